@@ -17,7 +17,7 @@ from llmbench.bench.pieces.piece import Piece, Setting
 from llmbench.bench.pieces.reduce import layer_of_each_kind
 from llmbench.kernels.proof.accuracy import Verdict, Weights, check_against
 from llmbench.model.implementations.plain import STANDARD
-from llmbench.spec.mixer import AttentionKind, Mixer, branches
+from llmbench.spec.mixer import AttentionKind, Mixer, Parallel, branches
 from llmbench.spec.model import Layer
 
 __all__ = ["check_factor", "check_setting", "verdicts"]
@@ -87,15 +87,6 @@ def _spans(layer: Layer) -> list[int]:
 
 def _narrow(mixer: Mixer | None) -> Mixer | None:
     """Return the mixer with at most MOST_HEADS key heads, and with windows and chunks of at most WIDEST tokens."""
-    if not isinstance(mixer, AttentionKind):
-        return mixer
-    kv_heads = min(MOST_HEADS, mixer.num_key_value_heads)
-    changes = {
-        "num_attention_heads": kv_heads * mixer.num_attention_heads // mixer.num_key_value_heads,
-        "num_key_value_heads": kv_heads,
-        "sliding_window": None if mixer.sliding_window is None else min(mixer.sliding_window, WIDEST),
-        "attention_chunk_size": None if mixer.attention_chunk_size is None else min(mixer.attention_chunk_size, WIDEST),
-    }
-    return msgspec.structs.replace(
-        mixer, **{name: changes[name] for name in mixer.__struct_fields__ if name in changes}
-    )
+    if isinstance(mixer, Parallel):
+        return msgspec.structs.replace(mixer, branches=tuple(_narrow(branch) for branch in mixer.branches))
+    return mixer.narrowed(kv_heads=MOST_HEADS, span=WIDEST) if isinstance(mixer, AttentionKind) else mixer

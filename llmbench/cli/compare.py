@@ -289,7 +289,7 @@ def _numbers(values: Iterable[int | None]) -> list[int | None]:
 
 
 def _norm(spec: ModelSpec) -> str:
-    name = {"rmsnorm": "RMSNorm", "layernorm": "LayerNorm"}[spec.norm.kind]
+    name = spec.norm.label
     if not spec.norm.weight:
         return f"{name} without weights"
     return f"{name} with bias" if spec.norm.bias else name

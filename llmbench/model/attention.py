@@ -54,7 +54,7 @@ class AttentionLayer(nn.Module):
                 raise UnsupportedError(f"{spec.name}: {where}.{field} is not implemented in the PyTorch model yet")
         self.spec, self.mixer, self.position_kind = spec, mixer, positions
         self.rotation = rotation_of(positions, mixer.head_dim, spec.max_position_embeddings)
-        self.scale = mixer.head_dim**-0.5 if mixer.scale is None else mixer.scale
+        self.scale = mixer.score_scale
         self.sinks = nn.Parameter(torch.empty(mixer.num_attention_heads)) if mixer.sinks else None
         self.relative_bias = relative_bias_table(positions, mixer, first=first)
         self.add_projections(spec.hidden_size)

@@ -114,7 +114,7 @@ def head_norms(mixer: Attention, model_norm: Norm) -> tuple[NormLayer | None, No
     if norm is None:
         return None, None
     kind = Norm(
-        kind="layernorm" if norm.norm == "layernorm" else "rmsnorm",
+        kind=norm.norm_kind,
         weight=norm.weight,
         bias=norm.bias,
         eps=model_norm.eps if norm.eps is None else norm.eps,

@@ -74,7 +74,7 @@ class CrossAttentionLayer(nn.Module):
         self.k_proj = nn.Linear(source, kv_heads * mixer.head_dim, bias=mixer.qkv_bias)
         self.v_proj = nn.Linear(source, kv_heads * mixer.value_dim, bias=mixer.qkv_bias)
         self.o_proj = nn.Linear(mixer.num_attention_heads * mixer.value_dim, hidden, bias=mixer.output_bias)
-        self.scale = mixer.head_dim**-0.5 if mixer.scale is None else mixer.scale
+        self.scale = mixer.score_scale
 
     def forward(self, x: Tensor, step: Step, state: CrossState | None) -> Tensor:
         """Return the output [B, S, D] of cross-attention for x [B, S, D]."""

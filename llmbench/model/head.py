@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from llmbench.model.implementations.interface import Implementation
 from llmbench.model.implementations.plain import activation
 from llmbench.model.norms import NormLayer
-from llmbench.spec.ffn import Activation, Dense, Gated
+from llmbench.spec.ffn import Activation
 from llmbench.spec.model import ModelSpec
 
 
@@ -56,4 +56,4 @@ class HeadLayer(nn.Module):
 def _activation(spec: ModelSpec) -> Activation:
     """Return the activation of the head. BERT uses the activation of its feed-forwards. RoBERTa always uses GELU."""
     ffn = spec.layers[spec.order[0]].ffn
-    return ffn.activation if spec.head.transform == "bert" and isinstance(ffn, (Dense, Gated)) else "gelu"
+    return ffn.activation if spec.head.transform == "bert" and ffn is not None else "gelu"

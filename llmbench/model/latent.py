@@ -24,7 +24,7 @@ from llmbench.model.context import context
 from llmbench.model.implementations.interface import Given, Implementation, Mask, Scores, Seen
 from llmbench.model.layer_cache import LayerCache
 from llmbench.model.norms import NormLayer
-from llmbench.model.positions import rotate, rotation_of, yarn_scale
+from llmbench.model.positions import rotate, rotation_of
 from llmbench.model.step import Step
 from llmbench.spec.mixer import LatentAttention
 from llmbench.spec.model import ModelSpec, Norm
@@ -61,7 +61,7 @@ class LatentLayer(nn.Module):
         self.indexer: IndexerLayer | None = None
         if mixer.indexer is not None and not mixer.indexer.shared:
             self.indexer = IndexerLayer(hidden, mixer)
-        self.scale = score_scale(mixer, positions)
+        self.scale = mixer.score_scale(positions)
 
     def forward(self, x: Tensor, step: Step, cache: LayerCache | None, shared: Any) -> tuple[Tensor, Any]:
         """Return the output [B, S, D] of attention for x [B, S, D], and `shared`.
@@ -179,19 +179,6 @@ class IndexerLayer(nn.Module):
         score = (matches * weights).sum(dim=1, keepdim=True).masked_fill(~mask.allowed(), -torch.inf)
         best = score.topk(min(self.spec.top_k, score.shape[-1]), dim=-1).indices
         return torch.full_like(score, -torch.inf).scatter(-1, best, 0.0)
-
-
-def score_scale(mixer: LatentAttention, positions: Positions) -> float:
-    """Return the factor of the scores. It is (P + R) ** -0.5 if the spec gives no scale.
-
-    If YaRN has `mscale_all_dim`, the factor is also multiplied by the square of YaRN's temperature (DeepSeek).
-    """
-    scale = mixer.qk_head_dim**-0.5 if mixer.scale is None else mixer.scale
-    rotation = rotation_of(positions, mixer.qk_head_dim, None)
-    scaling = None if rotation is None else rotation.rope.scaling
-    if scaling is not None and scaling.mscale_all_dim:
-        scale *= yarn_scale(scaling.factor, scaling.mscale_all_dim) ** 2
-    return scale
 
 
 def set_latent_form(model: nn.Module, form: Form) -> None:

@@ -106,15 +106,10 @@ def _yarn(scaling: RopeScaling, frequencies: Tensor, theta: float, dim: int, ori
     attention = scaling.attention_factor
     if attention is None:
         if scaling.mscale and scaling.mscale_all_dim:
-            attention = yarn_scale(factor, scaling.mscale) / yarn_scale(factor, scaling.mscale_all_dim)
+            attention = scaling.temperature(scaling.mscale) / scaling.temperature(scaling.mscale_all_dim)
         else:
-            attention = yarn_scale(factor, 1.0)
+            attention = scaling.temperature(1.0)
     return blended, attention
-
-
-def yarn_scale(factor: float, mscale: float) -> float:
-    """Return YaRN's temperature: 0.1·mscale·ln(factor) + 1."""
-    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 
 class Rotation(NamedTuple):

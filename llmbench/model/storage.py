@@ -14,7 +14,7 @@ The mantissa of e4m3 has three bits, so half a step is at most 2⁻⁴ of a norm
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, assert_never
 
 import torch
 from torch import Tensor
@@ -40,10 +40,15 @@ class QuantisedFormat(NamedTuple):
         return nearest.to(self.dtype)
 
 
-FORMATS: dict[Storage, QuantisedFormat] = {
-    "int8": QuantisedFormat(torch.int8, torch.int8, 127.0),
-    "fp8": QuantisedFormat(torch.float8_e4m3fn, torch.uint8, 448.0),
-}
+def format_of(storage: Storage) -> QuantisedFormat:
+    """Return the number format of rows that are stored in this way."""
+    match storage:
+        case "int8":
+            return QuantisedFormat(torch.int8, torch.int8, 127.0)
+        case "fp8":
+            return QuantisedFormat(torch.float8_e4m3fn, torch.uint8, 448.0)
+        case _:
+            assert_never(storage)
 
 
 def quantise(x: Tensor, storage: Storage, segments: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -51,7 +56,7 @@ def quantise(x: Tensor, storage: Storage, segments: tuple[int, ...]) -> tuple[Te
 
     Returns the stored elements [..., W] and the fp32 scales [..., P].
     """
-    form = FORMATS[storage]
+    form = format_of(storage)
     quantised, scales = [], []
     for segment in x.to(torch.float32).split(segments, dim=-1):
         largest = segment.abs().amax(dim=-1, keepdim=True)
@@ -66,7 +71,7 @@ def dequantise(
 ) -> Tensor:
     """Return rows [..., W] in `dtype`, computed from the elements [..., W] and scales [..., P] that `quantise`
     returned."""
-    values = stored.view(FORMATS[storage].dtype).to(torch.float32).split(segments, dim=-1)
+    values = stored.view(format_of(storage).dtype).to(torch.float32).split(segments, dim=-1)
     scaled = [segment * scale for segment, scale in zip(values, scales.split(1, dim=-1), strict=True)]
     return torch.cat(scaled, dim=-1).to(dtype)
 
@@ -89,7 +94,7 @@ class RowStorage:
         self.segments = tuple(width for width in segments if width)
         self.dtype = dtype
         self.storage: Storage | None = storage if self.segments else None
-        stored = dtype if self.storage is None else FORMATS[self.storage].stored
+        stored = dtype if self.storage is None else format_of(self.storage).stored
         self.data = torch.zeros(*place, sum(self.segments), dtype=stored, device=device)
         self.scales: Tensor | None = None
         if self.storage is not None:
@@ -121,4 +126,4 @@ class RowStorage:
         """Return the rows at `index` in their stored format, and the scales [..., P] of quantised rows."""
         if self.storage is None or self.scales is None:
             return self.data[index], None
-        return self.data[index].view(FORMATS[self.storage].dtype), self.scales[index]
+        return self.data[index].view(format_of(self.storage).dtype), self.scales[index]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal, assert_never, get_args
 
 DType = Literal["fp32", "bf16", "fp16", "fp8", "int8", "int4", "fp4"]
 """The number formats of weights, activations and caches."""
@@ -12,12 +12,23 @@ STATE_BYTES = 4
 
 DTYPES: tuple[DType, ...] = get_args(DType)
 
-_BITS: dict[DType, int] = {"fp32": 32, "bf16": 16, "fp16": 16, "fp8": 8, "int8": 8, "int4": 4, "fp4": 4}
-
 
 def bits_of(dtype: DType) -> int:
     """Return the bits per element. The scales and zero points of quantised formats are not included."""
-    return _BITS[dtype]
+    match dtype:
+        case "fp32":
+            return 32
+        case "bf16" | "fp16":
+            return 16
+        case "fp8" | "int8":
+            return 8
+        case "int4" | "fp4":
+            return 4
+        case _:
+            assert_never(dtype)
+
+
+_BITS: dict[DType, int] = {dtype: bits_of(dtype) for dtype in DTYPES}
 
 
 def bytes_of(elements: int, dtype: DType) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Annotated, Literal
+from typing import Annotated, Literal, assert_never
 
 import msgspec
 
@@ -45,6 +45,39 @@ class Norm(Part, frozen=True):
     bias: bool = False
     eps: float = 1e-5
     unit_offset: bool = False
+
+    @property
+    def label(self) -> str:
+        """The common name of the type: `RMSNorm`."""
+        match self.kind:
+            case "rmsnorm":
+                return "RMSNorm"
+            case "layernorm":
+                return "LayerNorm"
+            case _:
+                assert_never(self.kind)
+
+    @property
+    def stepwise(self) -> bool:
+        """Whether plain PyTorch computes the norm in several steps on a CPU, and with a unit offset."""
+        match self.kind:
+            case "rmsnorm":
+                return True
+            case "layernorm":
+                return False
+            case _:
+                assert_never(self.kind)
+
+    @property
+    def statistics(self) -> int:
+        """The number of fp32 values per row that the norm saves for its backward pass."""
+        match self.kind:
+            case "rmsnorm":
+                return 1
+            case "layernorm":
+                return 2
+            case _:
+                assert_never(self.kind)
 
     def faults(self) -> Iterator[Fault]:
         yield from not_negative(self, "eps")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Literal, final
@@ -64,6 +65,10 @@ class RopeScaling(Part, frozen=True):
     truncate: bool = True
     short_factor: tuple[float, ...] = ()
     long_factor: tuple[float, ...] = ()
+
+    def temperature(self, mscale: float) -> float:
+        """Return YaRN's temperature: 0.1·mscale·ln(factor) + 1. It is 1 if the factor does not exceed 1."""
+        return 1.0 if self.factor <= 1 else 0.1 * mscale * math.log(self.factor) + 1.0
 
     def faults(self) -> Iterator[Fault]:
         yield from positive(self, "factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow")

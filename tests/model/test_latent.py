@@ -14,7 +14,6 @@ import transformers
 
 from llmbench import model as models
 from llmbench.errors import SpecError
-from llmbench.model.latent import score_scale
 from llmbench.model.mixers import new_cache
 from llmbench.sizing.params import count_parameters
 from llmbench.spec.catalog import load_bundled
@@ -158,7 +157,7 @@ def test_the_scale_of_v3_and_r1() -> None:
     spec = load_bundled("deepseek-v3")
     mixer = next(layer.mixer for layer in spec.layers.values())
     assert isinstance(mixer, LatentAttention)
-    assert score_scale(mixer, spec.positions) == pytest.approx(0.1352337788608801)
+    assert mixer.score_scale(spec.positions) == pytest.approx(0.1352337788608801)
 
 
 @pytest.mark.parametrize("name", ["deepseek-v2", "deepseek-v2-lite", "deepseek-v3", "deepseek-v3.2", "kimi-k2"])

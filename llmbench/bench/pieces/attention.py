@@ -6,21 +6,28 @@ B batch, N query heads, K KV heads, S query length, T key length, H head dim, C 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, assert_never
 
 import torch
 from torch import Tensor
 
 from llmbench.bench.pieces.piece import BuiltPiece, Piece, Setting
-from llmbench.bench.pieces.reduce import attention_of, mixer_of, with_attention, with_layer
+from llmbench.bench.pieces.reduce import attention_of, with_attention
 from llmbench.errors import UnsupportedError
 from llmbench.model.implementations.interface import Given, Implementation, Mask, Scores, Seen, Slots
-from llmbench.model.latent import score_scale
 from llmbench.model.positions import alibi_slopes
 from llmbench.sizing.op import Op
-from llmbench.spec.mixer import Attention, LatentAttention
+from llmbench.spec.mixer import AttentionKind, ScoreSettings
 from llmbench.spec.model import ModelSpec
-from llmbench.spec.position import Alibi, RelativeBias
+from llmbench.spec.position import (
+    Alibi,
+    LearnedPositions,
+    NoPositions,
+    Positions,
+    RelativeBias,
+    Rope,
+    SinusoidalPositions,
+)
 
 __all__ = ["ATTENTION", "DECODE", "MLA", "Heads", "heads_of", "sequence_mask"]
 
@@ -66,33 +73,47 @@ def heads_of(spec: ModelSpec) -> Heads:
     Raises UnsupportedError for an attention that needs other parts of its layer, such as a relative bias or an indexer.
     """
     mixer = attention_of(spec)
-    positions = spec.positions_of(mixer)
-    if isinstance(positions, RelativeBias):
-        raise UnsupportedError(f"{spec.name}: a relative bias can only be profiled as part of `profile block`")
-    if isinstance(mixer, LatentAttention):
-        if mixer.indexer is not None:
-            raise UnsupportedError(f"{spec.name}: an indexer can only be profiled as part of `profile block`")
-        scale, heads = score_scale(mixer, positions), mixer.num_attention_heads
-        widths = mixer.qk_head_dim, mixer.v_head_dim
-        return Heads(heads, heads, *widths, True, mixer.sliding_window, None, scale, None, False, None)
-    if not isinstance(mixer, Attention):
-        raise UnsupportedError(f"{spec.name}: {mixer.label} can only be profiled as part of `profile block`")
-    scale = mixer.head_dim**-0.5 if mixer.scale is None else mixer.scale
-    alibi = None
-    if isinstance(positions, Alibi):
-        alibi = scale if positions.scaled else 1.0
+    settings = _settings(spec, mixer)
     return Heads(
         mixer.num_attention_heads,
         mixer.num_key_value_heads,
-        mixer.head_dim,
+        mixer.key_dim,
         mixer.value_dim,
         mixer.causal,
         mixer.sliding_window,
         mixer.attention_chunk_size,
-        scale,
-        mixer.logit_soft_cap,
-        mixer.sinks,
-        alibi,
+        settings.scale,
+        settings.soft_cap,
+        settings.sinks,
+        _alibi_factor(spec, spec.positions_of(mixer), settings.scale),
+    )
+
+
+def _settings(spec: ModelSpec, mixer: AttentionKind) -> ScoreSettings:
+    """Return the settings of the scores. Raises UnsupportedError if the scores need other parts of the layer."""
+    settings = mixer.score_settings(spec.positions_of(mixer))
+    if settings is None:
+        raise _needs_layer(f"{spec.name}: the scores of its {mixer.label} need")
+    return settings
+
+
+def _alibi_factor(spec: ModelSpec, positions: Positions, scale: float) -> float | None:
+    """Return the factor of ALiBi's slopes. None without ALiBi. Raises UnsupportedError for a relative bias."""
+    match positions:
+        case Alibi():
+            return scale if positions.scaled else 1.0
+        case RelativeBias():
+            raise _needs_layer(f"{spec.name}: a relative bias needs")
+        case Rope() | LearnedPositions() | SinusoidalPositions() | NoPositions():
+            return None
+        case _:
+            assert_never(positions)
+
+
+def _needs_layer(subject: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"{subject} other parts of the layer, so this attention cannot be timed alone",
+        hint="`profile block` times a whole layer, if the PyTorch model implements it",
     )
 
 
@@ -187,12 +208,12 @@ def _decode(setting: Setting) -> BuiltPiece:
 
 
 def _latent(setting: Setting) -> BuiltPiece:
-    spec = setting.spec
-    mixer = mixer_of(spec, LatentAttention)
-    scores = Scores(score_scale(mixer, spec.positions_of(mixer)))
+    mixer = attention_of(setting.spec)
+    settings = _settings(setting.spec, mixer)
+    scores = Scores(settings.scale, settings.soft_cap)
     slots = _slots(setting, causal=True, window=mixer.sliding_window, chunk=None)
     B, T, heads = setting.batch, slots.tokens, mixer.num_attention_heads
-    C, R = mixer.kv_lora_rank, mixer.qk_rope_head_dim
+    C, R = mixer.cache_row.key
 
     def run(implementation: Implementation, q_latent: Tensor, q_rope: Tensor, rows: Tensor) -> Tensor:
         seen: Seen = slots.cached(rows, rows[..., :0])
@@ -207,18 +228,19 @@ def _latent(setting: Setting) -> BuiltPiece:
 
 
 def _core(op: Op) -> bool:
-    return op.name == "layers.{}.attention.core"
+    return op.role == "core"
 
 
-def _with_plain_attention(spec: ModelSpec) -> ModelSpec:
-    return with_layer(spec, "attention with a cache of keys", lambda layer: isinstance(layer.mixer, Attention))
+def _with_separate_values(spec: ModelSpec) -> ModelSpec:
+    what = "attention whose cache stores keys and values separately"
+    return with_attention(spec, what, lambda mixer: bool(mixer.cache_row.value))
 
 
-def _with_latent_attention(spec: ModelSpec) -> ModelSpec:
-    def dense(mixer: object) -> bool:
-        return isinstance(mixer, LatentAttention) and mixer.indexer is None
+def _with_absorbed_latents(spec: ModelSpec) -> ModelSpec:
+    def fits(mixer: AttentionKind) -> bool:
+        return mixer.absorbs and mixer.score_settings(spec.positions_of(mixer)) is not None
 
-    return with_layer(spec, "latent attention", lambda layer: dense(layer.mixer))
+    return with_attention(spec, "latent attention that can be timed alone", fits)
 
 
 ATTENTION = Piece(
@@ -231,7 +253,7 @@ ATTENTION = Piece(
 )
 
 DECODE = Piece(
-    reduce=_with_plain_attention,
+    reduce=_with_separate_values,
     has=_core,
     build=_decode,
     shapes={"cuda": ("llama2-7b", {}, 8, 4096), "cpu": ("llama2-7b", {}, 1, 2048)},
@@ -242,7 +264,7 @@ DECODE = Piece(
 )
 
 MLA = Piece(
-    reduce=_with_latent_attention,
+    reduce=_with_absorbed_latents,
     has=_core,
     build=_latent,
     shapes={"cuda": ("deepseek-v2-lite", {}, 8, 4096), "cpu": ("deepseek-v2-lite", {}, 1, 2048)},

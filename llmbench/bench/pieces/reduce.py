@@ -9,7 +9,7 @@ from typing import TypeVar
 import msgspec
 
 from llmbench.errors import LLMBenchError
-from llmbench.spec.mixer import AttentionKind
+from llmbench.spec.mixer import AttentionKind, Parallel
 from llmbench.spec.model import Layer, ModelSpec
 
 __all__ = [
@@ -17,7 +17,6 @@ __all__ = [
     "ffn_of",
     "layer_of",
     "layer_of_each_kind",
-    "mixer_of",
     "short_vocabulary",
     "with_attention",
     "with_layer",
@@ -39,9 +38,16 @@ def with_layer(spec: ModelSpec, what: str, fits: Callable[[Layer], bool]) -> Mod
     )
 
 
-def with_attention(spec: ModelSpec) -> ModelSpec:
-    """Return the model reduced to its first layer with attention."""
-    return with_layer(spec, "attention", lambda layer: isinstance(layer.mixer, AttentionKind))
+def with_attention(
+    spec: ModelSpec, what: str = "attention", fits: Callable[[AttentionKind], bool] = lambda mixer: True
+) -> ModelSpec:
+    """Return the model reduced to its first layer whose only mixer is an attention for which `fits` returns true.
+
+    Raises LLMBenchError if there is no such layer. `what`: the name of this attention in the error message.
+    """
+    parallel = any(isinstance(layer.mixer, Parallel) for layer in spec.layers.values())
+    missing = f"{what} that is the only mixer of its layer" if parallel else what
+    return with_layer(spec, missing, lambda layer: isinstance(layer.mixer, AttentionKind) and fits(layer.mixer))
 
 
 def short_vocabulary(spec: ModelSpec) -> ModelSpec:
@@ -63,13 +69,6 @@ def layer_of_each_kind(spec: ModelSpec) -> ModelSpec:
 def layer_of(spec: ModelSpec) -> Layer:
     """Return the first layer of the model."""
     return spec.layers[spec.order[0]]
-
-
-def mixer_of(spec: ModelSpec, kind: type[T]) -> T:
-    """Return the mixer of the first layer, which must be of type `kind`."""
-    mixer = layer_of(spec).mixer
-    assert isinstance(mixer, kind)
-    return mixer
 
 
 def attention_of(spec: ModelSpec) -> AttentionKind:

@@ -14,7 +14,7 @@ import math
 import os
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 from torch import Tensor
@@ -253,7 +253,13 @@ def norm(
     x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, norm: Norm
 ) -> tuple[Tensor, Tensor]:
     """Compute the norm in one kernel, and also the residual sum if there is one."""
-    plain, added = (rms_norm, add_rms_norm) if norm.kind == "rmsnorm" else (layer_norm, add_layer_norm)
+    match norm.kind:
+        case "rmsnorm":
+            plain, added = rms_norm, add_rms_norm
+        case "layernorm":
+            plain, added = layer_norm, add_layer_norm
+        case _:
+            assert_never(norm.kind)
     options = {"eps": norm.eps, "unit_offset": norm.unit_offset}
     if residual is None:
         return _called(plain, "fused", x, weight, bias, **options), x

@@ -9,7 +9,7 @@ size, E experts, k experts per token, t tokens, R rotary dims.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 from torch import Tensor
@@ -125,10 +125,14 @@ def norm(
 
 
 def _normed(x: Tensor, weight: Tensor | None, bias: Tensor | None, norm: Norm) -> Tensor:
-    if norm.kind == "layernorm":
-        return F.layer_norm(x, x.shape[-1:], weight, bias, norm.eps)
-    out = F.rms_norm(x, x.shape[-1:], weight, norm.eps)  # rms_norm computes in fp32 for every format of x
-    return out if bias is None else out + bias
+    match norm.kind:
+        case "layernorm":
+            return F.layer_norm(x, x.shape[-1:], weight, bias, norm.eps)
+        case "rmsnorm":
+            out = F.rms_norm(x, x.shape[-1:], weight, norm.eps)  # rms_norm computes in fp32 for every format of x
+            return out if bias is None else out + bias
+        case _:
+            assert_never(norm.kind)
 
 
 class OffsetRMSNorm(torch.autograd.Function):

@@ -174,7 +174,7 @@ def _rope(b: Builder, name: str, positions: Rope, queries: int, keys: int) -> No
 
 
 def _qk_norm(b: Builder, norm: QKNorm, name: str, heads: Dim, head_dim: Dim, parts: int) -> None:
-    kind = Norm(kind="layernorm" if norm.norm == "layernorm" else "rmsnorm", weight=norm.weight, bias=norm.bias)
+    kind = Norm(kind=norm.norm_kind, weight=norm.weight, bias=norm.bias)
     everything = product(heads, head_dim)
     local = heads.size // parts
     if norm.over == "full":

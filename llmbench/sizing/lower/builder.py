@@ -246,12 +246,12 @@ class Builder:
         vectors = int(norm.weight) + int(norm.bias)
         parameters = vectors * share(weight.size, shards)
         data = self.act(rows * width.size)
-        saved = 4 * rows * (2 if norm.kind == "layernorm" else 1) + (data if saves_input else 0)
+        saved = 4 * rows * norm.statistics + (data if saves_input else 0)
         if weight.size != width.size and norm.weight and not self.fused:
             saved += data
         temporary: dict[str, int] = {}
         offset = norm.unit_offset and norm.weight
-        if norm.kind == "rmsnorm" and not self.fused and (offset or self.workload.on_cpu):
+        if norm.stepwise and not self.fused and (offset or self.workload.on_cpu):
             step = stepwise_norm(rows * width.size, data, weighted=norm.weight, keeps=not offset)
             saved += step.saved_bytes
             temporary = {"forward_bytes": step.forward_bytes, "backward_bytes": step.backward_bytes}

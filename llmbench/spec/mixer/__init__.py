@@ -17,7 +17,7 @@ from llmbench.spec.faults import positive
 from llmbench.spec.mixer.attention import Attention, DisentangledScores, QKNorm, Temperature
 from llmbench.spec.mixer.cache_row import CacheRow, FixedState
 from llmbench.spec.mixer.compressed import CompressedAttention
-from llmbench.spec.mixer.kind import AttentionKind, Indexer, MixerKind, RecurrentKind
+from llmbench.spec.mixer.kind import AttentionKind, Indexer, MixerKind, RecurrentKind, ScoreSettings
 from llmbench.spec.mixer.latent import LatentAttention
 from llmbench.spec.mixer.recurrent import (
     RGLRU,
@@ -52,6 +52,7 @@ __all__ = [
     "QKNorm",
     "Recurrent",
     "RecurrentKind",
+    "ScoreSettings",
     "ShortConv",
     "SingleMixer",
     "Temperature",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, final
+from typing import Literal, assert_never, final
+
+from msgspec.structs import replace
 
 from llmbench.spec.base import Count, Fault, Part, Size, plural
 from llmbench.spec.faults import divides, not_negative, positive
 from llmbench.spec.mixer.cache_row import CacheRow
-from llmbench.spec.mixer.kind import AttentionKind, RotatedHeads
+from llmbench.spec.mixer.kind import AttentionKind, RotatedHeads, ScoreSettings, at_most
 from llmbench.spec.position import Alibi, Positions, RelativeBias, Rope
 
 
@@ -31,6 +33,18 @@ class QKNorm(Part, frozen=True):
     bias: bool = False
     after_rope: bool = False
     eps: float | None = None
+
+    @property
+    def norm_kind(self) -> Literal["rmsnorm", "layernorm"]:
+        """The type of the norm in `ModelSpec.norm` that computes the same. An L2 norm is an RMSNorm with another
+        factor."""
+        match self.norm:
+            case "rmsnorm" | "l2norm":
+                return "rmsnorm"
+            case "layernorm":
+                return "layernorm"
+            case _:
+                assert_never(self.norm)
 
     def faults(self) -> Iterator[Fault]:
         yield from not_negative(self, "eps")
@@ -163,6 +177,26 @@ class Attention(AttentionKind, frozen=True, tag="attention"):
         alike = self.value_dim == self.head_dim
         formula = "2 × kv_heads × head_dim" if alike else "kv_heads × (head_dim + v_head_dim)"
         return CacheRow(self.num_key_value_heads, (self.head_dim,), (self.value_dim,), formula, span=self.span)
+
+    @property
+    def score_scale(self) -> float:
+        """The factor on the product of a query and a key."""
+        return self.head_dim**-0.5 if self.scale is None else self.scale
+
+    def score_settings(self, positions: Positions) -> ScoreSettings | None:
+        if self.disentangled is not None:
+            return None
+        return ScoreSettings(self.score_scale, self.logit_soft_cap, self.sinks)
+
+    def narrowed(self, *, kv_heads: int, span: int) -> Attention:
+        heads = min(kv_heads, self.num_key_value_heads)
+        return replace(
+            self,
+            num_attention_heads=heads * self.num_attention_heads // self.num_key_value_heads,
+            num_key_value_heads=heads,
+            sliding_window=at_most(span, self.sliding_window),
+            attention_chunk_size=at_most(span, self.attention_chunk_size),
+        )
 
     @property
     def ordinary(self) -> Attention:

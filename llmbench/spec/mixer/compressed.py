@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import final
 
+from msgspec.structs import replace
+
 from llmbench.spec.base import Fault, Size
 from llmbench.spec.faults import divides
 from llmbench.spec.mixer.cache_row import CacheRow
-from llmbench.spec.mixer.kind import SAVED_BYTES_DIFFER, AttentionKind, Indexer, RotatedHeads
+from llmbench.spec.mixer.kind import SAVED_BYTES_DIFFER, AttentionKind, Indexer, RotatedHeads, ScoreSettings
 from llmbench.spec.position import Positions, Rope
 
 
@@ -58,6 +60,12 @@ class CompressedAttention(AttentionKind, frozen=True, tag="compressed"):
     @property
     def value_dim(self) -> int:
         return self.head_dim
+
+    def score_settings(self, positions: Positions) -> ScoreSettings | None:
+        return None  # the scores also need the compressed entries
+
+    def narrowed(self, *, kv_heads: int, span: int) -> CompressedAttention:
+        return replace(self, sliding_window=min(span, self.sliding_window))
 
     @property
     def rotated_heads(self) -> RotatedHeads:

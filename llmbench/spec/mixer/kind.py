@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from llmbench.spec.base import Fault, Kind, Part, Size, plural
 from llmbench.spec.mixer.cache_row import CacheRow, FixedState
@@ -34,6 +34,19 @@ class RotatedHeads(NamedTuple):
     field: str
     width: int
     key_heads: int
+
+
+class ScoreSettings(NamedTuple):
+    """The settings of scores that an attention computes from queries and keys, without other parts of its layer.
+
+    - scale: factor on the product of a query and a key.
+    - soft_cap: soft limit of the scores, applied with tanh. None: there is no limit.
+    - sinks: whether the softmax has one extra trained logit per head.
+    """
+
+    scale: float
+    soft_cap: float | None = None
+    sinks: bool = False
 
 
 class Indexer(Part, frozen=True):
@@ -115,7 +128,10 @@ class MixerKind(Kind, frozen=True):
 
     @property
     def absorbs(self) -> bool:
-        """Whether a decoding step can use the cached latents directly, without expanding them to keys and values."""
+        """Whether a decoding step can use the cached latents directly, without expanding them to keys and values.
+
+        The key of the cache row then has two parts: the latent, and the rotated key that all heads share.
+        """
         return False
 
     @property
@@ -137,6 +153,11 @@ class MixerKind(Kind, frozen=True):
     def biases(self) -> tuple[str, ...]:
         """The names of the projections that have biases, as tables show them: `q, k, v`, `attention output`."""
         return ()
+
+
+def at_most(limit: int, size: int | None) -> int | None:
+    """Return the smaller of `limit` and the size of a window or chunk. None stays None."""
+    return None if size is None else min(limit, size)
 
 
 class AttentionKind(MixerKind, frozen=True):
@@ -184,6 +205,22 @@ class AttentionKind(MixerKind, frozen=True):
     @abstractmethod
     def cache_row(self) -> CacheRow:
         """The cache row that stores the keys and values of one token."""
+
+    @abstractmethod
+    def score_settings(self, positions: Positions) -> ScoreSettings | None:
+        """Return the settings of the scores for this position encoding.
+
+        None: the scores need other parts of the layer, such as an indexer. `profile` cannot time such an attention
+        without its layer.
+        """
+
+    @abstractmethod
+    def narrowed(self, *, kv_heads: int, span: int) -> Self:
+        """Return this attention with at most `kv_heads` key heads, and with windows and chunks of at most `span`
+        tokens. The number of query heads per key head stays the same.
+
+        `profile` checks an implementation with such an attention.
+        """
 
     @property
     @abstractmethod

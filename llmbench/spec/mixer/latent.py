@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import final
+from typing import assert_never, final
+
+from msgspec.structs import replace
 
 from llmbench.spec.base import Count, Fault, Size
 from llmbench.spec.faults import not_negative, positive
 from llmbench.spec.mixer.attention import Attention
 from llmbench.spec.mixer.cache_row import CacheRow
-from llmbench.spec.mixer.kind import AttentionKind, Indexer, RotatedHeads
-from llmbench.spec.position import Positions, Rope
+from llmbench.spec.mixer.kind import AttentionKind, Indexer, RotatedHeads, ScoreSettings, at_most
+from llmbench.spec.position import (
+    Alibi,
+    LearnedPositions,
+    NoPositions,
+    Positions,
+    RelativeBias,
+    Rope,
+    RopeScaling,
+    SinusoidalPositions,
+)
 
 
 @final
@@ -92,6 +103,27 @@ class LatentAttention(AttentionKind, frozen=True, tag="mla"):
     @property
     def biases(self) -> tuple[str, ...]:
         return ("latents",) * self.latent_bias + ("attention output",) * self.output_bias
+
+    def score_scale(self, positions: Positions) -> float:
+        """Return the factor on the product of a query and a key.
+
+        If YaRN has `mscale_all_dim`, the factor is also multiplied by the square of YaRN's temperature (DeepSeek).
+        """
+        scale = self.qk_head_dim**-0.5 if self.scale is None else self.scale
+        match positions:
+            case Rope(scaling=RopeScaling(mscale_all_dim=float(mscale)) as scaling) if mscale:
+                return scale * scaling.temperature(mscale) ** 2
+            case Rope() | Alibi() | RelativeBias() | LearnedPositions() | SinusoidalPositions() | NoPositions():
+                return scale
+            case _:
+                assert_never(positions)
+
+    def score_settings(self, positions: Positions) -> ScoreSettings | None:
+        return None if self.indexer is not None else ScoreSettings(self.score_scale(positions))
+
+    def narrowed(self, *, kv_heads: int, span: int) -> LatentAttention:
+        heads = min(kv_heads, self.num_attention_heads)
+        return replace(self, num_attention_heads=heads, sliding_window=at_most(span, self.sliding_window))
 
     @property
     def ordinary(self) -> Attention:

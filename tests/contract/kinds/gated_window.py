@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import final
 
+from msgspec.structs import replace
+
 from llmbench.spec.base import Size
 from llmbench.spec.mixer.attention import Attention
 from llmbench.spec.mixer.cache_row import CacheRow
-from llmbench.spec.mixer.kind import AttentionKind, RotatedHeads
+from llmbench.spec.mixer.kind import AttentionKind, RotatedHeads, ScoreSettings
 from llmbench.spec.position import Positions, Rope
 
 
@@ -45,6 +47,18 @@ class GatedWindow(AttentionKind, frozen=True, tag="gated_window"):
     def cache_row(self) -> CacheRow:
         parts = (self.head_dim,), (self.head_dim,)
         return CacheRow(self.num_key_value_heads, *parts, "2 × kv_heads × head_dim", span=self.window_size)
+
+    def score_settings(self, positions: Positions) -> ScoreSettings:
+        return ScoreSettings(self.head_dim**-0.5)
+
+    def narrowed(self, *, kv_heads: int, span: int) -> GatedWindow:
+        heads = min(kv_heads, self.num_key_value_heads)
+        return replace(
+            self,
+            num_attention_heads=heads * self.num_attention_heads // self.num_key_value_heads,
+            num_key_value_heads=heads,
+            window_size=min(span, self.window_size),
+        )
 
     @property
     def ordinary(self) -> Attention:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llmbench.spec.mixer.gated_window import GatedWindow
 
-from llmbench.sizing.lower.attention import rope
+from llmbench.sizing.lower.attention import apply_positions
 from llmbench.sizing.lower.builder import Builder, Dim, product, token_cache
 from llmbench.sizing.lower.core import core
 from llmbench.sizing.lower.pairs import visible_pairs
@@ -19,7 +19,8 @@ def gated_window(b: Builder, mixer: GatedWindow) -> None:
     keys = product(Dim(kv_heads, "num_key_value_heads"), width)
     for letter, outputs in (("q", queries), ("k", keys), ("v", keys), ("g", queries)):
         b.linear(f"{name}.{letter}_proj", "attention", b.hidden, outputs, saves_input=letter == "q")
-    rope(b, name, b.spec.positions_of(mixer), b.tokens * queries.size, b.tokens * keys.size)
+    rotated = b.tokens * queries.size, b.tokens * keys.size
+    apply_positions(b, name, b.spec.positions_of(mixer), Dim(heads, "num_attention_heads"), *rotated)
     window = mixer.window_size
     core(
         b,
@@ -35,5 +36,5 @@ def gated_window(b: Builder, mixer: GatedWindow) -> None:
         read_per_token=kv_heads * mixer.cache_row.width,
     )
     gated = b.tokens * queries.size
-    b.elementwise(f"{name}.gate", "attention", reads=2 * gated, writes=gated, saves=gated)
+    b.elementwise(f"{name}.gate", "attention", reads=2 * gated, writes=gated, saves=gated, role="gate")
     b.linear(f"{name}.o_proj", "attention", queries, b.hidden)
