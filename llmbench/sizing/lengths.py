@@ -14,7 +14,7 @@ def beyond_positions(spec: ModelSpec, tokens: int) -> str | None:
     limit = spec.position_limit
     if limit is None or tokens <= limit:
         return None
-    return f"{spec.name} cannot read {tokens:,} tokens: its learned positions cover only {limit:,}"
+    return f"{spec.name} cannot read {tokens:,} tokens: its {spec.positions.kind} positions cover only {limit:,}"
 
 
 def refuse_beyond_positions(spec: ModelSpec, tokens: int) -> None:

@@ -244,9 +244,9 @@ def _shared_table_faults(
     users = []
     for at, mixer in in_order:
         if isinstance(mixer, AttentionKind):
-            used = positions if mixer.positions is None else mixer.positions
-            if isinstance(used, RelativeBias) and not used.per_layer:
-                users.append((at, mixer, used))
+            table = _shared_table(positions if mixer.positions is None else mixer.positions)
+            if table is not None:
+                users.append((at, mixer, table))
     if not users:
         return
     where, owner, table = users[0]
@@ -259,6 +259,17 @@ def _shared_table_faults(
             yield Fault(f"{at}.num_attention_heads", f"{what}, but both layers use one table of relative biases", hint)
         if used != table:
             yield Fault(at, f"its relative bias differs from that of {where}, but both layers use one table", hint)
+
+
+def _shared_table(positions: Positions) -> RelativeBias | None:
+    """Return the position encoding if all layers of a stack share one table of its biases, else None."""
+    match positions:
+        case RelativeBias():
+            return None if positions.per_layer else positions
+        case Rope() | Alibi() | LearnedPositions() | SinusoidalPositions() | NoPositions():
+            return None
+        case _:
+            assert_never(positions)
 
 
 def _shared_choice_faults(in_order: Sequence[_Placed]) -> Iterator[Fault]:

@@ -79,6 +79,26 @@ def test_widths_of_heads_agree_with_the_ops(name: str) -> None:
             assert op.forward_flops == 2 * mixer.num_attention_heads * (mixer.key_dim + mixer.value_dim)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_a_narrowed_attention_has_a_narrow_span(name: str) -> None:
+    for mixer in model(name).attentions:
+        narrowed = mixer.narrowed(kv_heads=2, span=3)
+        assert (narrowed.span is None) == (mixer.span is None)
+        assert narrowed.span is None or narrowed.span == min(mixer.span or 3, 3)
+        assert narrowed.num_key_value_heads == min(2, mixer.num_key_value_heads)
+        shared = mixer.num_attention_heads // mixer.num_key_value_heads
+        assert narrowed.num_attention_heads == narrowed.num_key_value_heads * shared
+        assert narrowed.cache_row.span == narrowed.span
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_ops_have_the_last_names_of_their_roles(name: str) -> None:
+    """Traces and profiles find the ops that functions of an implementation compute by these names."""
+    for op in lower(model(name), Workload.train(8)):
+        if op.role in ("act", "rope", "core", "indexer_core", "cross_core"):
+            assert op.name.rpartition(".")[2] == op.role.rpartition("_")[2]
+
+
 def test_compare_describes_compressed_attention(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     config = tmp_path / "config.json"
     config.write_text(json.dumps({"model_type": "deepseek_v4", **UNBUNDLED["deepseek_v4"]}), encoding="utf-8")

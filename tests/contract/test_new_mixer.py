@@ -1,30 +1,12 @@
-"""The contract of a mixer: a kind that says only what its base demands is sized right by every command, or refused in
-words; and a kind that forgets something is named by mypy.
-
-The kinds in tests/contract/kinds are registered in a copy of the package, in the places that a newcomer would edit.
-"""
+"""The contract of a mixer: every command gives right figures for a kind that says only what its base demands, or
+refuses it in words."""
 
 from __future__ import annotations
 
-import ast
-import json
-import os
-import shutil
-import subprocess
-import sys
-from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
 
-import pytest
+from tests.contract.copies import KINDS, answers, run_python
 
-from llmbench.spec import ffn, mixer, position
-from llmbench.spec.base import Kind
-from llmbench.spec.mixer.kind import AttentionKind, RecurrentKind
-
-HERE = Path(__file__).parent
-KINDS = HERE / "kinds"
-PACKAGE = HERE.parents[1] / "llmbench"
 SPEC = str(KINDS / "new-kinds.toml")
 
 # The model of new-kinds.toml, by hand.
@@ -35,102 +17,6 @@ AVERAGE_MATRICES = D * W + W * D
 NORMS = (WINDOW_LAYERS + AVERAGE_LAYERS + 1) * D  # one before each mixer, one before the head
 PARAMETERS = VOCAB * D + NORMS + WINDOW_LAYERS * WINDOW_MATRICES + AVERAGE_LAYERS * (AVERAGE_MATRICES + W)
 SEQ = 9
-
-
-class Answer(NamedTuple):
-    """What a command did."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def row(self) -> dict[str, Any]:
-        """The only model of a JSON answer."""
-        assert (self.code, self.err) == (0, ""), self.err
-        (row,) = json.loads(self.out)["models"]
-        return row
-
-
-RUN = """
-import contextlib, io, json, sys
-from llmbench.cli import run
-answers = []
-for arguments in json.load(sys.stdin):
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = run(arguments)
-    answers.append((code, out.getvalue(), err.getvalue()))
-print(json.dumps(answers))
-"""
-
-
-def insert(file: Path, mark: str, text: str) -> None:
-    """Put `text` in front of the only `mark` in a file."""
-    source = file.read_text(encoding="utf-8")
-    assert source.count(mark) == 1, (file, mark)
-    file.write_text(source.replace(mark, text + mark), encoding="utf-8")
-
-
-def copy_package(folder: Path) -> Path:
-    """A copy of the package in `folder`, with both kinds written and in the union, and no ops yet."""
-    package = folder / "llmbench"
-    shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
-    for name in ("gated_window", "leaky_average"):
-        shutil.copy(KINDS / f"{name}.py", package / "spec" / "mixer")
-    union = package / "spec" / "mixer" / "__init__.py"
-    imports = "from llmbench.spec.mixer.gated_window import GatedWindow\n"
-    imports += "from llmbench.spec.mixer.leaky_average import LeakyAverage\n"
-    insert(union, "from llmbench.spec.mixer.kind import", imports)
-    insert(union, "Mamba | Mamba2 |", "LeakyAverage | ")
-    insert(union, "Attention | LatentAttention |", "GatedWindow | ")
-    return package
-
-
-def register(package: Path) -> None:
-    """Add the ops of both kinds to a copy of the package, and say that their modules are not built."""
-    lower = package / "sizing" / "lower"
-    import_window = "from llmbench.spec.mixer.gated_window import GatedWindow\n"
-    import_average = "from llmbench.spec.mixer.leaky_average import LeakyAverage\n"
-    shutil.copy(KINDS / "gated_window_ops.py", lower / "gated_window.py")
-    insert(lower / "mixers.py", "from llmbench.spec.mixer import", import_window)
-    insert(
-        lower / "mixers.py",
-        "        case LatentAttention():",
-        "        case GatedWindow():\n"
-        "            from llmbench.sizing.lower.gated_window import gated_window\n\n"
-        "            gated_window(b, mixer)\n",
-    )
-    recurrent = lower / "recurrent.py"
-    insert(recurrent, "from llmbench.spec.mixer import (", import_average)
-    insert(recurrent, "        case Mamba2():", "        case LeakyAverage():\n            _leaky_average(b, mixer)\n")
-    ops = (KINDS / "leaky_average_ops.txt").read_text(encoding="utf-8")
-    recurrent.write_text(recurrent.read_text(encoding="utf-8") + ops, encoding="utf-8")
-    modules = package / "model" / "mixers.py"
-    insert(modules, "from llmbench.spec.mixer import (", import_window + import_average)
-    insert(modules, "CompressedAttention() | KimiDelta()", "GatedWindow() | LeakyAverage() | ")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a copy of the package that has both kinds."""
-    where = tmp_path_factory.mktemp("registered")
-    register(copy_package(where))
-    return where
-
-
-def answers(folder: Path, commands: Sequence[Sequence[str]]) -> list[Answer]:
-    """The answers of several commands, run in one process with the package in `folder`."""
-    done = subprocess.run(
-        [sys.executable, "-c", RUN],
-        input=json.dumps(commands),
-        env={**os.environ, "PYTHONPATH": str(folder)},
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return [Answer(*answer) for answer in json.loads(done.stdout)]
 
 
 def visible(length: int) -> int:
@@ -230,88 +116,63 @@ def test_positions_that_no_layer_uses_are_refused(folder: Path, tmp_path: Path) 
     assert accepted.code == 0, accepted.err
 
 
-def test_an_unregistered_kind_is_unknown() -> None:
-    (answer,) = answers(PACKAGE.parent, [["params", SPEC]])
-    assert answer.code == 2
-    assert "gated_window" in answer.err
+def test_profile_and_model_refuse_in_true_words(folder: Path) -> None:
+    refused = {
+        "mla": "new-kinds has no latent attention that can be timed alone",
+        "glu": "new-kinds has no gated feed-forward",
+        "moe": "new-kinds has no experts",
+        "block": "new-kinds: layers.window.mixer of kind gated_window is not implemented yet",
+    }
+    run = ["--device", "cpu", "--seq", "8"]
+    commands = [["profile", piece, "--model", SPEC, *run] for piece in refused]
+    *profiles, model = answers(folder, [*commands, ["model", SPEC]])
+    for words, answer in zip(refused.values(), profiles, strict=True):
+        assert answer.code != 0
+        assert words in answer.err
+    assert model.code != 0
+    assert "layers.window.mixer of kind gated_window is not implemented yet" in model.err
 
 
-# What a kind has to say
+TIMED = f"""
+from pathlib import Path
+import msgspec
+import torch
+from llmbench.bench.correctness import check_setting
+from llmbench.bench.pieces import find_piece
+from llmbench.bench.pieces.attention import heads_of
+from llmbench.bench.pieces.piece import Setting
+from llmbench.spec.files import read_spec
+spec = read_spec(Path({SPEC!r}))
+for name in ("attention", "decode", "rope"):
+    piece = find_piece(name)
+    setting = Setting(spec=piece.reduce(spec), batch=1, seq_len=9, dtype="fp32", device=torch.device("cpu"))
+    print(name, [op.name for op in piece.ops_of(setting)], piece.work(setting).flops)
+heads = heads_of(find_piece("attention").reduce(spec))
+print(heads.heads, heads.kv_heads, heads.head_dim, heads.value_dim, heads.window, heads.scale)
+piece = find_piece("attention")
+wide = spec.layers["window"].mixer.__class__(
+    num_attention_heads=8, num_key_value_heads=4, head_dim=6, window_size=4096
+)
+layer = msgspec.structs.replace(spec.layers["window"], mixer=wide)
+model = msgspec.structs.replace(piece.reduce(spec), layers={{"window": layer}})
+setting = Setting(spec=model, batch=1, seq_len=8192, dtype="fp32", device=torch.device("cpu"))
+checked = check_setting(piece, setting)
+(mixer,) = checked.spec.mixers
+print(mixer.window_size, mixer.num_attention_heads, mixer.num_key_value_heads, checked.seq_len)
+"""
 
 
-def abstract_members(kind: type) -> set[str]:
-    """The members that a class leaves open."""
-    return {name for name in dir(kind) if getattr(getattr(kind, name, None), "__isabstractmethod__", False)}
+def test_profile_times_a_new_attention(folder: Path) -> None:
+    attention, decode, rope, heads, checked = run_python(folder, TIMED).splitlines()
+    assert attention == f"attention ['layers.{{}}.attention.core'] {N * 2 * (H + H) * visible(SEQ)}"
+    assert decode == f"decode ['layers.{{}}.attention.core'] {N * 2 * (H + H) * WINDOW}"
+    assert rope == "rope ['layers.{}.attention.rope'] 0"
+    assert heads == f"{N} {K} {H} {H} {WINDOW} {H**-0.5}"
+    assert checked == "1024 4 2 2049"
 
 
-UNIONS = {"mixer": mixer.SingleMixer, "feed-forward": ffn.FFN, "positions": position.Positions}
-
-
-@pytest.mark.parametrize("kind", [kind for union in UNIONS.values() for kind in get_args(union)])
-def test_each_kind_is_final_and_complete(kind: type[Kind]) -> None:
-    assert getattr(kind, "__final__", False), f"{kind.__name__} lacks @final, with which mypy names what it forgets"
-    assert not abstract_members(kind)
-
-
-def without(source: str, member: str, name: str) -> str:
-    """The source of a module's class, renamed and without one member."""
-    tree = ast.parse(source)
-    (kind,) = (node for node in tree.body if isinstance(node, ast.ClassDef))
-
-    def defines(node: ast.stmt) -> bool:
-        match node:
-            case ast.FunctionDef(name=defined) | ast.AnnAssign(target=ast.Name(id=defined)):
-                return defined == member
-            case ast.Assign(targets=[ast.Name(id=defined)]):
-                return defined == member
-        return False
-
-    left = [node for node in kind.body if not defines(node)]
-    assert len(left) == len(kind.body) - 1, f"{kind.name} defines {member} once"
-    kind.body, kind.name = left, name
-    return ast.unparse(kind)
-
-
-def imports_of(source: str) -> str:
-    """The imports of a module."""
-    return ast.unparse(ast.Module([n for n in ast.parse(source).body if isinstance(n, ast.ImportFrom)], []))
-
-
-PLANTED = [("gated_window", AttentionKind), ("leaky_average", RecurrentKind)]
-
-
-def planted(file: str, base: type) -> Iterable[tuple[str, str, str]]:
-    """For each demanded member: the member, a class without it, and its source."""
-    source = (KINDS / f"{file}.py").read_text(encoding="utf-8")
-    for member in sorted(abstract_members(base)):
-        name = f"Without_{file}_{member}"
-        yield member, name, without(source, member, name)
-
-
-def test_mypy_names_each_omission(tmp_path: Path) -> None:
-    """One run of mypy over classes that each lack one demanded member, and over a package that registers two kinds
-    without ops and modules."""
-    package = copy_package(tmp_path)
-    sources = [(KINDS / f"{file}.py").read_text(encoding="utf-8") for file, _ in PLANTED]
-    cases = [case for file, base in PLANTED for case in planted(file, base)]
-    assert len(cases) > 12
-    file = tmp_path / "planted.py"
-    file.write_text("\n\n".join([*map(imports_of, sources), *(f"{source}" for *_, source in cases)]), encoding="utf-8")
-    config = tmp_path / "mypy.ini"
-    config.write_text("[mypy]\n[mypy-torch.*,triton.*]\nfollow_imports = skip\n", encoding="utf-8")
-    dispatches = [package / path for path in ("sizing/lower/mixers.py", "sizing/lower/recurrent.py", "model/mixers.py")]
-    options = ["--config-file", str(config), "--cache-dir", str(tmp_path / "cache"), "--no-error-summary"]
-    done = subprocess.run(
-        [sys.executable, "-m", "mypy", *options, str(file), *map(str, dispatches)],
-        env={**os.environ, "MYPYPATH": str(tmp_path)},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    lines = done.stdout.splitlines()
-    for member, name, _ in cases:
-        assert any(f"planted.{name} has abstract" in line and f'"{member}"' in line for line in lines), done.stdout
-    for path in dispatches:
-        where = str(path.relative_to(tmp_path))
-        unmatched = [line for line in lines if line.startswith(where) and '"assert_never"' in line]
-        assert unmatched, f"{where}\n{done.stdout}"
+def test_specs_show_and_check(folder: Path) -> None:
+    shown, checked = answers(folder, [["specs", "show", SPEC], ["specs", "check", SPEC]])
+    assert (shown.code, checked.code) == (0, 0)
+    assert 'kind = "gated_window"' in shown.out
+    assert f"{PARAMETERS:,}" in checked.out
