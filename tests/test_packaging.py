@@ -20,11 +20,11 @@ ELSEWHERE = {"llmbench.kernels": "kernels", "llmbench.specs": "specs"}
 
 def folders(top: Path) -> list[Path]:
     """The folder and all below it that hold something to install."""
-    found = [top, *(path for path in top.rglob("*") if path.is_dir())]
-    return [path for path in found if path.name != "__pycache__" and any(held(path))]
+    paths = [top, *(path for path in top.rglob("*") if path.is_dir())]
+    return [path for path in paths if path.name != "__pycache__" and any(packaged_files(path))]
 
 
-def held(folder: Path) -> list[Path]:
+def packaged_files(folder: Path) -> list[Path]:
     """The files in a folder that are part of a package."""
     return [path for path in folder.iterdir() if path.suffix in (".py", ".toml", ".json") and path.is_file()]
 
@@ -53,7 +53,7 @@ def test_every_file_of_a_package_is_installed() -> None:
     for name in SETUPTOOLS["packages"]:
         first = ".".join(name.split(".")[:2])
         folder = ROOT / name.replace(first, ELSEWHERE.get(first, first.replace(".", "/")), 1).replace(".", "/")
-        for file in held(folder):
+        for file in packaged_files(folder):
             if file.suffix != ".py":
                 assert any(file.match(pattern) for pattern in patterns.get(name, [])), f"{file} is left out"
 

@@ -77,10 +77,10 @@ def imported(arguments: list[str], tmp_path: Path) -> set[str]:
 @pytest.mark.parametrize("format", ["table", "json"])
 @pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
 def test_sizing_needs_nothing_heavy(arguments: list[str], format: str, tmp_path: Path) -> None:
-    found = imported([*arguments, "--format", format], tmp_path)
-    assert not found & set(HEAVY)
+    modules = imported([*arguments, "--format", format], tmp_path)
+    assert not modules & set(HEAVY)
     if format == "json":
-        assert "rich" not in found
+        assert "rich" not in modules
 
 
 def test_a_spec_is_shown_without_a_table_library(tmp_path: Path) -> None:
@@ -144,14 +144,14 @@ def part_of(path: Path) -> str:
 
 def imports_of(tree: ast.AST) -> list[str]:
     """Every module that a file imports, wherever in it."""
-    found: list[str] = []
+    modules: list[str] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
+            modules += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
-            found += [f"{node.module}.{alias.name}" for alias in node.names]
-    return found
+            modules += [f"{node.module}.{alias.name}" for alias in node.names]
+    return modules
 
 
 TREES = {str(path.relative_to(ROOT)): (part_of(path), ast.parse(path.read_text(encoding="utf-8"))) for path in FILES}

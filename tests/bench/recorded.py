@@ -26,9 +26,9 @@ class RecordedGraph:
     def replay(self) -> None:
         """Run every op again on the storages of its arguments, and write its results to the same place."""
         with torch.no_grad():
-            for func, args, kwargs, made in self.ops:
+            for func, args, kwargs, output in self.ops:
                 again = func(*args, **kwargs)
-                for old, new in zip(_tensors(made), _tensors(again), strict=True):
+                for old, new in zip(_tensors(output), _tensors(again), strict=True):
                     if old.data_ptr() != new.data_ptr():
                         old.copy_(new)
 
@@ -39,9 +39,9 @@ class _Recorder(TorchDispatchMode):
         self.graph = graph
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        self.graph.ops.append((func, args, kwargs or {}, made))
-        return made
+        output = func(*args, **(kwargs or {}))
+        self.graph.ops.append((func, args, kwargs or {}, output))
+        return output
 
 
 class _Asking(TorchFunctionMode):
@@ -53,8 +53,8 @@ class _Asking(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _tensors(made: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(made) if isinstance(leaf, Tensor)]
+def _tensors(output: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
 class RecordedCuda:

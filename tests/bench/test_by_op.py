@@ -55,12 +55,14 @@ class Profiled:
         """The kernels, joined to ops."""
         events = EventList(sorted(self.events, key=lambda event: event.time_range.start), use_device="cuda")
         events._build_tree()
-        found = _launches(events, True)
-        on_gpu = [each for each in self.events if each.device_type == DeviceType.CUDA and not each.is_user_annotation]
-        assert sum(runs for runs, _ in found.values()) == len(on_gpu)
+        launches_by_op = _launches(events, True)
+        on_gpu = [
+            event for event in self.events if event.device_type == DeviceType.CUDA and not event.is_user_annotation
+        ]
+        assert sum(runs for runs, _ in launches_by_op.values()) == len(on_gpu)
         total_s = sum(event.time_range.elapsed_us() for event in on_gpu) * 1e-6
-        assert sum(total for _, total in found.values()) == pytest.approx(total_s)
-        return {key: (runs, round(total * 1e6, 6)) for key, (runs, total) in found.items()}
+        assert sum(total for _, total in launches_by_op.values()) == pytest.approx(total_s)
+        return {key: (runs, round(total * 1e6, 6)) for key, (runs, total) in launches_by_op.items()}
 
 
 def step() -> Profiled:
@@ -104,8 +106,8 @@ def test_kernels_without_a_launch_have_their_own_row() -> None:
     seen = step()
     seen.gpu("gemm", 8.0)
     seen.gpu("stray", 3.0)
-    found = seen.launches()
-    assert found == JOINED | {(UNJOINED, None, "gemm"): (1, 8.0), (UNJOINED, None, "stray"): (1, 3.0)}
+    launches = seen.launches()
+    assert launches == JOINED | {(UNJOINED, None, "gemm"): (1, 8.0), (UNJOINED, None, "stray"): (1, 3.0)}
 
 
 def test_ranges_of_other_tools_are_no_kernels() -> None:
@@ -130,5 +132,5 @@ def test_ranges_of_other_tools_are_no_kernels() -> None:
 def test_shares_are_of_all_kernels_that_ran(names: tuple[str, ...], direction: Pass, rows: dict[str, float]) -> None:
     launches = [Launch("a", False, "k", 1, 1.0), Launch("a", True, "k", 1, 2.0), Launch(UNJOINED, None, "k", 1, 4.0)]
     ops = [Op(name=name, component="other", kind="elementwise", read_bytes=1) for name in names]
-    found = op_times(launches, ops, direction, Limits(1.0, 1.0))
-    assert {row.op: row.measured_s for row in found if row.launches} == rows
+    times = op_times(launches, ops, direction, Limits(1.0, 1.0))
+    assert {row.op: row.measured_s for row in times if row.launches} == rows

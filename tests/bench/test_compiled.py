@@ -98,11 +98,11 @@ def group_rows(*entries: Entry) -> list[Row]:
 @pytest.mark.parametrize("passed", ["forward", "both"])
 def test_candidates_of_a_group_stay_compiled(passed: Pass, graphs: Graphs) -> None:
     """Two norms, each compiled once for its check and once for the timed call."""
-    of = find_piece("norm")
+    piece = find_piece("norm")
     entries = []
     for norm in (Norm(kind="layernorm", bias=True), Norm()):
-        at = setting(of, small(norm=norm), seq_len=300, direction=passed)
-        entries.append(Entry(label=norm.kind, piece=of, setting=at, impl=COMPILED))
+        at = setting(piece, small(norm=norm), seq_len=300, direction=passed)
+        entries.append(Entry(label=norm.kind, piece=piece, setting=at, impl=COMPILED))
     for _ in range(4):  # an experiment runs that many groups one after another
         assert [row.status for row in group_rows(*entries)] == ["ok", "ok"]
     assert graphs.compiled == 4 * 4

@@ -49,9 +49,9 @@ def planted(monkeypatch: pytest.MonkeyPatch, **functions: Any) -> None:
     )
 
 
-def wrong(of: Piece, at: Any) -> list[Verdict]:
+def wrong(piece: Piece, at: Any) -> list[Verdict]:
     """The failed verdicts on `planted`."""
-    return [each for each in verdicts(of, at, "planted", binder_of("planted")) if not each.passed]
+    return [verdict for verdict in verdicts(piece, at, "planted", binder_of("planted")) if not verdict.passed]
 
 
 # Gradients of weights
@@ -71,16 +71,16 @@ def halved_attention(q: Tensor, seen: Seen, scores: Any) -> Tensor:
 def tripled_experts(x: Tensor, weights: Tensor, chosen: Tensor, experts: ExpertWeights, moe: Any) -> Tensor:
     """Experts whose matrices have three times their gradients."""
     return extra_candidates._grouped(
-        x, weights, chosen, ExpertWeights(*(with_wrong_gradient(each, 3.0) for each in experts)), moe
+        x, weights, chosen, ExpertWeights(*(with_wrong_gradient(weight, 3.0) for weight in experts)), moe
     )
 
 
 @pytest.mark.parametrize("name", ["block", "model"])
 def test_wrong_gradients_of_norms_are_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     planted(monkeypatch, norm=tripled_norm)
-    found = [each.tensor for each in wrong(find_piece(name), setting(find_piece(name), direction="both"))]
-    assert found
-    assert all(tensor.endswith("norm.weight") for tensor in found)
+    tensors = [verdict.tensor for verdict in wrong(find_piece(name), setting(find_piece(name), direction="both"))]
+    assert tensors
+    assert all(tensor.endswith("norm.weight") for tensor in tensors)
     assert not wrong(find_piece(name), setting(find_piece(name)))  # the forward pass is right
 
 
@@ -130,9 +130,9 @@ class _Blind:
 )
 def test_a_window_that_is_ignored_is_found(span: dict[str, int], length: int, monkeypatch: pytest.MonkeyPatch) -> None:
     planted(monkeypatch, attend=blind)
-    of = find_piece("attention")
-    at = setting(of, small(mixer=heads(8, 4, 16, **span)), batch=1, seq_len=length)
-    assert [each.tensor for each in wrong(of, at)] == ["out"]
+    piece = find_piece("attention")
+    at = setting(piece, small(mixer=heads(8, 4, 16, **span)), batch=1, seq_len=length)
+    assert [verdict.tensor for verdict in wrong(piece, at)] == ["out"]
 
 
 @pytest.mark.parametrize("name", ["block", "model"])
@@ -141,7 +141,7 @@ def test_a_window_of_a_later_layer_is_checked(name: str) -> None:
     at = setting(find_piece(name), spec, batch=4, seq_len=2048)
     checked = check_setting(find_piece(name), at)
     assert (checked.batch, checked.seq_len) == (2, 2 * 512 + 1)
-    mixers = [checked.spec.layers[each].mixer for each in checked.spec.order]
+    mixers = [checked.spec.layers[name].mixer for name in checked.spec.order]
     assert [mixer.sliding_window for mixer in mixers] == ([512] if name == "block" else [512, None])  # type: ignore[union-attr]
 
 
@@ -169,25 +169,25 @@ def test_a_model_is_checked_with_a_layer_of_each_kind(name: str, kinds: int) -> 
 # The cache of a windowed layer
 
 
-def seen_by(of: Piece, at: Any) -> Seen:
+def seen_by(piece: Piece, at: Any) -> Seen:
     """The keys, values and mask that an implementation receives."""
-    made, found = of.build(at), []
+    built, received = piece.build(at), []
 
     def attend(q: Tensor, seen: Seen, scores: Any) -> Tensor:
-        found.append(seen)
+        received.append(seen)
         return q
 
-    made.run(STANDARD._replace(attend=attend), **made.inputs)
-    seen: Seen = found[0]
+    built.run(STANDARD._replace(attend=attend), **built.inputs)
+    seen: Seen = received[0]
     return seen
 
 
 @pytest.mark.parametrize(("span", "length"), [(16, 40), (16, 17), (16, 16), (16, 5), (16, 64)])
 @pytest.mark.parametrize("kind", ["sliding_window", "attention_chunk_size"])
 def test_a_cache_stores_what_a_models_cache_stores(kind: str, span: int, length: int) -> None:
-    of = find_piece("decode")
-    at = setting(of, small(mixer=heads(4, 2, 16, **{kind: span})), seq_len=length)
-    seen = seen_by(of, at)
+    piece = find_piece("decode")
+    at = setting(piece, small(mixer=heads(4, 2, 16, **{kind: span})), seq_len=length)
+    seen = seen_by(piece, at)
     assert seen.slots is not None
     cache = SlotCache(2, min(span, length), RowShape(2, (16,), (16,)), ring=span < length, dtype=at.format, device=CPU)
     rows_of = torch.zeros(2, 2, length, 16)
@@ -195,15 +195,15 @@ def test_a_cache_stores_what_a_models_cache_stores(kind: str, span: int, length:
     torch.testing.assert_close(seen.mask.keys, cache.token_positions())
     assert seen.slots.ring == cache.ring
     assert seen.k.shape == cache.gathered_keys(at.format).shape
-    for row in rows(of, at, "standard", "sdpa"):
+    for row in rows(piece, at, "standard", "sdpa"):
         assert row.status == "ok", row.reason
 
 
 @pytest.mark.parametrize("impl", ["standard", "flash"])
 def test_the_need_of_a_windowed_cache_is_what_is_allocated(impl: str) -> None:
-    of = find_piece("decode")
-    at = setting(of, small(mixer=heads(8, 8, 64, sliding_window=128)), seq_len=2048)
-    (row,) = rows(of, at, impl)
+    piece = find_piece("decode")
+    at = setting(piece, small(mixer=heads(8, 8, 64, sliding_window=128)), seq_len=2048)
+    (row,) = rows(piece, at, impl)
     peak = metrics(row, MachineLimits(references(), None)).peak_bytes
     assert peak is not None
     assert row.need_bytes is not None
@@ -234,9 +234,9 @@ def exact_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def test_the_reference_is_exact() -> None:
-    made = find_piece("attention").build(setting(find_piece("attention"), small(mixer=heads(4, 4, 16))))
-    q, k, v = (made.inputs[name].double() for name in "qkv")
-    torch.testing.assert_close(made.run(STANDARD, q=q, k=k, v=v, sinks=None, slopes=None), exact_attention(q, k, v))
+    built = find_piece("attention").build(setting(find_piece("attention"), small(mixer=heads(4, 4, 16))))
+    q, k, v = (built.inputs[name].double() for name in "qkv")
+    torch.testing.assert_close(built.run(STANDARD, q=q, k=k, v=v, sinks=None, slopes=None), exact_attention(q, k, v))
     loss = find_piece("loss").build(setting(find_piece("loss")))
     assert loss.run(STANDARD, x=loss.inputs["x"].double()).dtype == torch.float64  # type: ignore[union-attr]
     assert isinstance(loss.parameters(torch.float64)["weight"], Tensor)

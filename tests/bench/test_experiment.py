@@ -34,7 +34,7 @@ def group(number: int, *names: str, calls: Callable[[], Any] = lambda: None, hea
     return Group(case={"number": number}, names=names, candidates=candidates, pace=PACE)
 
 
-def kept(path: Path, *, resume: bool = False) -> Store:
+def open_store(path: Path, *, resume: bool = False) -> Store:
     """A result file."""
     return Store(path, header(), resume=resume)
 
@@ -74,22 +74,22 @@ def test_an_interrupted_run_continues(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     groups = [group(n, "a", "b") for n in range(4)]
-    with kept(path) as store, pytest.raises(KeyboardInterrupt):
+    with open_store(path) as store, pytest.raises(KeyboardInterrupt):
         go(groups, store, started=interrupt)
     assert len(read(path).rows) == 4
     # as if the process had been killed while it wrote the second group's last row
     whole = path.read_bytes()
     path.write_bytes(whole[:-20])
     heard: list[int] = []
-    with kept(path, resume=True) as store:
+    with open_store(path, resume=True) as store:
         assert store.existing is not None
         assert [damage.line for damage in store.existing.damaged] == [5]
         go([group(n, "a", "b", heard=heard) for n in range(4)], store)
     assert heard == [1, 2, 3]  # the first is complete; the second group is timed again, side by side
-    found = read(path)
-    assert len(found.by_key()) == 8
-    assert [damage.line for damage in found.damaged] == [5]
-    with kept(path, resume=True) as store:
+    content = read(path)
+    assert len(content.by_key()) == 8
+    assert [damage.line for damage in content.damaged] == [5]
+    with open_store(path, resume=True) as store:
         assert go(groups, store) == []
 
 
@@ -139,7 +139,7 @@ def test_a_lost_gpu_ends_the_session_and_resuming_continues(tmp_path: Path, call
             return Group(case={"number": number}, names=names, candidates=candidates, pace=PACE)
 
         groups = [group(0, "a"), group(1, "b", "bad", "c"), group(2, "d")]
-        with kept(path, resume=resume) as store:
+        with open_store(path, resume=resume) as store:
             rows = run(groups, clock=clock, references=references(), store=store)
             return [(row.case["number"], row.implementation, row.status) for row in rows]
 
@@ -164,7 +164,10 @@ def test_a_gpu_that_is_lost_between_groups_ends_the_run(tmp_path: Path) -> None:
         return [Candidate(name="b", prepare=lambda: clock.use)]
 
     second = Group(case={"number": 1}, names=("b",), candidates=refuse, pace=PACE)
-    with kept(tmp_path / "rows.jsonl") as store, pytest.raises(CannotRunError, match=r"context is lost .* at number 1"):
+    with (
+        open_store(tmp_path / "rows.jsonl") as store,
+        pytest.raises(CannotRunError, match=r"context is lost .* at number 1"),
+    ):
         list(run([group(0, "a"), second], clock=clock, references=references(), store=store, started=lose))
     assert [row.implementation for row in read(store.path).rows] == ["a"]
 
@@ -178,7 +181,7 @@ def test_an_error_that_a_gpu_survives_ends_no_run() -> None:
 
 
 def test_rows_are_in_the_file_before_they_are_yielded(tmp_path: Path) -> None:
-    with kept(tmp_path / "rows.jsonl") as store:
+    with open_store(tmp_path / "rows.jsonl") as store:
         for row in run([group(0, "a")], clock=CpuClock(sample_s=1e-6), references=references(), store=store):
             assert read(store.path).rows == [row]
 
@@ -224,14 +227,14 @@ def test_sheets_share_all_but_one_field() -> None:
         for length in (128, 64)
         for name in ("flash", "standard")
     ]
-    common, found = sheets(rows, experiment.chart)
+    common, charts = sheets(rows, experiment.chart)
     assert common == "4 heads"
-    assert [sheet.title for sheet in found] == ["causal", "ALiBi"]
-    assert [row.case["seq_len"] for row in found[0].rows] == [64, 64, 128, 128]
+    assert [sheet.title for sheet in charts] == ["causal", "ALiBi"]
+    assert [row.case["seq_len"] for row in charts[0].rows] == [64, 64, 128, 128]
     against = baseline_of(rows, experiment)
     assert all(rows[i].case == row.case and row.implementation == "standard" for i, row in against.items())
     assert len(against) == len(rows)
-    for panel in curves(found, experiment.chart):
+    for panel in curves(charts, experiment.chart):
         assert [series.label for series in panel.series] == ["flash (OOM)", "standard (OOM)"]
         assert not any(series.points for series in panel.series)
     assert isinstance(header(), Header)

@@ -66,11 +66,11 @@ def test_a_server_chooses_the_tokens_of_generate(kind: str, graph: bool) -> None
     step = server.captured(server.next) if graph else server.next
     for _ in range(2):  # the cache is reused with its old contents
         server.first()
-        found = [server.token.clone()]
+        tokens = [server.token.clone()]
         for _ in range(8):
             step()
-            found.append(server.token.clone())
-        assert torch.equal(torch.cat(found, dim=1), expected)
+            tokens.append(server.token.clone())
+        assert torch.equal(torch.cat(tokens, dim=1), expected)
 
 
 def test_a_call_that_reads_values_from_the_device_cannot_be_captured() -> None:
@@ -89,8 +89,8 @@ def test_states_of_recurrences_are_refused() -> None:
 
 
 def case(**changes: Any) -> Case:
-    given: dict[str, Any] = {"spec": tiny(), "dtype": "fp32", "device": CPU, "phase": "next token", "batch": 2}
-    return Case(**{**given, "context": 11, **changes})
+    defaults: dict[str, Any] = {"spec": tiny(), "dtype": "fp32", "device": CPU, "phase": "next token", "batch": 2}
+    return Case(**{**defaults, "context": 11, **changes})
 
 
 def test_a_wrong_step_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,11 +107,11 @@ def test_a_wrong_step_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_first_token_has_logits_of_one_position() -> None:
     """Compared with `count_flops`, which counts all positions."""
-    of = case(phase="first token", context=20)
-    spec = of.spec
+    chosen_case = case(phase="first token", context=20)
+    spec = chosen_case.spec
     whole = count_flops(spec, Workload.prefill(20, 2)).total
     saved = 2 * 2 * 19 * spec.vocab_size * spec.hidden_size
-    assert sum(part.times * work(part.ops, "forward").flops for part in stages(of)) == whole - saved
+    assert sum(part.times * work(part.ops, "forward").flops for part in stages(chosen_case)) == whole - saved
 
 
 def test_an_answer_is_the_sum_of_its_steps() -> None:
@@ -125,9 +125,12 @@ def test_an_answer_is_the_sum_of_its_steps() -> None:
 
 
 def test_memory_is_weights_and_the_whole_cache_at_least() -> None:
-    of = case(context=50)
-    resident = 4 * count_parameters(of.spec).total + kv_cache(of.spec, 51, batch=2, kv_dtype="fp32").bytes_total
-    assert resident < need_bytes(of, "sdpa") < 1.5 * resident
+    chosen_case = case(context=50)
+    resident = (
+        4 * count_parameters(chosen_case.spec).total
+        + kv_cache(chosen_case.spec, 51, batch=2, kv_dtype="fp32").bytes_total
+    )
+    assert resident < need_bytes(chosen_case, "sdpa") < 1.5 * resident
 
 
 @pytest.mark.parametrize("phase", ["next token", "answer"])
@@ -154,7 +157,9 @@ def test_rows() -> None:
         case(),
         case(phase="answer", new_tokens=3),
     ]
-    rows = list(run([group_of(each, impls, ask, Checks()) for each in cases], clock=clock, references=references))
+    rows = list(
+        run([group_of(one_case, impls, ask, Checks()) for one_case in cases], clock=clock, references=references)
+    )
     assert [row.implementation for row in rows if row.status == "ok"] == ["sdpa", "flash"] * 3
     named = {str(row.case["phase"]): row.kernels for row in rows if row.implementation == "flash"}
     of_a_step = ("aten::_scaled_dot_product_flash_attention_for_cpu",)

@@ -85,17 +85,17 @@ def plant(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
 def answer(capsys: Capture, *arguments: str, code: int = 0) -> dict[str, Any]:
     """The JSON of `llmbench kernels bench` for the planted kernel."""
     assert run(["kernels", "bench", "scaled_residual", "--device", "cpu", "--format", "json", *arguments]) == code
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return found
+    document: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return document
 
 
 def test_a_registered_kernel_is_timed(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its own case, cost and reference are all that the command needs."""
     plant(monkeypatch)
-    found = answer(capsys, "--dtype", "fp32,bf16")
-    assert found["schema"] == "llmbench.kernels.bench/1"
-    assert set(found["reference_measurements"]) == {"fp32", "bf16"}
-    rows = found["rows"]
+    document = answer(capsys, "--dtype", "fp32,bf16")
+    assert document["schema"] == "llmbench.kernels.bench/1"
+    assert set(document["reference_measurements"]) == {"fp32", "bf16"}
+    rows = document["rows"]
     assert [(row["case"]["dtype"], row["implementation"]) for row in rows] == [
         (dtype, name) for dtype in ("fp32", "bf16") for name in (bench_kernels.KERNEL, bench_kernels.REFERENCE)
     ]

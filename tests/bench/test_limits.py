@@ -49,15 +49,15 @@ def row_of(candidate: Candidate, seconds: float, *, cold: bool = False) -> Row:
 @pytest.mark.parametrize("name", ["attention", "norm", "decode", "mla"])
 def test_a_single_op_at_its_prediction_is_at_its_limit(name: str) -> None:
     """`share of limit` and `predicted` use the same roofline, whichever rate limits the bytes."""
-    of = find_piece(name)
-    entry = Entry(label="flash", piece=of, setting=setting(of), impl="flash")
+    piece = find_piece(name)
+    entry = Entry(label="flash", piece=piece, setting=setting(piece), impl="flash")
     (candidate,) = entry_group([entry], case={}, pace=Ask(quick=True, device=CPU, dtype="fp32").pace).candidates(
         references()
     )
     assert candidate.predicted_s is not None
     assert candidate.extra["bandwidth"] == ("read" if name in ("decode", "mla") else "copy")
-    found = metrics(row_of(candidate, candidate.predicted_s), LIMITS)
-    assert (found.share_of_limit, found.prediction_error) == (pytest.approx(1.0), pytest.approx(0.0))
+    values = metrics(row_of(candidate, candidate.predicted_s), LIMITS)
+    assert (values.share_of_limit, values.prediction_error) == (pytest.approx(1.0), pytest.approx(0.0))
 
 
 @pytest.mark.parametrize("passed", ["forward", "backward", "both"])
@@ -69,7 +69,7 @@ def test_a_sum_and_its_norm_in_one_kernel_are_predicted_as_one(passed: Pass) -> 
     limits = references().limits()
     fused = sum(4 * tensor + weights * weight for weights in passes) / 1e11
     assert ADD_NORM.predicted_s(at, traits_of("fused"), limits) == pytest.approx(fused)
-    apart = sum((4 + each) * tensor + each * weight for each in passes) / 1e11
+    apart = sum((4 + backward) * tensor + backward * weight for backward in passes) / 1e11
     assert ADD_NORM.predicted_s(at, traits_of("standard"), limits) == pytest.approx(apart)
 
 

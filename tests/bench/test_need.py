@@ -79,23 +79,23 @@ def _no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
 
 
-def found(name: str) -> Piece:
+def named_piece(name: str) -> Piece:
     return {"step": STEP, "add_norm": ADD_NORM, "ffn": FFN}.get(name) or find_piece(name)
 
 
-def setting(of: Piece, dtype: Format, passed: Pass, batch: int = 2, **parts: Any) -> Setting:
+def setting(piece: Piece, dtype: Format, passed: Pass, batch: int = 2, **parts: Any) -> Setting:
     """A small layer whose parts are of similar size."""
     spec = model_of("x", 512, **({"mixer": heads(8, 8, 64), "ffn": Gated(intermediate_size=1024)} | parts))
-    length = 1024 if of.phase == "decode" else 256
-    return Setting(spec=of.reduce(spec), batch=batch, seq_len=length, dtype=dtype, device=CPU, direction=passed)
+    length = 1024 if piece.phase == "decode" else 256
+    return Setting(spec=piece.reduce(spec), batch=batch, seq_len=length, dtype=dtype, device=CPU, direction=passed)
 
 
-def need_and_peak(of: Piece, at: Setting, impl: str) -> tuple[int, int]:
-    made = of.build(at)
-    call = call_of(made, binder_of(impl)(made.run), at)
+def need_and_peak(piece: Piece, at: Setting, impl: str) -> tuple[int, int]:
+    built = piece.build(at)
+    call = call_of(built, binder_of(impl)(built.run), at)
     call()
-    peak = made.nbytes(at.format) + peak_memory(call, CPU).added_bytes
-    return need_bytes(of.ops(at, traits_of(impl)), at.direction, element_bytes=at.format.itemsize), peak
+    peak = built.nbytes(at.format) + peak_memory(call, CPU).added_bytes
+    return need_bytes(piece.ops(at, traits_of(impl)), at.direction, element_bytes=at.format.itemsize), peak
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
@@ -104,48 +104,48 @@ def need_and_peak(of: Piece, at: Setting, impl: str) -> tuple[int, int]:
     ("name", "parts", "impl"), [(name, parts, impl) for name, parts, impls in CASES for impl in impls]
 )
 def test_the_need_is_what_is_allocated(name: str, parts: dict[str, Any], impl: str, passed: Pass, dtype: str) -> None:
-    of = found(name)
-    if of.phase == "decode" and passed != "forward":
+    piece = named_piece(name)
+    if piece.phase == "decode" and passed != "forward":
         pytest.skip("a cache has no backward pass")
-    need, peak = need_and_peak(of, setting(of, cast(Format, dtype), passed, **parts), impl)
+    need, peak = need_and_peak(piece, setting(piece, cast(Format, dtype), passed, **parts), impl)
     assert 0.9 < need / peak < 1.12
 
 
 @pytest.mark.parametrize("passed", ["forward", "backward", "both"])
 def test_a_single_sequence_is_not_copied(passed: Pass) -> None:
-    of = found("attention")
-    need, peak = need_and_peak(of, setting(of, "fp32", passed, batch=1), "standard")
+    piece = named_piece("attention")
+    need, peak = need_and_peak(piece, setting(piece, "fp32", passed, batch=1), "standard")
     assert 0.9 < need / peak < 1.1
 
 
 def test_a_dense_bias_is_no_flash_attention() -> None:
     """ALiBi over 8,192 tokens and 16 heads of 128 on a GPU: an fp32 bias of 4 GiB, its bf16 copy, and the masked copy,
     besides q, k, v and the result of 32 MiB each."""
-    of = found("attention")
-    spec = of.reduce(model_of("x", 2048, mixer=heads(16, 16, 128), positions=Alibi()))
+    piece = named_piece("attention")
+    spec = piece.reduce(model_of("x", 2048, mixer=heads(16, 16, 128), positions=Alibi()))
     at = Setting(spec=spec, batch=1, seq_len=8192, dtype="bf16", device=torch.device("cuda"))
     pairs = 16 * 8192**2
-    assert need_bytes(of.ops(at, traits_of("sdpa")), "forward", element_bytes=2) == 3 * 2**25 + (4 + 2) * pairs
+    assert need_bytes(piece.ops(at, traits_of("sdpa")), "forward", element_bytes=2) == 3 * 2**25 + (4 + 2) * pairs
     assert (
-        need_bytes(of.ops(at, traits_of("flash")), "forward", element_bytes=2) == 4 * 2**25
+        need_bytes(piece.ops(at, traits_of("flash")), "forward", element_bytes=2) == 4 * 2**25
     )  # the kernel adds the slopes itself
 
 
 def test_a_cpu_computes_a_norm_in_steps() -> None:
-    of = found("norm")
-    at = setting(of, "fp32", "forward")
+    piece = named_piece("norm")
+    at = setting(piece, "fp32", "forward")
     on_a_gpu = at.changed(device=torch.device("cuda"))
     x, weight = 4 * 2 * 256 * 512, 4 * 512
-    assert need_bytes(of.ops(at, traits_of("standard")), "forward", element_bytes=4) == 3 * x + weight
-    assert need_bytes(of.ops(on_a_gpu, traits_of("standard")), "forward", element_bytes=4) == 2 * x + weight
+    assert need_bytes(piece.ops(at, traits_of("standard")), "forward", element_bytes=4) == 3 * x + weight
+    assert need_bytes(piece.ops(on_a_gpu, traits_of("standard")), "forward", element_bytes=4) == 2 * x + weight
     assert not traits_of("standard").temporaries(at.spec, on_a_gpu.device)["on_cpu"]
 
 
 @pytest.mark.parametrize("name", ["mamba-130m", "mamba2-2.7b"])
 def test_a_scan_has_no_analytic_need(name: str) -> None:
     """Plain torch computes it step by step, and the op table does not know its temporaries."""
-    of = found("block")
-    at = Setting(spec=of.reduce(find_model(name)), batch=1, seq_len=8, dtype="fp32", device=torch.device("cpu"))
-    (candidate,) = piece_group(of, at, ["standard"], case={}, pace=QUICK).candidates(references())
+    piece = named_piece("block")
+    at = Setting(spec=piece.reduce(find_model(name)), batch=1, seq_len=8, dtype="fp32", device=torch.device("cpu"))
+    (candidate,) = piece_group(piece, at, ["standard"], case={}, pace=QUICK).candidates(references())
     assert candidate.need_bytes is None
     assert candidate.work_flops

@@ -26,36 +26,36 @@ SINGLE = ("attention", "decode", "mla", "norm", "rope", "glu")
 
 @pytest.mark.parametrize("name", SINGLE)
 def test_a_function_is_one_op_of_one_layer(name: str) -> None:
-    of, found = find_piece(name), 0
+    piece, count = find_piece(name), 0
     for model in bundled_models():
         try:
-            spec = of.reduce(load_bundled(model))
+            spec = piece.reduce(load_bundled(model))
         except LLMBenchError:  # the model lacks the piece
             continue
-        if of.phase == "decode" and not spec.decodes:
+        if piece.phase == "decode" and not spec.decodes:
             continue
-        ops = of.ops_of(Setting(spec=spec, batch=1, seq_len=8, dtype="bf16", device=CPU))
+        ops = piece.ops_of(Setting(spec=spec, batch=1, seq_len=8, dtype="bf16", device=CPU))
         assert [op.count for op in ops] == [1], (model, [op.name for op in ops])
-        found += 1
-    assert found >= 5
+        count += 1
+    assert count >= 5
 
 
 def test_the_norm_of_a_model_with_sandwich_norms() -> None:
     """By hand: 512 tokens of gemma3-1b read and written, with 4 bytes per number, and the weight."""
-    of = find_piece("norm")
-    spec = of.reduce(load_bundled("gemma3-1b"))
+    piece = find_piece("norm")
+    spec = piece.reduce(load_bundled("gemma3-1b"))
     at = Setting(spec=spec, batch=1, seq_len=512, dtype="fp32", device=CPU)
-    assert of.work(at) == (0, 2 * 512 * 1152 * 4 + 1152 * 4)
+    assert piece.work(at) == (0, 2 * 512 * 1152 * 4 + 1152 * 4)
 
 
 def test_weights_of_unused_experts_are_resident_but_not_read() -> None:
-    of = find_piece("moe")
-    spec = of.reduce(model_of("x", 64, ffn=MoE(num_experts=16, num_experts_per_tok=1, intermediate_size=96)))
+    piece = find_piece("moe")
+    spec = piece.reduce(model_of("x", 64, ffn=MoE(num_experts=16, num_experts_per_tok=1, intermediate_size=96)))
     at = Setting(spec=spec, batch=1, seq_len=1, dtype="fp32", device=CPU)
     expert = 3 * 64 * 96
-    assert of.work(at).bytes == 4 * (expert + 64 * 16 + 2 * 64)
+    assert piece.work(at).bytes == 4 * (expert + 64 * 16 + 2 * 64)
     resident = 4 * (16 * expert + 64 * 16)
-    assert resident < need_bytes(of.ops_of(at), "forward", element_bytes=4) < resident + 4 * 1000
+    assert resident < need_bytes(piece.ops_of(at), "forward", element_bytes=4) < resident + 4 * 1000
 
 
 def test_resident_weights_are_those_of_the_module() -> None:
@@ -64,14 +64,14 @@ def test_resident_weights_are_those_of_the_module() -> None:
         spec = load_bundled("smollm2-135m" if tied else "tinyllama-1.1b")
         assert spec.tie_word_embeddings == tied
         for name in ("loss", "model"):
-            of = find_piece(name)
-            at = Setting(spec=of.reduce(spec), batch=1, seq_len=1, dtype="fp32", device=torch.device("meta"))
+            piece = find_piece(name)
+            at = Setting(spec=piece.reduce(spec), batch=1, seq_len=1, dtype="fp32", device=torch.device("meta"))
             model = build(at.spec, impl="standard", device="meta", dtype=torch.float32)
             part = model if name == "model" else model.lm_head
-            weights = sum(each.nbytes for each in part.parameters())
+            weights = sum(parameter.nbytes for parameter in part.parameters())
             # the head's input and logits; in a model also the last layer's input and the final norm's result
             widest = spec.vocab_size + spec.hidden_size * (3 if name == "model" else 1)
-            assert need_bytes(of.ops_of(at), "forward", element_bytes=4) == weights + 4 * widest
+            assert need_bytes(piece.ops_of(at), "forward", element_bytes=4) == weights + 4 * widest
 
 
 # Experiments
@@ -92,8 +92,10 @@ def test_parameters_of_a_mixture_are_those_of_the_timed_piece() -> None:
     assert rows["loop"]["parameters"] == 3 * 64 * 512 + 64 * 8
     assert rows["loop"]["active_parameters"] == 3 * 64 * 128 + 64 * 8
     spec = ROUTER.reduce(model_of("x", 64, ffn=MoE(num_experts=8, num_experts_per_tok=2, intermediate_size=64)))
-    made = ROUTER.build(Setting(spec=spec, batch=1, seq_len=2, dtype="fp32", device=CPU))
-    assert sum(each.numel() for each in made.parameters(torch.float32).values()) == rows["router"]["parameters"]
+    built = ROUTER.build(Setting(spec=spec, batch=1, seq_len=2, dtype="fp32", device=CPU))
+    assert (
+        sum(parameter.numel() for parameter in built.parameters(torch.float32).values()) == rows["router"]["parameters"]
+    )
 
 
 def test_a_mixture_on_a_cpu_is_one() -> None:

@@ -82,17 +82,17 @@ SPECS: dict[str, ModelSpec] = {
 }
 
 
-def setting(of: Piece, spec: ModelSpec | None = None, /, **more: Any) -> Setting:
+def setting(piece: Piece, spec: ModelSpec | None = None, /, **more: Any) -> Setting:
     """A tiny setting on the CPU."""
-    given: dict[str, Any] = {"batch": 2, "seq_len": 24, "dtype": "fp32", "device": CPU}
-    return Setting(spec=of.reduce(spec or SPECS.get(of.name) or small()), **(given | more))
+    defaults: dict[str, Any] = {"batch": 2, "seq_len": 24, "dtype": "fp32", "device": CPU}
+    return Setting(spec=piece.reduce(spec or SPECS.get(piece.name) or small()), **(defaults | more))
 
 
-def rows(of: Piece, at: Setting, *names: str) -> list[Row]:
+def rows(piece: Piece, at: Setting, *names: str) -> list[Row]:
     """The rows of a group of these implementations, in their order."""
-    group = piece_group(of, at, names, case={}, pace=PACE)
-    found = {row.implementation: row for row in run([group], clock=CpuClock(), references=references())}
-    return [found[name] for name in names]
+    group = piece_group(piece, at, names, case={}, pace=PACE)
+    by_name = {row.implementation: row for row in run([group], clock=CpuClock(), references=references())}
+    return [by_name[name] for name in names]
 
 
 def wrapped(function: Any) -> Any:
@@ -119,10 +119,10 @@ def from_all_logits(x: Tensor, weight: Tensor, bias: Any, targets: Tensor, scale
 @pytest.mark.parametrize("passed", ["forward", "backward", "both"])
 @pytest.mark.parametrize("name", PIECES)
 def test_every_piece_is_correct_and_has_all_metrics(name: str, passed: Pass, again: str) -> None:
-    of = find_piece(name)
-    if of.phase == "decode" and passed != "forward":
+    piece = find_piece(name)
+    if piece.phase == "decode" and passed != "forward":
         pytest.skip("a cache has no backward pass")
-    for row in rows(of, setting(of, direction=passed), "standard", again):
+    for row in rows(piece, setting(piece, direction=passed), "standard", again):
         assert row.status == "ok", row.reason
         assert row.work_bytes
         assert row.predicted_s
@@ -135,14 +135,14 @@ def test_every_piece_is_correct_and_has_all_metrics(name: str, passed: Pass, aga
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given(Setting):
-    """A setting whose random values are given by seed."""
+class WithTensors(Setting):
+    """A setting whose random values are given tensors, one per seed."""
 
-    given: Mapping[int, Tensor]
+    tensors: Mapping[int, Tensor]
 
     def normal(self, *shape: int, seed: int = 0, dtype: torch.dtype | None = None) -> Tensor:
-        assert self.given[seed].shape == shape
-        return self.given[seed]
+        assert self.tensors[seed].shape == shape
+        return self.tensors[seed]
 
 
 def whole_pass(at: Setting, layer: Any, tables: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -178,9 +178,9 @@ def test_a_step_equals_the_last_token_of_a_pass(mixer: Any, positions: Any, monk
     plain, keys, values = whole_pass(at, version(x.dtype).layers[0], tables, x)
     exact, _, _ = whole_pass(at, version(torch.float64).layers[0], tables, x.double())
     keys[:, :, -1], values[:, :, -1] = 100.0, 100.0
-    given = {0: x[:, -1:], 1: keys, 2: values}
-    made = STEP.build(Given(given=given, **{field.name: getattr(at, field.name) for field in fields(at)}))
-    first, again = (made.run(STANDARD, **made.inputs) for _ in range(2))
+    tensors = {0: x[:, -1:], 1: keys, 2: values}
+    built = STEP.build(WithTensors(tensors=tensors, **{field.name: getattr(at, field.name) for field in fields(at)}))
+    first, again = (built.run(STANDARD, **built.inputs) for _ in range(2))
     assert isinstance(first, Tensor)
     assert torch.equal(first, again)  # it only overwrites its own slot
     verdict = compare("out", first, plain[:, -1:], exact[:, -1:])
@@ -214,26 +214,26 @@ def test_an_implementation_that_equals_standard_is_no_candidate(name: str, impl:
 
 
 def test_the_functions_of_a_piece_are_found_in_every_layer() -> None:
-    of = find_piece("model")
+    piece = find_piece("model")
     assert not same_as_standard(
-        of, setting(of, load_bundled("deepseek-v2-lite")), "grouped"
+        piece, setting(piece, load_bundled("deepseek-v2-lite")), "grouped"
     )  # mixtures follow a dense layer
     hybrid = load_bundled("jamba-v0.1")  # a state space layer first, then some attention
-    assert not same_as_standard(of, setting(of, hybrid, seq_len=4096), "sdpa")
+    assert not same_as_standard(piece, setting(piece, hybrid, seq_len=4096), "sdpa")
     assert same_as_standard(find_piece("block"), setting(find_piece("block"), hybrid), "sdpa")
 
 
 def test_a_default_that_equals_standard_is_left_out() -> None:
-    of = find_piece("block")
-    assert candidate_names(of, None, setting(of)) == ["flash", "standard"]
-    spaces = setting(of, load_bundled("jamba-v0.1"))
-    assert candidate_names(of, None, spaces) == ["standard"]
-    assert candidate_names(of, "flash", spaces) == ["flash", "standard"]  # its row is n/a
+    piece = find_piece("block")
+    assert candidate_names(piece, None, setting(piece)) == ["flash", "standard"]
+    spaces = setting(piece, load_bundled("jamba-v0.1"))
+    assert candidate_names(piece, None, spaces) == ["standard"]
+    assert candidate_names(piece, "flash", spaces) == ["flash", "standard"]  # its row is n/a
 
 
 def test_torchs_grouped_products_compute_the_same_mixture() -> None:
-    of = find_piece("moe")
-    plain, grouped = rows(of, setting(of, seq_len=64), "standard", "grouped")
+    piece = find_piece("moe")
+    plain, grouped = rows(piece, setting(piece, seq_len=64), "standard", "grouped")
     assert (plain.status, grouped.status, grouped.reason) == ("ok", "ok", None)
     assert grouped.checks
 
@@ -262,17 +262,17 @@ def test_grouped_products_refuse_choices_that_no_expert_computes(more: dict[str,
 
 @pytest.mark.parametrize("name", ["attention", "decode"])
 def test_slopes_are_computed_before_the_clock_starts(name: str) -> None:
-    made = find_piece(name).build(setting(find_piece(name), small(positions=Alibi())))
-    given = []
+    built = find_piece(name).build(setting(find_piece(name), small(positions=Alibi())))
+    received = []
 
     def attend(q: Tensor, seen: Any, scores: Any) -> Tensor:
-        given.append(scores.slopes)
+        received.append(scores.slopes)
         return q
 
     for _ in range(2):
-        made.run(STANDARD._replace(attend=attend), **made.inputs)
-    assert given[0] is given[1] is made.inputs["slopes"]
-    torch.testing.assert_close(given[0], torch.tensor([2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8]))
+        built.run(STANDARD._replace(attend=attend), **built.inputs)
+    assert received[0] is received[1] is built.inputs["slopes"]
+    torch.testing.assert_close(received[0], torch.tensor([2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8]))
 
 
 # Planted faults
@@ -301,9 +301,9 @@ def test_a_wrong_or_greedy_kernel_is_a_row_without_a_time(
         "planted",
         lambda: STANDARD._replace(name="planted", traits=Traits(), attend=attend),
     )
-    of = find_piece("attention")
-    at = setting(of)
-    plain, planted, right = rows(of, at, "standard", "planted", "sdpa")
+    piece = find_piece("attention")
+    at = setting(piece)
+    plain, planted, right = rows(piece, at, "standard", "planted", "sdpa")
     assert (planted.status, planted.measurement) == (status, None)
     assert says in str(planted.reason)
     assert planted.need_bytes == right.need_bytes  # by the op table, neither materialises scores
@@ -323,9 +323,9 @@ def test_a_wrong_gradient_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         "planted",
         lambda: STANDARD._replace(name="planted", traits=Traits(), attend=attend),
     )
-    of = find_piece("attention")
-    assert rows(of, setting(of), "planted")[0].status == "ok"  # the forward pass is right
-    (row,) = rows(of, setting(of, direction="both"), "planted")
+    piece = find_piece("attention")
+    assert rows(piece, setting(piece), "planted")[0].status == "ok"  # the forward pass is right
+    (row,) = rows(piece, setting(piece, direction="both"), "planted")
     assert row.status == "INCORRECT"
     assert "dq" in str(row.reason)
 
@@ -338,9 +338,9 @@ def test_a_wrong_gradient_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_analytic_need_is_what_attention_allocates(impl: str, passed: Pass) -> None:
     """Inputs and everything that torch allocates, compared with the op table. The table does not count the mask, which
     is one byte per pair for all heads."""
-    of = find_piece("attention")
-    at = setting(of, small(mixer=heads(8, 8, 32)), seq_len=512, batch=1, direction=passed)
-    (row,) = rows(of, at, impl)
+    piece = find_piece("attention")
+    at = setting(piece, small(mixer=heads(8, 8, 32)), seq_len=512, batch=1, direction=passed)
+    (row,) = rows(piece, at, impl)
     peak = metrics(row, MachineLimits(references(), None)).peak_bytes
     assert peak is not None
     assert row.need_bytes is not None
@@ -370,19 +370,19 @@ def test_metrics_of_a_row() -> None:
         status="ok",
         measurement=Measurement(samples_s=(0.006, 0.004), clock="cpu"),
     )
-    found = metrics(row, MachineLimits(references(), Limits(2e12, 1e12)), slow)
-    assert found.share_of_limit == pytest.approx(0.5)  # 1 ms of products at 1 TFLOP/s, in 2 ms
-    assert found.share_of_datasheet == pytest.approx(0.25)
-    assert found.prediction_error == pytest.approx(-0.5)
-    assert found.speedup == pytest.approx(2.5)  # pair by pair: 3 and 2
-    assert (found.speedup_p10, found.speedup_p90) == pytest.approx((2.1, 2.9))
-    assert (found.p10_s, found.p90_s, found.iqr_s, found.n) == pytest.approx((0.002, 0.002, 0.0, 2))
+    values = metrics(row, MachineLimits(references(), Limits(2e12, 1e12)), slow)
+    assert values.share_of_limit == pytest.approx(0.5)  # 1 ms of products at 1 TFLOP/s, in 2 ms
+    assert values.share_of_datasheet == pytest.approx(0.25)
+    assert values.prediction_error == pytest.approx(-0.5)
+    assert values.speedup == pytest.approx(2.5)  # pair by pair: 3 and 2
+    assert (values.speedup_p10, values.speedup_p90) == pytest.approx((2.1, 2.9))
+    assert (values.p10_s, values.p90_s, values.iqr_s, values.n) == pytest.approx((0.002, 0.002, 0.0, 2))
     earlier = MachineLimits(
         references(9.0), None, {row.key: references()}
     )  # its session had other reference measurements
     assert metrics(row, earlier).share_of_limit == pytest.approx(0.5)
-    assert found.tokens_per_s == pytest.approx(4000)
-    assert (found.joules_per_call, found.joules_per_token) == (2.0, 0.25)
-    assert (found.peak_bytes, found.need_bytes) == (None, 7)
+    assert values.tokens_per_s == pytest.approx(4000)
+    assert (values.joules_per_call, values.joules_per_token) == (2.0, 0.25)
+    assert (values.peak_bytes, values.need_bytes) == (None, 7)
     lost = Row(experiment="x", case={}, implementation="c", status="OOM", reason="no room", need_bytes=9)
     assert metrics(lost, MachineLimits(references(), None), slow) == Metrics(need_bytes=9)

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def results_of_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The results of two processes, and the file that they wrote."""
     out = tmp_path_factory.mktemp("ranks") / "found.json"
     with socket.socket() as free:
@@ -52,8 +52,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return answers | {"said": said, "file": f"{out}.jsonl"}
 
 
-def test_a_sharded_model_has_the_loss_and_gradients_of_one_process(found: dict[str, Any]) -> None:
-    rows = found["train"]
+def test_a_sharded_model_has_the_loss_and_gradients_of_one_process(results_of_ranks: dict[str, Any]) -> None:
+    rows = results_of_ranks["train"]
     assert [(row["implementation"], row["status"], row["reason"]) for row in rows] == [
         (step.name, "ok", None) for step in STEPS
     ]
@@ -63,27 +63,27 @@ def test_a_sharded_model_has_the_loss_and_gradients_of_one_process(found: dict[s
         assert row["case"]["ranks"] == 2
 
 
-def test_fsdp_splits_weights_evenly(found: dict[str, Any]) -> None:
-    assert sum(found["local_parameters"]) == count_parameters(SPEC).total
-    assert max(found["local_parameters"]) < 0.51 * count_parameters(SPEC).total
+def test_fsdp_splits_weights_evenly(results_of_ranks: dict[str, Any]) -> None:
+    assert sum(results_of_ranks["local_parameters"]) == count_parameters(SPEC).total
+    assert max(results_of_ranks["local_parameters"]) < 0.51 * count_parameters(SPEC).total
 
 
-def test_tensor_parallel_has_the_collectives_of_the_op_table(found: dict[str, Any]) -> None:
+def test_tensor_parallel_has_the_collectives_of_the_op_table(results_of_ranks: dict[str, Any]) -> None:
     """Besides these: the embedding's sum, and three numbers per token of the loss (maximum, sum, the target's
     logit)."""
     counts = {"forward": 0, "backward": 0}
     for op in lower(SPEC, Workload.train(24, 4), Layout(tp=2)):
         for collective in op.collectives:
             counts[collective.when] += op.count
-    assert found["sent"] == {"forward": counts["forward"] + 4, "backward": counts["backward"]}
+    assert results_of_ranks["sent"] == {"forward": counts["forward"] + 4, "backward": counts["backward"]}
 
 
-def test_a_fault_on_one_rank_is_found(found: dict[str, Any]) -> None:
-    assert found["uneven"][1] is False  # the gradients; the loss hardly changes with so few layers
+def test_a_fault_on_one_rank_is_found(results_of_ranks: dict[str, Any]) -> None:
+    assert results_of_ranks["uneven"][1] is False  # the gradients; the loss hardly changes with so few layers
 
 
-def test_a_failure_on_one_rank_is_a_failure_on_all(found: dict[str, Any]) -> None:
-    rows = {row["implementation"]: (row["status"], row["reason"]) for row in found["faults"]}
+def test_a_failure_on_one_rank_is_a_failure_on_all(results_of_ranks: dict[str, Any]) -> None:
+    rows = {row["implementation"]: (row["status"], row["reason"]) for row in results_of_ranks["faults"]}
     assert rows == {
         "need": ("OOM", "not tried: the call needs more memory than any machine can address; on rank 1"),
         "check": ("FAILED", "RuntimeError: OddError: odd; on rank 1"),
@@ -94,17 +94,17 @@ def test_a_failure_on_one_rank_is_a_failure_on_all(found: dict[str, Any]) -> Non
     }
 
 
-def test_ranks_that_are_out_of_step_stop_measuring(found: dict[str, Any]) -> None:
+def test_ranks_that_are_out_of_step_stop_measuring(results_of_ranks: dict[str, Any]) -> None:
     """The collective that the first rank waits in would be joined by the next one of the second rank."""
-    first, second = found["parted"]
+    first, second = results_of_ranks["parted"]
     assert first == second
     assert first["rows"] == [["leaving", "FAILED", True]]
     assert first["end"].startswith("ranks are no longer in step: rank 0: RuntimeError: ")
     assert "; rank 1: ValueError: gone, at leaving" in first["end"]
 
 
-def test_collectives_are_right(found: dict[str, Any]) -> None:
-    rows = {row["case"]["collective"]: row for row in found["collectives"]}
+def test_collectives_are_right(results_of_ranks: dict[str, Any]) -> None:
+    rows = {row["case"]["collective"]: row for row in results_of_ranks["collectives"]}
     assert list(rows) == ["all_reduce", "all_gather", "reduce_scatter", "all_to_all"]
     for row in rows.values():
         assert row["status"] == "ok"
@@ -121,16 +121,16 @@ def test_bandwidths(kind: str, bus: float) -> None:
     assert bandwidths(kind, 10**9, 1.0, 4) == (1e9, bus)
 
 
-def test_the_first_rank_alone_writes_and_answers(found: dict[str, Any]) -> None:
-    (first, first_said), (second, second_said) = found["said"]
-    assert found["codes"] == [0, 0]
+def test_the_first_rank_alone_writes_and_answers(results_of_ranks: dict[str, Any]) -> None:
+    (first, first_said), (second, second_said) = results_of_ranks["said"]
+    assert results_of_ranks["codes"] == [0, 0]
     assert first.count("how fast are collectives between ranks") == 2
     assert second == ""
-    results = read(found["file"])
+    results = read(results_of_ranks["file"])
     assert not results.damaged
     assert len(results.headers) == 2
     assert len(results.rows) == len(results.by_key()) == 8  # resumed without measuring anything again
-    assert found["exists"] == 2
+    assert results_of_ranks["exists"] == 2
     assert "which would be lost" in first_said
     assert "which would be lost" in second_said
 

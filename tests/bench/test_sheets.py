@@ -57,9 +57,9 @@ def test_sheets_are_named_by_the_fields_that_differ() -> None:
         {"what": "experts alone", "tokens": 32, "dtype": "fp32", "routing": "even"},
     ]
     rows = [Row(experiment="moe", case=case, implementation="a", status="OOM", reason="no room") for case in cases]
-    common, found = sheets(rows, None)
+    common, charts = sheets(rows, None)
     assert common == "32 tokens · fp32"
-    assert [sheet.title for sheet in found] == ["against dense", "experts alone, even routing"]
+    assert [sheet.title for sheet in charts] == ["against dense", "experts alone, even routing"]
 
 
 def test_remarks_stand_below_the_rows() -> None:

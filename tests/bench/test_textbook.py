@@ -33,14 +33,14 @@ BY_NAME = {claim.name: claim for claim in CLAIMS}
 
 
 def row(name: str, *samples: float, **fields: Any) -> Row:
-    given: dict[str, Any] = {"status": "OOM", "reason": "no room"}
+    defaults: dict[str, Any] = {"status": "OOM", "reason": "no room"}
     if samples:
-        given = {"status": "ok", "measurement": Measurement(samples_s=samples, clock="cpu")}
-    return Row(experiment="textbook", case={"run": "a"}, implementation=name, **{**given, **fields})
+        defaults = {"status": "ok", "measurement": Measurement(samples_s=samples, clock="cpu")}
+    return Row(experiment="textbook", case={"run": "a"}, implementation=name, **{**defaults, **fields})
 
 
-def rows(*each: Row) -> dict[str, Row]:
-    return {one.implementation: one for one in each}
+def rows(*all_rows: Row) -> dict[str, Row]:
+    return {one.implementation: one for one in all_rows}
 
 
 def claim(value: Any, claimed: float, **fields: Any) -> Claim:
@@ -51,7 +51,7 @@ SLOW, FAST = row("slow", 3.0, 3.3, 3.0), row("fast", 1.0, 1.1, 1.0)
 
 
 @pytest.mark.parametrize(
-    ("of", "measured", "verdict"),
+    ("statement", "measured", "verdict"),
     [
         (claim(time_ratio("slow", "fast"), 3.2), 3.0, "holds"),
         (claim(time_ratio("slow", "fast"), 3.4), 3.0, "does not"),
@@ -69,23 +69,23 @@ SLOW, FAST = row("slow", 3.0, 3.3, 3.0), row("fast", 1.0, 1.1, 1.0)
         (claim(time_change("fast", "slow"), -0.6, shown="change"), -2 / 3, "does not"),
     ],
 )
-def test_verdicts(of: Claim, measured: float, verdict: str) -> None:
-    found = outcome(of, rows(SLOW, FAST))
-    assert found.measured == pytest.approx(measured)
-    assert found.verdict == verdict
+def test_verdicts(statement: Claim, measured: float, verdict: str) -> None:
+    result = outcome(statement, rows(SLOW, FAST))
+    assert result.measured == pytest.approx(measured)
+    assert result.verdict == verdict
 
 
 def test_another_setting_decides_nothing() -> None:
     """A claim that holds for every size is decided by a small model."""
-    of = claim(time_ratio("slow", "fast"), 3.0)
-    found = outcome(of, rows(SLOW, FAST), own_setting=False)
-    assert (found.verdict, found.measured, found.reason) == (
+    statement = claim(time_ratio("slow", "fast"), 3.0)
+    result = outcome(statement, rows(SLOW, FAST), own_setting=False)
+    assert (result.verdict, result.measured, result.reason) == (
         "n/a here",
         3.0,
         "not comparable: the run was smaller than the setting of the claim",
     )
-    assert outcome(replace(of, any_size=True), rows(SLOW, FAST), own_setting=False).verdict == "holds"
-    assert outcome(replace(of, run=None), rows(SLOW, FAST), own_setting=False).verdict == "holds"  # analytic
+    assert outcome(replace(statement, any_size=True), rows(SLOW, FAST), own_setting=False).verdict == "holds"
+    assert outcome(replace(statement, run=None), rows(SLOW, FAST), own_setting=False).verdict == "holds"  # analytic
 
 
 @pytest.mark.parametrize("run", RUNS)
@@ -98,13 +98,13 @@ def test_a_gpu_measures_at_the_claims_own_setting(run: str) -> None:
 
 
 def test_memory_is_inputs_and_what_was_added() -> None:
-    big, small = (replace_memory(each, added, 100) for each, added in ((SLOW, 300), (FAST, 100)))
+    big, small = (replace_memory(original, added, 100) for original, added in ((SLOW, 300), (FAST, 100)))
     assert outcome(claim(memory_change("fast", "slow"), -0.5, shown="change"), rows(big, small)).measured == -0.5
 
 
-def replace_memory(of: Row, added: int, inputs: int) -> Row:
+def replace_memory(before: Row, added: int, inputs: int) -> Row:
     return row(
-        of.implementation,
+        before.implementation,
         1.0,
         memory=MemoryPeak(added_bytes=added, by="tensors"),
         extra={"input_bytes": inputs},
@@ -112,35 +112,35 @@ def replace_memory(of: Row, added: int, inputs: int) -> Row:
 
 
 @pytest.mark.parametrize(
-    ("given", "reason"),
+    ("known_rows", "reason"),
     [
         ([], "not run"),
         ([FAST, row("slow")], "slow: OOM, no room"),
         ([FAST, row("slow", 1.0)], "cannot pair 1 samples with 3"),
     ],
 )
-def test_a_claim_without_figures_is_open(given: list[Row], reason: str) -> None:
-    found = outcome(claim(time_ratio("slow", "fast"), 3.0), rows(*given))
-    assert (found.verdict, found.measured) == ("n/a", None)
-    assert found.reason.startswith(reason)
+def test_a_claim_without_figures_is_open(known_rows: list[Row], reason: str) -> None:
+    result = outcome(claim(time_ratio("slow", "fast"), 3.0), rows(*known_rows))
+    assert (result.verdict, result.measured) == ("n/a", None)
+    assert result.reason.startswith(reason)
 
 
 def test_a_refusal_is_an_answer_and_a_failure_is_none() -> None:
     refused, failed = (row("x", status=status, reason="why", measurement=None) for status in ("n/a", "FAILED"))
-    of = claim(runs("x"), 0.0, bound="at most", shown="yes")
-    assert outcome(of, rows(refused)).verdict == "holds"
-    assert outcome(of, rows(row("x", 1.0))).verdict == "does not"
-    assert outcome(of, rows(failed)).verdict == "n/a"
+    statement = claim(runs("x"), 0.0, bound="at most", shown="yes")
+    assert outcome(statement, rows(refused)).verdict == "holds"
+    assert outcome(statement, rows(row("x", 1.0))).verdict == "does not"
+    assert outcome(statement, rows(failed)).verdict == "n/a"
 
 
 def test_analytic_claims_by_hand() -> None:
-    found = {
+    outcomes_by_name = {
         name: outcome(BY_NAME[name], {})
         for name in ("GQA cache", "MQA cache", "MoE top-1", "MoE top-2", "standard 8192")
     }
-    assert found["GQA cache"].measured == pytest.approx(4 / 12 - 1)
-    assert found["MQA cache"].measured == pytest.approx(1 / 12 - 1)
-    assert {name: each.verdict for name, each in found.items()} == {
+    assert outcomes_by_name["GQA cache"].measured == pytest.approx(4 / 12 - 1)
+    assert outcomes_by_name["MQA cache"].measured == pytest.approx(1 / 12 - 1)
+    assert {name: result.verdict for name, result in outcomes_by_name.items()} == {
         "GQA cache": "holds",
         "MQA cache": "holds",
         "MoE top-1": "holds",
@@ -150,19 +150,21 @@ def test_analytic_claims_by_hand() -> None:
     # Mistral-7B with two feed-forwards instead of one, its other products and the scores of 2,048 tokens
     ffn, others = 32 * 3 * 4096 * 14336, 32 * (2 * 4096 + 2 * 1024) * 4096 + 32000 * 4096
     scores = 32 * 2 * 32 * 128 * 1024.5
-    assert found["MoE top-2"].measured == pytest.approx((2 * ffn + others + scores) / (ffn + others + scores), rel=1e-3)
+    assert outcomes_by_name["MoE top-2"].measured == pytest.approx(
+        (2 * ffn + others + scores) / (ffn + others + scores), rel=1e-3
+    )
     # scores alone: 12 layers, 8 sequences, 12 heads, 8,192² of at least an fp32 softmax
-    assert found["standard 8192"].measured > 12 * 8 * 12 * 8192**2 * 4
+    assert outcomes_by_name["standard 8192"].measured > 12 * 8 * 12 * 8192**2 * 4
 
 
 def test_every_claim_has_a_source_and_a_value() -> None:
     assert len(BY_NAME) == len(CLAIMS) == len({claim.says for claim in CLAIMS})
-    for each in CLAIMS:
-        assert each.source
-        assert each.at
-        assert (each.value is None) == bool(each.unavailable) == (each.claimed is None)
-        assert each.run is None or each.run in RUNS
-    assert {each.run for each in CLAIMS} - {None} == set(RUNS)
+    for statement in CLAIMS:
+        assert statement.source
+        assert statement.at
+        assert (statement.value is None) == bool(statement.unavailable) == (statement.claimed is None)
+        assert statement.run is None or statement.run in RUNS
+    assert {statement.run for statement in CLAIMS} - {None} == set(RUNS)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -197,21 +199,23 @@ def test_the_cheap_runs_decide_their_claims(monkeypatch: pytest.MonkeyPatch) -> 
     ask = Ask(quick=True, device=CPU, dtype="fp32")
     references = measure_references(CpuClock(), torch.float32, budget_s=0.01, sizes=Sizes(64, 2**16, 10))
     chosen = [RUNS[name](ask) for name in ("length", "decode 1", "norm forward", "style decode")]
-    found = list(run([replace(group, pace=ask.pace) for group in chosen], clock=CpuClock(), references=references))
-    by_name = {each.claim.name: each for each in outcomes(found)}
+    measured_rows = list(
+        run([replace(group, pace=ask.pace) for group in chosen], clock=CpuClock(), references=references)
+    )
+    by_name = {result.claim.name: result for result in outcomes(measured_rows)}
     assert {by_name[f"{kind} length"].verdict for kind in ("learned", "RoPE", "ALiBi")} == {"holds"}
     assert by_name["RMSNorm forward"].verdict == "n/a here"
     samples = {
-        each.implementation: each.measurement.samples_s
-        for each in found
-        if each.case["run"] == "norm forward" and each.measurement is not None
+        timed_row.implementation: timed_row.measurement.samples_s
+        for timed_row in measured_rows
+        if timed_row.case["run"] == "norm forward" and timed_row.measurement is not None
     }
     pairs = zip(samples["LayerNorm"], samples["RMSNorm"], strict=True)
     assert by_name["RMSNorm forward"].measured == pytest.approx(median(layer / rms for layer, rms in pairs))
     assert by_name["flash 512"].verdict == "n/a"
-    answer = summary(ask, found)
+    answer = summary(ask, measured_rows)
     assert answer.key == "claims"
-    assert [each["claim"] for each in answer.rows] == [claim.name for claim in CLAIMS]
+    assert [line["claim"] for line in answer.rows] == [claim.name for claim in CLAIMS]
     assert len(answer.table.rows) == len(CLAIMS)
     assert "flash 512: n/a, not run" in answer.lines
     assert EXPERIMENT.summary is summary

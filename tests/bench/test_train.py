@@ -131,13 +131,13 @@ def test_what_is_compiled_stays_compiled(monkeypatch: pytest.MonkeyPatch) -> Non
     tokens = SETTING.tokens(97, 4, 48)
     trainer = Trainer(build(SPEC), tokens, tokens)
     steps = [trainer.call(TrainStep("sdpa", again, compiled)) for again in (False, True) for compiled in (False, True)]
-    made: list[int] = []
+    compilations: list[int] = []
     for _ in range(4):
         for step in steps:
             step()
-        made.append(counters["stats"]["unique_graphs"])
-    assert made[0] > 0
-    assert len(set(made)) == 1
+        compilations.append(counters["stats"]["unique_graphs"])
+    assert compilations[0] > 0
+    assert len(set(compilations)) == 1
 
 
 def test_a_wrong_backward_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,13 +142,13 @@ def parted(ranks: Ranks, references: ReferenceMeasurements) -> dict[str, Any]:
 
     pace = Ask(quick=True, device=CPU, dtype="fp32").pace.fixed()
     group = Group(experiment="parted", case={}, names=["good", "leaving"], candidates=candidates, pace=pace)
-    found: list[Any] = []
+    texts: list[Any] = []
     try:
         for row in run([group, group], clock=ranks.clock(CPU), references=references):
-            found.append([row.implementation, row.status, row.ended_session])
+            texts.append([row.implementation, row.status, row.ended_session])
     except CannotRunError as problem:
-        return {"rows": found, "end": str(problem)}
-    return {"rows": found, "end": None}
+        return {"rows": texts, "end": str(problem)}
+    return {"rows": texts, "end": None}
 
 
 def main(out: str) -> None:
@@ -156,7 +156,7 @@ def main(out: str) -> None:
     ranks, _ = join("any", CPU, "train")
     ask = Ask(quick=True, device=CPU, dtype="fp32", ranks=ranks)
     references = measure_references(CpuClock(), torch.float32, budget_s=0.01, sizes=Sizes(64, 2**16, 10))
-    found: dict[str, Any] = {
+    answers: dict[str, Any] = {
         "train": rows_of([train.group_of(SETTING, STEPS, ask)], ranks, references),
         "collectives": rows_of(
             [collectives.group_of(kind, 6000, ask) for kind in collectives.COLLECTIVES], ranks, references
@@ -166,16 +166,16 @@ def main(out: str) -> None:
         "faults": alone(ranks, references),
     }
     local = Trainer(build(SPEC), *[SETTING.tokens(98, 4, 24)] * 2, sharding="fsdp", ranks=ranks)
-    found["local_parameters"] = ranks.gathered(sum(each.to_local().numel() for each in local.parameters))
+    answers["local_parameters"] = ranks.gathered(sum(parameter.to_local().numel() for parameter in local.parameters))
     results = f"{out}.jsonl"
-    found["codes"] = [
+    answers["codes"] = [
         command(["bench", "collectives", "--device", "cpu", option, results]) for option in ("--output", "--resume")
     ]
-    found["exists"] = command(["bench", "collectives", "--device", "cpu", "--output", results])
-    found["parted"] = ranks.gathered(parted(ranks, references))  # the last one: afterwards the ranks are out of step
+    answers["exists"] = command(["bench", "collectives", "--device", "cpu", "--output", results])
+    answers["parted"] = ranks.gathered(parted(ranks, references))  # the last one: afterwards the ranks are out of step
     if ranks.first:
         with open(out, "w", encoding="utf-8") as file:
-            json.dump(found, file)
+            json.dump(answers, file)
 
 
 if __name__ == "__main__":

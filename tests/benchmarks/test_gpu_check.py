@@ -62,20 +62,20 @@ def test_a_rehearsal_runs_every_step(tmp_path: Path, capsys: pytest.CaptureFixtu
     """Check, clock, file and table run for one experiment of each family. Candidates that need a GPU are n/a."""
     words = ["window forward", "D64 causal backward", "GQA decode", "SwiGLU", "MoE decode", "cross-entropy"]
     assert main(["--quick", "--only", *words, "--results", str(tmp_path)]) == 0
-    found = results(tmp_path)
-    assert not found.damaged
-    assert found.headers[0].inputs["rehearsal"] is True
-    assert found.headers[0].reference_measurements is not None
-    by_name = statuses(found.rows)
+    content = results(tmp_path)
+    assert not content.damaged
+    assert content.headers[0].inputs["rehearsal"] is True
+    assert content.headers[0].reference_measurements is not None
+    by_name = statuses(content.rows)
     assert {status for (_, name), status in by_name.items() if name == OURS} == {"ok"}
     assert {name for (_, name), status in by_name.items() if status != "ok"} == {"sdpa-cudnn", "liger"}
     assert by_name["SwiGLU forward", "eager"] == "ok"
     assert by_name["attention window forward", "flex"] == by_name["SwiGLU backward", "torch.compile"] == "ok"
-    ours = [row for row in found.rows if row.implementation == OURS]
+    ours = [row for row in content.rows if row.implementation == OURS]
     assert all(row.checks and row.measurement and row.measurement.cold for row in ours)
-    assert {row.measurement.clock for row in found.rows if row.measurement} == {"cuda-events", "cuda-graph"}
+    assert {row.measurement.clock for row in content.rows if row.measurement} == {"cuda-events", "cuda-graph"}
     assert {row.experiment: len(row.checks) for row in ours}["attention D64 causal backward"] == 4
-    flash = next(row for row in found.rows if row.implementation == "sdpa-flash")
+    flash = next(row for row in content.rows if row.implementation == "sdpa-flash")
     assert any("flash_attention" in name for name in flash.kernels)
     text = capsys.readouterr().out
     assert "REHEARSAL" in text
@@ -100,10 +100,11 @@ def incorrect(**inputs: Any) -> torch.Tensor:
 def test_an_incorrect_kernel_has_no_time(
     tmp_path: Path, replace_experiments: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = experiment("SwiGLU forward")
+    planted = experiment("SwiGLU forward")
     replace_experiments(
         replace(
-            given, candidates=[CandidateKernel(name=OURS, own=True, build=lambda *_: incorrect), *given.candidates[1:]]
+            planted,
+            candidates=[CandidateKernel(name=OURS, own=True, build=lambda *_: incorrect), *planted.candidates[1:]],
         )
     )
     assert main(["--quick", "--only", "SwiGLU", "--results", str(tmp_path)]) == 1
@@ -159,20 +160,20 @@ def test_a_candidate_that_takes_too_long_is_not_measured() -> None:
         time.sleep(5)
 
     rope = experiment("RoPE forward")
-    given = replace(rope, candidates=[rope.candidates[0], CandidateKernel(name="slow", build=slow)])
+    planted = replace(rope, candidates=[rope.candidates[0], CandidateKernel(name="slow", build=slow)])
     with open_rehearsal() as machine:
-        rows = list(rows_of(given, rope.tiny, [OURS, "slow"], replace(machine, candidate_s=1.0), {}))
+        rows = list(rows_of(planted, rope.tiny, [OURS, "slow"], replace(machine, candidate_s=1.0), {}))
     assert statuses(rows) == {(rope.name, OURS): "ok", (rope.name, "slow"): "n/a"}
 
 
 def test_configurations_are_ranked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--quick", "--tune", "glu", "--results", str(tmp_path)]) == 0
-    found = results(tmp_path)
-    assert {(row.experiment, row.case["choice"], row.status) for row in found.rows} == {
+    content = results(tmp_path)
+    assert {(row.experiment, row.case["choice"], row.status) for row in content.rows} == {
         ("tune glu forward", "glu_forward", "ok"),
         ("tune glu backward", "glu_backward", "ok"),
     }
-    shipped, other = sorted(row.implementation for row in found.rows if row.experiment == "tune glu forward")
+    shipped, other = sorted(row.implementation for row in content.rows if row.experiment == "tune glu forward")
     assert shipped.startswith("0: BLOCK=256 warps=1")
     assert other.startswith("2: BLOCK=2048")  # the second is the first at this width
     assert "tune glu forward · rows=3, width=37 · glu_forward" in capsys.readouterr().out
@@ -213,16 +214,16 @@ def test_several_processes_share_the_tests(tmp_path: Path) -> None:
     path, unloadable = tmp_path / "test_planted.py", tmp_path / "test_unloadable.py"
     path.write_text(SUITE)
     unloadable.write_text("import nothing_of_that_name\n")
-    found = run_tests_and_compile(
+    report = run_tests_and_compile(
         Suite("planted", (str(path), str(unloadable), "--continue-on-collection-errors"), 2), [], 60.0
     )
-    assert found is not None
-    assert found.outcomes["passed"] == 2
-    assert found.outcomes["skipped"] == 1
-    assert sum("test_fails: assert 1 == 2" in failure for failure in found.failures) == 1
-    assert sum("ValueError: no fixture" in failure for failure in found.failures) == 1
-    assert any("test_unloadable.py" in failure for failure in found.failures)
-    row = found.row()
+    assert report is not None
+    assert report.outcomes["passed"] == 2
+    assert report.outcomes["skipped"] == 1
+    assert sum("test_fails: assert 1 == 2" in failure for failure in report.failures) == 1
+    assert sum("ValueError: no fixture" in failure for failure in report.failures) == 1
+    assert any("test_unloadable.py" in failure for failure in report.failures)
+    row = report.row()
     assert (row.status, row.extra["passed"]) == ("INCORRECT", 2)
     late = run_tests_and_compile(Suite("late", (str(path),), 1), [], -1.0)
     assert late is not None
@@ -233,10 +234,10 @@ def test_several_processes_share_the_tests(tmp_path: Path) -> None:
 def test_a_dying_process_is_a_failure(tmp_path: Path) -> None:
     path = tmp_path / "test_planted.py"
     path.write_text("import os\ndef test_dies(): os.abort()\n")
-    found = run_tests_and_compile(Suite("dying", (str(path),), 1), [], 60.0)
-    assert found is not None
-    assert found.row().status == "INCORRECT"
-    assert found.failures[0].startswith("pytest ended with -6")
+    report = run_tests_and_compile(Suite("dying", (str(path),), 1), [], 60.0)
+    assert report is not None
+    assert report.row().status == "INCORRECT"
+    assert report.failures[0].startswith("pytest ended with -6")
 
 
 def test_wrong_input_is_explained(capsys: pytest.CaptureFixture[str]) -> None:

@@ -97,7 +97,7 @@ def wrong(x: torch.Tensor, **_: Any) -> torch.Tensor:
     return torch.zeros_like(x)
 
 
-def of(rows: list[Row], title: str, name: str) -> list[Row]:
+def rows_named(rows: list[Row], title: str, name: str) -> list[Row]:
     return [row for row in rows if (row.experiment, row.implementation) == (title, name)]
 
 
@@ -123,16 +123,16 @@ def test_each_fault_costs_one_row(first_run: Callable[..., tuple[int, list[Row]]
     code, rows = first_run(*experiments, experiment("SwiGLU backward"), stall_s=4.0)
     assert code == 1
     for (title, name), (op, reason) in faults.items():
-        found = of(rows, title, name)
-        assert [row.status for row in found] == [{wrong: "INCORRECT", exhaust: "OOM"}.get(op, "FAILED")]
-        assert reason in str(found[0].reason)
+        matching = rows_named(rows, title, name)
+        assert [row.status for row in matching] == [{wrong: "INCORRECT", exhaust: "OOM"}.get(op, "FAILED")]
+        assert reason in str(matching[0].reason)
     others = [
         row for row in rows if (row.experiment, row.implementation) not in faults and row.implementation != "liger"
     ]
     assert {row.status for row in others} == {"ok"}  # liger-kernel needs a GPU
     assert Counter(row.implementation for row in others if row.experiment == "RoPE forward") == {OURS: 2, COPY: 2}
-    assert of(rows, "GQA decode", "sdpa")
-    assert of(rows, "SwiGLU backward", OURS)  # the same family as the kernel that hangs
+    assert rows_named(rows, "GQA decode", "sdpa")
+    assert rows_named(rows, "SwiGLU backward", OURS)  # the same family as the kernel that hangs
     assert time.monotonic() - start < 60
 
 
@@ -202,8 +202,8 @@ def test_assemblers_are_compared(
     def name_assembler(**_: Any) -> Any:
         raise CannotRunError(os.environ.get("TRITON_PTXAS_PATH", "none"))
 
-    given = experiment("RoPE forward", ours=name_assembler)
-    code, rows = first_run(given, options=("--ptxas", "default", str(other)))
+    planted = experiment("RoPE forward", ours=name_assembler)
+    code, rows = first_run(planted, options=("--ptxas", "default", str(other)))
     assert code == 0
     assert [(row.implementation, row.case["ptxas"], row.reason) for row in rows if row.implementation == OURS] == [
         (OURS, "default", "none"),
@@ -239,12 +239,12 @@ def test_torch_compile_is_run_ahead(capsys: pytest.CaptureFixture[str]) -> None:
     assert job.has_compiled
     ran = []
 
-    def kept(candidate: Any) -> None:
+    def record_run(candidate: Any) -> None:
         ran.append(candidate.name)
         run_once(candidate)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "run_once", kept)
+        patch.setattr(run, "run_once", record_run)
         run._compile_by_torch([job], open_rehearsal, FIRST, None)  # type: ignore[arg-type]
     assert ran == ["torch.compile"]
     assert capsys.readouterr().out == ""
@@ -259,14 +259,14 @@ def test_a_large_archive_loses_samples_and_says_so(tmp_path: Path) -> None:
     log.write_bytes(os.urandom(3000))
     whole, short = tmp_path / "whole.tar.gz", tmp_path / "short.tar.gz"
     assert pack(whole, [path, log]) == []
-    (found,) = read_results(whole).rows
-    assert found == row
+    (row_read,) = read_results(whole).rows
+    assert row_read == row
     notes = pack(short, [path, log], most_bytes=5000)
     assert short.stat().st_size <= 5000
-    (found,) = read_results(short).rows
-    assert found.measurement is not None
-    assert found.measurement.samples_s == tuple(random[:10])
-    assert found.measurement.notes == ("only the first 10 of 400 samples are kept",)
+    (row_read,) = read_results(short).rows
+    assert row_read.measurement is not None
+    assert row_read.measurement.samples_s == tuple(random[:10])
+    assert row_read.measurement.notes == ("only the first 10 of 400 samples are kept",)
     assert notes == ["raw samples: only the first 10 of each row are in this archive"]
     (tmp_path / "out").mkdir()
     assert {file.name for file in unpack(short, tmp_path / "out")} == {"rows.jsonl", "1.log", "notes.txt"}

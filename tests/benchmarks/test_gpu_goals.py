@@ -71,10 +71,10 @@ def test_experiments_are_chosen_by_words() -> None:
 def test_a_speed_up_is_computed_pair_by_pair() -> None:
     """Both take twice as long in the second round, which does not change the ratio."""
     rows = row(OURS, 1.0, 2.0, 1.0), row("flash", 1.3, 2.6, 1.3)
-    found = outcome(Goal("x", "flash", must=1.25), *rows)
-    assert found.value is not None
-    assert (found.value.median, found.value.p10, found.value.p90) == pytest.approx((1.3, 1.3, 1.3))
-    assert found.verdict == "pass"
+    result = outcome(Goal("x", "flash", must=1.25), *rows)
+    assert result.value is not None
+    assert (result.value.median, result.value.p10, result.value.p90) == pytest.approx((1.3, 1.3, 1.3))
+    assert result.verdict == "pass"
     assert outcome(Goal("x", "flash", must=1.31), *rows).verdict == "MISS"
     assert outcome(Goal("x", "flash", must=1.0, moonshot=1.3), *rows).verdict == "moonshot"
     assert outcome(Goal("x", "flash", moonshot=1.4), *rows).verdict == "not yet"
@@ -92,11 +92,11 @@ def test_a_share_compares_rates() -> None:
 def test_a_windows_time_is_compared_with_its_share_of_the_flops() -> None:
     """A tenth of the FLOPs takes an eighth of the time: 1.25 times its share."""
     goal = Goal("x", "own causal", "flops", must=1.25, at_most=True)
-    found = outcome(goal, row(OURS, 1.0, work_flops=10), row("own causal", 8.0, work_flops=100))
-    assert found.value is not None
-    assert found.value.median == pytest.approx(1.25)
+    result = outcome(goal, row(OURS, 1.0, work_flops=10), row("own causal", 8.0, work_flops=100))
+    assert result.value is not None
+    assert result.value.median == pytest.approx(1.25)
     slower = outcome(goal, row(OURS, 1.1, work_flops=10), row("own causal", 8.0, work_flops=100))
-    assert (found.verdict, slower.verdict) == ("pass", "MISS")
+    assert (result.verdict, slower.verdict) == ("pass", "MISS")
 
 
 def test_memory_without_the_results() -> None:
@@ -107,17 +107,17 @@ def test_memory_without_the_results() -> None:
         memory=MemoryPeak(added_bytes=1300, by="allocator"),
         extra={"logits_bytes": 8000, "results_bytes": 300},
     )
-    found = outcome(Goal("x", "logits", "memory", must=1 / 8, at_most=True), ours)
-    assert found.value is not None
-    assert (found.value.median, found.verdict) == (0.125, "pass")
+    result = outcome(Goal("x", "logits", "memory", must=1 / 8, at_most=True), ours)
+    assert result.value is not None
+    assert (result.value.median, result.verdict) == (0.125, "pass")
     assert outcome(Goal("x", "logits", "memory", must=1 / 9, at_most=True), ours).verdict == "MISS"
 
 
 def test_a_goal_without_a_measurement_gives_the_reason() -> None:
     goal = Goal("x", "liger", must=1.0)
     assert outcome(goal).note == "not begun"
-    found = outcome(goal, row(OURS, 1.0), row("liger"))
-    assert (found.verdict, found.note) == ("n/a", "liger: not here")
+    result = outcome(goal, row(OURS, 1.0), row("liger"))
+    assert (result.verdict, result.note) == ("n/a", "liger: not here")
     broken = row("liger", status="FAILED", reason="RuntimeError: no")
     assert outcome(goal, row(OURS, 1.0), broken).note == "liger FAILED: RuntimeError: no"
     wrong = row(OURS, status="INCORRECT", reason="out: error 1")
@@ -131,8 +131,8 @@ def test_a_throttled_gpu_is_noted() -> None:
         clock="cuda-events",
         conditions=Conditions(readings=4, throttled={"power cap": 0.75}),
     )
-    found = outcome(Goal("x", "flash", must=1.0), row(OURS, 1.0, measurement=timed), row("flash", *[3.0] * 4))
-    assert (found.verdict, found.note) == ("pass", "throttled: power cap 75%; spread 67%")
+    result = outcome(Goal("x", "flash", must=1.0), row(OURS, 1.0, measurement=timed), row("flash", *[3.0] * 4))
+    assert (result.verdict, result.note) == ("pass", "throttled: power cap 75%; spread 67%")
 
 
 def test_each_case_has_an_outcome_and_the_last_row_counts() -> None:

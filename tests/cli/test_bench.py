@@ -69,14 +69,14 @@ gc.unfreeze()
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the JSON of every command as NAME.out, and the files that the commands wrote."""
     where = tmp_path_factory.mktemp("measured")
-    asked = {**PROFILES, "traced": TRACED, **BENCHES}
-    asked = {name: [*arguments, "--device", "cpu", "--format", "json"] for name, arguments in asked.items()}
-    asked["norms.table"] = ["bench", "norms", "--device", "cpu"]
-    asked["norm.table"] = ["profile", "norm", "--device", "cpu", "--by", "kernel"]
+    commands = {**PROFILES, "traced": TRACED, **BENCHES}
+    commands = {name: [*arguments, "--device", "cpu", "--format", "json"] for name, arguments in commands.items()}
+    commands["norms.table"] = ["bench", "norms", "--device", "cpu"]
+    commands["norm.table"] = ["profile", "norm", "--device", "cpu", "--by", "kernel"]
     clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     clean["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # this process resumes files with as many threads
     done = subprocess.run(
-        [sys.executable, "-c", MANY], input=json.dumps(asked), cwd=where, env=clean, text=True, capture_output=True
+        [sys.executable, "-c", MANY], input=json.dumps(commands), cwd=where, env=clean, text=True, capture_output=True
     )
     assert done.returncode == 0, done.stderr
     return where
@@ -90,8 +90,8 @@ def _one_commit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def answer(folder: Path, name: str) -> dict[str, Any]:
     """The answer of a command."""
-    found: dict[str, Any] = json.loads((folder / f"{name}.out").read_text())
-    return found
+    document: dict[str, Any] = json.loads((folder / f"{name}.out").read_text())
+    return document
 
 
 def as_rows(rows: list[dict[str, Any]]) -> list[Row]:
@@ -101,26 +101,26 @@ def as_rows(rows: list[dict[str, Any]]) -> list[Row]:
 
 @pytest.mark.parametrize("name", PIECES)
 def test_every_piece_is_profiled(folder: Path, name: str) -> None:
-    found = answer(folder, f"profile {name}")
-    assert found["schema"] == "llmbench.profile/2"
-    assert found["environment"]["device"] == "cpu"
-    assert found["reference_measurements"]["matmul"]["work"] == 2 * 1024**3
-    rows = as_rows(found["implementations"])
+    document = answer(folder, f"profile {name}")
+    assert document["schema"] == "llmbench.profile/2"
+    assert document["environment"]["device"] == "cpu"
+    assert document["reference_measurements"]["matmul"]["work"] == 2 * 1024**3
+    rows = as_rows(document["implementations"])
     assert rows[-1].implementation == "standard"
     assert rows[-1].status == "ok"
-    for row, given in zip(rows, found["implementations"], strict=True):
+    for row, shown in zip(rows, document["implementations"], strict=True):
         assert row.case["piece"] == name
-        assert (row.status, given["derived"]["seconds"]) == ("ok", row.seconds)
-        assert given["derived"]["share_of_limit"] > 0
-        assert given["derived"]["peak_bytes"] >= row.extra["input_bytes"]
-        assert given["derived"]["prediction_error"] == pytest.approx(row.predicted_s / row.seconds - 1)
-    assert found["implementations"][-1]["derived"]["speedup"] == 1.0
+        assert (row.status, shown["derived"]["seconds"]) == ("ok", row.seconds)
+        assert shown["derived"]["share_of_limit"] > 0
+        assert shown["derived"]["peak_bytes"] >= row.extra["input_bytes"]
+        assert shown["derived"]["prediction_error"] == pytest.approx(row.predicted_s / row.seconds - 1)
+    assert document["implementations"][-1]["derived"]["speedup"] == 1.0
 
 
 def test_kernels_are_joined_to_ops(folder: Path) -> None:
     """Every product of the op table has kernels, forward and backward. The predictions sum to the row's."""
-    found = answer(folder, "traced")
-    ops = {op["op"]: op for op in found["ops"]}
+    document = answer(folder, "traced")
+    ops = {op["op"]: op for op in document["ops"]}
     for name in ("attention.q_proj", "attention.o_proj", "ffn.gate_proj", "ffn.down_proj"):
         products = {
             launch["backward"]: launch["runs"]
@@ -134,8 +134,8 @@ def test_kernels_are_joined_to_ops(folder: Path) -> None:
         if launch["kernel"] == "aten::_scaled_dot_product_flash_attention_for_cpu"
     )
     assert attended["runs"] == 1
-    predicted = sum(op["predicted_s"] or 0.0 for op in found["ops"])
-    assert predicted == pytest.approx(found["implementations"][0]["predicted_s"])
+    predicted = sum(op["predicted_s"] or 0.0 for op in document["ops"])
+    assert predicted == pytest.approx(document["implementations"][0]["predicted_s"])
     assert json.loads((folder / "trace.json").read_text())["traceEvents"]
 
 
@@ -156,14 +156,14 @@ def test_a_missing_trace_is_reported_after_the_answer(
 ) -> None:
     quick_profiles(monkeypatch)
     trace = tmp_path / "trace.json"
-    asked = ["profile", "attention", *SMALL, "--device", "cpu", "--trace", str(trace)]
-    assert run([*asked, "--impl", "sdpa-cudnn", "--by", "kernel"]) == 3
+    commands = ["profile", "attention", *SMALL, "--device", "cpu", "--trace", str(trace)]
+    assert run([*commands, "--impl", "sdpa-cudnn", "--by", "kernel"]) == 3
     out, err = capsys.readouterr()
     assert "standard" in out
     assert "no kernel times: sdpa-cudnn is n/a" in out
     assert err.startswith("error: no trace: sdpa-cudnn is n/a")
     assert not trace.exists()
-    assert run([*asked, "--impl", "standard"]) == 0
+    assert run([*commands, "--impl", "standard"]) == 0
     assert capsys.readouterr().err == f"wrote {trace}\n"
     assert json.loads(trace.read_text())["traceEvents"]
 
@@ -189,9 +189,9 @@ def test_the_help_lists_every_name() -> None:
 
 @pytest.mark.parametrize("name", ALONE)
 def test_every_experiment_runs(folder: Path, name: str) -> None:
-    found = answer(folder, name)
-    assert found["schema"] == "llmbench.bench/2"
-    rows = as_rows(found["rows"])
+    document = answer(folder, name)
+    assert document["schema"] == "llmbench.bench/2"
+    rows = as_rows(document["rows"])
     assert {row.experiment for row in rows} == {name}
     assert {row.status for row in rows} <= {"ok", "n/a"}, [row.reason for row in rows]
     assert sum(row.status == "ok" for row in rows) >= 3
@@ -245,8 +245,8 @@ def test_memory_is_near_what_was_predicted(folder: Path) -> None:
         rows = [row for row in answer(folder, name)["rows"] if field is None or row["case"][field] == value]
         assert rows
         for row in rows:
-            found = row["derived"]
-            assert found["peak_bytes"] == pytest.approx(found["need_bytes"], rel=0.2), (name, row["implementation"])
+            values = row["derived"]
+            assert values["peak_bytes"] == pytest.approx(values["need_bytes"], rel=0.2), (name, row["implementation"])
 
 
 def refusal(capsys: Capture, *arguments: str, code: int = 2) -> str:
@@ -318,19 +318,19 @@ def test_missing_packages_are_named(capsys: Capture, tmp_path: Path, monkeypatch
 
 
 def test_a_results_file_is_never_overwritten_or_mixed(folder: Path, capsys: Capture) -> None:
-    kept = str(folder / "norms.jsonl")
-    before = Path(kept).read_bytes()
-    assert "contains results, which would be lost" in refusal(capsys, "bench", "norms", "--device", "cpu", "-o", kept)
-    assert "other inputs" in refusal(capsys, "bench", "activations", "--device", "cpu", "--resume", kept)
-    assert Path(kept).read_bytes() == before
+    path = str(folder / "norms.jsonl")
+    before = Path(path).read_bytes()
+    assert "contains results, which would be lost" in refusal(capsys, "bench", "norms", "--device", "cpu", "-o", path)
+    assert "other inputs" in refusal(capsys, "bench", "activations", "--device", "cpu", "--resume", path)
+    assert Path(path).read_bytes() == before
 
 
 def test_a_finished_run_is_only_shown_again(folder: Path) -> None:
-    kept = folder / "positions.jsonl"
-    rows = read(kept).by_key()
+    path = folder / "positions.jsonl"
+    rows = read(path).by_key()
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        assert run(["bench", "positions", "--device", "cpu", "--resume", str(kept), "--format", "json"]) == 0
+        assert run(["bench", "positions", "--device", "cpu", "--resume", str(path), "--format", "json"]) == 0
     shown = json.loads(out.getvalue())["rows"]
     assert {row.key: row for row in as_rows(shown)} == rows
     assert shown == answer(folder, "positions")["rows"]  # compared with the reference measurements of their session
@@ -370,7 +370,7 @@ def test_ctrl_c_keeps_rows_and_says_how_to_continue(
 ) -> None:
     import llmbench.bench.experiments.experiment as frame
 
-    kept = tmp_path / "norms.jsonl"
+    path = tmp_path / "norms.jsonl"
     whole = frame.run
 
     def interrupted(*args: Any, **options: Any) -> Any:
@@ -382,11 +382,11 @@ def test_ctrl_c_keeps_rows_and_says_how_to_continue(
     importlib.import_module("llmbench.model.implementations.kernels")  # loaded as conftest needs them
     monkeypatch.setattr(frame, "run", interrupted)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    assert run(["bench", "attention", "--device", "cpu", "-o", str(kept), "--format", "json"]) == 130
+    assert run(["bench", "attention", "--device", "cpu", "-o", str(path), "--format", "json"]) == 130
     out, err = capsys.readouterr()
     assert len(json.loads(out)["rows"]) == 2
-    assert f"--resume {kept}" in err
-    assert len(read(kept).rows) == 2
+    assert f"--resume {path}" in err
+    assert len(read(path).rows) == 2
 
 
 def test_joules_are_shown_where_a_counter_measures_them(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -399,7 +399,7 @@ def test_joules_are_shown_where_a_counter_measures_them(capsys: Capture, monkeyp
     assert "energy" not in capsys.readouterr().out
     monkeypatch.setattr(check_and_time, "energy_of", lambda call, device: Energy(joules=3.0, calls=2, seconds=1.0))
     assert run([*arguments, "--format", "json"]) == 0
-    found = json.loads(capsys.readouterr().out)["implementations"]
-    assert {row["derived"]["joules_per_call"] for row in found} == {1.5}
+    rows = json.loads(capsys.readouterr().out)["implementations"]
+    assert {row["derived"]["joules_per_call"] for row in rows} == {1.5}
     assert run([*arguments, "--format", "csv"]) == 0
     assert ",joules_per_call," in capsys.readouterr().out.partition("\n")[0]

@@ -210,9 +210,9 @@ def test_models_from_files(tmp_path: Path, capsys: Capture) -> None:
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(to_config(load_bundled("qwen3-8b"))))
     (tmp_path / "other.toml").write_text(write_spec(load_bundled("gpt2")))
-    found = rows(capsys, "params", str(folder), str(folder / "config.json"), str(tmp_path / "other.toml"))
-    assert [row["parameters"]["total"] for row in found] == [8_190_735_360, 8_190_735_360, 124_439_808]
-    assert [row["model"] for row in found] == ["some-model", "some-model", "gpt2"]
+    models = rows(capsys, "params", str(folder), str(folder / "config.json"), str(tmp_path / "other.toml"))
+    assert [row["parameters"]["total"] for row in models] == [8_190_735_360, 8_190_735_360, 124_439_808]
+    assert [row["model"] for row in models] == ["some-model", "some-model", "gpt2"]
 
 
 def test_without_a_model_the_bundled_ones_are_compared(capsys: Capture) -> None:
@@ -432,10 +432,10 @@ OPTIONS = {
 def test_options_are_frozen(command: str) -> None:
     import typer.main
 
-    found = typer.main.get_command(llmbench.cli.build([command.split()[0]]))
+    current = typer.main.get_command(llmbench.cli.build([command.split()[0]]))
     for name in command.split():
-        found = found.commands[name]
-    options = [option for option in found.params if option.param_type_name == "option"]
+        current = current.commands[name]
+    options = [option for option in current.params if option.param_type_name == "option"]
     names = [option.opts[0] for option in options if "--help" not in option.opts]
     assert " ".join(names) == OPTIONS[command]
     assert len(names) <= 12

@@ -69,8 +69,8 @@ def test_two_runs_of_one_build_show_no_regression(tmp_path: Path, capsys: Captur
     subprocess.run([sys.executable, "-c", TWO_RUNS], cwd=tmp_path, env=clean, check=True, capture_output=True)
     first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
     for before, after in ((first, second), (second, first)):
-        found = compared(capsys, before, after, 0)
-        assert {change["verdict"] for change in found["changes"]} == {"same"}
+        document = compared(capsys, before, after, 0)
+        assert {change["verdict"] for change in document["changes"]} == {"same"}
     rows = [slower(row, 2) if row.implementation == "RMSNorm" else row for row in read(second).rows]
     changes = compared(capsys, first, file_of(rows, tmp_path / "slow.jsonl"), 1)["changes"]
     planted = [change["implementation"] for change in changes if change["verdict"] == "slower"]
@@ -89,8 +89,8 @@ def test_a_planted_slow_down_is_found(tmp_path: Path, capsys: Capture) -> None:
     same = file_of([slower(row, 1 + NOISE_FLOOR["cpu"] / 2) for row in rows], tmp_path / "same.jsonl")
     after = file_of([slower(rows[0], 1.3), *rows[1:]], tmp_path / "after.jsonl")
     assert compared(capsys, before, same, 0)["regressions"] == 0
-    found = compared(capsys, before, after, 1)
-    (changed,) = (change for change in found["changes"] if change["verdict"] == "slower")
+    document = compared(capsys, before, after, 1)
+    (changed,) = (change for change in document["changes"] if change["verdict"] == "slower")
     assert (changed["implementation"], changed["ratio"]) == ("flash", pytest.approx(1.3))
     assert changed["noise"] == pytest.approx(0.105, abs=0.001)  # exp(0.1) - 1
     assert run(["diff", str(before), str(after)]) == 1

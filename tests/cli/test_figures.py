@@ -28,8 +28,8 @@ def answer(capsys: Capture, *arguments: str) -> str:
 
 def row(capsys: Capture, *arguments: str) -> dict[str, Any]:
     """The only row of a command's JSON."""
-    (found,) = json.loads(answer(capsys, *arguments, "--format", "json"))["models"]
-    return found
+    (model,) = json.loads(answer(capsys, *arguments, "--format", "json"))["models"]
+    return model
 
 
 def table(capsys: Capture, *arguments: str) -> list[dict[str, str]]:
@@ -59,12 +59,12 @@ def test_parallel_branches_have_a_row_each(tmp_path: Path, capsys: Capture) -> N
     file = tmp_path / "h1.toml"
     file.write_text(write_spec(spec), encoding="utf-8")
     rows = table(capsys, "kvcache", str(file), "--seq", "3000")
-    each = {True: 0, False: 0}
+    cache_bytes = {True: 0, False: 0}
     for op in lower(spec, ONE_TOKEN):
         if op.cache:
-            each[".attention." in op.name] += op.count * sequence_bytes(op.cache, 3000, "bf16", Layout()).total
+            cache_bytes[".attention." in op.name] += op.count * sequence_bytes(op.cache, 3000, "bf16", Layout()).total
     shown = {line["kind"]: int(line["bytes_per_sequence"]) for line in rows[:-1]}
-    assert shown == {"GQA": each[True], "Mamba-2": each[False]}
+    assert shown == {"GQA": cache_bytes[True], "Mamba-2": cache_bytes[False]}
 
 
 def test_an_encoder_has_no_cache(capsys: Capture) -> None:
@@ -89,17 +89,17 @@ def test_latent_attention_as_other_heads(capsys: Capture) -> None:
 def parts(formula: str, kinds: list[str]) -> list[tuple[str, int, list[str]]]:
     """The parts of an explained formula: text, number, and the kinds of layers with it (none: it exists once)."""
     inside, once, last = formula.rpartition(", + ")
-    found = []
+    terms = []
     if not once and last.endswith(" once"):
         inside, last = "", last.removesuffix(" once")
     elif not once:
         inside, last = last, ""
     for part in filter(None, inside.split("; ")):
         named, colon, text = part.rpartition(": ")
-        found.append((text, number(text), named.split(", ") if colon else kinds))
+        terms.append((text, number(text), named.split(", ") if colon else kinds))
     for text in filter(None, [last.removesuffix(" once")]):
-        found.append((text, number(text), []))
-    return found
+        terms.append((text, number(text), []))
+    return terms
 
 
 def number(text: str) -> int:
@@ -113,11 +113,11 @@ def test_formulas_of_components_come_to_the_model(name: str, capsys: Capture) ->
     for line in table(capsys, "params", name, "--explain")[:-1]:
         component, formula, model = line["component"], line["formula"], int(line["parameters"])
         if line["parameters_per_layer"]:
-            ((_, each, _),) = [part for part in parts(formula, ["any"]) if part[2]]
-            assert each == int(line["parameters_per_layer"])
+            ((_, part_value, _),) = [part for part in parts(formula, ["any"]) if part[2]]
+            assert part_value == int(line["parameters_per_layer"])
             once = sum(value for _, value, kinds in parts(formula, ["any"]) if not kinds)
-            assert (model - once) % each == 0
-            assert (model - once) // each <= sum(counts.values())
+            assert (model - once) % part_value == 0
+            assert (model - once) // part_value <= sum(counts.values())
         elif ":" in formula:
             total = sum(value * sum(counts[kind] for kind in kinds) for _, value, kinds in parts(formula, []) if kinds)
             assert total + sum(value for _, value, kinds in parts(formula, []) if not kinds) == model, component
@@ -174,11 +174,11 @@ def test_ops_say_their_kind_of_layer_where_there_are_several(command: str, capsy
 
 
 def test_the_rule_of_thumb_is_per_token_too(capsys: Capture) -> None:
-    found = row(capsys, "flops", "llama2-7b")
+    model = row(capsys, "flops", "llama2-7b")
     text = answer(capsys, "flops", "llama2-7b")
-    assert found["seq_len"] == 4096
-    assert f"{found['flops_per_token'] / 1e9:.2f} GFLOPs per token ·" in text
-    assert f"= {found['rule_of_thumb_flops'] / 4096 / 1e9:.2f} GFLOPs per token (−9.3%)" in text
+    assert model["seq_len"] == 4096
+    assert f"{model['flops_per_token'] / 1e9:.2f} GFLOPs per token ·" in text
+    assert f"= {model['rule_of_thumb_flops'] / 4096 / 1e9:.2f} GFLOPs per token (−9.3%)" in text
 
 
 def test_absorbed_latent_attention_is_noted(capsys: Capture) -> None:
@@ -213,9 +213,9 @@ def test_memory_states_its_assumptions(capsys: Capture) -> None:
     assert "micro-batch 1,000 per replica" in text
     served = ("memory", "llama2-7b", "--phase", "inference", "--precision", "int8", "--kv-dtype", "fp8")
     assert "weights int8 · cache fp8" in answer(capsys, *served)
-    found = row(capsys, *served)
-    assert (found["precision"], found["kv_dtype"], found["optimizer"]) == ("int8", "fp8", None)
-    assert found["parts_bytes"]["kv_cache"] * 2 == row(capsys, *served[:-2])["parts_bytes"]["kv_cache"]
+    model = row(capsys, *served)
+    assert (model["precision"], model["kv_dtype"], model["optimizer"]) == ("int8", "fp8", None)
+    assert model["parts_bytes"]["kv_cache"] * 2 == row(capsys, *served[:-2])["parts_bytes"]["kv_cache"]
     assert row(capsys, "memory", "llama2-7b")["precision"] == "mixed"
 
 
@@ -230,9 +230,9 @@ def test_fsdp_shows_no_weights_of_its_own(capsys: Capture) -> None:
 
 
 def test_approximate_memory_has_a_reason(capsys: Capture) -> None:
-    found = row(capsys, "memory", "mamba-130m")
-    assert found["approximate"] is True
-    (reason,) = found["approximate_because"]
+    model = row(capsys, "memory", "mamba-130m")
+    assert model["approximate"] is True
+    (reason,) = model["approximate_because"]
     text = answer(capsys, "memory", "mamba-130m")
     assert text.startswith("mamba-130m (approximate)")
     assert f"approximate: {reason}" in text

@@ -22,23 +22,23 @@ def llmbench(*arguments: str, **environment: str) -> subprocess.CompletedProcess
 def test_list_names_every_kernel() -> None:
     from llmbench.kernels.registry import KERNELS
 
-    found = llmbench("kernels", "list", "--format", "json")
-    assert [row["kernel"] for row in json.loads(found.stdout)["kernels"]] == list(KERNELS)
+    process = llmbench("kernels", "list", "--format", "json")
+    assert [row["kernel"] for row in json.loads(process.stdout)["kernels"]] == list(KERNELS)
 
 
 def test_check_on_a_cpu_is_interpreted() -> None:
-    found = llmbench("kernels", "check", "glu", "--device", "cpu", "--seeds", "1")
-    assert found.returncode == 0, found.stderr
-    assert "3 of 3 within budget, in Triton's interpreter" in found.stdout
+    process = llmbench("kernels", "check", "glu", "--device", "cpu", "--seeds", "1")
+    assert process.returncode == 0, process.stderr
+    assert "3 of 3 within budget, in Triton's interpreter" in process.stdout
     rows = json.loads(llmbench("kernels", "check", "glu", "--dtype", "fp32", "--format", "json").stdout)["kernels"]
     assert [row["dtype"] for row in rows] == ["float32"]
     assert 0 < rows[0]["error"] <= rows[0]["budget"]
 
 
 def test_random_cases_are_checked() -> None:
-    found = llmbench("kernels", "check", "glu", "--device", "cpu", "--fuzz", "1", "--seed", "3", "--format", "json")
-    assert found.returncode == 0, found.stderr
-    answer = json.loads(found.stdout)
+    process = llmbench("kernels", "check", "glu", "--device", "cpu", "--fuzz", "1", "--seed", "3", "--format", "json")
+    assert process.returncode == 0, process.stderr
+    answer = json.loads(process.stdout)
     assert (answer["inputs"]["fuzz_s"], answer["inputs"]["seed"]) == (1, 3)
     assert sum(row["trials"] for row in answer["kernels"]) >= 1
     assert all(row["passed"] and row["failures"] == [] for row in answer["kernels"])
@@ -59,9 +59,9 @@ def test_failures_of_random_cases_are_shown(
 
 
 def test_inspect_compiles_without_a_gpu() -> None:
-    found = llmbench("kernels", "inspect", "glu", "--arch", "sm_80,sm_90", "--format", "json", TRITON_INTERPRET="1")
-    assert found.returncode == 0, found.stderr
-    rows = json.loads(found.stdout)["configurations"]
+    process = llmbench("kernels", "inspect", "glu", "--arch", "sm_80,sm_90", "--format", "json", TRITON_INTERPRET="1")
+    assert process.returncode == 0, process.stderr
+    rows = json.loads(process.stdout)["configurations"]
     assert {row["arch"] for row in rows} == {"sm_80", "sm_90"}
     assert {row["function"] for row in rows} == {"glu_forward", "glu_backward"}
     for row in rows:
@@ -73,8 +73,8 @@ def test_inspect_compiles_without_a_gpu() -> None:
 
 
 def test_inspect_of_shipped_configurations() -> None:
-    found = llmbench("kernels", "inspect", "glu", "--shipped", "--format", "json")
-    rows = json.loads(found.stdout)["configurations"]
+    process = llmbench("kernels", "inspect", "glu", "--shipped", "--format", "json")
+    rows = json.loads(process.stdout)["configurations"]
     assert len(rows) == 6, "forward and backward of three shapes"
     assert all(row["shipped"] for row in rows)
 
@@ -91,11 +91,11 @@ def test_inspect_of_shipped_configurations() -> None:
     ],
 )
 def test_wrong_arguments_are_explained(arguments: tuple[str, ...], code: int, said: str) -> None:
-    found = llmbench("kernels", *arguments)
-    assert found.returncode == code
-    assert said in found.stderr
-    assert "Traceback" not in found.stderr
-    assert not found.stdout
+    process = llmbench("kernels", *arguments)
+    assert process.returncode == code
+    assert said in process.stderr
+    assert "Traceback" not in process.stderr
+    assert not process.stdout
 
 
 def test_the_interpreter_needs_a_numpy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,7 +108,7 @@ def test_the_interpreter_needs_a_numpy(monkeypatch: pytest.MonkeyPatch, capsys: 
 def test_an_old_interpreter_needs_an_old_numpy(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = {"triton": "3.6.0", "numpy": "2.4.1"}
-    monkeypatch.setattr("importlib.metadata.version", found.__getitem__)
+    versions = {"triton": "3.6.0", "numpy": "2.4.1"}
+    monkeypatch.setattr("importlib.metadata.version", versions.__getitem__)
     assert run(["kernels", "check", "glu", "--device", "cpu"]) == 3
     assert "pip install 'numpy<2.4'" in capsys.readouterr().err

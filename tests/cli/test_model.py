@@ -21,8 +21,8 @@ def row(capsys: Capture, *arguments: str) -> dict[str, Any]:
     assert run(["model", *arguments, "--format", "json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["schema"] == "llmbench.model/1"
-    (found,) = document["models"]
-    return found
+    (model,) = document["models"]
+    return model
 
 
 def refusal(capsys: Capture, code: int, *arguments: str) -> str:
@@ -34,11 +34,11 @@ def refusal(capsys: Capture, code: int, *arguments: str) -> str:
 
 
 def test_a_model_is_built_and_run(capsys: Capture) -> None:
-    found = row(
+    model = row(
         capsys, "smollm2-135m", "--layers", "2", "--seq", "9", "--batch", "3", "--dtype", "fp32", "--device", "cpu"
     )
-    assert (found["layers"], found["trace"]) == (2, None)
-    built = found["built"]
+    assert (model["layers"], model["trace"]) == (2, None)
+    built = model["built"]
     total = 49152 * 576 + 576 + 2 * 3_540_096
     assert (built["parameters"], built["parameter_bytes"]) == (total, 4 * total)
     assert built["logits_shape"] == [3, 9, 49152]
@@ -85,9 +85,9 @@ def test_the_kernels_that_ran_are_named(
 
 
 def test_traced_beside_analytic(capsys: Capture) -> None:
-    found = row(capsys, "llama3.1-405b", "--trace", "--seq", "4096", "--batch", "2")
-    assert found["built"] is None
-    trace = found["trace"]
+    model = row(capsys, "llama3.1-405b", "--trace", "--seq", "4096", "--batch", "2")
+    assert model["built"] is None
+    trace = model["trace"]
     assert run(["flops", "llama3.1-405b", "--seq", "4096", "--batch", "2", "--attention", "full", "-f", "json"]) == 0
     total = json.loads(capsys.readouterr().out)["models"][0]["total_flops"]
     assert trace["forward_flops"] == trace["traced_flops"] == total

@@ -231,7 +231,7 @@ def test_below_a_table_wider_than_the_terminal_lines_are_wrapped_and_not_padded(
 def test_no_color_is_respected() -> None:
     """No colour, as no-color.org asks; other styles may stay."""
     text = on_terminal("params", "gpt2", NO_COLOR="1")
-    codes = {code for found in ANSI.findall(text) for code in found[2:-1].split(";")}
+    codes = {code for escape in ANSI.findall(text) for code in escape[2:-1].split(";")}
     assert codes <= {"", "0", "1", "2", "3", "4", "22", "23", "24"}, codes
 
 
@@ -458,9 +458,9 @@ def test_one_description_serves_every_format() -> None:
         Field("parity", "parity", value=lambda number: number % 2 == 1, in_json=False),
     ]
     assert records(fields, [3]) == [{"value": 3, "square": {"text": [3, 3], "value": 9}, "object": {"a": 3}}]
-    made = table(fields, [3, 1000])
-    assert made.rows[0] == [3, [3, 3], Cell(9, "3²"), {"a": 3}, True]
-    blocks = [Block(about={"model": name, "notes": ["x", "y"]}, table=made) for name in ("m", "n")]
+    result = table(fields, [3, 1000])
+    assert result.rows[0] == [3, [3, 3], Cell(9, "3²"), {"a": 3}, True]
+    blocks = [Block(about={"model": name, "notes": ["x", "y"]}, table=result) for name in ("m", "n")]
     document = Document(command="x", inputs={}, rows_key="rows", rows=[], blocks=blocks)
     out = io.StringIO()
     render(document, "csv", out)

@@ -31,20 +31,20 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profile, "profile", small)
 
 
-def right(*given: Any) -> Tensor:
+def right(*args: Any) -> Tensor:
     """Attention by another function."""
-    return STANDARD.attend(*given)
+    return STANDARD.attend(*args)
 
 
-def doubled(*given: Any) -> Tensor:
+def doubled(*args: Any) -> Tensor:
     """Attention multiplied by two."""
-    return 2 * STANDARD.attend(*given)
+    return 2 * STANDARD.attend(*args)
 
 
 def raising(problem: Exception) -> Callable[..., Tensor]:
     """Attention that raises the error."""
 
-    def attend(*given: Any) -> Tensor:
+    def attend(*args: Any) -> Tensor:
         raise problem
 
     return attend
@@ -80,8 +80,8 @@ def test_the_exit_code_of_profile_follows_its_rows(
 def test_the_exit_code_of_bench_follows_its_rows(
     status: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = [msgspec.structs.replace(each, case={}) for each in (row("a"), row("b", status=status))]
-    monkeypatch.setattr(experiment, "run", lambda *given, **more: iter(rows))
+    rows = [msgspec.structs.replace(original, case={}) for original in (row("a"), row("b", status=status))]
+    monkeypatch.setattr(experiment, "run", lambda *args, **more: iter(rows))
     assert run(["bench", "activations", "--device", "cpu", "--format", "json"]) == code
     assert '"b"' in capsys.readouterr().out
 
@@ -92,11 +92,11 @@ def test_csv_has_the_rows_of_all_cases_in_one_table(
     """Each row has its case and status. A time is a number or empty."""
     cases: list[tuple[str, str, int]] = [("a", "ok", 8), ("b", "OOM", 8), ("a", "ok", 16)]
     rows = [msgspec.structs.replace(row(name, status=status), case={"seq_len": seq}) for name, status, seq in cases]
-    monkeypatch.setattr(experiment, "run", lambda *given, **more: iter(rows))
+    monkeypatch.setattr(experiment, "run", lambda *args, **more: iter(rows))
     assert run(["bench", "attention", "--device", "cpu", "--format", "csv"]) == 0
-    found = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    table = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     shown = [
-        (each["seq_len"], each["implementation"], each["status"], each["reason"], each["seconds"]) for each in found
+        (line["seq_len"], line["implementation"], line["status"], line["reason"], line["seconds"]) for line in table
     ]
     assert shown == [
         ("8", "a", "ok", "", "0.0105"),

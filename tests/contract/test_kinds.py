@@ -47,15 +47,17 @@ def test_a_layer_caches_what_its_mixers_say(name: str) -> None:
     spec = model(name)
     for layer, part in spec.layers.items():
         mixers = branches(part.mixer)
-        found = caches(spec, layer)
-        assert sum(cache.per_token for cache in found) == sum(row.elements for m in mixers for row in m.cache_rows)
+        layer_caches = caches(spec, layer)
+        assert sum(cache.per_token for cache in layer_caches) == sum(
+            row.elements for m in mixers for row in m.cache_rows
+        )
         indexers = [mixer.indexer_row.elements for mixer in mixers if mixer.indexer_row is not None]
-        assert sum(cache.indexer_per_token for cache in found) == sum(indexers)
+        assert sum(cache.indexer_per_token for cache in layer_caches) == sum(indexers)
         states = [mixer.fixed_state for mixer in mixers if mixer.fixed_state is not None]
-        assert sum(cache.state for cache in found) == sum(state.scan_elements for state in states)
+        assert sum(cache.state for cache in layer_caches) == sum(state.scan_elements for state in states)
         conv = [state.conv[0] * state.conv[1] if state.conv else 0 for state in states]
         shifted = [state.stream_tokens * spec.hidden_size for state in states]
-        assert sum(cache.conv_state for cache in found) == sum(conv) + sum(shifted)
+        assert sum(cache.conv_state for cache in layer_caches) == sum(conv) + sum(shifted)
 
 
 @pytest.mark.parametrize("name", MODELS)

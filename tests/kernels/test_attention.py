@@ -40,8 +40,8 @@ def test_pairs_are_counted_exactly(causal: bool, window: int | None) -> None:
 
 
 def test_backward_costs_two_and_a_half_forwards() -> None:
-    found = cost(Case(2, 8, 2, 100, 130, 64, window=20), torch.bfloat16)
-    assert 2 * found.backward_flops == 5 * found.flops
+    work = cost(Case(2, 8, 2, 100, 130, 64, window=20), torch.bfloat16)
+    assert 2 * work.backward_flops == 5 * work.flops
 
 
 def test_a_width_is_split_with_little_padding() -> None:
@@ -102,8 +102,8 @@ def test_results_join_by_their_log_sum_exp() -> None:
     torch.testing.assert_close(joined, whole, rtol=2e-3, atol=2e-3)
     torch.testing.assert_close(lse, level, rtol=2e-3, atol=2e-3)
     dwhole = torch.randn_like(whole)
-    found, expected = (torch.autograd.grad(out, leaves, dwhole) for out in (joined, whole))
-    for one, other in zip(found, expected, strict=True):
+    gradients, expected = (torch.autograd.grad(out, leaves, dwhole) for out in (joined, whole))
+    for one, other in zip(gradients, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=5e-3, atol=5e-3)
 
 

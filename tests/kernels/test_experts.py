@@ -62,9 +62,9 @@ def test_the_sort_is_stable_and_its_tiles_cover_every_row_once(
         if int(offsets[expert]) <= row
     ]
     assert covered == list(range(real))
-    found = tiles[:, tiles[0] >= 0]
-    assert torch.equal(again[:, again[0] >= 0], found)
-    exists = torch.arange(tiles.shape[1], device=DEVICE) < found.shape[1]
+    used = tiles[:, tiles[0] >= 0]
+    assert torch.equal(again[:, again[0] >= 0], used)
+    exists = torch.arange(tiles.shape[1], device=DEVICE) < used.shape[1]
     assert torch.equal(tiles[0] >= 0, exists)  # tiles that exist come first
 
 
@@ -88,7 +88,7 @@ def test_routing_equals_that_of_the_model(experts: int, k: int, router: Router) 
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
     layer = layer.to(DEVICE)
     logits, weights, choices = layer(torch.randn(40, 16, generator=generator).to(DEVICE), implementation("standard"))
-    found, picked = moe_routing(
+    result, picked = moe_routing(
         logits.detach(),
         k,
         layer.correction,
@@ -99,7 +99,7 @@ def test_routing_equals_that_of_the_model(experts: int, k: int, router: Router) 
         topk_group=router.topk_group,
     )
     everywhere = torch.zeros_like(logits)
-    torch.testing.assert_close(everywhere.scatter(1, picked, found), everywhere.scatter(1, choices, weights.detach()))
+    torch.testing.assert_close(everywhere.scatter(1, picked, result), everywhere.scatter(1, choices, weights.detach()))
 
 
 @pytest.mark.parametrize("gated", [True, False])
@@ -144,12 +144,12 @@ def test_every_tile_height(tokens: int, tile: int, index: int) -> None:
     assert rows_per_tile(tokens, 2) == tile
     names = "gated_forward", "grouped_product"
     with launching.poisoned(), launching.preferring(dict.fromkeys(names, index)):
-        found = moe(**arguments)
+        result = moe(**arguments)
     exact = {
         name: value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
         for name, value in arguments.items()
     }
-    assert compare("out", found, reference(**arguments), reference(**exact)).passed
+    assert compare("out", result, reference(**arguments), reference(**exact)).passed
 
 
 def test_results_repeat_and_idle_experts_have_zero_gradients() -> None:
@@ -210,8 +210,8 @@ def test_it_compiles_without_graph_breaks() -> None:
     compiled = torch.compile(whole, fullgraph=True, backend="aot_eager")
     leaves = [logits.requires_grad_(), *(arguments[name].requires_grad_() for name in ("x", "gate", "up", "down"))]
     eager = torch.autograd.grad(whole(logits, **arguments).sum(), leaves)
-    found = torch.autograd.grad(compiled(logits, **arguments).sum(), leaves)
-    for one, other in zip(found, eager, strict=True):
+    gradients = torch.autograd.grad(compiled(logits, **arguments).sum(), leaves)
+    for one, other in zip(gradients, eager, strict=True):
         torch.testing.assert_close(one, other)
 
 

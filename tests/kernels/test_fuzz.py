@@ -41,9 +41,9 @@ def test_the_inputs_of_random_cases_can_be_made(name: str) -> None:
 def test_a_run_ends_at_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(100))
     monkeypatch.setattr(fuzzing.time, "monotonic", lambda: next(clock))
-    found = list(fuzz(["rope"], [FP32], seconds=4, seed=0, device="cpu"))
-    (result,) = (item for item in found if isinstance(item, FuzzResult))
-    assert (result.trials, result.passed, len(found)) == (4, True, 5)
+    items = list(fuzz(["rope"], [FP32], seconds=4, seed=0, device="cpu"))
+    (result,) = (item for item in items if isinstance(item, FuzzResult))
+    assert (result.trials, result.passed, len(items)) == (4, True, 5)
 
 
 def off_by_one_row(gate: Tensor, up: Tensor, activation: str = "silu") -> Tensor:
@@ -106,8 +106,8 @@ def test_a_layout_keeps_the_values_and_surrounds_them_with_nan() -> None:
 
 def test_an_expanded_tensor_has_a_stride_of_0() -> None:
     x = torch.arange(24.0).view(2, 3, 4)
-    found = {expanded(x, Draw(seed)).stride() for seed in range(20)}
-    assert found == {(0, 4, 1), (12, 0, 1)}
+    strides = {expanded(x, Draw(seed)).stride() for seed in range(20)}
+    assert strides == {(0, 4, 1), (12, 0, 1)}
     unused = x.clone()
     unused[1, 2, 0] = torch.nan
     assert expanded(unused, Draw(0)) is unused

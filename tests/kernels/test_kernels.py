@@ -185,9 +185,9 @@ HEADINGS = [
 @pytest.mark.parametrize("module", sorted({place.partition(":")[0] for place in KERNELS.values()}))
 def test_a_kernel_file_has_its_headings_in_order(module: str) -> None:
     text = Path(llmbench.__file__).parent.joinpath("kernels", *module.split(".")).with_suffix(".py").read_text("utf-8")
-    found = re.findall(r"^# == (.*) ==$", text, re.MULTILINE)
-    assert found == [heading for heading in HEADINGS if heading in found]
-    assert found[-4:] == HEADINGS[-4:]
+    headings = re.findall(r"^# == (.*) ==$", text, re.MULTILINE)
+    assert headings == [heading for heading in HEADINGS if heading in headings]
+    assert headings[-4:] == HEADINGS[-4:]
 
 
 @pytest.mark.parametrize("name", KERNELS)

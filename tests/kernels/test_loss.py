@@ -67,9 +67,9 @@ def test_one_program_walks_many_tiles(hidden: int, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(linear, "tile_configurations", lambda *_: [small])
     arguments = inputs(Case(600, hidden, 300, "none", ignored=70, label_smoothing=0.1))
     with launching.poisoned():
-        found = linear_cross_entropy(**arguments)
+        result = linear_cross_entropy(**arguments)
     exact = widened(arguments)
-    verdict = compare("out", found, reference(**arguments), reference(**exact))
+    verdict = compare("out", result, reference(**arguments), reference(**exact))
     assert verdict.passed, verdict
 
 
@@ -189,9 +189,9 @@ def test_a_frozen_operand_has_no_flops(frozen: str) -> None:
     arguments[frozen] = arguments[frozen].detach()
     rest = [name for name in KERNEL.differentiable if name != frozen]
     with FlopCounterMode(display=False) as counter:
-        found = torch.autograd.grad(linear_cross_entropy(**arguments), [arguments[name] for name in rest])
+        gradients = torch.autograd.grad(linear_cross_entropy(**arguments), [arguments[name] for name in rest])
     assert counter.get_total_flops() == 2 * 2 * 6 * 16 * 40
-    for name, grad in zip(rest, found, strict=True):
+    for name, grad in zip(rest, gradients, strict=True):
         assert torch.equal(grad, expected[name])
 
 
@@ -269,8 +269,8 @@ def test_a_second_backward_pass_is_refused() -> None:
 def test_a_bias_may_have_any_stride(reduction: str) -> None:
     x, weight, targets = torch.randn(4, 16), torch.randn(40, 16), torch.arange(4)
     x, weight, targets, bias = (tensor.to(DEVICE) for tensor in (x, weight, targets, torch.randn(40, 2)[:, 0]))
-    found = linear_cross_entropy(x, weight, targets, bias, reduction=reduction)
-    torch.testing.assert_close(found, linear_cross_entropy(x, weight, targets, bias.clone(), reduction=reduction))
+    result = linear_cross_entropy(x, weight, targets, bias, reduction=reduction)
+    torch.testing.assert_close(result, linear_cross_entropy(x, weight, targets, bias.clone(), reduction=reduction))
 
 
 def test_a_gradient_of_0_stays_0_in_bf16() -> None:
@@ -306,8 +306,8 @@ def test_it_compiles_without_graph_breaks(reduction: str) -> None:
         return linear_cross_entropy(**arguments | {"x": arguments["x"] * 1.5}).sum() * 2
 
     compiled = torch.compile(twice, fullgraph=True, backend="aot_eager")
-    found = torch.autograd.grad(compiled(**arguments), parameters)
-    for one, other in zip(found, torch.autograd.grad(twice(**arguments), parameters), strict=True):
+    gradients = torch.autograd.grad(compiled(**arguments), parameters)
+    for one, other in zip(gradients, torch.autograd.grad(twice(**arguments), parameters), strict=True):
         torch.testing.assert_close(one, other)
 
 

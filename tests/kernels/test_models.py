@@ -42,18 +42,18 @@ GATED = Gated(intermediate_size=24)
 
 
 def gqa(**fields: Any) -> Attention:
-    given: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
-    return Attention(**{**given, **fields})
+    defaults: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    return Attention(**{**defaults, **fields})
 
 
 def mla(**fields: Any) -> LatentAttention:
-    given: dict[str, Any] = {"kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8}
-    return LatentAttention(**{"num_attention_heads": 4, **given, **fields})
+    defaults: dict[str, Any] = {"kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8}
+    return LatentAttention(**{"num_attention_heads": 4, **defaults, **fields})
 
 
 def moe(**fields: Any) -> MoE:
-    given: dict[str, Any] = {"num_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 12}
-    return MoE(**{**given, **fields})
+    defaults: dict[str, Any] = {"num_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 12}
+    return MoE(**{**defaults, **fields})
 
 
 def spec_of(
@@ -66,10 +66,12 @@ def spec_of(
     **fields: Any,
 ) -> ModelSpec:
     layer: dict[str, Any] = {"mixer": mixer, "ffn": ffn, "placement": placement}
-    given: dict[str, Any] = {"vocab_size": VOCABULARY, "hidden_size": 32, "tie_word_embeddings": False, **fields}
+    defaults: dict[str, Any] = {"vocab_size": VOCABULARY, "hidden_size": 32, "tie_word_embeddings": False, **fields}
     positions = positions or Rope(interleaved=isinstance(mixer, LatentAttention))
     kinds, pattern = {"layer": Layer(**layer)}, f"{layers}*layer"
-    return ModelSpec(name="tiny", source="a test", layers=kinds, pattern=pattern, positions=positions, **given).check()
+    return ModelSpec(
+        name="tiny", source="a test", layers=kinds, pattern=pattern, positions=positions, **defaults
+    ).check()
 
 
 LAYER_NORM = Norm(kind="layernorm", bias=True)
@@ -139,21 +141,21 @@ def tokens(batch: int = 2, length: int = LENGTH) -> Tensor:
 
 def results(model: Decoder, loss: bool = False) -> dict[str, Tensor]:
     """The logits, or the loss, and every gradient."""
-    given = tokens()
+    ids = tokens()
     if loss:
-        targets = given.roll(-1, dims=1).masked_fill(given % 5 == 0, -100)
-        out = model(given, targets=targets)
+        targets = ids.roll(-1, dims=1).masked_fill(ids % 5 == 0, -100)
+        out = model(ids, targets=targets)
         out.backward()
     else:
-        out = model(given)
+        out = model(ids)
         out.float().square().mean().backward()
     grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return {"out": out.detach(), **grads}
 
 
-def assert_close(found: Tensor, wanted: Tensor, name: str = "", within: float = 2e-5) -> None:
+def assert_close(actual: Tensor, wanted: Tensor, name: str = "", within: float = 2e-5) -> None:
     """Assert an error of at most `within` of the largest value; 0.02 on a GPU, where products are tf32."""
-    error = float((found.double() - wanted.double()).abs().max() / (wanted.abs().max() + 1e-12))
+    error = float((actual.double() - wanted.double()).abs().max() / (wanted.abs().max() + 1e-12))
     assert error <= (0.02 if DEVICE.type == "cuda" else within), (name, error)
 
 
@@ -163,10 +165,10 @@ def test_logits_and_gradients_are_those_of_standard(impl: str, name: str) -> Non
     """In fp32. `flash` runs on models with attention only, because the rest of it is plain torch."""
     if impl == "flash" and name.startswith(("mixture", "mamba")):
         pytest.skip("flash computes only attention, which other models test")
-    wanted, found = (results(built(SPECS[name], which), loss=impl == "fused") for which in ("standard", impl))
-    assert wanted.keys() == found.keys()
+    wanted, actual = (results(built(SPECS[name], which), loss=impl == "fused") for which in ("standard", impl))
+    assert wanted.keys() == actual.keys()
     for part in wanted:
-        assert_close(found[part], wanted[part], part, 1e-4 if part != "out" else 2e-5)
+        assert_close(actual[part], wanted[part], part, 1e-4 if part != "out" else 2e-5)
 
 
 @pytest.mark.parametrize("name", ["gqa", "window, sandwich", "alibi", "mla"])
@@ -174,13 +176,13 @@ def test_narrow_formats_are_within_budget(name: str) -> None:
     """In bf16, the error may be twice that of plain torch in bf16, plus one rounding.
 
     All tensors are compared as one, because errors in a few elements may cancel by chance."""
-    exact, plain, found = (
+    exact, plain, actual = (
         results(built(SPECS[name], impl, dtype))
         for impl, dtype in (("standard", torch.float32), ("standard", torch.bfloat16), ("fused", torch.bfloat16))
     )
     whole = [
         torch.cat([part.flatten() / exact[key].norm() for key, part in tensors.items()])
-        for tensors in (found, plain, exact)
+        for tensors in (actual, plain, exact)
     ]
     verdict = compare(name, *whole)
     assert verdict.passed, verdict
@@ -219,15 +221,15 @@ def _blocks(kind: str) -> dict[str, int]:
 
 
 def test_absorbed_latents_without_a_cache() -> None:
-    wanted, found = (built(SPECS["mla"], impl) for impl in ("standard", "flash"))
-    for model in (wanted, found):
+    wanted, actual = (built(SPECS["mla"], impl) for impl in ("standard", "flash"))
+    for model in (wanted, actual):
         set_latent_form(model, "absorbed")
     with torch.no_grad():
-        assert_close(found(tokens(2, 8)), wanted(tokens(2, 8)))
+        assert_close(actual(tokens(2, 8)), wanted(tokens(2, 8)))
         with pytest.raises(CannotRunError, match="absorbed MLA for at most 8"):
-            found(tokens(2, 9))
+            actual(tokens(2, 9))
     with pytest.raises(CannotRunError, match="no backward"):
-        found(tokens(2, 8))
+        actual(tokens(2, 8))
 
 
 @pytest.mark.parametrize("name", ["gqa", "window, sandwich", "mla", "mixture", "alibi"])
@@ -255,10 +257,10 @@ def test_counted_flops_equal_those_of_the_table(name: str) -> None:
     spec = SPECS[name]
     model = models.build(spec, impl="fused", device="meta")
     length = 18  # whole chunks, because packed sequences without data count as equally long
-    given = torch.zeros((2, length), dtype=torch.int64, device="meta")
-    for targets in (None, given):
+    ids = torch.zeros((2, length), dtype=torch.int64, device="meta")
+    for targets in (None, ids):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model(given, targets=targets)
+            model(ids, targets=targets)
         assert counter.get_total_flops() == sum(
             op.count * op.forward_flops for op in lower(spec, Workload.train(length, 2)) if op.kind != "loss"
         )
@@ -287,11 +289,11 @@ def test_flash_computes_the_attention_of_every_bundled_model() -> None:
     refused = {}
     for name in bundled_models():
         spec = layer_of_each_kind(load_bundled(name))
-        given = torch.zeros((1, 16), dtype=torch.int64, device="meta")
-        more = {} if spec.encoder is None else {"encoder_tokens": given}
+        ids = torch.zeros((1, 16), dtype=torch.int64, device="meta")
+        more = {} if spec.encoder is None else {"encoder_tokens": ids}
         try:
             with torch.no_grad():
-                models.build(spec, impl="flash", device="meta")(given, **more)
+                models.build(spec, impl="flash", device="meta")(ids, **more)
         except CannotRunError as refusal:
             refused[name] = str(refusal)
     assert set(refused) == RELATIVE_BIAS | SELECTED_KEYS
@@ -322,8 +324,8 @@ def test_saved_bytes_equal_those_of_the_memory_table(name: str) -> None:
     with FakeTensorMode():
         model = models.build(spec, impl="fused", device="meta")
         materialise(model, device="cpu", dtype=torch.bfloat16)
-        given = torch.zeros((2, 256), dtype=torch.int64)
-        tables = sum(2 * rotation.width // 2 * given.numel() * 4 for rotation in model.rotations)
+        ids = torch.zeros((2, 256), dtype=torch.int64)
+        tables = sum(2 * rotation.width // 2 * ids.numel() * 4 for rotation in model.rotations)
         storages = {x.untyped_storage()._cdata: 0 for x in (*model.parameters(), *model.buffers())}
         storages_alive: list[Any] = []
 
@@ -334,5 +336,5 @@ def test_saved_bytes_equal_those_of_the_memory_table(name: str) -> None:
             return x
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-            model(given)
+            model(ids)
     assert sum(storages.values()) == pytest.approx(wanted + tables, rel=0.001)

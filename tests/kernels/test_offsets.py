@@ -127,10 +127,10 @@ def check_far_strides(kernel: Kernel, fields: dict[str, Any], memory: Memory) ->
     assert dims
     for dim in dims:
         memory.clear()
-        found = outputs_and_gradients(
+        results = outputs_and_gradients(
             kernel, inputs, lambda x, dim=dim: memory.spread(x, dim) if has_rows(x, dim) else x.clone()
         )
-        for one, other in zip(found, expected, strict=True):
+        for one, other in zip(results, expected, strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
 
 

@@ -67,19 +67,19 @@ def rows(*candidates: Candidate, **more: Any) -> dict[str, Row]:
 
 def test_a_correct_candidate_has_a_time() -> None:
     sdpa_candidate = candidate("sdpa", sdpa, work_flops=100, predicted_s=1.0, extra={"heads": 3})
-    found = rows(candidate("standard", standard), sdpa_candidate, attention=True)
-    assert [(row.status, row.reason) for row in found.values()] == [("ok", None)] * 2
-    row = found["sdpa"]
+    by_name = rows(candidate("standard", standard), sdpa_candidate, attention=True)
+    assert [(row.status, row.reason) for row in by_name.values()] == [("ok", None)] * 2
+    row = by_name["sdpa"]
     assert [check.tensor for check in row.checks] == ["out", "dq", "dk", "dv"]
     assert (row.experiment, row.case, row.work_flops, row.predicted_s) == ("attention", {"seq": 64}, 100, 1.0)
     assert row.extra == {"heads": 3}
     assert row.kernels == ("aten::_scaled_dot_product_flash_attention_for_cpu",)
-    assert found["standard"].kernels == ()
+    assert by_name["standard"].kernels == ()
     assert row.measurement is not None
     assert row.measurement.n == 2
     assert row.memory is not None
-    assert found["standard"].memory is not None
-    assert row.memory.added_bytes < found["standard"].memory.added_bytes  # no S×S matrix
+    assert by_name["standard"].memory is not None
+    assert row.memory.added_bytes < by_name["standard"].memory.added_bytes  # no S×S matrix
 
 
 def wrong_mask(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -109,12 +109,12 @@ def test_an_incorrect_kernel_has_no_time(kernel: Callable[..., Tensor], tensor: 
         timed.append(1)
         return kernel(**inputs)
 
-    found = rows(candidate("standard", standard), candidate("wrong", counted))
-    assert (found["wrong"].status, found["wrong"].measurement) == ("INCORRECT", None)
-    assert tensor in (found["wrong"].reason or "")
-    assert not all(check.passed for check in found["wrong"].checks)
+    by_name = rows(candidate("standard", standard), candidate("wrong", counted))
+    assert (by_name["wrong"].status, by_name["wrong"].measurement) == ("INCORRECT", None)
+    assert tensor in (by_name["wrong"].reason or "")
+    assert not all(check.passed for check in by_name["wrong"].checks)
     assert len(timed) == 1  # by the check
-    assert found["standard"].status == "ok"
+    assert by_name["standard"].status == "ok"
 
 
 CUBLAS = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
@@ -136,25 +136,25 @@ CUBLAS = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(hand
 def test_every_error_becomes_a_row(problem: Exception, status: str, reason: str) -> None:
     bad = Candidate(name="bad", prepare=raising(problem), need_bytes=123)
     at_call = Candidate(name="at call", prepare=lambda: raising(problem), need_bytes=456)
-    found = rows(bad, at_call, candidate("standard", standard))
+    by_name = rows(bad, at_call, candidate("standard", standard))
     for name, need in (("bad", 123), ("at call", 456)):
-        assert (found[name].status, found[name].need_bytes) == (status, need)
-        assert reason in (found[name].reason or "")
-    assert found["standard"].status == "ok"
+        assert (by_name[name].status, by_name[name].need_bytes) == (status, need)
+        assert reason in (by_name[name].reason or "")
+    assert by_name["standard"].status == "ok"
 
 
 def test_a_real_allocation_failure_is_oom() -> None:
-    found = rows(Candidate(name="vast", prepare=lambda: lambda: torch.empty(2**52), need_bytes=None))
-    assert found["vast"].status == "OOM"
-    assert "allocate memory" in (found["vast"].reason or "")
+    by_name = rows(Candidate(name="vast", prepare=lambda: lambda: torch.empty(2**52), need_bytes=None))
+    assert by_name["vast"].status == "OOM"
+    assert "allocate memory" in (by_name["vast"].reason or "")
 
 
 def test_out_of_memory_in_the_check_says_so() -> None:
     def check() -> Any:
         raise torch.OutOfMemoryError("Tried to allocate 20 GiB")
 
-    found = rows(Candidate(name="wide", prepare=raising(AssertionError()), check=check, need_bytes=123))
-    assert (found["wide"].status, found["wide"].reason) == ("OOM", "in the fp64 check: Tried to allocate 20 GiB")
+    by_name = rows(Candidate(name="wide", prepare=raising(AssertionError()), check=check, need_bytes=123))
+    assert (by_name["wide"].status, by_name["wide"].reason) == ("OOM", "in the fp64 check: Tried to allocate 20 GiB")
 
 
 def test_the_reason_names_the_first_of_many_failed_checks() -> None:
@@ -175,9 +175,9 @@ def test_energy_is_measured_as_the_call_was_timed(monkeypatch: pytest.MonkeyPatc
 
 def test_a_candidate_larger_than_cpu_memory_is_not_tried() -> None:
     """Linux would let it start and end the process later."""
-    found = rows(Candidate(name="vast", prepare=raising(AssertionError()), need_bytes=2**60))
-    assert found["vast"].status == "OOM"
-    assert (found["vast"].reason or "").startswith("not tried: ")
+    by_name = rows(Candidate(name="vast", prepare=raising(AssertionError()), need_bytes=2**60))
+    assert by_name["vast"].status == "OOM"
+    assert (by_name["vast"].reason or "").startswith("not tried: ")
 
 
 class TwoRanks:
@@ -244,14 +244,14 @@ def test_out_of_memory_says_how_much_other_candidates_hold(monkeypatch: pytest.M
         if next(calls) == 2:
             raise out_of_memory
 
-    found = rows(
+    by_name = rows(
         Candidate(name="first", prepare=raising(out_of_memory)),
         Candidate(name="a", prepare=holding(3000)),
         Candidate(name="b", prepare=holding(4000, fails_when_timed)),
         Candidate(name="vast", prepare=raising(out_of_memory)),
         Candidate(name="odd", prepare=raising(ValueError("odd"))),
     )
-    assert {name: row.reason for name, row in found.items()} == {
+    assert {name: row.reason for name, row in by_name.items()} == {
         "first": "Tried to allocate 20 GiB",
         "a": None,
         "b": "Tried to allocate 20 GiB (other candidates were using 3,000 bytes)",
@@ -269,8 +269,8 @@ def test_memory_left_by_a_failed_candidate_does_not_count_as_held(monkeypatch: p
         reserved["bytes"] += 5000
         raise torch.OutOfMemoryError("Tried to allocate 20 GiB")
 
-    found = rows(Candidate(name="a", prepare=leaving), Candidate(name="b", prepare=leaving))
-    assert [row.reason for row in found.values()] == ["Tried to allocate 20 GiB"] * 2
+    by_name = rows(Candidate(name="a", prepare=leaving), Candidate(name="b", prepare=leaving))
+    assert [row.reason for row in by_name.values()] == ["Tried to allocate 20 GiB"] * 2
 
 
 def test_a_candidate_that_fails_while_timed_is_a_row() -> None:
@@ -282,20 +282,20 @@ def test_a_candidate_that_fails_while_timed_is_a_row() -> None:
             raise RuntimeError("tired")
         return standard(**inputs)
 
-    found = rows(candidate("late", fails_late), candidate("standard", standard), min_samples=10)
-    assert (found["late"].status, found["late"].reason) == ("FAILED", "RuntimeError: tired")
-    assert found["standard"].measurement is not None
-    assert found["standard"].measurement.n == 10
+    by_name = rows(candidate("late", fails_late), candidate("standard", standard), min_samples=10)
+    assert (by_name["late"].status, by_name["late"].reason) == ("FAILED", "RuntimeError: tired")
+    assert by_name["standard"].measurement is not None
+    assert by_name["standard"].measurement.n == 10
 
 
 def test_memory_of_compiled_code_is_unknown_on_a_cpu() -> None:
     """torch's dispatcher sees none of its allocations."""
-    found = rows(
+    by_name = rows(
         Candidate(name="plain", prepare=lambda: lambda: torch.ones(1000)),
         Candidate(name="compiled", prepare=lambda: lambda: torch.ones(1000), compiled=True),
     )
-    assert found["plain"].memory is not None
-    assert (found["compiled"].status, found["compiled"].memory) == ("ok", None)
+    assert by_name["plain"].memory is not None
+    assert (by_name["compiled"].status, by_name["compiled"].memory) == ("ok", None)
 
 
 def test_a_failed_call_keeps_no_memory() -> None:
@@ -337,8 +337,8 @@ def test_ctrl_c_keeps_the_measured_rows(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         sweep()
-    found = [(row.case["seq"], row.implementation, row.status) for row in read(path).rows]
-    assert found == [(1, "standard", "ok"), (2, "wrong", "INCORRECT")]
+    measured = [(row.case["seq"], row.implementation, row.status) for row in read(path).rows]
+    assert measured == [(1, "standard", "ok"), (2, "wrong", "INCORRECT")]
 
 
 def test_triton_is_not_needed() -> None:
@@ -358,5 +358,5 @@ def test_a_gpu_goes_on_after_out_of_memory() -> None:
     device = torch.device("cuda")
     x = torch.randn(1024, 1024, device=device)
     vast = Candidate(name="vast", prepare=lambda: lambda: torch.empty(2**45, device=device), need_bytes=2**47)
-    found = rows(vast, Candidate(name="fine", prepare=lambda: lambda: x @ x), clock=clock_for(device), energy=True)
-    assert (found["vast"].status, found["fine"].status) == ("OOM", "ok")
+    by_name = rows(vast, Candidate(name="fine", prepare=lambda: lambda: x @ x), clock=clock_for(device), energy=True)
+    assert (by_name["vast"].status, by_name["fine"].status) == ("OOM", "ok")

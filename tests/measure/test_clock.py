@@ -60,8 +60,8 @@ def taking(time: SimpleNamespace, *seconds: float) -> Callable[[], None]:
 
 def test_known_times_are_exact(ticking: SimpleNamespace) -> None:
     calls = {"long": taking(ticking, 0.25), "short": taking(ticking, 2e-6)}
-    found = compare(calls, clock=CpuClock(), budget_s=0.5, min_samples=4)
-    long, short = found["long"], found["short"]
+    times = compare(calls, clock=CpuClock(), budget_s=0.5, min_samples=4)
+    long, short = times["long"], times["short"]
     assert long.median_s == pytest.approx(0.25, rel=1e-9)
     assert short.median_s == pytest.approx(2e-6, rel=1e-6)
     assert (long.n, short.n) == (4, 4)
@@ -75,8 +75,8 @@ def test_known_times_are_exact(ticking: SimpleNamespace) -> None:
 
 def test_every_sample_is_kept_in_order(ticking: SimpleNamespace) -> None:
     call = taking(ticking, 0.5, 0.1, 0.2, 0.3)  # the first is the warm-up
-    found = compare({"x": call}, clock=CpuClock(), budget_s=0.5, min_samples=2)["x"]
-    assert found.samples_s == pytest.approx((0.1, 0.2, 0.3, 0.5))
+    measurement = compare({"x": call}, clock=CpuClock(), budget_s=0.5, min_samples=2)["x"]
+    assert measurement.samples_s == pytest.approx((0.1, 0.2, 0.3, 0.5))
 
 
 def test_candidates_run_a_b_b_a(ticking: SimpleNamespace) -> None:
@@ -104,9 +104,9 @@ def test_drift_does_not_change_the_ratio(ticking: SimpleNamespace) -> None:
 
         return call
 
-    found = compare({"A": candidate(0.1), "B": candidate(0.15)}, clock=CpuClock(), budget_s=10.0, min_samples=10)
-    assert ratio(found["B"], found["A"]).median == pytest.approx(1.5, rel=1e-3)
-    sequential = found["B"].samples_s[-1] / found["A"].samples_s[0]
+    times = compare({"A": candidate(0.1), "B": candidate(0.15)}, clock=CpuClock(), budget_s=10.0, min_samples=10)
+    assert ratio(times["B"], times["A"]).median == pytest.approx(1.5, rel=1e-3)
+    sequential = times["B"].samples_s[-1] / times["A"].samples_s[0]
     assert sequential > 2
 
 
@@ -126,9 +126,9 @@ def test_the_others_go_on_after_a_candidate_fails(ticking: SimpleNamespace) -> N
 
     failed: dict[str, Exception] = {}
     candidates = {"bad": fails, "worse": lambda: 1 / 0, "good": taking(ticking, 0.1)}
-    found = compare(candidates, clock=CpuClock(), budget_s=1.0, failed=failed)
-    assert list(found) == ["good"]
-    assert found["good"].n == 10
+    times = compare(candidates, clock=CpuClock(), budget_s=1.0, failed=failed)
+    assert list(times) == ["good"]
+    assert times["good"].n == 10
     assert {name: str(problem) for name, problem in failed.items()} == {"bad": "no more", "worse": "division by zero"}
     assert all(problem.__traceback__ is None for problem in failed.values())
     with pytest.raises(ZeroDivisionError):
@@ -151,9 +151,9 @@ def _interrupt() -> None:
 
 def test_a_sleep_is_never_too_short_and_hardly_too_long() -> None:
     def attempt() -> tuple[float, float]:
-        found = compare({"x": lambda: time.sleep(0.02)}, clock=CpuClock(), budget_s=0.3, warmup_s=0)["x"]
-        assert min(found.samples_s) >= 0.02
-        return found.median_s, 0.02
+        measurement = compare({"x": lambda: time.sleep(0.02)}, clock=CpuClock(), budget_s=0.3, warmup_s=0)["x"]
+        assert min(measurement.samples_s) >= 0.02
+        return measurement.median_s, 0.02
 
     agree(attempt, 0.05)
 
@@ -166,9 +166,9 @@ def test_torchs_timer_agrees() -> None:
         return a @ a
 
     def attempt() -> tuple[float, float]:
-        found = compare({"x": call}, clock=CpuClock(threads=1), budget_s=0.4)["x"]
+        measurement = compare({"x": call}, clock=CpuClock(threads=1), budget_s=0.4)["x"]
         timer = Timer("call()", globals={"call": call}, num_threads=1)
-        return found.median_s, timer.blocked_autorange(min_run_time=0.4).median
+        return measurement.median_s, timer.blocked_autorange(min_run_time=0.4).median
 
     agree(attempt, 0.05)
 
@@ -177,8 +177,8 @@ def test_equal_candidates_are_equal() -> None:
     a = torch.randn(400, 400, dtype=torch.float64)
 
     def attempt() -> tuple[float, float]:
-        found = compare({"a": lambda: a @ a, "b": lambda: a @ a}, clock=CpuClock(threads=1), budget_s=0.5)
-        return ratio(found["a"], found["b"]).median, 1.0
+        times = compare({"a": lambda: a @ a, "b": lambda: a @ a}, clock=CpuClock(threads=1), budget_s=0.5)
+        return ratio(times["a"], times["b"]).median, 1.0
 
     agree(attempt, 0.05)
 
@@ -204,18 +204,23 @@ def test_fp32_products_are_timed_in_tf32_on_a_gpu() -> None:
 
 def test_long_calls_are_timed_by_events() -> None:
     fake = FakeCuda()
-    found = compare({"x": fake.kernels(3, 1e-3)}, clock=fake_clock(fake), warmup_s=0, budget_s=0)["x"]
-    assert found.samples_s == pytest.approx([3 * (1e-3 + GAP_S)] * 10)
-    assert (found.clock, found.cold, found.threads, found.notes) == ("cuda-events", True, None, ())
+    measurement = compare({"x": fake.kernels(3, 1e-3)}, clock=fake_clock(fake), warmup_s=0, budget_s=0)["x"]
+    assert measurement.samples_s == pytest.approx([3 * (1e-3 + GAP_S)] * 10)
+    assert (measurement.clock, measurement.cold, measurement.threads, measurement.notes) == (
+        "cuda-events",
+        True,
+        None,
+        (),
+    )
 
 
 def test_one_short_candidate_makes_all_candidates_graphs() -> None:
     fake = FakeCuda()
     calls = {"short": fake.kernels(4, 20e-6), "long": fake.kernels(2, 1e-3)}
-    found = compare(calls, clock=fake_clock(fake), warmup_s=0, budget_s=0)
-    assert found["short"].median_s == pytest.approx(4 * 20e-6)  # without the gaps
-    assert found["long"].median_s == pytest.approx(2e-3)
-    assert {measurement.clock for measurement in found.values()} == {"cuda-graph"}
+    times = compare(calls, clock=fake_clock(fake), warmup_s=0, budget_s=0)
+    assert times["short"].median_s == pytest.approx(4 * 20e-6)  # without the gaps
+    assert times["long"].median_s == pytest.approx(2e-3)
+    assert {measurement.clock for measurement in times.values()} == {"cuda-graph"}
     never = compare(calls, clock=fake_clock(fake, graphs="never"), warmup_s=0, budget_s=0)
     assert never["short"].median_s == pytest.approx(4 * (20e-6 + GAP_S))
 
@@ -244,12 +249,12 @@ def test_a_call_that_no_graph_holds_leaves_the_group_alone() -> None:
     """It is timed with events and its note gives the reason. The other candidates stay graphs."""
     fake = FakeCuda()
     calls = {"good": fake.kernels(1, 1e-6), "waits": fake.wait}
-    found = compare(calls, clock=fake_clock(fake), warmup_s=0, budget_s=0)
+    times = compare(calls, clock=fake_clock(fake), warmup_s=0, budget_s=0)
     reason = "cannot capture `waits` as a CUDA graph: called a synchronizing CUDA operation"
-    assert (found["good"].clock, found["good"].notes) == ("cuda-graph", ())
-    assert found["good"].median_s == pytest.approx(1e-6)
-    assert found["waits"].clock == "cuda-events"
-    assert found["waits"].notes == (f"{reason}; this time includes gaps between launches",)
+    assert (times["good"].clock, times["good"].notes) == ("cuda-graph", ())
+    assert times["good"].median_s == pytest.approx(1e-6)
+    assert times["waits"].clock == "cuda-events"
+    assert times["waits"].notes == (f"{reason}; this time includes gaps between launches",)
     assert fake.sync_debug_mode == 0
     fake.empty_cache()
     with pytest.raises(CannotRunError, match="cannot capture `waits` as a CUDA graph"):
@@ -269,12 +274,12 @@ def test_an_observer_learns_which_candidate_runs() -> None:
 
 def test_a_failed_capture_is_noted_by_its_first_line() -> None:
     fake = FakeCuda()
-    found = compare({"x": fake.synchronize}, clock=fake_clock(fake), warmup_s=0, budget_s=0)["x"]
+    measurement = compare({"x": fake.synchronize}, clock=fake_clock(fake), warmup_s=0, budget_s=0)["x"]
     note = (
         "cannot capture `x` as a CUDA graph: CUDA error: operation not permitted when stream is capturing; "
         "this time includes gaps between launches"
     )
-    assert (found.clock, found.notes) == ("cuda-events", (note,))
+    assert (measurement.clock, measurement.notes) == ("cuda-events", (note,))
 
 
 def test_l2_is_emptied_before_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,25 +293,25 @@ def test_l2_is_emptied_before_every_call(monkeypatch: pytest.MonkeyPatch) -> Non
         return real(buffer, **options)
 
     monkeypatch.setattr(torch, "sum", summed)
-    found = compare({"x": fake.kernels(1, 3e-3)}, clock=fake_clock(fake), warmup_s=0, budget_s=0)["x"]
-    assert found.median_s == pytest.approx(3e-3 + GAP_S)
-    assert read == [4 * 2**18] * (found.warmup_calls + found.n)
+    measurement = compare({"x": fake.kernels(1, 3e-3)}, clock=fake_clock(fake), warmup_s=0, budget_s=0)["x"]
+    assert measurement.median_s == pytest.approx(3e-3 + GAP_S)
+    assert read == [4 * 2**18] * (measurement.warmup_calls + measurement.n)
 
 
 @pytest.mark.parametrize("threads", [2, 3])
 def test_the_barrier_cost_of_several_threads_is_measured(threads: int) -> None:
     """A reading has two ops, which no machine runs within 0.1 µs. One thread has no barrier cost."""
-    found = compare({"x": lambda: None}, clock=CpuClock(threads=threads), budget_s=0)["x"]
-    assert found.barrier_s is not None
-    assert 1e-7 < found.barrier_s < 1
+    measurement = compare({"x": lambda: None}, clock=CpuClock(threads=threads), budget_s=0)["x"]
+    assert measurement.barrier_s is not None
+    assert 1e-7 < measurement.barrier_s < 1
     assert compare({"x": lambda: None}, clock=CpuClock(threads=1), budget_s=0)["x"].barrier_s is None
 
 
 def test_the_median_barrier_cost_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     readings = iter([3e-6, 9e-6, 4e-6, 5e-6])
     monkeypatch.setattr(clocks, "barrier_timer", lambda threads: lambda: next(readings))
-    found = compare({"x": lambda: None}, clock=CpuClock(), budget_s=0, min_samples=4, max_samples=4)["x"]
-    assert found.barrier_s == pytest.approx(4.5e-6)
+    measurement = compare({"x": lambda: None}, clock=CpuClock(), budget_s=0, min_samples=4, max_samples=4)["x"]
+    assert measurement.barrier_s == pytest.approx(4.5e-6)
 
 
 def test_a_cpu_has_a_cpu_clock() -> None:
@@ -331,8 +336,8 @@ def test_tritons_benchmark_agrees() -> None:
     a = torch.randn(4096, 4096, device=GPU, dtype=torch.bfloat16)
 
     def attempt() -> tuple[float, float]:
-        found = compare({"x": lambda: a @ a}, clock=clock_for(GPU, graphs="never"), budget_s=0.5)["x"]
-        return found.median_s, do_bench(lambda: a @ a, rep=500, return_mode="median") * 1e-3
+        measurement = compare({"x": lambda: a @ a}, clock=clock_for(GPU, graphs="never"), budget_s=0.5)["x"]
+        return measurement.median_s, do_bench(lambda: a @ a, rep=500, return_mode="median") * 1e-3
 
     agree(attempt, 0.03)
 
@@ -340,8 +345,8 @@ def test_tritons_benchmark_agrees() -> None:
 @pytest.mark.gpu
 def test_twice_the_cycles_take_twice_the_time(gpu_clock: Clock) -> None:
     calls = {str(n): (lambda n=n: torch.cuda._sleep(n * 10_000_000)) for n in (1, 2)}
-    found = compare(calls, clock=gpu_clock, budget_s=0.5)
-    assert ratio(found["2"], found["1"]).median == pytest.approx(2.0, rel=0.03)
+    times = compare(calls, clock=gpu_clock, budget_s=0.5)
+    assert ratio(times["2"], times["1"]).median == pytest.approx(2.0, rel=0.03)
 
 
 @pytest.mark.gpu

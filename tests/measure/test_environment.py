@@ -23,11 +23,11 @@ CPU = torch.device("cpu")
 
 
 def test_this_machine() -> None:
-    found = environment(CPU)
-    assert (found.device, found.driver, found.ptxas, found.compute_capability) == ("cpu", None, None, None)
-    assert (found.torch, found.python) == (torch.__version__, platform.python_version())
-    assert found.threads == torch.get_num_threads()
-    assert msgspec.json.decode(msgspec.json.encode(found), type=type(found)) == found
+    machine = environment(CPU)
+    assert (machine.device, machine.driver, machine.ptxas, machine.compute_capability) == ("cpu", None, None, None)
+    assert (machine.torch, machine.python) == (torch.__version__, platform.python_version())
+    assert machine.threads == torch.get_num_threads()
+    assert msgspec.json.decode(msgspec.json.encode(machine), type=type(machine)) == machine
 
 
 def test_the_commit_of_a_copy_comes_from_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,17 +53,17 @@ def test_the_environment_of_a_simulated_gpu(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91900)
     monkeypatch.setattr(module, "gpus", lambda: module.Gpus("580.1", [], None))
-    found = environment(torch.device("cuda"))
-    assert (found.device, found.datasheet, found.compute_capability) == ("NVIDIA H200", "h200", "9.0")
-    assert (found.driver, found.cudnn, found.memory_bytes) == ("580.1", "91900", 150_754_820_096)
-    assert found.ptxas == ptxas(90)
+    machine = environment(torch.device("cuda"))
+    assert (machine.device, machine.datasheet, machine.compute_capability) == ("NVIDIA H200", "h200", "9.0")
+    assert (machine.driver, machine.cudnn, machine.memory_bytes) == ("580.1", "91900", 150_754_820_096)
+    assert machine.ptxas == ptxas(90)
 
 
 def test_the_assemblers_version_has_three_numbers(tmp_path: Path) -> None:
     pytest.importorskip("triton")
-    found = ptxas(90)
-    assert found is not None
-    assert [part.isdigit() for part in found.split(".")] == [True] * 3
+    version = ptxas(90)
+    assert version is not None
+    assert [part.isdigit() for part in version.split(".")] == [True] * 3
 
 
 def test_gpus_without_nvml(monkeypatch: pytest.MonkeyPatch) -> None:

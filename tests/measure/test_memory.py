@@ -27,9 +27,9 @@ def test_a_peak_by_hand() -> None:
         c.add_(1)
         return c
 
-    found = peak_memory(call, CPU)
-    assert (found.added_bytes, found.resident_bytes, found.reserved_bytes) == (12_000, None, None)
-    assert (found.by, found.resident_bytes) == ("tensors", None)
+    peak = peak_memory(call, CPU)
+    assert (peak.added_bytes, peak.resident_bytes, peak.reserved_bytes) == (12_000, None, None)
+    assert (peak.by, peak.resident_bytes) == ("tensors", None)
 
 
 def test_inputs_are_not_counted() -> None:
@@ -127,9 +127,9 @@ def test_a_simulated_gpu() -> None:
         fake.allocate(5000)
         fake.allocate(-5000)
 
-    found = peak_memory(call, torch.device("cuda"), cuda=fake)
-    assert (found.resident_bytes, found.added_bytes) == (1000, 5000)
-    assert (found.reserved_bytes, found.by) == (2**21, "allocator")
+    peak = peak_memory(call, torch.device("cuda"), cuda=fake)
+    assert (peak.resident_bytes, peak.added_bytes) == (1000, 5000)
+    assert (peak.reserved_bytes, peak.by) == (2**21, "allocator")
 
 
 def test_saved_activations_count_on_a_gpu() -> None:
@@ -144,8 +144,8 @@ def test_saved_activations_count_on_a_gpu() -> None:
         fake.allocate(2000)
         fake.allocate(-2000 if again else -2000 - saved)
 
-    found = peak_memory(RepeatableBackward(forward, backward), torch.device("cuda"), cuda=fake)
-    assert (found.resident_bytes, found.added_bytes) == (1000, 5000)
+    peak = peak_memory(RepeatableBackward(forward, backward), torch.device("cuda"), cuda=fake)
+    assert (peak.resident_bytes, peak.added_bytes) == (1000, 5000)
 
 
 def test_a_graph_has_the_peak_of_its_eager_call() -> None:
@@ -158,8 +158,8 @@ def test_a_graph_has_the_peak_of_its_eager_call() -> None:
 
     fake.allocate(5000)  # at the capture
     replay = GraphedCall(lambda: fake.log.append("replayed"), eager)
-    found = peak_memory(replay, torch.device("cuda"), cuda=fake)
-    assert (found.resident_bytes, found.added_bytes) == (6000, 5000)
+    peak = peak_memory(replay, torch.device("cuda"), cuda=fake)
+    assert (peak.resident_bytes, peak.added_bytes) == (6000, 5000)
     replay()
     assert fake.log.count("replayed") == 1
 
@@ -176,8 +176,8 @@ def test_reserved_bytes_do_not_include_cached_blocks() -> None:
 def test_a_real_gpu() -> None:
     device = torch.device("cuda")
     x: Any = torch.randn(2**20, device=device)
-    found = peak_memory(lambda: (x + 1) * 2, device)
-    assert found.added_bytes == 2 * x.nbytes
-    assert found.resident_bytes is not None
-    assert found.resident_bytes >= x.nbytes
-    assert (found.reserved_bytes or 0) >= (found.resident_bytes or 0) + found.added_bytes
+    peak = peak_memory(lambda: (x + 1) * 2, device)
+    assert peak.added_bytes == 2 * x.nbytes
+    assert peak.resident_bytes is not None
+    assert peak.resident_bytes >= x.nbytes
+    assert (peak.reserved_bytes or 0) >= (peak.resident_bytes or 0) + peak.added_bytes

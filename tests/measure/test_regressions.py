@@ -95,26 +95,26 @@ def test_two_runs_of_one_build_show_no_regression(spread: float) -> None:
 @pytest.mark.parametrize(("spread", "least"), [(0.01, 0.97), (0.03, 0.9)])
 def test_a_slow_down_is_found(spread: float, least: float) -> None:
     """One row of 24 is slowed by 1.3× in a case without a disturbance. If it is not found, the verdict is "unclear"."""
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for seed in range(200):
         machine = Machine(seed, spread=spread)
         before, after = machine.sweep(), slowed(machine.sweep(), 1.3, seq=seed % CASES, candidate="r1")
         changes = {change.key: change for change in diff(before, after).changes}
         others = [change for key, change in changes.items() if dict(key[1])["seq"] == seed % CASES and key[2] != "r1"]
         if all(abs(change.ratio - 1) < 0.15 for change in others if change.ratio is not None):
-            found[changes[row("r1", seq=seed % CASES).key].verdict] += 1
-    total = sum(found.values())
+            counts[changes[row("r1", seq=seed % CASES).key].verdict] += 1
+    total = sum(counts.values())
     assert total > 100
-    assert found["slower"] >= least * total
-    assert found["same"] + found["faster"] <= 0.01 * total
+    assert counts["slower"] >= least * total
+    assert counts["same"] + counts["faster"] <= 0.01 * total
 
 
 def test_noisy_samples_are_never_called_the_same() -> None:
     """A spread at which 1.3× cannot be detected."""
     machine = Machine(1, spread=1.0)
-    found = Counter(verdicts(machine.sweep(), machine.sweep()))
-    assert found["same"] == 0
-    assert found["unclear"] >= 20
+    counts = Counter(verdicts(machine.sweep(), machine.sweep()))
+    assert counts["same"] == 0
+    assert counts["unclear"] >= 20
 
 
 def steady(count: int = 4, **more: Any) -> Results:
@@ -124,9 +124,9 @@ def steady(count: int = 4, **more: Any) -> Results:
 
 
 def test_one_sample_is_unclear() -> None:
-    (found,) = diff(results(row("flash", 0.01)), results(row("flash", 0.1))).changes
-    assert (found.verdict, found.noise) == ("unclear", None)
-    assert found.ratio == pytest.approx(10)
+    (change,) = diff(results(row("flash", 0.01)), results(row("flash", 0.1))).changes
+    assert (change.verdict, change.noise) == ("unclear", None)
+    assert change.ratio == pytest.approx(10)
 
 
 def test_a_common_change_of_one_case_is_the_machine() -> None:
@@ -232,10 +232,10 @@ def test_a_slow_down_is_found_through_clock_and_files(tmp_path: Path, monkeypatc
         def call() -> None:
             time.now += seconds * (1 + 0.02 * draw.random())
 
-        found = compare({"x": call}, clock=CpuClock(), budget_s=0.3, warmup_s=0)["x"]
+        measurement = compare({"x": call}, clock=CpuClock(), budget_s=0.3, warmup_s=0)["x"]
         path = tmp_path / f"{name}.jsonl"
         with Store(path, header()) as store:
-            store.write([row("x", *found.samples_s)])
+            store.write([row("x", *measurement.samples_s)])
         return read(path)
 
     before, again, slow = (build(str(n), seconds) for n, seconds in enumerate((0.01, 0.01, 0.013)))
@@ -294,9 +294,9 @@ def test_memory_that_grew_is_a_regression(before: int | None, after: int, grew: 
     def with_peak(count: int | None) -> Results:
         return results(row(memory=None if count is None else MemoryPeak(added_bytes=count, by="tensors")))
 
-    found = diff(with_peak(before), with_peak(after))
-    assert (found.changes[0].verdict, found.changes[0].memory_grew) == ("same", grew)
-    assert found.regressions == (found.changes if grew else [])
+    difference = diff(with_peak(before), with_peak(after))
+    assert (difference.changes[0].verdict, difference.changes[0].memory_grew) == ("same", grew)
+    assert difference.regressions == (difference.changes if grew else [])
 
 
 def test_files_without_a_common_row_are_refused() -> None:
@@ -364,11 +364,11 @@ def test_quantiles_agree_with_numpy() -> None:
 
 
 def test_statistics_and_remarks() -> None:
-    found = timed(4.0, 1.0, 3.0, 2.0, 5.0, notes=("a note",))
-    assert (found.median_s, found.iqr_s, found.n) == (3.0, 2.0, 5)
-    assert (found.p10_s, found.p90_s) == pytest.approx((1.4, 4.6))
+    measurement = timed(4.0, 1.0, 3.0, 2.0, 5.0, notes=("a note",))
+    assert (measurement.median_s, measurement.iqr_s, measurement.n) == (3.0, 2.0, 5)
+    assert (measurement.p10_s, measurement.p90_s) == pytest.approx((1.4, 4.6))
     remarks = ("a note", "noisy: IQR is 67% of the median")
-    assert found.remarks() == remarks
+    assert measurement.remarks() == remarks
     contention = "CPU contention: runnable threads waited for a core 30% of the time"
     assert timed(1.0, run_queue_share=0.3).remarks() == (contention,)
     assert timed(1.0, run_queue_share=0.01).remarks() == ()
@@ -376,8 +376,8 @@ def test_statistics_and_remarks() -> None:
 
 
 def test_a_ratio_pairs_samples() -> None:
-    found = ratio(timed(2.0, 4.0, 9.0), timed(1.0, 2.0, 3.0))
-    assert found == (2.0, 2.0, pytest.approx(2.8), 3)
+    speedup = ratio(timed(2.0, 4.0, 9.0), timed(1.0, 2.0, 3.0))
+    assert speedup == (2.0, 2.0, pytest.approx(2.8), 3)
     with pytest.raises(LLMBenchError, match="cannot pair 2 samples with 1"):
         ratio(timed(1.0, 2.0), timed(1.0))
     with pytest.raises(LLMBenchError, match="time of zero"):

@@ -49,11 +49,11 @@ def nvml(**values: Any) -> SimpleNamespace:
 
 
 def test_a_reading_in_base_units() -> None:
-    found = Gpu(nvml(PowerUsage=350_500, ClockInfo=1980, Temperature=61, CurrentClocksEventReasons=0x25), "GPU-1234")
-    reading = found.read()
+    device = Gpu(nvml(PowerUsage=350_500, ClockInfo=1980, Temperature=61, CurrentClocksEventReasons=0x25), "GPU-1234")
+    reading = device.read()
     assert (reading.sm_clock_hz, reading.power_w, reading.temperature_c) == (1.98e9, 350.5, 61)
     assert reading.throttle_reasons == ("power cap", "thermal slowdown (software)")  # 0x01 means idle
-    assert found.energy_j() is None
+    assert device.energy_j() is None
 
 
 def test_unknown_is_not_zero() -> None:
@@ -106,9 +106,9 @@ def test_a_throttled_gpu_is_remarked(machine: SimpleNamespace) -> None:
     clock.device = GPU  # NVML reads it; the call runs on the CPU
     for _ in range(2):
         machine.nvmlDeviceGetCurrentClocksEventReasons("GPU-1234")  # the two idle readings
-    found = compare({"x": lambda: time.sleep(0.01)}, clock=clock, budget_s=0.1)["x"]
-    assert found.conditions is not None
-    assert found.remarks()[-1] == "GPU throttled: power cap (100% of readings)"
+    measurement = compare({"x": lambda: time.sleep(0.01)}, clock=clock, budget_s=0.1)["x"]
+    assert measurement.conditions is not None
+    assert measurement.remarks()[-1] == "GPU throttled: power cap (100% of readings)"
 
 
 def test_a_cpu_and_a_missing_driver_have_no_conditions(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,10 +135,10 @@ def test_energy_of_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
         now[0] += 1 / 64
 
     counter = nvml(TotalEnergyConsumption=lambda: now[0] * 500e3)
-    found = energy_of(call, torch.device("cpu"), least_s=1 / 8, gpu=Gpu(counter, "GPU-1234"))
-    assert found is not None
-    assert (found.calls, found.seconds) == (8, 1 / 8)
-    assert found.joules_per_call == pytest.approx(500 / 64)
+    total_energy = energy_of(call, torch.device("cpu"), least_s=1 / 8, gpu=Gpu(counter, "GPU-1234"))
+    assert total_energy is not None
+    assert (total_energy.calls, total_energy.seconds) == (8, 1 / 8)
+    assert total_energy.joules_per_call == pytest.approx(500 / 64)
 
 
 def test_a_slow_call_runs_once() -> None:
@@ -149,9 +149,9 @@ def test_a_slow_call_runs_once() -> None:
         calls.append(1)
         time.sleep(0.02)
 
-    found = energy_of(call, torch.device("cpu"), least_s=0.01, gpu=gpu)
-    assert found is not None
-    assert (found.joules, found.calls, len(calls)) == (8.0, 1, 2)
+    energy = energy_of(call, torch.device("cpu"), least_s=0.01, gpu=gpu)
+    assert energy is not None
+    assert (energy.joules, energy.calls, len(calls)) == (8.0, 1, 2)
 
 
 def test_without_a_counter_there_is_no_energy() -> None:

@@ -293,13 +293,13 @@ def test_attention_over_quantised_rows_is_within_a_derived_bound(storage: Storag
     k, v = torch.randn(2, 2, 2, 30, 16, generator=generator)
     positions = torch.arange(30).expand(2, -1)
     seen = {}
-    for kept in (None, storage):
-        cache = SlotCache(2, 30, RowShape(2, (16,), (16,)), dtype=torch.float32, device="cpu", storage=kept)
+    for storage_kind in (None, storage):
+        cache = SlotCache(2, 30, RowShape(2, (16,), (16,)), dtype=torch.float32, device="cpu", storage=storage_kind)
         cache.fill(k, v, positions, None)
-        seen[kept] = cache.gathered_keys(k.dtype), cache.gathered_values(v.dtype)
+        seen[storage_kind] = cache.gathered_keys(k.dtype), cache.gathered_values(v.dtype)
     mask = Mask(torch.full((2, 1), 29), cache.token_positions(), True, None, None, False)
     scores = Scores(16**-0.5)
-    exact, rough = (standard(q, Given(*seen[kept], mask), scores) for kept in (None, storage))
+    exact, rough = (standard(q, Given(*seen[storage_kind], mask), scores) for storage_kind in (None, storage))
     bounds = []
     for x in (k, v):
         step = x.abs().amax(-1, keepdim=True) / {"int8": 127.0, "fp8": 448.0}[storage]

@@ -26,7 +26,7 @@ Edit = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 @pytest.mark.parametrize(
-    ("given", "error", "says"),
+    ("arguments", "error", "says"),
     [
         ({"init": "gtp2"}, UnknownNameError, "unknown initialisation `gtp2`"),
         ({"init": None}, UnknownNameError, "unknown initialisation `None`"),
@@ -43,12 +43,14 @@ Edit = Callable[[dict[str, Any]], dict[str, Any]]
         ({"seed": 1.5}, SpecError, "seed must be a whole number"),
     ],
 )
-def test_wrong_arguments_are_refused(given: dict[str, Any], error: type[LLMBenchError], says: str, llama: Path) -> None:
+def test_wrong_arguments_are_refused(
+    arguments: dict[str, Any], error: type[LLMBenchError], says: str, llama: Path
+) -> None:
     with pytest.raises(error, match=says):
-        models.build(small.SPECS["gqa"], **given)
-    if not {"init", "seed"} & set(given):
+        models.build(small.SPECS["gqa"], **arguments)
+    if not {"init", "seed"} & set(arguments):
         with pytest.raises(error, match=says):
-            models.load(llama, **given)
+            models.load(llama, **arguments)
 
 
 def test_auto_is_a_gpu_if_there_is_one() -> None:
@@ -237,10 +239,10 @@ def test_a_file_without_permission_is_refused(llama: Path, monkeypatch: pytest.M
     """The error is simulated, because the tests may run with every permission."""
     normal = Path.open
 
-    def refused(file: Path, *how: Any, **more: Any) -> Any:
+    def refused(file: Path, *args: Any, **more: Any) -> Any:
         if file.name == "model.safetensors":
             raise PermissionError(13, "Permission denied", str(file))
-        return normal(file, *how, **more)
+        return normal(file, *args, **more)
 
     monkeypatch.setattr(Path, "open", refused)
     with pytest.raises(SpecError, match=r"cannot read .*model.safetensors: Permission denied"):

@@ -166,7 +166,7 @@ def test_parameters_and_names_equal_the_sizing_table(name: str) -> None:
     with torch.device("meta"):
         model = model_of(spec)
     assert sum(p.numel() for p in dict.fromkeys(model.parameters())) == count_parameters(spec).total
-    names = {each for op in lower(spec, Workload.prefill(8)) for each in op.names()}
+    names = {name for op in lower(spec, Workload.prefill(8)) for name in op.names()}
     for parameter, _ in model.named_parameters():
         module = parameter.removesuffix(".weight").removesuffix(".bias")
         assert parameter in names or module in names, parameter

@@ -135,13 +135,13 @@ def test_a_stream_continues_a_cache() -> None:
 
 def nucleus(weights: list[float], top_p: float) -> list[float]:
     """Top-p filtering by its definition."""
-    kept, total = [0.0] * len(weights), 0.0
+    chosen, total = [0.0] * len(weights), 0.0
     for index in sorted(range(len(weights)), key=lambda index: -weights[index]):
         if total >= top_p:
             break
-        kept[index] = weights[index]
+        chosen[index] = weights[index]
         total += weights[index]
-    return [weight / sum(kept) for weight in kept]
+    return [weight / sum(chosen) for weight in chosen]
 
 
 @pytest.mark.parametrize("top_p", [0.05, 0.3, 0.62, 0.9, 0.999, 1.0])

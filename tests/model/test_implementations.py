@@ -66,16 +66,16 @@ def test_every_mask_in_every_implementation(
     q, k, v, mask = inputs(MASKS[name], ragged)
     real = mask.queries <= mask.keys.amax(1, keepdim=True)
     some = (mask.allowed().any(-1) & real[:, None])[..., None]
-    for what in SCORES:
+    for score in SCORES:
         seen = Given(k, v, mask)
-        if what not in TAKEN[impl]:
+        if score not in TAKEN[impl]:
             with pytest.raises(CannotRunError, match=f"impl {impl.replace('of', 'on')} does not support"):
-                named(impl, monkeypatch).attend(q, seen, SCORES[what])
+                named(impl, monkeypatch).attend(q, seen, SCORES[score])
             continue
-        expected = standard(q, seen, SCORES[what])
-        actual = named(impl, monkeypatch).attend(q, seen, SCORES[what])
+        expected = standard(q, seen, SCORES[score])
+        actual = named(impl, monkeypatch).attend(q, seen, SCORES[score])
         torch.testing.assert_close(
-            actual.masked_fill(~some, 0), expected.masked_fill(~some, 0), rtol=1e-4, atol=1e-5, msg=what
+            actual.masked_fill(~some, 0), expected.masked_fill(~some, 0), rtol=1e-4, atol=1e-5, msg=score
         )
 
 

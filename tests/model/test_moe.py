@@ -114,9 +114,9 @@ def test_a_dropped_token_still_passes_the_shared_expert(limit: dict[str, Any]) -
     dropped = ~layer.last_kept.view(1, 24)
     assert 0 < int(dropped.sum()) < 24
     assert layer.shared is not None
-    beside = layer.shared(x, STANDARD)
-    torch.testing.assert_close(out[dropped], beside[dropped])
-    assert not torch.isclose(out[~dropped], beside[~dropped]).all()
+    shared = layer.shared(x, STANDARD)
+    torch.testing.assert_close(out[dropped], shared[dropped])
+    assert not torch.isclose(out[~dropped], shared[~dropped]).all()
     out.sum().backward()
     assert all(tensor.grad is not None and torch.isfinite(tensor.grad).all() for tensor in layer.parameters())
 

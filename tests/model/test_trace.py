@@ -61,11 +61,11 @@ def test_flops_equal_the_counter(name: str) -> None:
     short = shortened(spec)
     ops = [op for op in lower(short, Workload.prefill(24, 2, masked_pairs=True)) if op.kind != "scan"]
     names = {name for op in ops for name in op.names()}
-    found = traced_flops(models.build(short, impl="standard", device="meta"), names, 24, 2)
+    counted = traced_flops(models.build(short, impl="standard", device="meta"), names, 24, 2)
     for op in ops:
         if not op.name.endswith(NOT_COUNTED.get(name, "?")):
             for where in op.names():
-                assert found.get(where, 0) == op.forward_flops, where
+                assert counted.get(where, 0) == op.forward_flops, where
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama2-7b", "gemma2-2b", "t5-small", "bert-base", "falcon-7b", "bloom-560m"])
@@ -102,8 +102,8 @@ def test_saved_bytes_equal_the_table(name: str, attention: Attention, monkeypatc
     torch's recurrences keep many times what the table says, and all that is outside of them agrees."""
     monkeypatch.setattr(tracing, "traced_flops", lambda *_: {})  # other tests compare the FLOPs of every model
     spec = load_bundled(name)
-    found = trace(spec, seq_len=min(SEQ, spec.max_position_embeddings or SEQ), batch=BATCH, attention=attention)
-    ops = [op for op in found.ops if not op.name.endswith(SAVED_WHOLE.get(name, ("?",)))]
+    recorded = trace(spec, seq_len=min(SEQ, spec.max_position_embeddings or SEQ), batch=BATCH, attention=attention)
+    ops = [op for op in recorded.ops if not op.name.endswith(SAVED_WHOLE.get(name, ("?",)))]
     if training_doubts(spec):
         assert training_memory(spec, SEQ, kernels="eager").approximate
         names = {mixer.module_name for mixer in spec.mixers if isinstance(mixer, RecurrentKind)}
@@ -143,9 +143,9 @@ OP_BY_OP = [
 @pytest.mark.parametrize("name", OP_BY_OP)
 def test_op_by_op(name: str) -> None:
     """FLOPs and saved bytes of every op are equal, but for tables and indices that are small beside the layer."""
-    found = trace(load_bundled(name), seq_len=512)
-    whole = sum(op.saved_bytes or 0 for op in found.ops)
-    for op in found.ops:
+    traced = trace(load_bundled(name), seq_len=512)
+    whole = sum(op.saved_bytes or 0 for op in traced.ops)
+    for op in traced.ops:
         assert op.traced_flops == (op.forward_flops or 0), op.name
         assert abs(op.traced_saved_bytes - (op.saved_bytes or 0)) <= 0.005 * whole, op.name
 
@@ -205,7 +205,7 @@ def test_one_traced_layer_counts_for_the_others() -> None:
     twice = trace(short, seq_len=64, attention="standard")
     every = trace(spec, seq_len=64, attention="standard")
     for rope in (False, True):  # the tables of the rotation are computed and saved once
-        ops = [[op for op in found.ops if op.layer and op.name.endswith(".rope") == rope] for found in (twice, every)]
+        ops = [[op for op in traced.ops if op.layer and op.name.endswith(".rope") == rope] for traced in (twice, every)]
         few, many = map(traced, ops)
         assert many * 4 == few * (4 if rope else 26)
         assert many > 0
@@ -213,6 +213,6 @@ def test_one_traced_layer_counts_for_the_others() -> None:
 
 def test_the_largest_models_are_traced_in_seconds() -> None:
     for name in ("llama3.1-405b", "deepseek-v3"):
-        found = trace(load_bundled(name), seq_len=8192)
-        assert sum(op.traced_flops for op in found.ops) == sum(op.forward_flops or 0 for op in found.ops)
-        assert found.layers_traced <= 4
+        counted = trace(load_bundled(name), seq_len=8192)
+        assert sum(op.traced_flops for op in counted.ops) == sum(op.forward_flops or 0 for op in counted.ops)
+        assert counted.layers_traced <= 4

@@ -60,22 +60,22 @@ LEFT_ALONE = ("drop", "init", "token", "jitter", "aux", "output_", "return_", "u
 
 def changes(config: transformers.PreTrainedConfig) -> list[dict[str, Any]]:
     """Each change of one key that this config can have."""
-    found: list[dict[str, Any]] = []
+    changed: list[dict[str, Any]] = []
     for key, value in config.to_dict().items():
         if key in CHOICES:
-            found += [{key: other} for other in CHOICES[key] if other != value]
+            changed += [{key: other} for other in CHOICES[key] if other != value]
         elif key == "rope_parameters" and isinstance(value, dict):
             kinds = [kind for kind, inner in value.items() if isinstance(inner, dict)]
-            found += [{key: dict.fromkeys(kinds, turn) if kinds else turn} for turn in ROTATIONS]
+            changed += [{key: dict.fromkeys(kinds, turn) if kinds else turn} for turn in ROTATIONS]
         elif key == "layer_types" and value:
-            found += [{key: value[::-1]}, {key: [value[-1]] * len(value)}]
+            changed += [{key: value[::-1]}, {key: [value[-1]] * len(value)}]
         elif any(part in key for part in LEFT_ALONE):
             continue
         elif isinstance(value, bool):
-            found.append({key: not value})
+            changed.append({key: not value})
         elif isinstance(value, float):
-            found.append({key: 1.5 * value + 0.1})
-    return found
+            changed.append({key: 1.5 * value + 0.1})
+    return changed
 
 
 def pairs(family: str) -> Iterator[dict[str, Any]]:

@@ -128,17 +128,17 @@ def text_parts(model_type: str) -> list[tuple[str, type[PreTrainedConfig]]]:
 
     Those that can (``gemma3_text``) are varied under their own model type.
     """
-    found: list[tuple[str, type[PreTrainedConfig]]] = []
+    parts: list[tuple[str, type[PreTrainedConfig]]] = []
     keys = ("encoder", "decoder") if model_type == "t5gemma" else meta.TEXT_KEYS
     try:
-        made = vars(CONFIG_MAPPING[model_type]())
+        hf_config = vars(CONFIG_MAPPING[model_type]())
     except Exception:
         return []
     for key in keys:
-        inner = made.get(key)
+        inner = hf_config.get(key)
         if isinstance(inner, PreTrainedConfig) and inner.model_type not in meta.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-            found.append((key, type(inner)))
-    return found
+            parts.append((key, type(inner)))
+    return parts
 
 
 def hidden_keys(cls: type[PreTrainedConfig]) -> dict[str, Any]:
@@ -146,7 +146,7 @@ def hidden_keys(cls: type[PreTrainedConfig]) -> dict[str, Any]:
 
     They sit in ``kwargs.pop("key", default)`` of ``__post_init__``; a computed default becomes None.
     """
-    found: dict[str, Any] = {}
+    keys: dict[str, Any] = {}
     for ancestor in cls.__mro__:
         if ancestor is PreTrainedConfig:
             break
@@ -155,8 +155,8 @@ def hidden_keys(cls: type[PreTrainedConfig]) -> dict[str, Any]:
             continue
         source = inspect.getsource(method)
         for key, default in re.findall(r"kwargs\.(?:pop|get)\(\s*\"(\w+)\"(?:,\s*([^()]+?))?\s*\)", source):
-            found.setdefault(key, _literal(default))
-    return found
+            keys.setdefault(key, _literal(default))
+    return keys
 
 
 def _literal(text: str) -> Any:
@@ -174,26 +174,26 @@ def variations(model_type: str) -> Iterator[Variation]:
     A key of the text part is named with its path, ``text_config.num_experts``.
     """
     config = base_config(model_type)
-    made, _ = meta.make_config(config)
-    yield from _of_class(config, made, ())
+    hf_config, _ = meta.make_config(config)
+    yield from _of_class(config, hf_config, ())
     for key, _ in text_parts(model_type):
-        yield from _of_class(config, getattr(made, key), (key,))
+        yield from _of_class(config, getattr(hf_config, key), (key,))
 
 
-def _of_class(config: dict[str, Any], made: PreTrainedConfig, path: tuple[str, ...]) -> Iterator[Variation]:
-    given = config.get(path[0], {}) if path else config
+def _of_class(config: dict[str, Any], hf_config: PreTrainedConfig, path: tuple[str, ...]) -> Iterator[Variation]:
+    values = config.get(path[0], {}) if path else config
     defaults: dict[str, tuple[Any, Any]] = {}
-    for f in dataclasses.fields(type(made)):
+    for f in dataclasses.fields(type(hf_config)):
         factory = f.default_factory
         defaults[f.name] = (factory() if factory is not dataclasses.MISSING else f.default, f.type)
-    for key, default in hidden_keys(type(made)).items():
+    for key, default in hidden_keys(type(hf_config)).items():
         defaults.setdefault(key, (default, None))
     for key, (default, annotation) in defaults.items():
         if _IRRELEVANT.search(key):
             continue
         taken = 0
-        for value in _other_values(key, given.get(key, default), _derived(made, key), annotation):
-            inner = {**given, key: value}
+        for value in _other_values(key, values.get(key, default), _derived(hf_config, key), annotation):
+            inner = {**values, key: value}
             changed = {**config, path[0]: inner} if path else inner
             try:
                 truth = meta.measure(changed)
@@ -205,9 +205,9 @@ def _of_class(config: dict[str, Any], made: PreTrainedConfig, path: tuple[str, .
                 break
 
 
-def _derived(made: PreTrainedConfig, key: str) -> Any:
+def _derived(hf_config: PreTrainedConfig, key: str) -> Any:
     """What the class makes of a missing key; not getattr, which raises for a key that differs by layer."""
-    return vars(made).get(key)
+    return vars(hf_config).get(key)
 
 
 def _other_values(key: str, current: Any, derived: Any, annotation: Any) -> Iterator[Any]:

@@ -36,9 +36,9 @@ def to_config(spec: ModelSpec) -> dict[str, Any]:
     """
     parts = FORMS.get(spec.family)
     if parts is None:
-        what = f"its family is `{spec.family}`" if spec.family else "it belongs to no family"
+        family_text = f"its family is `{spec.family}`" if spec.family else "it belongs to no family"
         raise UnsupportedError(
-            f"{spec.name} has no Hugging Face form: {what}",
+            f"{spec.name} has no Hugging Face form: {family_text}",
             hint="families that can be written: " + ", ".join(exportable_model_types()),
         )
     facts = all_facts().get(_KEYS_OF.get(spec.family, spec.family), {})
@@ -116,7 +116,7 @@ def _difference(left: Any, right: Any, path: str = "") -> str | None:
     else:
         return None if left == right else path or "model"
     for name, one, other in pairs:
-        found = _difference(one, other, f"{path}.{name}".removeprefix("."))
-        if found is not None:
-            return found
+        path_of_difference = _difference(one, other, f"{path}.{name}".removeprefix("."))
+        if path_of_difference is not None:
+            return path_of_difference
     return None

@@ -88,11 +88,11 @@ def test_residual_gradients_are_added_in_place_and_views_are_not():
             tracker.enter("backward")
             tracker.add(a, "temporaries")
             tracker.add(b, "temporaries")
-            kept = torch.add(a, b)
+            total = torch.add(a, b)
             assert tracker.total == 800
             fresh = torch.add(a.view(10, 10), b.view(10, 10))
             assert tracker.total == 1200
-            del kept, fresh
+            del total, fresh
 
 
 @pytest.mark.parametrize("setup", SETUPS, ids=name_of)

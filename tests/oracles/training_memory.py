@@ -199,8 +199,8 @@ class SavedTensors:
 
 def saved_for_backward(model: Transformer, ids: Tensor, labels: Tensor) -> SavedTensors:
     """What a forward pass and its loss save for backward, without parameters, buffers and the batch."""
-    given = [*model.parameters(), *model.buffers(), ids, labels]
-    saved = SavedTensors(model, {t.untyped_storage()._cdata for t in given})
+    not_saved = [*model.parameters(), *model.buffers(), ids, labels]
+    saved = SavedTensors(model, {t.untyped_storage()._cdata for t in not_saved})
     with torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda t: t):
         logits = model(ids)
         saved.enter("loss")

@@ -149,8 +149,8 @@ def make_config(config: dict[str, Any]) -> tuple[Any, str]:
             config["attention_bias"] = config.get("bias", True)
     if config["model_type"] not in CONFIG_MAPPING:
         raise NoOracleError(f"transformers {transformers.__version__} does not know model type {model_type!r}")
-    made = CONFIG_MAPPING[config["model_type"]].from_dict(config)
-    return made, model_type
+    hf_config = CONFIG_MAPPING[config["model_type"]].from_dict(config)
+    return hf_config, model_type
 
 
 def build(config: dict[str, Any], *, eager: bool = False) -> tuple[nn.Module, Any, str]:
@@ -158,28 +158,28 @@ def build(config: dict[str, Any], *, eager: bool = False) -> tuple[nn.Module, An
 
     The prefix is empty unless only the class of the whole checkpoint exists, vision included.
     """
-    made, model_type = make_config(config)
-    text = _text_config(made)
+    hf_config, model_type = make_config(config)
+    text = _text_config(hf_config)
     kind = text.model_type
     names = {**MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, **HEADS}
-    whole = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(made.model_type)
+    whole = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(hf_config.model_type)
     if whole is not None and whole.endswith("ForCausalLM"):
-        names.setdefault(made.model_type, whole)
+        names.setdefault(hf_config.model_type, whole)
     prefix = ""
     if kind in names:
         chosen, class_name = text, names[kind]
-    elif whole is not None and text is not made:
-        chosen, class_name, prefix = made, whole, "language_model"
+    elif whole is not None and text is not hf_config:
+        chosen, class_name, prefix = hf_config, whole, "language_model"
     else:
         raise NoOracleError(f"no language model class for {model_type!r} (text part {kind!r})")
-    if text is not made and (tied := _stated_tying(config)) is not None:
+    if text is not hf_config and (tied := _stated_tying(config)) is not None:
         chosen.tie_word_embeddings = tied
     if eager:
         chosen._attn_implementation = "eager"
         chosen._experts_implementation = "batched_mm"
     with torch.device("meta"):
         model = getattr(transformers, class_name)(chosen)
-        if config.get("tie_word_embeddings") is False and getattr(made, "is_encoder_decoder", False):
+        if config.get("tie_word_embeddings") is False and getattr(hf_config, "is_encoder_decoder", False):
             _untie(model)
     return model.eval(), text, prefix
 
@@ -205,13 +205,13 @@ def _untie(model: nn.Module) -> None:
         head.weight = nn.Parameter(torch.empty_like(head.weight))
 
 
-def _text_config(made: Any) -> Any:
+def _text_config(hf_config: Any) -> Any:
     """The configuration of the text part: a sub-configuration of a multimodal type, or the object itself."""
     for key in TEXT_KEYS:
-        inner = getattr(made, key, None)
+        inner = getattr(hf_config, key, None)
         if inner is not None and hasattr(inner, "model_type"):
             return _text_config(inner)
-    return made
+    return hf_config
 
 
 def _share_of_experts(text: Any, parameters: dict[str, tuple[str, nn.Parameter, bool]]) -> tuple[int, int]:

@@ -299,7 +299,7 @@ def _pattern(draw: st.DrawFn, kinds: Iterable[str]) -> str:
 
 def _with_a_first_choice(kinds: dict[str, Layer]) -> dict[str, Layer]:
     """The layers, where the first with an indexer has one of its own, and those that share a choice its size."""
-    found: dict[str, Layer] = {}
+    layers: dict[str, Layer] = {}
     chosen: Indexer | None = None
     for name, layer in kinds.items():
         mixer = layer.mixer
@@ -309,8 +309,8 @@ def _with_a_first_choice(kinds: dict[str, Layer]) -> dict[str, Layer]:
             chosen = indexer if not shared or chosen is None else chosen
             indexer = replace(indexer, top_k=chosen.top_k)
             layer = replace(layer, mixer=replace(mixer, indexer=indexer))
-        found[name] = layer
-    return found
+        layers[name] = layer
+    return layers
 
 
 def _positions_for(kinds: dict[str, Layer]) -> st.SearchStrategy[Positions]:

@@ -90,8 +90,8 @@ def on_cpu(config: dict[str, Any], batch: int, seq: int, *, backward: bool) -> i
     """What the counter counts in a real forward (and backward) of transformers' class."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    made = AutoConfig.for_model(**config)
-    model = AutoModelForCausalLM.from_config(made, attn_implementation="eager")
+    hf_config = AutoConfig.for_model(**config)
+    model = AutoModelForCausalLM.from_config(hf_config, attn_implementation="eager")
     if hasattr(model, "set_experts_implementation"):
         model.set_experts_implementation("eager")
     tokens = torch.zeros((batch, seq), dtype=torch.long)
@@ -205,7 +205,7 @@ def test_the_rule_of_thumb_and_the_weights(name: str) -> None:
 def test_recomputed_flops_are_not_in_the_total() -> None:
     spec = load_bundled("llama2-7b")
     work = Workload.train(2048)
-    none, selective, full = (count_flops(spec, work, recompute=how) for how in ("none", "selective", "full"))
+    none, selective, full = (count_flops(spec, work, recompute=mode) for mode in ("none", "selective", "full"))
     assert none.total == selective.total == full.total
     scores = 32 * 32 * 2 * 128 * 2048 * 2049 // 2  # flash computes Q·K again in any backward
     assert none.recompute == scores

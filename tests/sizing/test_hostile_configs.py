@@ -43,19 +43,19 @@ def mutated(config: dict[str, Any], *, stride: int) -> Iterator[tuple[str, dict[
 
 def failures(configs: Iterator[tuple[str, dict[str, Any]]]) -> list[str]:
     """What came out that should not have, a line each; all of them, because one key seldom fails alone."""
-    found: list[str] = []
-    for what, config in configs:
+    problems: list[str] = []
+    for name, config in configs:
         start = time.process_time()
         try:
             sized(from_config(config, name="mutated"))
         except LLMBenchError as problem:
             if not str(problem).strip():
-                found.append(f"{what}: no message")
+                problems.append(f"{name}: no message")
         except Exception as problem:
-            found.append(f"{what}: {type(problem).__name__}: {str(problem)[:100]}")
+            problems.append(f"{name}: {type(problem).__name__}: {str(problem)[:100]}")
         if time.process_time() - start > QUICK_S:
-            found.append(f"{what}: took {time.process_time() - start:.1f} s")
-    return found
+            problems.append(f"{name}: took {time.process_time() - start:.1f} s")
+    return problems
 
 
 @pytest.mark.parametrize("model_type", supported_model_types())

@@ -25,12 +25,12 @@ def test_llama2_7b() -> None:
 
 def test_mistral_stops_growing_at_its_window() -> None:
     spec = load_bundled("mistral-7b-v0.1")
-    each = 2 * 32 * 8 * 128 * 2
-    for seq, kept in ((1, 1), (4095, 4095), (4096, 4096), (4097, 4096), (32768, 4096)):
+    token_bytes = 2 * 32 * 8 * 128 * 2
+    for seq, stored in ((1, 1), (4095, 4095), (4096, 4096), (4097, 4096), (32768, 4096)):
         cache = kv_cache(spec, seq)
-        assert cache.bytes_per_token == each == 131_072
-        assert cache.bytes_per_sequence == kept * each
-        assert cache.reserved_bytes == -(-seq // 16) * 16 * each  # an engine sets aside all of it
+        assert cache.bytes_per_token == token_bytes == 131_072
+        assert cache.bytes_per_sequence == stored * token_bytes
+        assert cache.reserved_bytes == -(-seq // 16) * 16 * token_bytes  # an engine sets aside all of it
 
 
 def test_deepseek_caches_a_latent() -> None:
@@ -47,12 +47,12 @@ def test_deepseek_caches_a_latent() -> None:
 
 def test_gemma3_keeps_five_windows_for_every_whole_layer() -> None:
     spec = load_bundled("gemma3-27b")
-    each = 2 * 16 * 128 * 2
+    token_bytes = 2 * 16 * 128 * 2
     cache = kv_cache(spec, 32768)
-    assert cache.bytes_per_token == 62 * each
-    assert cache.bytes_per_sequence == each * (10 * 32768 + 52 * 1024)
-    assert kv_cache(spec, 1024).bytes_per_sequence == 62 * 1024 * each
-    assert cache.layers == {"local": 52 * 1024 * each, "global": 10 * 32768 * each}
+    assert cache.bytes_per_token == 62 * token_bytes
+    assert cache.bytes_per_sequence == token_bytes * (10 * 32768 + 52 * 1024)
+    assert kv_cache(spec, 1024).bytes_per_sequence == 62 * 1024 * token_bytes
+    assert cache.layers == {"local": 52 * 1024 * token_bytes, "global": 10 * 32768 * token_bytes}
 
 
 def test_qwen3_next_keeps_a_state() -> None:
@@ -125,10 +125,10 @@ def test_odd_bits_are_rounded_up_per_layer(seq: int) -> None:
 
 def test_other_key_value_heads() -> None:
     spec = load_bundled("llama3-8b")
-    of = {kind: kv_cache(as_heads(spec, kind), 128).bytes_per_token for kind in ("mha", "gqa", "mqa")}
-    assert of["gqa"] == kv_cache(spec, 128).bytes_per_token
-    assert of["mha"] == 4 * of["gqa"]
-    assert of["mqa"] * 8 == of["gqa"]
+    bytes_of_kind = {kind: kv_cache(as_heads(spec, kind), 128).bytes_per_token for kind in ("mha", "gqa", "mqa")}
+    assert bytes_of_kind["gqa"] == kv_cache(spec, 128).bytes_per_token
+    assert bytes_of_kind["mha"] == 4 * bytes_of_kind["gqa"]
+    assert bytes_of_kind["mqa"] * 8 == bytes_of_kind["gqa"]
     expanded = as_heads(load_bundled("deepseek-v3"), "mha")
     assert expanded is not None
     assert kv_cache(expanded, 128).bytes_per_token == 61 * 128 * (192 + 128) * 2
@@ -182,8 +182,8 @@ def filled(config: dict[str, Any], seq: int, batch: int) -> int:
     """Bytes of keys and values in transformers' cache after a prefill of `seq` tokens and a decoding step."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    made = AutoConfig.for_model(**config)
-    model = AutoModelForCausalLM.from_config(made, dtype=torch.bfloat16).eval()
+    hf_config = AutoConfig.for_model(**config)
+    model = AutoModelForCausalLM.from_config(hf_config, dtype=torch.bfloat16).eval()
     tokens = torch.zeros((batch, seq), dtype=torch.long)
     with torch.no_grad():
         cache = model(input_ids=tokens, use_cache=True).past_key_values

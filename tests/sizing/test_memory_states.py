@@ -24,7 +24,7 @@ STATES = ("weights", "gradients", "optimizer")
 
 
 @pytest.mark.parametrize(
-    ("precision", "optimizer", "each"),
+    ("precision", "optimizer", "bytes_per_parameter"),
     [
         ("mixed", "adamw", 16),  # ZeRO, section 3.1
         ("mixed-fp32-grads", "adamw", 18),  # Korthikanti, section 4.1; Megatron
@@ -38,9 +38,9 @@ STATES = ("weights", "gradients", "optimizer")
         ("mixed", "adamw-8bit", 10 + 8 / 256),
     ],
 )
-def test_bytes_per_parameter(precision: str, optimizer: str, each: float) -> None:
+def test_bytes_per_parameter(precision: str, optimizer: str, bytes_per_parameter: float) -> None:
     full = training_memory(LLAMA, 128, precision=precision, optimizer=optimizer).full_bytes
-    assert sum(full[part] for part in STATES) == pytest.approx(each * N, rel=1e-6)
+    assert sum(full[part] for part in STATES) == pytest.approx(bytes_per_parameter * N, rel=1e-6)
 
 
 TINY = {
@@ -68,7 +68,7 @@ def stepped(optimizer_class: type[torch.optim.Optimizer], *, only: str = "", **o
     return sum(t.numel() for t in states if isinstance(t, torch.Tensor) and t.dim() > 0)
 
 
-def kept(optimizer: str) -> int:
+def state_elements(optimizer: str) -> int:
     """Elements of optimizer state that we count for it, in fp32."""
     spec = from_config(TINY, name="tiny")
     states = training_memory(spec, 16, precision="fp32", optimizer=optimizer).full_bytes["optimizer"]
@@ -78,17 +78,19 @@ def kept(optimizer: str) -> int:
 
 def test_adamw_keeps_what_torch_keeps() -> None:
     assert (
-        kept("adamw") == stepped(torch.optim.AdamW, lr=1e-3) == 2 * count_parameters(from_config(TINY, name="t")).total
+        state_elements("adamw")
+        == stepped(torch.optim.AdamW, lr=1e-3)
+        == 2 * count_parameters(from_config(TINY, name="t")).total
     )
 
 
 def test_sgd_keeps_what_torch_keeps() -> None:
-    assert kept("sgd") == stepped(torch.optim.SGD, lr=1e-3) == 0
-    assert kept("sgd-momentum") == stepped(torch.optim.SGD, lr=1e-3, momentum=0.9)
+    assert state_elements("sgd") == stepped(torch.optim.SGD, lr=1e-3) == 0
+    assert state_elements("sgd-momentum") == stepped(torch.optim.SGD, lr=1e-3, momentum=0.9)
 
 
 def test_adafactor_keeps_what_torch_keeps() -> None:
-    assert kept("adafactor") == stepped(torch.optim.Adafactor, lr=1e-3)
+    assert state_elements("adafactor") == stepped(torch.optim.Adafactor, lr=1e-3)
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon came with torch 2.9")
@@ -96,7 +98,7 @@ def test_muon_keeps_what_torch_keeps() -> None:
     """Muon for the matrices of layers, AdamW for tables, head and norms, as its authors advise."""
     matrices = stepped(torch.optim.Muon, only="layers.", lr=1e-3)
     parameters = count_parameters(from_config(TINY, name="tiny")).total
-    assert kept("muon") == matrices + 2 * (parameters - matrices)
+    assert state_elements("muon") == matrices + 2 * (parameters - matrices)
 
 
 # Data parallelism
@@ -115,8 +117,8 @@ def test_zero_divides_the_right_parts() -> None:
     assert one["optimizer"] == two["optimizer"] == pytest.approx(12 * N / 8, rel=1e-6)
     assert two["gradients"] == pytest.approx(4 * N / 8, rel=1e-6)
     three = parts("dp=8,zero=3", precision="fp32")
-    for part, each in (("weights", 4), ("gradients", 4), ("optimizer", 8)):
-        assert three[part] == pytest.approx(each * N / 8, rel=1e-6)
+    for part, bytes_per_parameter in (("weights", 4), ("gradients", 4), ("optimizer", 8)):
+        assert three[part] == pytest.approx(bytes_per_parameter * N / 8, rel=1e-6)
 
 
 def test_fsdp_keeps_its_fp32_weights_once() -> None:
@@ -151,7 +153,7 @@ def test_tensor_parallel_divides_all_but_the_norms() -> None:
 def orders(stages: int, micro_batches: int, chunks: int) -> list[list[tuple[str, int, int]]]:
     """Megatron's order of work for every stage: ("F" or "B", chunk, micro-batch); arXiv 2104.04473."""
     total = micro_batches * chunks
-    found = []
+    schedule = []
     for stage in range(stages):
         if chunks == 1:
             warm_up = min(stages - stage - 1, total)
@@ -175,8 +177,8 @@ def orders(stages: int, micro_batches: int, chunks: int) -> list[list[tuple[str,
         for index in range(total - warm_up):
             work += [make(warm_up + index, forward=True), make(index, forward=False)]
         work += [make(index, forward=False) for index in range(total - warm_up, total)]
-        found.append(work)
-    return found
+        schedule.append(work)
+    return schedule
 
 
 def most_held(stages: int, micro_batches: int, chunks: int) -> list[int]:

@@ -221,10 +221,10 @@ REPORTED = [
 
 @pytest.mark.parametrize(("reported", "mib", "expected"), REPORTED)
 def test_matching_is_exact(reported: str, mib: int, expected: str | None) -> None:
-    found = device_matching(reported, mib * MIB, DEVICES)
-    assert (found and found.name) == expected
+    device = device_matching(reported, mib * MIB, DEVICES)
+    assert (device and device.name) == expected
     if expected is not None:
-        assert found is device_matching(reported, None, reversed(DEVICES))
+        assert device is device_matching(reported, None, reversed(DEVICES))
 
 
 @each_device

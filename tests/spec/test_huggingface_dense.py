@@ -113,8 +113,8 @@ def test_puzzle_blocks() -> None:
     whole = read("nemotron-nas", **LLAMA_7B, block_configs=[plain] * 32)
     assert count_parameters(whole).total == 6_738_415_616
     half = read("nemotron-nas", **LLAMA_7B, block_configs=[plain, without] * 16)
-    kept = sum(op.count for op in lower(half, Workload.prefill(8)) if op.cache and op.cache.per_token)
-    assert kept == 16
+    caches = sum(op.count for op in lower(half, Workload.prefill(8)) if op.cache and op.cache.per_token)
+    assert caches == 16
     linear = {"attention": {"replace_with_linear": True}, "ffn": plain["ffn"]}
     with pytest.raises(UnsupportedError, match="replace_with_linear"):
         read("nemotron-nas", **LLAMA_7B, block_configs=[linear] * 32)
