@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import typer
 
 from llmbench.bench.experiments import EXPERIMENTS
+from llmbench.bench.results.metrics import METRICS, Line, MachineLimits, as_json, compared_with
 from llmbench.cli.measured import (
     IMPLEMENTATION,
-    METRICS,
     Device,
     DType,
-    Line,
     check_file,
     extra_field,
     fail_where_wrong,
@@ -25,7 +24,6 @@ from llmbench.cli.measured import (
     need_torch,
     one_table,
     place,
-    speed_up,
 )
 from llmbench.cli.options import As, answer
 from llmbench.errors import CannotRunError, LLMBenchError
@@ -277,24 +275,21 @@ def _progress(count: int) -> Iterator[Callable[[str], None]]:
 def _document(experiment: Experiment, ask: Ask, measured: _Measured, inputs: dict[str, Any]) -> Document:
     import msgspec
 
-    from llmbench.bench.results.metrics import MachineLimits, as_json, metrics
     from llmbench.bench.results.sheets import baseline_of, remarks, sheets
 
     rows, environment = measured.rows, measured.environment
     limits = MachineLimits.on(measured.references, environment, ask.dtype, measured.earlier)
     baselines = baseline_of(rows, experiment)
-    lines = {
-        row.key: Line(
-            row, metrics(row, limits, baselines.get(index)), row.extra | dict(experiment.derived(row, limits))
-        )
+    every = [
+        Line(row, limits, baselines.get(index), row.extra | dict(experiment.derived(row, limits)))
         for index, row in enumerate(rows)
-    }
+    ]
+    lines = {line.row.key: line for line in every}
     extra = [extra_field(*column) for column in experiment.columns]
-    fields: list[Field[Line]] = [IMPLEMENTATION, *extra, *METRICS]
+    metrics = compared_with(experiment.baseline) if experiment.baseline else METRICS
+    fields: list[Field[Line]] = [IMPLEMENTATION, *extra, *metrics]
     if experiment.chart:
         fields.insert(0, _x_field(experiment.chart))
-    if experiment.baseline:
-        fields.append(speed_up(f"speed-up vs {experiment.baseline}"))
     fields = fitted(fields, list(lines.values()))
     common, parts = sheets(rows, experiment.chart)
     blocks = [
@@ -320,7 +315,7 @@ def _document(experiment: Experiment, ask: Ask, measured: _Measured, inputs: dic
         version=2,
         inputs=inputs,
         rows_key="rows",
-        rows=as_json(rows, limits, baselines, experiment.derived),
+        rows=as_json(every, experiment.derived),
         blocks=[
             Block(headline=question),
             *blocks,
@@ -347,7 +342,7 @@ def _about(experiment: Experiment, ask: Ask, lines: Collection[Line]) -> Iterato
     timed = {line.row.implementation for line in lines if line.row.status == "ok"}
     if not ask.on_gpu and any(described(name).traits.triton for name in timed & set(IMPLEMENTATIONS)):
         yield on_a_cpu()
-    if any(line.metrics.speedup is not None for line in lines):
+    if any(line.speedup is not None for line in lines):
         yield f"speed-up: time of {experiment.baseline} / time of the row, median over the pairs of samples"
     yield from experiment.notes
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from llmbench.cli.measured import METRICS, Line, device_option, machine, one_table, speed_up
+from llmbench.bench.results.metrics import Line, MachineLimits, as_json, compared_with
+from llmbench.cli.measured import device_option, machine, one_table
 from llmbench.cli.options import As, Output, answer, working
 from llmbench.errors import CannotRunError, SpecError
 from llmbench.report.document import Block, Document, table
@@ -44,8 +45,7 @@ FIELDS: tuple[Field[Line], ...] = (
     _case_field("shape", "shape", wraps=True),
     _case_field("dtype", "format"),
     Field("implementation", "computed by", value=lambda line: line.row.implementation, unbroken=True),
-    *METRICS,
-    speed_up("speed-up vs reference"),
+    *compared_with("reference"),
 )
 
 
@@ -118,7 +118,6 @@ def _measured(
 
     from llmbench.bench.experiments.experiment import FULL, run
     from llmbench.bench.kernels import REFERENCE, kernel_groups
-    from llmbench.bench.results.metrics import MachineLimits, as_json, metrics
     from llmbench.bench.results.sheets import remarks
     from llmbench.kernels.formats import short
     from llmbench.measure.clock import clock_for
@@ -127,7 +126,6 @@ def _measured(
 
     clock, this_machine = clock_for(device), environment(device)
     lines: list[Line] = []
-    rows: list[dict[str, Any]] = []
     below: list[str] = [REHEARSAL] if rehearsal else []
     by_format: dict[str, Any] = {}
     for dtype in dict.fromkeys(dtype for kernel in kernels for dtype in kernel.formats(formats)):
@@ -141,9 +139,7 @@ def _measured(
         order = {key: index for index, key in enumerate(key for group in groups for key in group.row_keys())}
         measured.sort(key=lambda row: order[row.key])
         by_case = {str(row.case): row for row in measured if row.implementation == REFERENCE}
-        baselines = {index: by_case[str(row.case)] for index, row in enumerate(measured)}
-        lines += [Line(row, metrics(row, limits, baselines[index]), row.extra) for index, row in enumerate(measured)]
-        rows += as_json(measured, limits, baselines)
+        lines += [Line(row, limits, by_case[str(row.case)], row.extra) for row in measured]
         below += [*machine(this_machine, limits, measured), *remarks(measured)]
     below.append("predicted: least time that the reference measurements allow for the kernel's FLOPs and bytes")
     below.append("speed-up: time of the reference / time of the kernel, median over the pairs of samples")
@@ -151,7 +147,7 @@ def _measured(
         command="kernels.bench",
         inputs=inputs,
         rows_key="rows",
-        rows=rows,
+        rows=as_json(lines),
         blocks=[Block(table=table(fitted(FIELDS, lines), lines), lines=list(dict.fromkeys(below)))],
         environment=msgspec.to_builtins(this_machine),
         also={"reference_measurements": by_format},

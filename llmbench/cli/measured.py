@@ -7,19 +7,20 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from llmbench.bench.results.metrics import METRICS, Line
 from llmbench.errors import CannotRunError, LLMBenchError
 from llmbench.report.document import Table, table
 from llmbench.report.fields import Field
 from llmbench.report.units import Unit, percent, plural, si
 
 if TYPE_CHECKING:
-    from llmbench.bench.results.metrics import MachineLimits, Metrics
+    from llmbench.bench.results.metrics import MachineLimits
     from llmbench.measure.environment import Environment
-    from llmbench.measure.results import Row, Scalar
+    from llmbench.measure.results import Row
 
 
 def device_option(devices: str = "cpu, cuda or cuda:1", auto: str = "a GPU if there is one, else the CPU") -> Any:
@@ -100,98 +101,9 @@ def check_file(option: str, path: Path | None) -> None:
         raise LLMBenchError(f"{option} {path}: the file cannot be written")
 
 
-class Line(NamedTuple):
-    """A measured row, its metrics, and the figures that the experiment adds."""
-
-    row: Row
-    metrics: Metrics
-    extra: Mapping[str, Scalar] = {}
-
-
-def _metric(
-    name: str, description: str, heading: str | None = None, unit: Unit = "text", **options: Any
-) -> Field[Line]:
-    def value(line: Line) -> Any:
-        return getattr(line.metrics, name)
-
-    options.setdefault("sparse", True)
-    options.setdefault("scale", name if heading else "")
-    return Field(name, heading, unit, value, description=description, **options)
-
-
-def _status(line: Line) -> str | None:
-    """Return the status of a row without a time, which tables show in place of the time. Return None for other rows."""
-    return None if line.row.status == "ok" else line.row.status
-
-
-METRICS: tuple[Field[Line], ...] = (
-    _metric("tokens_per_s", "tokens per second; null if the row has no value `tokens`", "tokens/s", "count"),
-    _metric("seconds", "median time of one call", "time", "ms", scale="time", sparse=False, text=_status),
-    _metric("p10_s", "10th percentile of the samples, in seconds"),
-    _metric("p90_s", "90th percentile of the samples, in seconds"),
-    _metric("iqr_s", "interquartile range of the samples, in seconds"),
-    _metric("n", "number of samples"),
-    _metric("spread", "interquartile range of the samples, as a share of the median", "spread", "percent", spare=4),
-    _metric("flops_per_s", "achieved rate: FLOPs of one call / median time", "rate", "tflops_per_s", spare=1),
-    _metric(
-        "bytes_per_s",
-        "achieved memory traffic: least bytes that one call must read and write / median time",
-        "traffic",
-        "gb_per_s",
-        spare=6,
-    ),
-    _metric(
-        "share_of_limit",
-        "least time that the reference measurements allow (roofline) / median time. The reference measurements come "
-        "from the session that measured the row",
-        "share of limit",
-        "percent",
-    ),
-    _metric(
-        "share_of_datasheet",
-        "least time that the datasheet allows (roofline) / median time",
-        "share of datasheet",
-        "percent",
-        spare=2,
-    ),
-    _metric(
-        "peak_bytes",
-        "peak memory of one call: its inputs and everything that it allocates",
-        "peak",
-        "gib",
-        scale="bytes",
-    ),
-    _metric(
-        "need_bytes", "peak memory of one call that the op table predicts", "analytic", "gib", spare=3, scale="bytes"
-    ),
-    _metric(
-        "predicted_s",
-        "predicted time: sum of the least times of the implementation's ops",
-        "predicted",
-        "ms",
-        scale="time",
-    ),
-    _metric("prediction_error", "(predicted time − measured time) / measured time", "pred. error", "percent", spare=5),
-    _metric("joules_per_call", "energy of the whole GPU board per call", "energy per call", "joules", spare=7),
-    _metric("joules_per_token", "energy of the whole GPU board per token", "energy per token", "joules"),
-    _metric("speedup_p10", "10th percentile of the speed-up over the pairs of samples"),
-    _metric("speedup_p90", "90th percentile of the speed-up over the pairs of samples"),
-)
-"""The metrics of a measured row. Fields with the same `scale` are shown in the same unit."""
-
 IMPLEMENTATION: Field[Line] = Field(
     "implementation", "implementation", value=lambda line: line.row.implementation, unbroken=True
 )
-
-
-def speed_up(heading: str) -> Field[Line]:
-    """Return the field for the speed-up: time of the baseline / time of the row."""
-    description = "time of the baseline / time of the row: median of the ratios of paired samples"
-    return Field("speedup", heading, "ratio", lambda line: line.metrics.speedup, description=description, sparse=True)
-
-
-DERIVED = (*METRICS, speed_up("speed-up"))
-"""The fields of `derived` in JSON, which tools/json_reference.py documents."""
 
 
 def extra_field(key: str, heading: str, unit: Unit) -> Field[Line]:
@@ -215,7 +127,6 @@ def one_table(lines: Sequence[Line], extra: Sequence[Field[Line]] = ()) -> Table
         *map(row_field, ("implementation", "status", "reason")),
         *extra,
         *METRICS,
-        speed_up("speed-up"),
         Field("notes", value=lambda line: line.row.measurement.remarks() if line.row.measurement else []),
     ]
     return table(fields, lines)

@@ -10,19 +10,17 @@ import typer
 
 from llmbench.answers.about import approximate_lines
 from llmbench.bench.pieces import PIECES
+from llmbench.bench.results.metrics import METRICS, Line, as_json
 from llmbench.cli.measured import (
     IMPLEMENTATION,
-    METRICS,
     Device,
     DType,
-    Line,
     check_file,
     fail_where_wrong,
     listed,
     machine,
     need_torch,
     one_table,
-    speed_up,
 )
 from llmbench.cli.options import MODEL_HELP, As, Output, Set, answer, load, positive_integer, token_count, working
 from llmbench.errors import CannotRunError, LLMBenchError
@@ -176,11 +174,8 @@ def _save(measured: Profile, trace: Path) -> None:
 def _document(piece: Piece, setting: Setting, measured: Profile, inputs: dict[str, Any], notes: list[str]) -> Document:
     import msgspec
 
-    from llmbench.bench.results.metrics import as_json, metrics
-
     baseline = measured.rows[-1]
-    rows = as_json(measured.rows, measured.limits, dict.fromkeys(range(len(measured.rows)), baseline))
-    lines = [Line(row, metrics(row, measured.limits, baseline)) for row in measured.rows]
+    lines = [Line(row, measured.limits, baseline) for row in measured.rows]
     ops = None
     if measured.ops is not None:
         ops = [op._asdict() | {"launches": [launch._asdict() for launch in op.launches]} for op in measured.ops]
@@ -192,7 +187,7 @@ def _document(piece: Piece, setting: Setting, measured: Profile, inputs: dict[st
         version=2,
         inputs=inputs,
         rows_key="implementations",
-        rows=rows,
+        rows=as_json(lines),
         blocks=blocks,
         environment=msgspec.to_builtins(measured.environment),
         also={"reference_measurements": msgspec.to_builtins(measured.limits.references), "ops": ops},
@@ -213,7 +208,7 @@ def _block(piece: Piece, setting: Setting, measured: Profile, lines: list[Line],
     shape = f"{piece.name} · {setting.direction} · batch {setting.batch:,} · {tokens} · {setting.dtype}"
     return Block(
         headline=f"{headline(setting.spec)}\n{shape}: {piece.what}",
-        table=table(fitted((IMPLEMENTATION, *METRICS, speed_up("speed-up")), lines), lines),
+        table=table(fitted((IMPLEMENTATION, *METRICS), lines), lines),
         lines=[*below, *measured.notes, *notes, *approximate_lines(setting.spec)],
     )
 

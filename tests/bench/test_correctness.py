@@ -16,7 +16,7 @@ from llmbench.bench.experiments.synthetic import heads
 from llmbench.bench.extra_candidates import binder_of
 from llmbench.bench.pieces import PIECES, find_piece
 from llmbench.bench.pieces.piece import Piece
-from llmbench.bench.results.metrics import MachineLimits, metrics
+from llmbench.bench.results.metrics import Line, MachineLimits
 from llmbench.kernels.proof.accuracy import Verdict
 from llmbench.measure.check_and_time import ADDRESSABLE_BYTES
 from llmbench.model.implementations.interface import ExpertWeights, Seen
@@ -204,7 +204,7 @@ def test_the_need_of_a_windowed_cache_is_what_is_allocated(impl: str) -> None:
     piece = find_piece("decode")
     at = setting(piece, small(mixer=heads(8, 8, 64, sliding_window=128)), seq_len=2048)
     (row,) = rows(piece, at, impl)
-    peak = metrics(row, MachineLimits(references(), None)).peak_bytes
+    peak = Line(row, MachineLimits(references(), None)).peak_bytes
     assert peak is not None
     assert row.need_bytes is not None
     assert math.isclose(peak, row.need_bytes, rel_tol=0.02)

@@ -16,7 +16,7 @@ from llmbench.bench.experiments.synthetic import heads, model_of
 from llmbench.bench.extra_candidates import traits_of
 from llmbench.bench.pieces import find_piece
 from llmbench.bench.pieces.pointwise import ADD_NORM
-from llmbench.bench.results.metrics import MachineLimits, metrics
+from llmbench.bench.results.metrics import Line, MachineLimits
 from llmbench.cli.measured import machine
 from llmbench.measure.check_and_time import Candidate
 from llmbench.measure.environment import environment
@@ -56,7 +56,7 @@ def test_a_single_op_at_its_prediction_is_at_its_limit(name: str) -> None:
     )
     assert candidate.predicted_s is not None
     assert candidate.extra["bandwidth"] == ("read" if name in ("decode", "mla") else "copy")
-    values = metrics(row_of(candidate, candidate.predicted_s), LIMITS)
+    values = Line(row_of(candidate, candidate.predicted_s), LIMITS)
     assert (values.share_of_limit, values.prediction_error) == (pytest.approx(1.0), pytest.approx(0.0))
 
 
@@ -81,7 +81,7 @@ def test_the_bytes_of_steps_are_read(phase: Any, bandwidth: str) -> None:
     assert candidate.extra["bandwidth"] == bandwidth
     assert candidate.work_bytes is not None
     row = row_of(replace(candidate, work_flops=0), 1.0)  # bytes alone
-    assert metrics(row, LIMITS).share_of_limit == pytest.approx(
+    assert Line(row, LIMITS).share_of_limit == pytest.approx(
         candidate.work_bytes / {"copy": 1e11, "read": 5e10}[bandwidth]
     )
 

@@ -21,7 +21,7 @@ from llmbench.bench.pieces.blocks import STEP, decoder_of
 from llmbench.bench.pieces.piece import Piece, Setting
 from llmbench.bench.pieces.pointwise import ADD_NORM
 from llmbench.bench.profile import candidate_names
-from llmbench.bench.results.metrics import MachineLimits, Metrics, metrics
+from llmbench.bench.results.metrics import METRICS, Line, MachineLimits
 from llmbench.kernels.proof.accuracy import compare
 from llmbench.measure.clock import CpuClock
 from llmbench.measure.energy import Energy
@@ -35,6 +35,7 @@ from llmbench.model.mixers import new_cache
 from llmbench.model.positions import tables_of
 from llmbench.model.residual import Residual
 from llmbench.model.step import Step
+from llmbench.report.fields import record
 from llmbench.sizing.work import Pass
 from llmbench.spec.catalog import load_bundled
 from llmbench.spec.ffn import Gated, MoE
@@ -341,7 +342,7 @@ def test_the_analytic_need_is_what_attention_allocates(impl: str, passed: Pass) 
     piece = find_piece("attention")
     at = setting(piece, small(mixer=heads(8, 8, 32)), seq_len=512, batch=1, direction=passed)
     (row,) = rows(piece, at, impl)
-    peak = metrics(row, MachineLimits(references(), None)).peak_bytes
+    peak = Line(row, MachineLimits(references(), None)).peak_bytes
     assert peak is not None
     assert row.need_bytes is not None
     tolerance = 0.02 if passed == "forward" else 0.15
@@ -370,7 +371,7 @@ def test_metrics_of_a_row() -> None:
         status="ok",
         measurement=Measurement(samples_s=(0.006, 0.004), clock="cpu"),
     )
-    values = metrics(row, MachineLimits(references(), Limits(2e12, 1e12)), slow)
+    values = Line(row, MachineLimits(references(), Limits(2e12, 1e12)), slow)
     assert values.share_of_limit == pytest.approx(0.5)  # 1 ms of products at 1 TFLOP/s, in 2 ms
     assert values.share_of_datasheet == pytest.approx(0.25)
     assert values.prediction_error == pytest.approx(-0.5)
@@ -380,9 +381,10 @@ def test_metrics_of_a_row() -> None:
     earlier = MachineLimits(
         references(9.0), None, {row.key: references()}
     )  # its session had other reference measurements
-    assert metrics(row, earlier).share_of_limit == pytest.approx(0.5)
+    assert Line(row, earlier).share_of_limit == pytest.approx(0.5)
     assert values.tokens_per_s == pytest.approx(4000)
     assert (values.joules_per_call, values.joules_per_token) == (2.0, 0.25)
     assert (values.peak_bytes, values.need_bytes) == (None, 7)
     lost = Row(experiment="x", case={}, implementation="c", status="OOM", reason="no room", need_bytes=9)
-    assert metrics(lost, MachineLimits(references(), None), slow) == Metrics(need_bytes=9)
+    known = record(METRICS, Line(lost, MachineLimits(references(), None), slow))
+    assert {name: value for name, value in known.items() if value is not None} == {"need_bytes": 9}

@@ -1,22 +1,32 @@
-"""The metrics of a row, in base units: rates, shares of the limits, memory and prediction error."""
+"""The metrics of a measured row, in base units: rates, shares of the limits, memory and prediction error.
+
+A method of `Line` describes a metric once: its value, its meaning, its heading and its unit in tables. Importing this
+module imports no torch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar, overload
 
 import msgspec
 
 from llmbench.errors import LLMBenchError
-from llmbench.measure.environment import Environment
-from llmbench.measure.measurement import Ratio, ratio
-from llmbench.measure.reference import Limits, ReferenceMeasurements, datasheet_limits
-from llmbench.measure.results import Key, Row, Scalar
+from llmbench.measure.measurement import Measurement, Ratio, ratio
+from llmbench.report.fields import Field, record
+from llmbench.report.units import Unit
 from llmbench.spec.catalog import load_device
 from llmbench.spec.device import DType
 
-__all__ = ["MachineLimits", "Metrics", "as_json", "metrics", "peak_bytes"]
+if TYPE_CHECKING:
+    from llmbench.measure.environment import Environment
+    from llmbench.measure.reference import Limits, ReferenceMeasurements
+    from llmbench.measure.results import Key, Row, Scalar
+
+__all__ = ["METRICS", "Line", "MachineLimits", "as_json", "compared_with", "peak_bytes"]
+
+Value = TypeVar("Value")
 
 
 class MachineLimits(NamedTuple):
@@ -40,6 +50,8 @@ class MachineLimits(NamedTuple):
         earlier: Mapping[Key, ReferenceMeasurements] | None = None,
     ) -> MachineLimits:
         """Return the limits of a machine for one number format."""
+        from llmbench.measure.reference import datasheet_limits
+
         name = environment.datasheet
         datasheet = None if name is None else datasheet_limits(load_device(name), dtype)
         return cls(references, datasheet, earlier or {})
@@ -70,65 +82,181 @@ class MachineLimits(NamedTuple):
         return "a cache" if warm else "the machine"
 
 
-class Metrics(NamedTuple):
-    """The metrics of a row. None means unknown.
+class Metric(Generic[Value]):
+    """A metric of a `Line`, described by a `Field`. The metric is computed on first use, and then kept."""
 
-    `share_of_limit`, `share_of_datasheet`: the least time by the roofline, divided by the measured time. `peak_bytes`:
-    the bytes of the inputs and of everything that the call allocated at its peak. `prediction_error`: (predicted -
-    measured) / measured. `speedup`: the time of the baseline divided by the time of the row, as the median over pairs
-    of samples. `speedup_p10`, `speedup_p90`: percentiles of the same ratios. `tokens_per_s`, `joules_per_token`: known
-    only for a row with a number of tokens.
+    def __init__(self, compute: Callable[[Any], Value], field: Field[Line]) -> None:
+        self.compute, self.field = compute, field
+
+    @overload
+    def __get__(self, line: None, owner: type) -> Metric[Value]: ...
+    @overload
+    def __get__(self, line: object, owner: type) -> Value: ...
+    def __get__(self, line: object | None, owner: type) -> Metric[Value] | Value:
+        """Return the value for a line."""
+        if line is None:
+            return self
+        value = self.compute(line)
+        line.__dict__[self.field.name] = value  # later reads find this value, and do not call __get__
+        return value
+
+
+def metric(
+    description: str, heading: str | None = None, unit: Unit = "text", **options: Any
+) -> Callable[[Callable[[Any], Value]], Metric[Value]]:
+    """Return a decorator for a method of `Line` that computes a metric. The name of the method is the key in JSON and
+    CSV. The other options are those of `Field`. Metrics with the same `scale` are shown in the same unit."""
+    options.setdefault("sparse", True)
+
+    def described(compute: Callable[[Any], Value]) -> Metric[Value]:
+        scale = options.pop("scale", compute.__name__ if heading else "")
+        return Metric(compute, Field(compute.__name__, heading, unit, description=description, scale=scale, **options))
+
+    return described
+
+
+def _status(line: Line) -> str | None:
+    """Return the status of a row without a time, which tables show in place of the time. Return None for other rows."""
+    return None if line.row.status == "ok" else line.row.status
+
+
+class Line:
+    """A measured row with its metrics. None means unknown: a row without a time has only predictions.
+
+    `baseline`: the row of the same group with which this row is compared. `extra`: figures that the experiment adds.
     """
 
-    seconds: float | None = None
-    p10_s: float | None = None
-    p90_s: float | None = None
-    iqr_s: float | None = None
-    spread: float | None = None
-    n: int | None = None
-    flops_per_s: float | None = None
-    bytes_per_s: float | None = None
-    share_of_limit: float | None = None
-    share_of_datasheet: float | None = None
-    peak_bytes: int | None = None
-    need_bytes: int | None = None
-    predicted_s: float | None = None
-    prediction_error: float | None = None
-    speedup: float | None = None
-    speedup_p10: float | None = None
-    speedup_p90: float | None = None
-    tokens_per_s: float | None = None
-    joules_per_call: float | None = None
-    joules_per_token: float | None = None
+    def __init__(
+        self, row: Row, limits: MachineLimits, baseline: Row | None = None, extra: Mapping[str, Scalar] | None = None
+    ) -> None:
+        self.row, self.limits, self.baseline = row, limits, baseline
+        self.extra: Mapping[str, Scalar] = extra or {}
+
+    @property
+    def _times(self) -> Measurement | None:
+        return self.row.measurement if self.row.seconds else None
+
+    @property
+    def _tokens(self) -> int | None:
+        tokens = self.row.extra.get("tokens")
+        return tokens if isinstance(tokens, int) and tokens else None
+
+    @property
+    def _speedup(self) -> Ratio | None:
+        if self._times is None or self.baseline is None or self.baseline.measurement is None:
+            return None
+        try:
+            return ratio(self.baseline.measurement, self._times)
+        except LLMBenchError:  # the rows come from two sessions, or a time is 0
+            return None
+
+    @metric("tokens per second; null if the row has no value `tokens`", "tokens/s", "count")
+    def tokens_per_s(self) -> float | None:
+        return self._tokens / self.row.seconds if self._tokens and self.row.seconds else None
+
+    @metric("median time of one call", "time", "ms", scale="time", sparse=False, text=_status)
+    def seconds(self) -> float | None:
+        return self.row.seconds or None
+
+    @metric("10th percentile of the samples, in seconds")
+    def p10_s(self) -> float | None:
+        return self._times.p10_s if self._times else None
+
+    @metric("90th percentile of the samples, in seconds")
+    def p90_s(self) -> float | None:
+        return self._times.p90_s if self._times else None
+
+    @metric("interquartile range of the samples, in seconds")
+    def iqr_s(self) -> float | None:
+        return self._times.iqr_s if self._times else None
+
+    @metric("number of samples")
+    def n(self) -> int | None:
+        return self._times.n if self._times else None
+
+    @metric("interquartile range of the samples, as a share of the median", "spread", "percent", spare=4)
+    def spread(self) -> float | None:
+        return self._times.spread if self._times else None
+
+    @metric("achieved rate: FLOPs of one call / median time", "rate", "tflops_per_s", spare=1)
+    def flops_per_s(self) -> float | None:
+        return self.row.flops_per_s
+
+    @metric(
+        "achieved memory traffic: least bytes that one call must read and write / median time",
+        "traffic",
+        "gb_per_s",
+        spare=6,
+    )
+    def bytes_per_s(self) -> float | None:
+        return self.row.bytes_per_s
+
+    @metric(
+        "least time that the reference measurements allow (roofline) / median time. The reference measurements come "
+        "from the session that measured the row",
+        "share of limit",
+        "percent",
+    )
+    def share_of_limit(self) -> float | None:
+        return _share(self.row, self.limits.limits_of(self.row))
+
+    @metric("least time that the datasheet allows (roofline) / median time", "share of datasheet", "percent", spare=2)
+    def share_of_datasheet(self) -> float | None:
+        return _share(self.row, self.limits.datasheet)
+
+    @metric("peak memory of one call: its inputs and everything that it allocates", "peak", "gib", scale="bytes")
+    def peak_bytes(self) -> int | None:
+        return peak_bytes(self.row) if self._times else None
+
+    @metric("peak memory of one call that the op table predicts", "analytic", "gib", spare=3, scale="bytes")
+    def need_bytes(self) -> int | None:
+        return self.row.need_bytes
+
+    @metric("predicted time: sum of the least times of the implementation's ops", "predicted", "ms", scale="time")
+    def predicted_s(self) -> float | None:
+        return self.row.predicted_s
+
+    @metric("(predicted time − measured time) / measured time", "pred. error", "percent", spare=5)
+    def prediction_error(self) -> float | None:
+        predicted, seconds = self.row.predicted_s, self.row.seconds
+        return predicted / seconds - 1 if predicted and seconds else None
+
+    @metric("energy of the whole GPU board per call", "energy per call", "joules", spare=7)
+    def joules_per_call(self) -> float | None:
+        return self.row.energy.joules_per_call if self._times and self.row.energy else None
+
+    @metric("energy of the whole GPU board per token", "energy per token", "joules")
+    def joules_per_token(self) -> float | None:
+        joules = self.joules_per_call
+        return joules / self._tokens if joules is not None and self._tokens else None
+
+    @metric("10th percentile of the speed-up over the pairs of samples")
+    def speedup_p10(self) -> float | None:
+        return self._speedup.p10 if self._speedup else None
+
+    @metric("90th percentile of the speed-up over the pairs of samples")
+    def speedup_p90(self) -> float | None:
+        return self._speedup.p90 if self._speedup else None
+
+    @metric(
+        "time of the baseline / time of the row: median of the ratios of paired samples",
+        "speed-up",
+        "ratio",
+        scale="",
+    )
+    def speedup(self) -> float | None:
+        return self._speedup.median if self._speedup else None
 
 
-def metrics(row: Row, limits: MachineLimits, baseline: Row | None = None) -> Metrics:
-    """Return the metrics of one row. `baseline`: the row of the same group with which this row is compared."""
-    known = Metrics(need_bytes=row.need_bytes, predicted_s=row.predicted_s)
-    if row.measurement is None or not row.seconds:
-        return known
-    tokens = row.extra.get("tokens")
-    tokens = tokens if isinstance(tokens, int) else None
-    joules = None if row.energy is None else row.energy.joules_per_call
-    times, speedup = row.measurement, _speedup(row, baseline)
-    if speedup is not None:
-        known = known._replace(speedup=speedup.median, speedup_p10=speedup.p10, speedup_p90=speedup.p90)
-    return known._replace(
-        seconds=row.seconds,
-        p10_s=times.p10_s,
-        p90_s=times.p90_s,
-        iqr_s=times.iqr_s,
-        spread=times.spread,
-        n=times.n,
-        flops_per_s=row.flops_per_s,
-        bytes_per_s=row.bytes_per_s,
-        share_of_limit=_share(row, limits.limits_of(row)),
-        share_of_datasheet=_share(row, limits.datasheet),
-        peak_bytes=peak_bytes(row),
-        prediction_error=row.predicted_s / row.seconds - 1 if row.predicted_s else None,
-        tokens_per_s=tokens / row.seconds if tokens else None,
-        joules_per_call=joules,
-        joules_per_token=joules / tokens if joules is not None and tokens else None,
+METRICS: tuple[Field[Line], ...] = tuple(each.field for each in vars(Line).values() if isinstance(each, Metric))
+"""The metrics of a measured row, in the order of the columns of a table."""
+
+
+def compared_with(baseline: str) -> tuple[Field[Line], ...]:
+    """Return METRICS with a heading of the speed-up that names the baseline."""
+    heading = f"speed-up vs {baseline}"
+    return tuple(
+        msgspec.structs.replace(field, heading=heading) if field.name == "speedup" else field for field in METRICS
     )
 
 
@@ -147,26 +275,12 @@ def _share(row: Row, limits: Limits | None) -> float | None:
     return limits.least_s(row.work_flops, row.work_bytes) / row.seconds
 
 
-def _speedup(row: Row, baseline: Row | None) -> Ratio | None:
-    if baseline is None or baseline.measurement is None or row.measurement is None:
-        return None
-    try:
-        return ratio(baseline.measurement, row.measurement)
-    except LLMBenchError:  # the rows come from two sessions, or a time is 0
-        return None
-
-
 def as_json(
-    rows: Iterable[Row],
-    limits: MachineLimits,
-    baselines: Mapping[int, Row],
-    derived: Callable[[Row, MachineLimits], Mapping[str, Scalar]] = lambda row, limits: {},
+    lines: Iterable[Line], derived: Callable[[Row, MachineLimits], Mapping[str, Scalar]] = lambda row, limits: {}
 ) -> list[dict[str, Any]]:
     """Return the rows as JSON objects. Each object has the fields of a results file. Its field `derived` has the
-    metrics of the row and the figures that the experiment's function `derived` computes. `baselines`: the baseline of
-    each row, by the index of the row."""
+    metrics of the row and the figures that the experiment's function `derived` computes."""
     return [
-        msgspec.to_builtins(row)
-        | {"derived": metrics(row, limits, baselines.get(index))._asdict() | dict(derived(row, limits))}
-        for index, row in enumerate(rows)
+        msgspec.to_builtins(line.row) | {"derived": record(METRICS, line) | dict(derived(line.row, line.limits))}
+        for line in lines
     ]
