@@ -18,7 +18,8 @@ from torch import Tensor
 from benchmarks.gpu.calls import Op
 from benchmarks.gpu.goals import COPY, MATMUL, OURS, READ
 from benchmarks.gpu.machine import Machine
-from llmbench.bench.extra_candidates import compiled_flex, grouped_experts
+from llmbench.bench.extra_candidates import flex as compiled_flex
+from llmbench.bench.extra_candidates.grouped import grouped_experts
 from llmbench.kernels.attention.attention import Case as AttentionCase
 from llmbench.kernels.kernel import Kernel
 from llmbench.model.implementations import implementation as implementation_of
@@ -135,7 +136,7 @@ def _attention(implementation: Implementation) -> Op:
 
 
 def _flex(case: AttentionCase, machine: Machine) -> Op:
-    return _attention(compiled_flex(machine.compile))
+    return _attention(compiled_flex.build(machine.compile))
 
 
 flex = CandidateKernel(name="flex", build=_flex, compiled=True)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.gpu.rehearsal import WallClockCuda
-from llmbench.bench.extra_candidates import compiled, forget_compiled
+from llmbench.bench.extra_candidates.compiled import compiled, forget_compiled
 from llmbench.errors import CannotRunError
 from llmbench.measure.clock import Clock, CudaClock
 from llmbench.measure.cuda import attention_kernels

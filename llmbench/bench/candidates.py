@@ -13,15 +13,8 @@ from torch import Tensor
 
 from llmbench.bench.correctness import verdicts
 from llmbench.bench.experiments.experiment import Group, Pace
-from llmbench.bench.extra_candidates import (
-    COMPILED,
-    FLEX,
-    Binder,
-    binder_of,
-    forget_compiled,
-    implementation_of,
-    traits_of,
-)
+from llmbench.bench.extra_candidates import Binder, binder_of, implementation_of, traits_of
+from llmbench.bench.extra_candidates.compiled import forget_compiled
 from llmbench.bench.pieces.piece import BuiltPiece, Piece, Setting
 from llmbench.bench.pieces.reduce import layer_of_each_kind
 from llmbench.errors import CannotRunError, LLMBenchError
@@ -124,7 +117,7 @@ def _candidate(entry: Entry, built: Callable[[], BuiltPiece], references: Refere
         work_bytes=must.bytes,
         predicted_s=piece.predicted_s(setting, traits_of(name), references.limits(piece.bandwidth)),
         extra=extra | dict(entry.extra),
-        compiled=name in (COMPILED, FLEX),
+        compiled=traits_of(name).compiled != "nothing",
     )
 
 
@@ -142,9 +135,9 @@ def same_as_standard(piece: Piece, setting: Setting, name: str) -> bool:
 
     Raises CannotRunError if the candidate cannot run on this machine.
     """
-    if name in (STANDARD.name, COMPILED):
-        return False
     implementation = implementation_of(name)
+    if implementation is STANDARD or implementation.traits.compiled == "piece":
+        return False
     return all(getattr(implementation, used) is getattr(STANDARD, used) for used in _functions_used(piece, setting))
 
 

@@ -357,7 +357,8 @@ def _kernel_lines(spec: ModelSpec, built: BuiltModel, ran: ForwardPass, impl: st
     """
     from llmbench.model.implementations import described
 
-    traits = described(impl).traits
+    implementation = described(impl)
+    traits = implementation.traits
     if traits.fused_kernels:
         return [f"{impl} ran as: {', '.join(ran.kernels)}", *_where(built)]
     stacks = [spec.layers, *([spec.encoder.layers] if spec.encoder else [])]
@@ -368,8 +369,8 @@ def _kernel_lines(spec: ModelSpec, built: BuiltModel, ran: ForwardPass, impl: st
     lines = [f"attention ({impl}) ran as: {kernels}"]
     if traits.triton:
         lines += _where(built)
-    if impl == "flex":
-        lines.append("without torch.compile, flex computes plain matrix products: use it to check results, not speed")
+    if implementation.note:
+        lines.append(implementation.note)
     return lines
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import typer
 
 from llmbench.answers.about import approximate_lines
-from llmbench.bench.pieces import PIECES
+from llmbench.bench.extra_candidates import CANDIDATES
+from llmbench.bench.pieces import PIECES, default_implementations
 from llmbench.bench.results.metrics import METRICS, Line, as_json
 from llmbench.cli.measured import (
     IMPLEMENTATION,
@@ -24,7 +25,6 @@ from llmbench.cli.measured import (
 )
 from llmbench.cli.options import MODEL_HELP, As, Output, Set, answer, load, positive_integer, token_count, working
 from llmbench.errors import CannotRunError, LLMBenchError
-from llmbench.model.implementations import IMPLEMENTATIONS
 from llmbench.report.describe import headline
 from llmbench.report.document import Block, Document, table
 from llmbench.report.fields import Field, fitted
@@ -42,9 +42,7 @@ Impl = Annotated[
     typer.Option(
         "--impl",
         metavar="NAME",
-        help=f"Implementation: {', '.join(IMPLEMENTATIONS)}, compiled (standard with torch.compile), grouped (standard "
-        "with grouped products for experts), rope-fused (flash with the fused kernel for rotary positions). Default: "
-        "flash for attention; for other pieces, fused on a GPU and standard on a CPU.",
+        help=f"Implementation, from the second list above. {default_implementations()}",
         show_default=False,
     ),
 ]
@@ -104,6 +102,10 @@ def command(
 
     {PIECES}
 
+    --impl NAME is one of
+
+    {CANDIDATES}
+
     The implementation is checked against plain torch in fp64 before it is timed. The exit code is 1 if the
     implementation gives a wrong result (INCORRECT) or raises an error (FAILED). The default shapes are smaller on a
     CPU.
@@ -158,8 +160,10 @@ def command(
     fail_where_wrong(measured.rows)
 
 
-command.__doc__ = (command.__doc__ or "").replace(
-    "{PIECES}", listed({name: what for name, (_, what) in PIECES.items()})
+command.__doc__ = (
+    (command.__doc__ or "")
+    .replace("{PIECES}", listed({name: about.what for name, about in PIECES.items()}))
+    .replace("{CANDIDATES}", listed(CANDIDATES))
 )
 
 

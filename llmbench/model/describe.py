@@ -225,12 +225,12 @@ def forward(built: BuiltModel, plan: Plan) -> ForwardPass:
     model, device = built.model, torch.device(built.device)
     tokens = _tokens(model.spec.vocab_size, (plan.batch, plan.seq_len), device)
     ops = _KernelOps()
-    # The first call of FlexAttention compiles. Compilation fails under a dispatch mode such as _KernelOps.
-    flex = plan.impl == "flex"
+    # The first call of a higher-order op compiles. Compilation fails under a dispatch mode such as _KernelOps.
+    hidden = described(plan.impl).traits.higher_order
     with torch.no_grad(), warnings.catch_warnings():
         # The command prints a note in place of this warning.
         warnings.filterwarnings("ignore", "flex_attention called without torch.compile")
-        with _reasons_in_errors(), nullcontext() if flex else ops:
+        with _reasons_in_errors(), nullcontext() if hidden else ops:
             shape = list(run_once(model, tokens).shape)
         if device.type == "meta":
             return ForwardPass(None, [], shape, None)
@@ -241,7 +241,7 @@ def forward(built: BuiltModel, plan: Plan) -> ForwardPass:
         forward_s = time.perf_counter() - start
         # This code calls aminmax first, because isfinite(logits) would allocate a mask as large as the logits.
         finite = all(bool(torch.isfinite(bound)) for bound in logits.aminmax())
-    return ForwardPass(forward_s, ["flex_attention"] if flex else sorted(ops.names), shape, finite)
+    return ForwardPass(forward_s, [hidden] if hidden else sorted(ops.names), shape, finite)
 
 
 @contextmanager

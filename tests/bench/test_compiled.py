@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmbench.bench import extra_candidates
 from llmbench.bench.candidates import Entry, entry_group
 from llmbench.bench.experiments.experiment import run
-from llmbench.bench.extra_candidates import COMPILED, compiled, forget_compiled
+from llmbench.bench.extra_candidates import compiled as torch_compile
+from llmbench.bench.extra_candidates.compiled import compiled, forget_compiled
 from llmbench.bench.pieces import PIECES, find_piece
 from llmbench.errors import CannotRunError
 from llmbench.measure.clock import CpuClock
@@ -28,7 +28,7 @@ class Graphs:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.compiled = 0
-        monkeypatch.setattr(extra_candidates, "compiled", partial(compiled, backend=self))
+        monkeypatch.setattr(torch_compile, "compiled", partial(compiled, backend=self))
 
     def __call__(self, graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
         self.compiled += 1
@@ -45,7 +45,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Graphs:
 @pytest.mark.parametrize("name", [name for name in PIECES if find_piece(name).phase == "train"])
 def test_every_piece_has_a_compiled_backward(name: str, passed: Pass, graphs: Graphs) -> None:
     """The check has the same shape here and runs its backward once; the timed backward is repeated."""
-    (row,) = rows(find_piece(name), setting(find_piece(name), direction=passed), COMPILED)
+    (row,) = rows(find_piece(name), setting(find_piece(name), direction=passed), "compiled")
     assert (row.status, row.reason) == ("ok", None)
     assert graphs.compiled
 
@@ -53,7 +53,7 @@ def test_every_piece_has_a_compiled_backward(name: str, passed: Pass, graphs: Gr
 def test_code_from_inductor_runs_backward_twice() -> None:
     """torch's cache already has code from a pass that ran once."""
     assert [
-        rows(find_piece("norm"), setting(find_piece("norm"), direction=direction), COMPILED)[0].reason
+        rows(find_piece("norm"), setting(find_piece("norm"), direction=direction), "compiled")[0].reason
         for direction in ("both", "backward")
     ] == [
         None,
@@ -102,7 +102,7 @@ def test_candidates_of_a_group_stay_compiled(passed: Pass, graphs: Graphs) -> No
     entries = []
     for norm in (Norm(kind="layernorm", bias=True), Norm()):
         at = setting(piece, small(norm=norm), seq_len=300, direction=passed)
-        entries.append(Entry(label=norm.kind, piece=piece, setting=at, impl=COMPILED))
+        entries.append(Entry(label=norm.kind, piece=piece, setting=at, impl="compiled"))
     for _ in range(4):  # an experiment runs that many groups one after another
         assert [row.status for row in group_rows(*entries)] == ["ok", "ok"]
     assert graphs.compiled == 4 * 4

@@ -10,10 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmbench.bench import extra_candidates
 from llmbench.bench.correctness import check_setting, verdicts
 from llmbench.bench.experiments.synthetic import heads
-from llmbench.bench.extra_candidates import binder_of
+from llmbench.bench.extra_candidates import EXTRA_CANDIDATES, ExtraCandidate, binder_of, grouped
 from llmbench.bench.pieces import PIECES, find_piece
 from llmbench.bench.pieces.piece import Piece
 from llmbench.bench.results.metrics import Line, MachineLimits
@@ -45,7 +44,9 @@ def with_wrong_gradient(x: Tensor | None, factor: float) -> Any:
 def planted(monkeypatch: pytest.MonkeyPatch, **functions: Any) -> None:
     """Register a candidate `planted`: plain torch with these functions replaced."""
     monkeypatch.setitem(
-        extra_candidates.EXTRA_CANDIDATES, "planted", lambda: STANDARD._replace(name="planted", **functions)
+        EXTRA_CANDIDATES,
+        "planted",
+        ExtraCandidate("", lambda: STANDARD._replace(name="planted", **functions)),
     )
 
 
@@ -70,7 +71,7 @@ def halved_attention(q: Tensor, seen: Seen, scores: Any) -> Tensor:
 
 def tripled_experts(x: Tensor, weights: Tensor, chosen: Tensor, experts: ExpertWeights, moe: Any) -> Tensor:
     """Experts whose matrices have three times their gradients."""
-    return extra_candidates._grouped(
+    return grouped.mixture(
         x, weights, chosen, ExpertWeights(*(with_wrong_gradient(weight, 3.0) for weight in experts)), moe
     )
 

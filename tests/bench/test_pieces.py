@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmbench.bench import extra_candidates
 from llmbench.bench.candidates import piece_group, same_as_standard
 from llmbench.bench.experiments.experiment import Pace, run
 from llmbench.bench.experiments.synthetic import heads, model_of
+from llmbench.bench.extra_candidates import EXTRA_CANDIDATES, ExtraCandidate
+from llmbench.bench.extra_candidates.grouped import grouped_experts
 from llmbench.bench.pieces import PIECES, blocks, find_piece
 from llmbench.bench.pieces.blocks import STEP, decoder_of
 from llmbench.bench.pieces.piece import Piece, Setting
@@ -106,7 +107,9 @@ def again(monkeypatch: pytest.MonkeyPatch) -> str:
     """A candidate that computes everything as plain torch does, with functions of its own."""
     own = {name: wrapped(function) for name, function in STANDARD._asdict().items() if callable(function)}
     monkeypatch.setitem(
-        extra_candidates.EXTRA_CANDIDATES, "again", lambda: STANDARD._replace(name="again", loss=from_all_logits, **own)
+        EXTRA_CANDIDATES,
+        "again",
+        ExtraCandidate("", lambda: STANDARD._replace(name="again", loss=from_all_logits, **own)),
     )
     return "again"
 
@@ -247,7 +250,7 @@ def test_grouped_products_allocate_no_table_of_choices_by_experts() -> None:
     x, weights = torch.randn(t, D), torch.full((t, k), 1 / k)
     matrices = ExpertWeights(None, up, down, None, None, None)
     with LiveTensors() as live:
-        out = extra_candidates.grouped_experts(x, weights, chosen, matrices, "relu")
+        out = grouped_experts(x, weights, chosen, matrices, "relu")
     expected = torch.einsum("tkf,tkdf->td", torch.relu(torch.einsum("td,tkfd->tkf", x, up[chosen])), down[chosen]) / k
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
     assert live.peak_bytes < 8 * t * k * D * 4
@@ -298,9 +301,9 @@ def test_a_wrong_or_greedy_kernel_is_a_row_without_a_time(
     attend: Any, status: str, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(
-        extra_candidates.EXTRA_CANDIDATES,
+        EXTRA_CANDIDATES,
         "planted",
-        lambda: STANDARD._replace(name="planted", traits=Traits(), attend=attend),
+        ExtraCandidate("", lambda: STANDARD._replace(name="planted", traits=Traits(), attend=attend)),
     )
     piece = find_piece("attention")
     at = setting(piece)
@@ -320,9 +323,9 @@ def test_a_wrong_gradient_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         return out.detach() + 0.9 * (out - out.detach())
 
     monkeypatch.setitem(
-        extra_candidates.EXTRA_CANDIDATES,
+        EXTRA_CANDIDATES,
         "planted",
-        lambda: STANDARD._replace(name="planted", traits=Traits(), attend=attend),
+        ExtraCandidate("", lambda: STANDARD._replace(name="planted", traits=Traits(), attend=attend)),
     )
     piece = find_piece("attention")
     assert rows(piece, setting(piece), "planted")[0].status == "ok"  # the forward pass is right

@@ -12,9 +12,9 @@ import pytest
 
 from llmbench.bench import experiments, pieces
 from llmbench.bench.experiments import EXPERIMENTS, find_experiment
-from llmbench.bench.extra_candidates import COMPILED, EXTRA_CANDIDATES, traits_of
-from llmbench.bench.pieces import PIECES, describe_piece, find_piece
-from llmbench.model.implementations import IMPLEMENTATIONS, described
+from llmbench.bench.extra_candidates import EXTRA_CANDIDATES, traits_of
+from llmbench.bench.pieces import PIECES, default_implementations, describe_piece, find_piece
+from llmbench.model.implementations import IMPLEMENTATIONS, described, with_own_attention
 from llmbench.model.implementations.plain import STANDARD
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +38,7 @@ def test_every_piece_has_the_name_and_description_of_the_registry(name: str) -> 
     assert (piece.name, piece.what) == (name, describe_piece(name))
     assert set(piece.shapes) == {"cuda", "cpu"}
     assert piece is find_piece(name)  # candidates of one piece share its weights by identity
-    assert PIECES[name][0].split(".")[0] in files(pieces)
+    assert PIECES[name].place.split(".")[0] in files(pieces)
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
@@ -47,18 +47,31 @@ def test_an_implementation_states_its_own_traits(name: str) -> None:
     implementation = described(name)
     assert implementation.name == name
     assert (implementation.attend is STANDARD.attend) == implementation.traits.materialises_scores
+    assert IMPLEMENTATIONS[name].scores.startswith("yes") == implementation.traits.materialises_scores
 
 
-@pytest.mark.parametrize("name", [*EXTRA_CANDIDATES, COMPILED])
+def test_the_default_rule_of_profile_names_every_piece() -> None:
+    assert default_implementations() == (
+        "Default on a GPU: flash for attention, decode and mla; fused for the other pieces. Default on a CPU: flash "
+        "for attention, decode, block and model; sdpa for mla; standard for the other pieces."
+    )
+
+
+def test_implementations_with_the_attention_of_another_are_not_compared_twice() -> None:
+    assert with_own_attention() == tuple(name for name in IMPLEMENTATIONS if name != "fused")
+
+
+@pytest.mark.parametrize("name", EXTRA_CANDIDATES)
 def test_a_baseline_has_traits_where_it_cannot_run(name: str) -> None:
     """Predictions of a row do not depend on whether its candidate can run here."""
     traits = traits_of(name)
-    assert traits.materialises_scores == (name in ("grouped", COMPILED))
+    assert traits.materialises_scores == (name in ("grouped", "compiled"))
 
 
 def test_lists_need_no_torch() -> None:
     """Help texts list the names without importing torch."""
-    code = "import sys, llmbench.bench.experiments, llmbench.bench.pieces, llmbench.model.implementations\n"
+    lists = "llmbench.bench.experiments, llmbench.bench.extra_candidates, llmbench.bench.pieces"
+    code = f"import sys, llmbench.model.implementations, {lists}\n"
     subprocess.run([sys.executable, "-c", code + "assert 'torch' not in sys.modules"], check=True, cwd=ROOT)
 
 
@@ -68,5 +81,6 @@ def test_the_lists_of_the_guide_are_current() -> None:
     assert spec.loader is not None
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
-    text = tool.PAGE.read_text(encoding="utf-8")
-    assert text == tool.current(text), "run python tools/bench_lists.py"
+    for page in tool.TABLES:
+        text = (tool.DOCS / page).read_text(encoding="utf-8")
+        assert text == tool.current(page, text), "run python tools/bench_lists.py"

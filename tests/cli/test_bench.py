@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from llmbench.bench.experiments import EXPERIMENTS
-from llmbench.bench.extra_candidates import COMPILED, EXTRA_CANDIDATES
+from llmbench.bench.extra_candidates import EXTRA_CANDIDATES
 from llmbench.bench.pieces import PIECES
 from llmbench.bench.profile.by_op import Recording
 from llmbench.cli import run
@@ -178,7 +178,7 @@ def test_a_missing_trace_is_reported_after_the_answer(
 def test_the_help_lists_every_name() -> None:
     for command, names in (
         ("bench", EXPERIMENTS),
-        ("profile", (*PIECES, *IMPLEMENTATIONS, *EXTRA_CANDIDATES, COMPILED)),
+        ("profile", (*PIECES, *IMPLEMENTATIONS, *EXTRA_CANDIDATES)),
     ):
         out = io.StringIO()
         with contextlib.redirect_stdout(out):

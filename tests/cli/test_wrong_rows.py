@@ -13,8 +13,9 @@ import msgspec
 import pytest
 from torch import Tensor
 
-from llmbench.bench import extra_candidates, profile
+from llmbench.bench import profile
 from llmbench.bench.experiments import experiment
+from llmbench.bench.extra_candidates import EXTRA_CANDIDATES, ExtraCandidate
 from llmbench.cli import run
 from llmbench.errors import CannotRunError
 from llmbench.measure.reference import Sizes
@@ -64,7 +65,7 @@ def test_the_exit_code_of_profile_follows_its_rows(
     attend: Any, status: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(
-        extra_candidates.EXTRA_CANDIDATES, "flex", lambda: STANDARD._replace(name="flex", attend=attend)
+        EXTRA_CANDIDATES, "flex", ExtraCandidate("", lambda: STANDARD._replace(name="flex", attend=attend))
     )
     arguments = ["profile", "attention", "--impl", "flex", "--model", "smollm2-135m", "--seq", "24", "--batch", "1"]
     assert run([*arguments, "--device", "cpu", "--format", "csv"]) == code

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
@@ -11,12 +11,11 @@ from llmbench.bench.experiments.experiment import Ask, Chart, Experiment, Group
 from llmbench.bench.experiments.synthetic import heads, model_of
 from llmbench.bench.pieces import find_piece
 from llmbench.measure.results import Scalar
+from llmbench.model.implementations import with_own_attention
 from llmbench.sizing.work import Pass
 from llmbench.spec.position import Alibi, Positions, Rope
 
 __all__ = ["EXPERIMENT"]
-
-IMPLS = ("standard", "flash", "sdpa", "sdpa-flash", "sdpa-cudnn", "sdpa-efficient", "flex")
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Plan:
     lengths: tuple[int, ...]
     masked_lengths: tuple[int, ...]
     passes: tuple[Pass, ...] = ("forward", "backward")
-    impls: tuple[str, ...] = IMPLS
+    impls: tuple[str, ...] = field(default_factory=with_own_attention)
 
 
 def plan(ask: Ask) -> Plan:

@@ -7,7 +7,6 @@ from itertools import product
 from llmbench.bench.candidates import Entry, entry_group
 from llmbench.bench.experiments.experiment import Ask, Chart, Experiment, Group
 from llmbench.bench.experiments.synthetic import heads, model_of
-from llmbench.bench.extra_candidates import COMPILED
 from llmbench.bench.pieces import find_piece
 from llmbench.bench.pieces.pointwise import ADD_NORM
 from llmbench.measure.results import Scalar
@@ -17,7 +16,7 @@ from llmbench.spec.model import Norm
 __all__ = ["EXPERIMENT"]
 
 NORMS = {"LayerNorm": Norm(kind="layernorm", bias=True), "RMSNorm": Norm()}
-IMPLS = {"": "standard", " fused": "fused", " compiled": COMPILED}
+IMPLS = {"": "standard", " fused": "fused", " compiled": "compiled"}
 """The implementations. The key is the suffix that is added to the norm's label."""
 
 
@@ -37,7 +36,7 @@ def _group(ask: Ask, tokens: int, what: str, direction: Pass, width: int) -> Gro
     piece = find_piece("norm") if what == "alone" else ADD_NORM
     # The quick preset does not compile, because the compilation of one candidate takes seconds on a GPU and longer on a
     # CPU.
-    impls = {label: impl for label, impl in IMPLS.items() if impl != COMPILED or not ask.quick}
+    impls = {label: impl for label, impl in IMPLS.items() if impl != "compiled" or not ask.quick}
     entries = []
     for name, norm in NORMS.items():
         spec = model_of(name, width, mixer=heads(1, 1, 64), norm=norm)

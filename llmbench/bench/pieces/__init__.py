@@ -5,34 +5,80 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from llmbench.errors import unknown
 
 if TYPE_CHECKING:
     from llmbench.bench.pieces.piece import Piece
 
-__all__ = ["PIECES", "describe_piece", "find_piece"]
+__all__ = ["PIECES", "AboutPiece", "default_implementations", "describe_piece", "find_piece"]
 
-PIECES: dict[str, tuple[str, str]] = {
-    "attention": ("attention.ATTENTION", "softmax(q kᵀ) v of a layer over whole sequences"),
-    "decode": ("attention.DECODE", "attention for one new token per sequence on its cache"),
-    "mla": ("attention.MLA", "latent attention in absorbed form, for one new token per sequence on its cache"),
-    "norm": ("pointwise.NORM", "the norm of a layer's input"),
-    "rope": ("pointwise.ROPE", "the rotation of queries and keys"),
-    "glu": ("pointwise.GLU", "act(gate) · up in a gated feed-forward"),
-    "moe": ("moe.MIXTURE", "router, experts and shared experts of a layer"),
-    "loss": ("blocks.LOSS", "the output head, and the cross-entropy of its logits"),
-    "block": ("blocks.BLOCK", "one layer of the model"),
-    "model": ("blocks.MODEL", "the whole model: logits in a forward pass, the loss and gradients with a backward pass"),
+
+class AboutPiece(NamedTuple):
+    """The description of a piece, for `--help` and the docs.
+
+    - `place`: the file in this folder, and the constant in that file.
+    - `what`: the part of a model that is timed.
+    - `impl`, `cpu_impl`: the default implementation on a GPU and on a CPU.
+    """
+
+    place: str
+    what: str
+    impl: str = "fused"
+    cpu_impl: str = "standard"
+
+
+PIECES: dict[str, AboutPiece] = {
+    "attention": AboutPiece(
+        "attention.ATTENTION", "softmax(q kᵀ) v of a layer over whole sequences", impl="flash", cpu_impl="flash"
+    ),
+    "decode": AboutPiece(
+        "attention.DECODE", "attention for one new token per sequence on its cache", impl="flash", cpu_impl="flash"
+    ),
+    "mla": AboutPiece(
+        "attention.MLA",
+        "latent attention in absorbed form, for one new token per sequence on its cache",
+        impl="flash",
+        cpu_impl="sdpa",
+    ),
+    "norm": AboutPiece("pointwise.NORM", "the norm of a layer's input"),
+    "rope": AboutPiece("pointwise.ROPE", "the rotation of queries and keys"),
+    "glu": AboutPiece("pointwise.GLU", "act(gate) · up in a gated feed-forward"),
+    "moe": AboutPiece("moe.MIXTURE", "router, experts and shared experts of a layer"),
+    "loss": AboutPiece("blocks.LOSS", "the output head, and the cross-entropy of its logits"),
+    "block": AboutPiece("blocks.BLOCK", "one layer of the model", cpu_impl="flash"),
+    "model": AboutPiece(
+        "blocks.MODEL",
+        "the whole model: logits in a forward pass, the loss and gradients with a backward pass",
+        cpu_impl="flash",
+    ),
 }
-"""Every piece, by name. The first text names the file in this folder and the constant in that file. The second text is
-the description that `--help` and the docs show."""
+"""Every piece, by name."""
+
+
+def default_implementations() -> str:
+    """Return sentences that say which implementation `profile` times by default, for each piece and device."""
+
+    def rule(chosen: dict[str, str], rest: str) -> str:
+        names: dict[str, list[str]] = {}
+        for piece, impl in chosen.items():
+            names.setdefault(impl, []).append(piece)
+        names.pop(rest)
+        texts = [
+            f"{impl} for {' and '.join(filter(None, (', '.join(few[:-1]), few[-1])))}" for impl, few in names.items()
+        ]
+        return "; ".join([*texts, f"{rest} for the other pieces"])
+
+    usual = AboutPiece("", "")
+    on_gpu = rule({name: about.impl for name, about in PIECES.items()}, usual.impl)
+    on_cpu = rule({name: about.cpu_impl for name, about in PIECES.items()}, usual.cpu_impl)
+    return f"Default on a GPU: {on_gpu}. Default on a CPU: {on_cpu}."
 
 
 def describe_piece(name: str) -> str:
     """Return the description of the piece with this name."""
-    return PIECES[name][1]
+    return PIECES[name].what
 
 
 @cache
@@ -40,6 +86,7 @@ def find_piece(name: str) -> Piece:
     """Return the piece with this name. Raises UnknownNameError, which suggests the most similar name."""
     if name not in PIECES:
         raise unknown("piece", name, PIECES)
-    module, constant = PIECES[name][0].split(".")
+    about = PIECES[name]
+    module, constant = about.place.split(".")
     piece: Piece = getattr(import_module(f"{__name__}.{module}"), constant)
-    return replace(piece, name=name, what=PIECES[name][1])
+    return replace(piece, name=name, what=about.what, impl=about.impl, cpu_impl=about.cpu_impl)

@@ -248,8 +248,6 @@ ATTENTION = Piece(
     has=_core,
     build=_attention,
     shapes={"cuda": ("llama2-7b", {}, 1, 4096), "cpu": ("llama2-7b", {}, 1, 512)},
-    impl="flash",
-    cpu_impl="flash",
 )
 
 DECODE = Piece(
@@ -258,8 +256,6 @@ DECODE = Piece(
     build=_decode,
     shapes={"cuda": ("llama2-7b", {}, 8, 4096), "cpu": ("llama2-7b", {}, 1, 2048)},
     phase="decode",
-    impl="flash",
-    cpu_impl="flash",
     check_seq=LONG_CACHE,
 )
 
@@ -269,7 +265,5 @@ MLA = Piece(
     build=_latent,
     shapes={"cuda": ("deepseek-v2-lite", {}, 8, 4096), "cpu": ("deepseek-v2-lite", {}, 1, 2048)},
     phase="decode",
-    impl="flash",
-    cpu_impl="sdpa",
     check_seq=LONG_CACHE,
 )

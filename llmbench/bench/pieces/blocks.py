@@ -178,7 +178,6 @@ BLOCK = Piece(
     has=_in_layer,
     build=_block,
     shapes={"cuda": ("llama2-7b", {}, 1, 4096), "cpu": ("smollm2-135m", {}, 1, 256)},
-    cpu_impl="flash",
 )
 
 STEP = Piece(
@@ -196,5 +195,4 @@ MODEL = Piece(
     backward_only=("loss",),
     build=_model,
     shapes={"cuda": ("smollm2-1.7b", {}, 1, 2048), "cpu": ("smollm2-135m", {}, 1, 64)},
-    cpu_impl="flash",
 )

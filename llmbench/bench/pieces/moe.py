@@ -132,6 +132,5 @@ MIXTURE = Piece(
         "cuda": ("mixtral-8x7b", {}, 1, 4096),
         "cpu": ("olmoe-1b-7b", {"num_experts": 8, "num_experts_per_tok": 2}, 1, 128),
     },
-    cpu_impl="standard",
     check_seq=64,
 )

@@ -115,10 +115,12 @@ class Piece:
     - `outputs`: the names of ops whose results are read outside the piece. The last op is not listed.
     - `fuses`: whether implementations with fused kernels run all ops of the piece in one kernel.
     - `phase`: the phase of the ops. A decoding piece has no backward pass.
-    - `impl`, `cpu_impl`: the default implementation on a GPU and on a CPU.
     - `shapes`: the default shape on a GPU and on a CPU, as (model, changes to the model, batch, tokens per sequence).
     - `check_seq`: the tokens per sequence in the fp64 check.
-    - `name`, `what`: the name and the description. The registry sets both for the pieces that it lists.
+    - `name`, `what`: the name and the description.
+    - `impl`, `cpu_impl`: the default implementation on a GPU and on a CPU.
+
+    The registry sets the last four for the pieces that it lists.
     """
 
     name: str = ""
@@ -129,7 +131,7 @@ class Piece:
     shapes: dict[Literal["cuda", "cpu"], tuple[str, dict[str, Any], int, int]] = field(default_factory=dict)
     phase: Literal["train", "decode"] = "train"
     impl: str = "fused"
-    cpu_impl: str | None = None
+    cpu_impl: str = "standard"
     check_seq: int = 256
     backward_only: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 from llmbench.bench.candidates import call_of, check_direction, piece_group, same_as_standard
 from llmbench.bench.experiments.experiment import FULL, Pace, run
-from llmbench.bench.extra_candidates import COMPILED, binder_of, check_name, implementation_of, traits_of
+from llmbench.bench.extra_candidates import binder_of, check_name, implementation_of, traits_of
 from llmbench.bench.pieces.piece import Piece, Setting
 from llmbench.bench.profile.by_op import OpTime, Recording, in_ranges, op_times, profiled
 from llmbench.bench.results.metrics import MachineLimits
@@ -96,7 +96,7 @@ def candidate_names(piece: Piece, impl: str | None, setting: Setting) -> list[st
     """
     if impl is not None:
         check_name(impl)
-    first = impl or (piece.impl if setting.device.type == "cuda" else piece.cpu_impl) or "standard"
+    first = impl or (piece.impl if setting.device.type == "cuda" else piece.cpu_impl)
     try:
         same = same_as_standard(piece, setting, first)
     except CannotRunError:  # the candidate cannot run here; its row gives the reason
@@ -156,7 +156,7 @@ def _recorded(piece: Piece, setting: Setting, name: str) -> Recording:
     """Return the profiler's record of one call with the implementation `name`. Each op runs in a profiler range that
     has the op's name."""
     built = piece.build(setting)
-    if name == COMPILED:
+    if traits_of(name).compiled == "piece":  # compiled code has no ranges
         return profiled(call_of(built, binder_of(name)(built.run), setting), setting.device)
     # A backward pass is recorded together with its forward pass. The forward pass shows which op each kernel of the
     # backward pass belongs to.

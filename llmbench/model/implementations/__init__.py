@@ -1,40 +1,104 @@
-"""The implementations that compute a model. A new implementation gets a line in IMPLEMENTATIONS and in this list.
+"""The implementations that compute a model. `IMPLEMENTATIONS` describes each of them.
 
 `impl=` names one Implementation for the whole model. A function of an implementation raises CannotRunError for inputs
 that it does not support, such as a soft cap in SDPA. It never switches to another implementation.
 
-    standard                       plain torch; attention materialises its scores
-    sdpa                           torch's scaled_dot_product_attention; torch chooses the backend
-    sdpa-flash, -cudnn, -efficient torch's scaled_dot_product_attention with one fixed backend
-    flex                           torch's FlexAttention
-    flash                          our Triton kernels for attention; everything else is plain torch
-    fused                          our Triton kernels for attention, norms, rotation, gates, experts and the loss
+Importing this package imports no torch.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from llmbench.errors import CannotRunError, unknown
 
 if TYPE_CHECKING:
     from llmbench.model.implementations.interface import Implementation
 
-__all__ = ["IMPLEMENTATIONS", "described", "implementation", "refuse_unavailable"]
+__all__ = [
+    "IMPLEMENTATIONS",
+    "AboutImplementation",
+    "described",
+    "implementation",
+    "refuse_unavailable",
+    "with_own_attention",
+]
 
-IMPLEMENTATIONS: dict[str, str] = {
-    "standard": "plain",
-    "sdpa": "sdpa",
-    "sdpa-flash": "sdpa",
-    "sdpa-cudnn": "sdpa",
-    "sdpa-efficient": "sdpa",
-    "flex": "flex",
-    "flash": "kernels",
-    "fused": "kernels",
+
+class AboutImplementation(NamedTuple):
+    """The description of an implementation, for `--help` and the docs.
+
+    - `module`: the module in this folder that defines the implementation. It is imported on first use.
+    - `what`: the code that computes the model.
+    - `scores`: whether attention stores its scores in memory.
+    - `caps`: whether attention supports soft caps and sinks.
+    - `biases`: how attention computes biases (ALiBi, T5).
+    - `devices`: the devices on which it runs.
+    """
+
+    module: str
+    what: str
+    scores: str
+    caps: str
+    biases: str
+    devices: str
+
+
+def _sdpa(kernel: str) -> AboutImplementation:
+    """Return the description of scaled_dot_product_attention with one fixed kernel."""
+    what = f"torch's scaled_dot_product_attention with its {kernel} kernel only"
+    biases, devices = "if the kernel supports it", "devices for which torch has the kernel"
+    return AboutImplementation("sdpa", what, scores="no", caps="no", biases=biases, devices=devices)
+
+
+IMPLEMENTATIONS: dict[str, AboutImplementation] = {
+    "standard": AboutImplementation(
+        "plain",
+        "plain torch with matrix products and a softmax; keeps the scores in memory; computes every model",
+        scores="yes, and a softmax in fp32",
+        caps="yes",
+        biases="yes",
+        devices="every device",
+    ),
+    "sdpa": AboutImplementation(
+        "sdpa",
+        "torch's scaled_dot_product_attention, which chooses its kernel; no soft cap, no sinks",
+        scores="depends on torch's kernel",
+        caps="no",
+        biases="as a mask",
+        devices="every device",
+    ),
+    "sdpa-flash": _sdpa("flash"),
+    "sdpa-cudnn": _sdpa("cuDNN"),
+    "sdpa-efficient": _sdpa("memory-efficient"),
+    "flex": AboutImplementation(
+        "flex",
+        "torch's FlexAttention; also supports soft caps and sinks; without torch.compile it is as slow as standard",
+        scores="no, if compiled",
+        caps="yes",
+        biases="yes",
+        devices="CPU and GPU",
+    ),
+    "flash": AboutImplementation(
+        "kernels",
+        "our Triton kernels for attention, which read caches in place; on a CPU, torch's flash kernel for CPUs",
+        scores="no",
+        caps="yes on a GPU, no on a CPU",
+        biases="only ALiBi's slopes on a GPU, as a mask on a CPU",
+        devices="GPU, with our kernels; CPU, with torch's kernel",
+    ),
+    "fused": AboutImplementation(
+        "kernels",
+        "our Triton kernels for attention, norms with their residual sum, rotation, gates, experts and the loss; needs "
+        "a GPU, or TRITON_INTERPRET=1",
+        scores="no",
+        caps="yes",
+        biases="only ALiBi's slopes",
+        devices="GPU, with our kernels",
+    ),
 }
-"""The names that `impl=` accepts, each with the module in this folder that defines it. A module is imported on first
-use."""
+"""The names that `impl=` accepts."""
 
 
 def described(name: str) -> Implementation:
@@ -44,7 +108,8 @@ def described(name: str) -> Implementation:
     """
     if name not in IMPLEMENTATIONS:
         raise unknown("implementation", name, IMPLEMENTATIONS)
-    implementations: dict[str, Implementation] = import_module(f"{__name__}.{IMPLEMENTATIONS[name]}").IMPLEMENTATIONS
+    module = import_module(f"{__name__}.{IMPLEMENTATIONS[name].module}")
+    implementations: dict[str, Implementation] = module.IMPLEMENTATIONS
     return implementations[name]
 
 
@@ -62,3 +127,10 @@ def refuse_unavailable(implementation: Implementation) -> Implementation:
     if implementation.unavailable:
         raise CannotRunError(implementation.unavailable, hint="install llmbench[gpu], or use sdpa")
     return implementation
+
+
+def with_own_attention() -> tuple[str, ...]:
+    """Return the implementations that compute attention in different ways. An implementation with the attention of an
+    earlier one, such as `fused`, is left out."""
+    names = {described(name).attend: name for name in reversed(IMPLEMENTATIONS)}
+    return tuple(name for name in IMPLEMENTATIONS if name in names.values())

@@ -55,5 +55,11 @@ def attend(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
     return out * share[..., None].to(out.dtype)
 
 
-FLEX = STANDARD._replace(name="flex", traits=Traits(), attend=attend, attend_latent=latent_by(attend))
+FLEX = STANDARD._replace(
+    name="flex",
+    traits=Traits(higher_order="flex_attention"),
+    attend=attend,
+    attend_latent=latent_by(attend),
+    note="without torch.compile, flex computes plain matrix products: use it to check results, not speed",
+)
 IMPLEMENTATIONS = {"flex": FLEX}

@@ -234,7 +234,7 @@ class Loss(Protocol):
 
 
 class Traits(NamedTuple):
-    """The properties of an implementation from which the op table counts FLOPs, bytes and memory.
+    """The properties of an implementation. The op table counts FLOPs, bytes and memory from them.
 
     - `materialises_scores`: attention writes all scores to memory. It also computes the scores of masked pairs.
     - `fused_kernels`: norms, rotations, gates, experts and the loss run as one kernel each.
@@ -243,6 +243,9 @@ class Traits(NamedTuple):
       pairs.
     - `scores_for_uneven_widths_on_cpu`: on a CPU, attention materialises its scores if keys and values have different
       widths, because torch has no other kernel for them.
+    - `compiled`: the part that torch.compile compiles: "attention", or each "piece" of a model as a whole.
+    - `higher_order`: the name of torch's higher-order op that computes attention. Such an op compiles at its first
+      call, and hides its kernels. None: attention consists of plain ops.
     """
 
     materialises_scores: bool = False
@@ -250,6 +253,8 @@ class Traits(NamedTuple):
     triton: bool = False
     dense_mask: Literal["never", "on CPU", "always"] = "never"
     scores_for_uneven_widths_on_cpu: bool = False
+    compiled: Literal["nothing", "attention", "piece"] = "nothing"
+    higher_order: str | None = None
 
     @property
     def attention(self) -> Literal["standard", "flash"]:
@@ -295,6 +300,7 @@ class Implementation(NamedTuple):
     - `experts`: computes all experts together. None: experts run one after another, with `glu`.
     - `loss`: computes the loss without materialised logits. None: the logits are materialised.
     - `unavailable`: the reason why this machine cannot run the implementation. Empty if it can.
+    - `note`: a warning that `llmbench model` shows below its result. Empty if there is none.
     """
 
     name: str
@@ -308,3 +314,4 @@ class Implementation(NamedTuple):
     experts: Experts | None = None
     loss: Loss | None = None
     unavailable: str = ""
+    note: str = ""

@@ -16,7 +16,7 @@ from llmbench.bench.experiments.experiment import Ask, Experiment, Group
 from llmbench.bench.experiments.synthetic import heads, model_of
 from llmbench.bench.experiments.train.sharding import Sharding
 from llmbench.bench.experiments.train.step import Trainer, TrainStep, verdicts
-from llmbench.bench.extra_candidates import forget_compiled
+from llmbench.bench.extra_candidates.compiled import forget_compiled
 from llmbench.bench.pieces.blocks import decoder_of
 from llmbench.bench.pieces.piece import Setting
 from llmbench.bench.results.metrics import MachineLimits

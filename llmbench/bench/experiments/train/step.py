@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from llmbench.bench.correctness import check_factor
 from llmbench.bench.experiments.train.sharding import Sharding, shard
-from llmbench.bench.extra_candidates import compiled
+from llmbench.bench.extra_candidates.compiled import compiled
 from llmbench.bench.pieces.blocks import decoder_of
 from llmbench.bench.pieces.piece import Setting
 from llmbench.bench.pieces.reduce import layer_of_each_kind
