@@ -12,13 +12,29 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 from llmbench.spec.catalog import bundled_models, load_bundled
 from llmbench.spec.ffn import Dense, Gated, MoE
-from llmbench.spec.mixer import RGLRU, Attention, AttentionKind, GatedDeltaNet, LatentAttention, Mamba, Mamba2, branches
+from llmbench.spec.mixer import (
+    Attention,
+    AttentionKind,
+    CompressedAttention,
+    LatentAttention,
+    Recurrent,
+    RecurrentKind,
+    branches,
+)
 from llmbench.spec.model import Layer, ModelSpec
-from llmbench.spec.position import Alibi, LearnedPositions, NoPositions, Positions, RelativeBias, Rope
+from llmbench.spec.position import (
+    Alibi,
+    LearnedPositions,
+    NoPositions,
+    Positions,
+    RelativeBias,
+    Rope,
+    SinusoidalPositions,
+)
 
 FOLDER = Path(__file__).parent.parent / "docs" / "components"
 MARKED = re.compile(r"(<!-- models: written by tools/component_models\.py -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -59,6 +75,11 @@ def has_rope(also: Callable[[Rope], object]) -> Uses:
     return lambda spec: any(isinstance(encoding, Rope) and also(encoding) for encoding in positions(spec))
 
 
+def has_positions(kind: type[Positions]) -> Uses:
+    """Return a test for a model: does it have a position encoding of type `kind`?"""
+    return lambda spec: any(isinstance(encoding, kind) for encoding in positions(spec))
+
+
 def has_norm(kind: str, *, bias: bool = False, weight: bool = True) -> Uses:
     """Return a test for a model: does its norm have this kind, this bias and this weight?"""
     return lambda spec: (spec.norm.kind, spec.norm.bias, spec.norm.weight) == (kind, bias, weight)
@@ -84,9 +105,10 @@ PAGES: dict[str, dict[str, Uses]] = {
         "scaling `yarn`": scaled("yarn"),
         "scaling `llama3`": scaled("llama3"),
         "scaling `longrope`": scaled("longrope"),
-        "learned table": lambda spec: isinstance(spec.positions, LearnedPositions),
-        "ALiBi": lambda spec: any(isinstance(encoding, Alibi) for encoding in positions(spec)),
-        "relative bias": lambda spec: any(isinstance(encoding, RelativeBias) for encoding in positions(spec)),
+        "learned table": has_positions(LearnedPositions),
+        "sinusoidal table": has_positions(SinusoidalPositions),
+        "ALiBi": has_positions(Alibi),
+        "relative bias": has_positions(RelativeBias),
         "a position encoding in some layers, none in others": lambda spec: (
             len({isinstance(spec.positions_of(mixer), NoPositions) for mixer in mixers(spec, Attention)}) > 1
         ),
@@ -121,6 +143,7 @@ PAGES: dict[str, dict[str, Uses]] = {
         "latent attention": has_mixer(LatentAttention),
         "full-rank queries (no `q_lora_rank`)": has_mixer(LatentAttention, lambda mixer: mixer.q_lora_rank is None),
         "`indexer`": has_mixer(LatentAttention, lambda mixer: mixer.indexer),
+        CompressedAttention.label: has_mixer(CompressedAttention),
     },
     "feed-forward": {
         "dense, ReLU": has_ffn(Dense, lambda ffn: ffn.activation == "relu"),
@@ -147,14 +170,8 @@ PAGES: dict[str, dict[str, Uses]] = {
         ),
     },
     "recurrent-mixers": {
-        "Mamba": has_mixer(Mamba),
-        "Mamba-2": has_mixer(Mamba2),
-        "gated delta net": has_mixer(GatedDeltaNet),
-        "RG-LRU": has_mixer(RGLRU),
-        "hybrids with attention": lambda spec: (
-            any(True for _ in mixers(spec, Attention))
-            and any(True for kind in (Mamba, Mamba2, GatedDeltaNet, RGLRU) for _ in mixers(spec, kind))
-        ),
+        **{kind.label: has_mixer(kind) for kind in get_args(Recurrent)},
+        "hybrids with attention": lambda spec: has_mixer(AttentionKind)(spec) and has_mixer(RecurrentKind)(spec),
     },
     "embeddings-and-heads": {
         "tied head": lambda spec: spec.tie_word_embeddings,
