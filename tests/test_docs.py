@@ -8,13 +8,20 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import get_args
 
 import pytest
 from msgspec.json import encode
 
 from llmbench.cli import run
+from llmbench.kernels.registry import KERNELS
+from llmbench.spec.ffn import FFN
+from llmbench.spec.mixer import SingleMixer
+from llmbench.spec.model import ModelSpec
+from llmbench.spec.position import Positions
 from tests.measure.rows import header, row
 from tests.own_process import run_module
 
@@ -65,6 +72,30 @@ def test_component_pages_list_the_models_that_use_each_feature(page: str) -> Non
     path = components.FOLDER / f"{page}.md"
     assert len(components.MARKED.findall(path.read_text(encoding="utf-8"))) == 1
     assert path.read_text(encoding="utf-8") == components.current(path), "run python tools/component_models.py"
+
+
+@pytest.mark.parametrize("kind", [*get_args(SingleMixer), *get_args(FFN), *get_args(Positions)])
+def test_component_pages_have_every_model_of_a_kind(kind: type) -> None:
+    """Features of a kind are those that no model without this kind has."""
+    pages: dict[str, dict[str, Callable[[ModelSpec], bool]]] = components.PAGES
+    users = {spec.name for spec in components.specs() if uses(spec, kind)}
+    tests = [has for features in pages.values() for has in features.values()]
+    listed = [{spec.name for spec in components.specs() if has(spec)} for has in tests]
+    assert set().union(*(names for names in listed if names <= users)) == users
+
+
+def uses(spec: ModelSpec, kind: type) -> bool:
+    """Whether a model has a mixer, a feed-forward or a position encoding of a kind."""
+    feeds = [layer.ffn for layer in components.layers(spec)]
+    parts = [*components.mixers(spec, kind), *feeds, *components.positions(spec)]
+    return any(isinstance(part, kind) for part in parts)
+
+
+def test_the_table_of_options_and_limits_has_every_kernel() -> None:
+    text = (ROOT / "docs" / "concepts" / "kernels.md").read_text(encoding="utf-8")
+    table = text.split("| kernel | options | limits |\n")[1].split("\n\n")[0]
+    names = [name for line in table.splitlines()[1:] for name in re.findall(r"`(\w+)`", line.split("|")[1])]
+    assert sorted(names) == sorted(KERNELS)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
