@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from compiled_kernels import comparison
 
 from llmbench.kernels.formats import short
 from llmbench.kernels.kernel import Kernel, describe
@@ -57,7 +58,7 @@ def section(kernel: Kernel) -> Iterator[str]:
 
 def reference() -> str:
     """Return the text of the whole page."""
-    return HEAD + "".join(line for name in KERNELS for line in section(load_kernel(name)))
+    return HEAD + "".join(line for name in KERNELS for line in section(load_kernel(name))) + comparison()
 
 
 def main() -> int:

@@ -433,6 +433,7 @@ def inspect_kernels(
         command="kernels.inspect",
         inputs={"names": names or [], "arch": [f"sm_{n}" for n in arches], "dtype": dtype, "shipped": shipped},
         rows_key="configurations",
+        environment={"triton": packages()["triton"]},
         rows=records(INSPECT, rows),
         blocks=_compiled_blocks(rows),
         tables=[table(INSPECT, rows)],
