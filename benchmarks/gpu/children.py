@@ -37,9 +37,8 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 class Reporter:
     """The child's end of the connection to its parent.
 
-    `send(message)` sends an object that JSON can encode. `running(name)` tells the parent which candidate runs: it
-    writes into memory that both processes share. This is fast, and the parent can read the name after the child's
-    death.
+    `send(message)` sends an object that JSON can encode. `running(name)` writes the name of the running candidate into
+    memory that both processes share. This is fast, and the parent can read the name after the child's death.
     """
 
     def __init__(self, pipe: int, shared: mmap.mmap) -> None:
@@ -52,7 +51,7 @@ class Reporter:
             text = text[os.write(self._pipe, text) :]
 
     def running(self, name: str) -> None:
-        """Tell the parent that the candidate `name` begins to run. An empty name means that no candidate runs."""
+        """Report to the parent that the candidate `name` begins to run. An empty name means that no candidate runs."""
         text = name.encode()[:NAME_BYTES]
         self._count += 1
         self._shared[: 12 + len(text)] = self._count.to_bytes(8, "little") + len(text).to_bytes(4, "little") + text
@@ -88,7 +87,7 @@ class Child:
         return bytes(self._shared[12 : 12 + int.from_bytes(self._shared[8:12], "little")]).decode(errors="replace")
 
     def messages(self, *, until: float, stall_s: float) -> Iterator[Any]:
-        """Yield the child's messages until it ends. Then `outcome` tells how it ended.
+        """Yield the child's messages until it ends. Then `outcome` says how it ended.
 
         Kill the child at the time `until` (of `time.monotonic`), or if it neither sends a message nor begins another
         candidate for `stall_s` seconds.

@@ -126,8 +126,8 @@ def _run(options: argparse.Namespace) -> int:
     # If an experiment ends early, the rest of its time goes to the experiments after it.
     for index, name in enumerate(undone):
         spare = deadline.left_s - GRACE_S
-        rivals = names[index:] or [name]
-        box_s = spare * SHARES[name] / sum(SHARES[other] for other in rivals)
+        remaining = names[index:] or [name]
+        box_s = spare * SHARES[name] / sum(SHARES[other] for other in remaining)
         if box_s < LEAST_S:
             late = ", ".join(undone[index:])
             print(f"not measured, because no time was left: {late}; run this command again", flush=True)

@@ -66,7 +66,8 @@ _observer: Callable[[str], None] | None = None
 def observing(observer: Callable[[str], None]) -> Iterator[None]:
     """Until the block ends, call `observer` with the name of a candidate each time the candidate begins to run.
 
-    benchmarks/gpu measures in a child process. If the child hangs or dies, the last name tells which candidate ran.
+    benchmarks/gpu measures in a child process. If the child hangs or dies, the last name is that of the
+    running candidate.
     """
     global _observer
     before, _observer = _observer, observer

@@ -1,7 +1,7 @@
 """Keep the ranks in step while they measure. The ranks are the processes that torchrun started.
 
 All ranks must call each collective equally often. Therefore the number of repetitions is fixed before a measurement,
-and all ranks use the time of the slowest rank. After every step that may fail, the ranks tell each other whether the
+and all ranks use the time of the slowest rank. After every step that may fail, the ranks exchange whether the
 step failed. If the step failed on one rank, all ranks abandon the step. The ranks send these messages through a
 separate process group on the CPUs, the control group, because an unfinished collective does not block this group. If a
 rank waits in a collective until the timeout, the ranks are no longer in step, and the session ends. Only the first rank

@@ -66,13 +66,13 @@ def test_remarks_stand_below_the_rows() -> None:
     """Rows with the same remark share a line. Kernels have short names."""
     kernel = "void pytorch_flash::flash_fwd_kernel<Traits<128, 64>, false>(pytorch_flash::Params)"
     rows = [
-        row("flash", 1.0, 1.2, 1.4, 1.6, notes=("no CUDA graph holds it",), kernels=(kernel,)),
-        row("sdpa", 1.0, 2.0, 3.0, 4.0, notes=("no CUDA graph holds it",), kernels=(kernel,)),
+        row("flash", 1.0, 1.2, 1.4, 1.6, notes=("it cannot be captured",), kernels=(kernel,)),
+        row("sdpa", 1.0, 2.0, 3.0, 4.0, notes=("it cannot be captured",), kernels=(kernel,)),
         row("sdpa", 1.0, 1.0),
         *(row(name, status="n/a", reason="no GPU") for name in ("a", "b", "b")),
     ]
     assert list(remarks(rows)) == [
-        "flash, sdpa: no CUDA graph holds it",
+        "flash, sdpa: it cannot be captured",
         "flash, sdpa: noisy",
         "a, b: n/a, no GPU",
         "flash, sdpa ran pytorch_flash::flash_fwd_kernel",

@@ -194,7 +194,7 @@ def test_only_experiments_that_missed_or_failed_run_again(
 def test_assemblers_are_compared(
     tmp_path: Path, first_run: Callable[..., tuple[int, list[Row]]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each assembler has its own rows, and Triton is told to use it."""
+    """Each assembler has its own rows, and the environment makes Triton use it."""
     other = tmp_path / "ptxas"
     other.write_text("#!/bin/sh\necho Cuda compilation tools, release 13.4, V13.4.59\n")
     other.chmod(0o755)

@@ -1,5 +1,5 @@
 """Omissions that must be caught: mypy names a kind that lacks a demanded member, and every function that has no case
-for a new kind. No function asks for the class of a position encoding in another way."""
+for a new kind. No function tests the class of a position encoding by other means."""
 
 from __future__ import annotations
 

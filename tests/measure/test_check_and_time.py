@@ -261,7 +261,7 @@ def test_out_of_memory_says_how_much_other_candidates_hold(monkeypatch: pytest.M
 
 
 def test_memory_left_by_a_failed_candidate_does_not_count_as_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither for itself nor for the next one: only candidates that are ready to be timed hold memory."""
+    """Neither for itself nor for the next one: only the memory of candidates that are ready to be timed counts."""
     reserved = {"bytes": 100}
     monkeypatch.setattr(module, "reserved_bytes", lambda device: reserved["bytes"])
 

@@ -17,8 +17,8 @@ MASKS: dict[str, dict[str, Any]] = {
     "causal": {},
     "window": {"window": 5},
     "chunks": {"chunk": 4},
-    "both ways": {"causal": False},
-    "both ways, window": {"causal": False, "window": 5},
+    "not causal": {"causal": False},
+    "not causal, window": {"causal": False, "window": 5},
 }
 
 

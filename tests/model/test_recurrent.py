@@ -182,7 +182,7 @@ def test_the_same_seed_gives_the_same_model() -> None:
 
 
 def test_parallel_branches_are_added() -> None:
-    """Falcon-H1 has attention beside Mamba-2, on the same normed input."""
+    """Falcon-H1 has attention parallel to Mamba-2, on the same normed input."""
     attention = Attention(num_attention_heads=4, num_key_value_heads=2, head_dim=8)
     spec = one_layer(MIXERS["mamba2"], attention)
     model = models.build(spec, init="xavier")

@@ -51,7 +51,7 @@ def test_one_linear_by_hand():
             tracker.enter("backward")
             loss.backward()
             assert linear.weight.grad is not None
-            assert tracker.total == 4 * (60 + 24 + 1 + 60)  # the loss is still held
+            assert tracker.total == 4 * (60 + 24 + 1 + 60)  # the loss is still allocated
             # d loss, then a view of it as dy, materialised (4, 10) when W^T's gradient wants a matrix
             assert tracker.phase_peak["backward"] <= 4 * (60 + 24 + 1 + 1 + 40 + 60)
             linear.weight.grad = None

@@ -17,7 +17,7 @@ CUDA differs, its behaviour is put in:
   the fp32 accumulator of dq, the row sums, and for GQA dk and dv of every query head, as in FlashAttention 2.
 * LayerNorm's mean and rstd are fp32.
 * The autograd engine adds a second gradient to the first in place, unless the first is a view; under a
-  dispatch mode it never does. (Held against a real step's allocations in test_training_memory_oracle.py.)
+  dispatch mode it never does. (Compared with a real step's allocations in test_training_memory_oracle.py.)
 
 Not counted: the allocator's rounding (512 B a tensor) and fragmentation, cuBLAS and NCCL workspaces, the CUDA
 context, scratch inside other kernels (the sort in embedding backward, partial sums in norm backward).
@@ -106,7 +106,7 @@ class CudaBehaviour(TorchDispatchMode):
 
 
 class StorageTracker(TorchDispatchMode):
-    """Follows every storage an op makes until it is freed, and keeps the fullest moment."""
+    """Follows every storage an op makes until it is freed, and records the moment with the most bytes."""
 
     def __init__(self) -> None:
         super().__init__()

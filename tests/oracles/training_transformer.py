@@ -42,7 +42,7 @@ class Setup:
     bf16-mixed: bf16 parameters, gradients of ``gradients`` dtype, fp32 master weights and fp32 Adam moments.
     bf16: everything, moments included, in bf16. fp32: everything in fp32.
     persistent_gradients: the gradient buffer outlives the step (Megatron's main_grad) instead of being freed.
-    keep_logits: the training loop holds the logits in backward (``out = model(...); out.loss.backward()``).
+    keep_logits: the logits stay allocated in the backward pass (``out = model(...); out.loss.backward()``).
     """
 
     style: Style = "llama"
@@ -377,7 +377,7 @@ def build(dims: Dims, setup: Setup, batch: int, seq: int) -> tuple[Transformer, 
 def run_step(
     model: Transformer, optimizer: Optimizer, ids: Tensor, labels: Tensor, enter: Callable[[str], None]
 ) -> None:
-    """One training step; ``enter`` is told each phase as it starts."""
+    """One training step; ``enter`` is called with each phase as it starts."""
     optimizer.zero_grad()
     enter("forward")
     logits = model(ids)

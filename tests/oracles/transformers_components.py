@@ -9,14 +9,14 @@ from typing import Any
 
 from torch import nn
 
-# Mixers without a KV cache, by the class of the module that holds all their parameters.
+# Mixers without a KV cache, by the class of the module that has all their parameters.
 _SSM_CLASS = re.compile(
     r"(Mixer|MambaLayer|GatedDeltaNet|LightningAttention|RecurrentBlock|ShortConv|RwkvSelfAttention|DeltaAttention|"
     r"LinearAttention|KDA)$"
 )
 _SSM_NAME = re.compile(r"^(mamba|linear_attn|mlstm_layer)$")
 
-# Anchored at the end: JambaAttentionDecoderLayer holds a feed-forward too.
+# Anchored at the end: JambaAttentionDecoderLayer has a feed-forward too.
 _ATTENTION_CLASS = re.compile(r"(Attention|Attention2|SelfAttn|AttentionV2|MoA)$")
 _ATTENTION_NAME = re.compile(r"attn|attention|^self_att$", re.I)
 _NORM = re.compile(r"norm|^ln($|_)|^ln\d|_ln$", re.I)

@@ -209,7 +209,7 @@ def test_recomputed_flops_are_not_in_the_total() -> None:
     assert none.total == selective.total == full.total
     scores = 32 * 32 * 2 * 128 * 2048 * 2049 // 2  # flash computes Q·K again in any backward
     assert none.recompute == scores
-    assert selective.recompute == scores  # flash holds no scores that could be given up
+    assert selective.recompute == scores  # flash saves no scores that could be recomputed
     head = 2 * 2048 * 32000 * 4096
     assert full.recompute == scores + none.total // 3 - head
     standard = Workload.train(2048, attention="standard")

@@ -129,7 +129,7 @@ def test_the_textbook_formulas() -> None:
 
 
 def test_a_formula_that_is_wrong_is_noticed() -> None:
-    """The check above can fail: the evaluator tells hidden² from hidden × intermediate."""
+    """The check above can fail: the evaluator distinguishes hidden² and hidden × intermediate."""
     values = {"hidden_size": 4096, "intermediate_size": 11008}
     assert evaluate(put_in("hidden_size × intermediate_size", values)) == 4096 * 11008
     assert evaluate("2 × 3² + (4 + 1) × 2^4 / 2") == 18 + 40

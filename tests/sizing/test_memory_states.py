@@ -181,8 +181,10 @@ def orders(stages: int, micro_batches: int, chunks: int) -> list[list[tuple[str,
     return schedule
 
 
-def most_held(stages: int, micro_batches: int, chunks: int) -> list[int]:
-    """Run every stage's order, each unit when what it needs is done; the most chunks each stage held at once.
+def most_stored(stages: int, micro_batches: int, chunks: int) -> list[int]:
+    """Run every stage's order. Return the most chunks that each stage stored at once.
+
+    A unit runs as soon as the units that it needs are done.
 
     Forward of a chunk needs the stage before it (or, on the first stage, the last one's chunk before);
     backward needs its own forward and the stage after it. An order that cannot be run would stand still.
@@ -221,13 +223,13 @@ def test_micro_batches_in_flight_by_simulation(stages: int, times: int, chunks: 
     micro_batches = times * stages
     layout = Layout(pp=stages, interleave=chunks)
     ours = [in_flight(stage, layout, micro_batches) for stage in range(stages)]
-    assert ours == most_held(stages, micro_batches, chunks)
+    assert ours == most_stored(stages, micro_batches, chunks)
 
 
 @pytest.mark.parametrize("micro_batches", [1, 2, 3, 7])
 def test_fewer_micro_batches_than_stages(micro_batches: int) -> None:
     ours = [in_flight(stage, Layout(pp=4), micro_batches) for stage in range(4)]
-    assert ours == most_held(4, micro_batches, 1)
+    assert ours == most_stored(4, micro_batches, 1)
 
 
 def test_the_first_stage_saves_as_much_as_the_whole_model() -> None:
@@ -243,7 +245,7 @@ def test_the_first_stage_saves_as_much_as_the_whole_model() -> None:
 
 
 def test_the_last_stage_can_be_the_fullest() -> None:
-    """A vocabulary of a million: the logits outweigh what the first stage holds."""
+    """A vocabulary of a million: the logits need more memory than the first stage."""
     spec = override(LLAMA, {"vocab_size": 1_000_000})
     memory = training_memory(spec, 4096, layout=Layout(pp=4), recompute="full")
     assert memory.stage == 3

@@ -115,7 +115,7 @@ def test_any_text_is_written(text: str) -> None:
 
 @each_model
 def test_published_count(name: str) -> None:
-    """Exact figures are met exactly. A figure that ends in five zeros or more is rounded or cut off: ours
+    """Exact figures are equal. A figure that ends in five zeros or more is rounded or cut off: ours
     is within one unit of its last digit, and within a tenth."""
     spec = load_bundled(name)
     published = spec.published_parameters
