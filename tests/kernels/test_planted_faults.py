@@ -62,8 +62,8 @@ FAULTS = {
     "an output that is not rescaled in latent decoding": Fault(
         "mla_decode",
         "decoding/latent.py",
-        "acc = dot(weights.to(queries.dtype), c, acc * shrink[:, None])",
-        "acc = dot(weights.to(queries.dtype), c, acc)",
+        "acc = dot(weights, c, acc * shrink[:, None])",
+        "acc = dot(weights, c, acc)",
     ),
     "a sum that is not rescaled in the loss": Fault(
         "cross_entropy", "loss/cross_entropy.py", "sums = sums * tl.exp2((tops - higher) * LOG2E) +", "sums = sums +"

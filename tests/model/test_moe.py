@@ -210,5 +210,5 @@ def test_padding_with_a_capacity_factor_is_refused() -> None:
     tokens = small.prompt(2, 6)
     with torch.no_grad():
         torch.testing.assert_close(model(tokens, lengths=torch.tensor([6, 6])), model(tokens))
-    with pytest.raises(CannotRunError, match="padding would use capacity"):
+    with pytest.raises(CannotRunError, match="padded tokens would take the places of real tokens"):
         model(tokens, lengths=torch.tensor([6, 4]))
