@@ -58,12 +58,12 @@ def comparison() -> str:
                 # A configuration with two passes launches a function twice.
                 place = lines.setdefault((row["function"], row["case"], version), {})
                 place.setdefault(label, row)
-    return HEAD + "".join(_line(*key, found) for key, found in sorted(lines.items()))
+    return HEAD + "".join(_line(*key, figures) for key, figures in sorted(lines.items()))
 
 
-def _line(function: str, case: str, version: str, found: dict[str, dict[str, str]]) -> str:
+def _line(function: str, case: str, version: str, rows: dict[str, dict[str, str]]) -> str:
     def change(name: str) -> str:
-        before, after = (found[label][name] if label in found else "–" for label in ("before", "after"))
+        before, after = (rows[label][name] if label in rows else "–" for label in ("before", "after"))
         return after if before == after else f"{before} → {after}"
 
     cells = (f"`{function}`", case, version, *map(change, ("registers", "spilled_bytes", "waits", "limits")))

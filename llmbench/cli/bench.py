@@ -44,7 +44,7 @@ Preset = Annotated[
     Literal["quick", "full"],
     typer.Option("--preset", help="quick: run a few small cases. full: run all cases (takes minutes)."),
 ]
-Kept = Annotated[
+NewResultFile = Annotated[
     Path | None,
     typer.Option(
         "--output",
@@ -76,7 +76,7 @@ def command(
     preset: Preset = "quick",
     device: Device = "auto",
     dtype: DType = None,
-    output: Kept = None,
+    output: NewResultFile = None,
     resume: Resume = None,
     plot: Plot = None,
     format: As = "table",
@@ -107,7 +107,7 @@ def command(
     from llmbench.model.devices import device_of
     from llmbench.report.plots import check_plot, save, terminal
 
-    path = _kept(output, resume)
+    path = _result_file(output, resume)
     check_file("--output", output)
     check_file("--plot", plot)
     if plot is not None:
@@ -236,7 +236,7 @@ def _end(measured: _Measured, path: Path | None) -> None:
     fail_where_wrong(measured.rows)
 
 
-def _kept(output: Path | None, resume: Path | None) -> Path | None:
+def _result_file(output: Path | None, resume: Path | None) -> Path | None:
     """Return the path of the result file, or None if the run writes no result file.
 
     Raises LLMBenchError if both options are given, or if the file of --resume does not exist.

@@ -115,10 +115,10 @@ def asked_of(node: ast.Match) -> set[str]:
     classes = {one.cls.id for one in inside if isinstance(one, ast.MatchClass) and isinstance(one.cls, ast.Name)}
     constants = (one.value for one in inside if isinstance(one, ast.MatchValue))
     values = {constant.value for constant in constants if isinstance(constant, ast.Constant)}
-    found = {name for name, union in UNIONS.items() if classes & {kind.__name__ for kind in get_args(union)}}
+    unions = {name for name, union in UNIONS.items() if classes & {kind.__name__ for kind in get_args(union)}}
     if values:
-        found |= {name for name, names in (("norm", NORMS), ("format", FORMATS)) if values <= names}
-    return found
+        unions |= {name for name, names in (("norm", NORMS), ("format", FORMATS)) if values <= names}
+    return unions
 
 
 def test_each_distinction_of_kinds_is_a_place() -> None:

@@ -106,11 +106,11 @@ def test_formats(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("block", "seq", "kept"), [(16, 1, 16), (16, 16, 16), (16, 17, 32), (1, 17, 17), (64, 65, 128)]
+    ("block", "seq", "reserved_tokens"), [(16, 1, 16), (16, 16, 16), (16, 17, 32), (1, 17, 17), (64, 65, 128)]
 )
-def test_blocks_are_whole(block: int, seq: int, kept: int) -> None:
+def test_blocks_are_whole(block: int, seq: int, reserved_tokens: int) -> None:
     cache = kv_cache(load_bundled("llama3-8b"), seq, batch=3, block_size=block)
-    assert cache.reserved_bytes == 3 * kept * 131_072
+    assert cache.reserved_bytes == 3 * reserved_tokens * 131_072
     assert cache.bytes_total == 3 * seq * 131_072
 
 

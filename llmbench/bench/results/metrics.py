@@ -248,7 +248,7 @@ class Line:
         return self._speedup.median if self._speedup else None
 
 
-METRICS: tuple[Field[Line], ...] = tuple(each.field for each in vars(Line).values() if isinstance(each, Metric))
+METRICS: tuple[Field[Line], ...] = tuple(metric.field for metric in vars(Line).values() if isinstance(metric, Metric))
 """The metrics of a measured row, in the order of the columns of a table."""
 
 
