@@ -223,7 +223,9 @@ def test_assemblers_are_compared(
     ]
     (_, line) = summary.assemblers(timed_rows, rehearsal=False).splitlines()
     assert line == "  x · s · ours: ptxas 12.8.93: 2 ms; ptxas 13.4.59: 1.5 ms (0.750×)"
-    assert main(["--quick", "--ptxas", str(tmp_path / "absent"), "--results", str(tmp_path)]) == 2
+    folder = tmp_path / "second run"  # results of two runs in one second would have one name
+    folder.mkdir()
+    assert main(["--quick", "--ptxas", str(tmp_path / "absent"), "--results", str(folder)]) == 2
     assert "cannot run the assembler" in capsys.readouterr().err
 
 
