@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from llmbench.kernels import launching
 from llmbench.kernels.kernel import Random
-from llmbench.kernels.loss import linear
+from llmbench.kernels.loss import linear, tiles
 from llmbench.kernels.loss.cross_entropy import Options, cross_entropy
 from llmbench.kernels.loss.linear import (
     KERNEL,
@@ -61,10 +61,10 @@ def test_chunks_add_up(reduction: str, dtype: torch.dtype, monkeypatch: pytest.M
 @pytest.mark.parametrize("hidden", [64, 37])
 def test_one_program_walks_many_tiles(hidden: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """One program computes five rows of tiles in groups of two, with tensor descriptors and without."""
-    monkeypatch.setattr(linear, "multiprocessors", lambda device: 1)
-    (shipped, *_) = linear.tile_configurations(4, 90)
+    monkeypatch.setattr(tiles, "multiprocessors", lambda device: 1)
+    (shipped, *_) = tiles.tile_configurations(4, 90)
     small = launching.Config(**dict(shipped) | {"GROUP": 2}, num_warps=8)
-    monkeypatch.setattr(linear, "tile_configurations", lambda *_: [small])
+    monkeypatch.setattr(tiles, "tile_configurations", lambda *_: [small])
     arguments = inputs(Case(600, hidden, 300, "none", ignored=70, label_smoothing=0.1))
     with launching.poisoned():
         result = linear_cross_entropy(**arguments)
@@ -140,7 +140,7 @@ def test_losses_take_a_64th_of_the_logits(tokens: int, hidden: int, vocabulary: 
     with launching.captured(90), Memory() as memory:
         x, weight, targets = operands(tokens, hidden, vocabulary)
         before = memory.current
-        linear.linear_losses(x, weight, targets, None, Options())
+        tiles.linear_losses(x, weight, targets, None, Options())
     assert 0 < memory.peak - before <= 2 * tokens * vocabulary / 63
 
 
