@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import msgspec
+
 from llmbench.answers.about import MODEL_FIELDS, AboutModel, model_block, sweep_fields
 from llmbench.errors import LLMBenchError
 from llmbench.report.document import Block, Document, table
@@ -16,6 +18,10 @@ from llmbench.sizing.training import training_memory
 from llmbench.sizing.workload import Layout, Recompute
 from llmbench.spec.catalog import device_memories
 from llmbench.spec.model import ModelSpec
+
+Phase = Literal["train", "inference"]
+Kernels = Literal["fused", "eager", "standard"]
+"""The kernels of a training step. See the help of `llmbench memory --kernels`."""
 
 
 class Sized(AboutModel, kw_only=True):
@@ -102,14 +108,14 @@ FIELDS: tuple[Field[Sized], ...] = (
 def sized(
     spec: ModelSpec,
     *,
-    phase: Literal["train", "inference"] = "train",
+    phase: Phase = "train",
     seq: int = 4096,
     batch: int = 1,
     precision: PrecisionName | None = None,
     optimizer: Optimizer = "adamw",
     recompute: Recompute = "none",
     layout: str = "",
-    kernels: Literal["fused", "eager", "standard"] = "fused",
+    kernels: Kernels = "fused",
     kv_dtype: DType | None = None,
 ) -> Sized:
     """Return a model with the memory that one GPU needs for it.
@@ -168,12 +174,20 @@ def _blocks(rows: list[Sized]) -> list[Block]:
     first = rows[0]
     names = _part_names(first.memory)
 
-    def part(name: str) -> Field[Sized]:
-        return Field(f"{name}_bytes", names[name], "gib", lambda row: row.memory.parts_bytes[name], in_json=False)
+    def part(name: str, spare: int) -> Field[Sized]:
+        def value(row: Sized) -> int:
+            return row.memory.parts_bytes[name]
 
+        return Field(f"{name}_bytes", names[name], "gib", value, in_json=False, spare=spare)
+
+    # A narrow terminal leaves out the smallest parts first.
+    parts = [name for name in PARTS if any(row.memory.parts_bytes[name] for row in rows)]
+    by_size = sorted(parts, key=lambda name: -max(row.memory.parts_bytes[name] for row in rows))
+    # The headline names the model, so the table has no column for it. CSV has the model and the notes of each row.
+    fields = (msgspec.structs.replace(FIELDS[0], heading=None), *FIELDS[1:])
     columns = (
-        *sweep_fields(FIELDS[len(MODEL_FIELDS) :], rows, {"seq_len": "tokens", "micro_batch": "batch"}),
-        *(part(name) for name in PARTS if any(row.memory.parts_bytes[name] for row in rows)),
+        *sweep_fields(fields, rows, {"seq_len": "tokens", "micro_batch": "batch"}),
+        *(part(name, 1 + by_size.index(name)) for name in parts),
         Field[Sized]("smallest", "smallest device", value=_smallest, in_json=False),
     )
     same_tokens = all(row.memory.seq_len == first.memory.seq_len for row in rows)
@@ -187,6 +201,7 @@ def _blocks(rows: list[Sized]) -> list[Block]:
             f"of {size(CONTEXT_BYTES)}"
         ],
     )
+    block.about = {}
     block.notes = list(dict.fromkeys(note for row in rows for note in row.notes))
     return [block]
 

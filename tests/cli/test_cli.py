@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 import types
@@ -467,9 +468,19 @@ def test_a_sweep_over_lengths(command: str, capsys: Capture) -> None:
     assert [line.split()[0 if command == "memory" else 1] for line in table.splitlines() if "8,192" in line] == [
         "8,192"
     ]
-    csv = answer(capsys, command, "llama3-8b", "--seq", "1k..8k", "--format", "csv").splitlines()
-    assert len(csv) == 5
-    assert len(set(csv[0].split(","))) == len(csv[0].split(","))
+    lines = answer(capsys, command, "llama3-8b", "--seq", "1k..8k", "--format", "csv").splitlines()
+    assert len(lines) == 5
+    assert len(set(lines[0].split(","))) == len(lines[0].split(","))
+
+
+def test_each_row_of_a_sweep_has_its_own_notes(capsys: Capture) -> None:
+    """GPT-2 has learned positions for 1,024 tokens."""
+    for command in ("memory", "flops", "kvcache"):
+        text = answer(capsys, command, "gpt2", "--seq", "512,4096", "--format", "csv")
+        short, long = csv.DictReader(text.splitlines())
+        assert "cannot read" not in short["notes"]
+        assert "gpt2 cannot read 4,096 tokens" in long["notes"]
+        assert "gpt2 cannot read 4,096 tokens" in answer(capsys, command, "gpt2", "--seq", "512,4096")
 
 
 def test_sweeps_that_make_no_sense(capsys: Capture) -> None:
