@@ -9,10 +9,18 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, get_args
 
+from llmbench.answers import flops as flops_answers
+from llmbench.answers import kvcache as kvcache_answers
+from llmbench.answers import memory as memory_answers
+from llmbench.answers import params as params_answers
+from llmbench.errors import unknown
 from llmbench.report.document import Document
 from llmbench.sizing.dtypes import DType
+from llmbench.sizing.recipe import Optimizer, PrecisionName
+from llmbench.sizing.workload import Phase, Recompute
+from llmbench.spec.catalog import find_model
 from llmbench.spec.model import ModelSpec
 
 if TYPE_CHECKING:
@@ -21,8 +29,6 @@ if TYPE_CHECKING:
     from llmbench.sizing.kvcache import KVCache
     from llmbench.sizing.memory import Memory
     from llmbench.sizing.params import Parameters
-    from llmbench.sizing.recipe import Optimizer, PrecisionName
-    from llmbench.sizing.workload import Phase, Recompute
 
 __all__ = ["Answer", "Model", "build", "flops", "kv_cache", "load", "memory", "params"]
 
@@ -100,8 +106,6 @@ def load(model: Model, changes: Mapping[str, Any] | None = None) -> ModelSpec:
 
     Raises LLMBenchError if there is no such model or field, or if a value is not valid.
     """
-    from llmbench.spec.catalog import find_model
-
     spec = model if isinstance(model, ModelSpec) else find_model(model)
     if not changes:
         return spec
@@ -110,35 +114,43 @@ def load(model: Model, changes: Mapping[str, Any] | None = None) -> ModelSpec:
     return override(spec, dict(changes))
 
 
+def _one_of(option: str, value: str | None, choices: Any) -> None:
+    """Raise UnknownNameError if the value of an option is not in the Literal type `choices`. None is a default."""
+    if value is not None and value not in get_args(choices):
+        raise unknown(option, str(value), get_args(choices))
+
+
 def params(
-    *models: Model, by: Literal["component", "layer", "op"] = "component", explain: bool = False
+    model: Model, *more: Model, by: params_answers.By = "component", explain: bool = False
 ) -> Answer[Parameters]:
     """Count the parameters of models, as `llmbench params` does. `explain`: show the formulas with their numbers."""
-    from llmbench.answers.params import counted, document
-
-    rows = counted(map(load, models))
+    _one_of("by", by, params_answers.By)
+    rows = params_answers.counted(map(load, (model, *more)))
     inputs = {"models": [row.spec.name for row in rows]}
-    return Answer([row.parameters for row in rows], document(rows, inputs, by=by, explain=explain))
+    return Answer([row.parameters for row in rows], params_answers.document(rows, inputs, by=by, explain=explain))
 
 
 def flops(
-    *models: Model,
+    model: Model,
+    *more: Model,
     phase: Phase = "prefill",
     seq: int = 4096,
     batch: int = 1,
-    attention: Literal["causal", "full"] = "causal",
+    attention: flops_answers.ScoredPairs = "causal",
     recompute: Recompute = "none",
-    by: Literal["component", "op"] = "component",
+    by: flops_answers.By = "component",
     explain: bool = False,
 ) -> Answer[Flops]:
     """Count the FLOPs of one step, as `llmbench flops` does. `seq`: tokens per sequence. `batch`: sequences.
 
-    Raises LLMBenchError for a length or batch below 1, and for a recomputation without a backward pass.
+    Raises LLMBenchError for a value that is not valid, and for a recomputation without a backward pass.
     """
-    from llmbench.answers.flops import counted, document, workload_of
-
-    workload = workload_of(phase, seq, batch, masked_pairs=attention == "full")
-    rows = counted(map(load, models), workload, recompute)
+    _one_of("phase", phase, Phase)
+    _one_of("recompute", recompute, Recompute)
+    _one_of("attention", attention, flops_answers.ScoredPairs)
+    _one_of("by", by, flops_answers.By)
+    workload = flops_answers.workload_of(phase, seq, batch, masked_pairs=attention == "full")
+    rows = flops_answers.counted(map(load, (model, *more)), workload, recompute)
     inputs = {
         "models": [row.spec.name for row in rows],
         "phase": phase,
@@ -147,21 +159,24 @@ def flops(
         "attention": attention,
         "recompute": recompute,
     }
-    return Answer([row.flops for row in rows], document(rows, inputs, by=by, explain=explain))
+    return Answer([row.flops for row in rows], flops_answers.document(rows, inputs, by=by, explain=explain))
 
 
 def kv_cache(
-    *models: Model,
+    model: Model,
+    *more: Model,
     seq: int = 4096,
     batch: int = 1,
     kv_dtype: DType = "bf16",
     block_size: int = 16,
     explain: bool = False,
 ) -> Answer[KVCache]:
-    """Compute the size of KV caches and recurrent states, as `llmbench kvcache` does. `seq`: tokens per sequence."""
-    from llmbench.answers.kvcache import cached, document
+    """Compute the size of KV caches and recurrent states, as `llmbench kvcache` does. `seq`: tokens per sequence.
 
-    rows = cached(map(load, models), seq, batch=batch, kv_dtype=kv_dtype, block_size=block_size)
+    Raises LLMBenchError for a value that is not valid.
+    """
+    _one_of("kv_dtype", kv_dtype, DType)
+    rows = kvcache_answers.cached(map(load, (model, *more)), seq, batch=batch, kv_dtype=kv_dtype, block_size=block_size)
     inputs = {
         "models": [row.spec.name for row in rows],
         "seq_len": seq,
@@ -169,28 +184,32 @@ def kv_cache(
         "kv_dtype": kv_dtype,
         "block_size": block_size,
     }
-    return Answer([row.cache for row in rows], document(rows, inputs, explain=explain))
+    return Answer([row.cache for row in rows], kvcache_answers.document(rows, inputs, explain=explain))
 
 
 def memory(
     model: Model,
     *,
-    phase: Literal["train", "inference"] = "train",
+    phase: memory_answers.Phase = "train",
     seq: int = 4096,
     batch: int = 1,
     precision: PrecisionName | None = None,
     optimizer: Optimizer = "adamw",
     recompute: Recompute = "none",
     layout: str = "",
-    kernels: Literal["fused", "eager", "standard"] = "fused",
+    kernels: memory_answers.Kernels = "fused",
     kv_dtype: DType | None = None,
 ) -> Answer[Memory]:
     """Compute the peak memory of one GPU, as `llmbench memory` does. `layout`: for example "tp=8,pp=4,dp=2".
 
-    Raises LLMBenchError for a layout that is not valid, and for an option that has no effect in the phase.
+    Raises LLMBenchError for a value that is not valid, and for an option that has no effect in the phase.
     """
-    from llmbench.answers.memory import document, sized
-
+    _one_of("phase", phase, memory_answers.Phase)
+    _one_of("precision", precision, PrecisionName)
+    _one_of("optimizer", optimizer, Optimizer)
+    _one_of("recompute", recompute, Recompute)
+    _one_of("kernels", kernels, memory_answers.Kernels)
+    _one_of("kv_dtype", kv_dtype, DType)
     options: dict[str, Any] = {
         "precision": precision,
         "optimizer": optimizer,
@@ -199,9 +218,9 @@ def memory(
         "kernels": kernels,
         "kv_dtype": kv_dtype,
     }
-    row = sized(load(model), phase=phase, seq=seq, batch=batch, **options)
+    row = memory_answers.sized(load(model), phase=phase, seq=seq, batch=batch, **options)
     inputs = {"model": row.spec.name, "phase": phase, "seq_len": seq, "micro_batch": batch, **options}
-    return Answer([row.memory], document([row], inputs))
+    return Answer([row.memory], memory_answers.document([row], inputs))
 
 
 def build(model: Model, **options: Any) -> Decoder:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 
@@ -59,6 +61,27 @@ def test_a_spec_with_changes() -> None:
         lb.load("llama2-7b", {"no_such_field": 1})
     with pytest.raises(LLMBenchError, match="llama9"):
         lb.params("llama9")
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: lb.params("gpt2", by="layers"), "unknown by `layers`"),
+        (lambda: lb.flops("gpt2", phase="training"), "unknown phase `training`"),
+        (lambda: lb.flops("gpt2", attention="all"), "unknown attention `all`"),
+        (lambda: lb.flops("gpt2", recompute="full"), "--phase prefill has no backward pass"),
+        (lambda: lb.flops("gpt2", seq=0), "must be at least 1"),
+        (lambda: lb.kv_cache("gpt2", kv_dtype="bf17"), "unknown kv_dtype `bf17`"),
+        (lambda: lb.kv_cache("gpt2", batch=0), "must be at least 1"),
+        (lambda: lb.memory("gpt2", optimizer="adam"), "unknown optimizer `adam`"),
+        (lambda: lb.memory("gpt2", kernels="flash"), "unknown kernels `flash`"),
+        (lambda: lb.memory("gpt2", precision="bf8"), "unknown precision `bf8`"),
+        (lambda: lb.memory("gpt2", layout="tp=5"), "tp=5"),
+    ],
+)
+def test_values_that_the_command_line_refuses_are_refused(call: Callable[[], object], says: str) -> None:
+    with pytest.raises(LLMBenchError, match=re.escape(says)):
+        call()
 
 
 def test_html_is_a_table_without_markup_of_others() -> None:

@@ -110,7 +110,7 @@ FLOORS = {
     "bench": {"errors", "_version", "spec", "sizing", "model", "kernels", "measure", "report"},
     "report": {"errors", "_version", "spec"},
     "answers": {"errors", "spec", "sizing", "report"},
-    "api": {"answers", "report", "sizing", "spec", "model"},
+    "api": {"errors", "answers", "report", "sizing", "spec", "model"},
     "__init__": {"_version", "api"},
     "cli": {"errors", "_version", "spec", "sizing", "report", "answers", "model", "kernels", "measure", "bench"},
 }

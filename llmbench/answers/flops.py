@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 from llmbench.answers.about import MODEL_FIELDS, AboutModel, model_block, sweep_fields
+from llmbench.errors import LLMBenchError
 from llmbench.report.document import Block, Document, table
 from llmbench.report.fields import Field, records
 from llmbench.report.units import change, plural, si
@@ -15,6 +16,11 @@ from llmbench.sizing.op import Op
 from llmbench.sizing.params import layer_group
 from llmbench.sizing.workload import Phase, Recompute, Workload
 from llmbench.spec.model import ModelSpec
+
+By = Literal["component", "op"]
+"""What one row of the table stands for."""
+ScoredPairs = Literal["causal", "full"]
+"""The (query, key) pairs that count: those inside the mask, or all."""
 
 
 class Counted(AboutModel, kw_only=True):
@@ -80,7 +86,15 @@ FIELDS: tuple[Field[Counted], ...] = (
 
 
 def counted(specs: Iterable[ModelSpec], workload: Workload, recompute: Recompute = "none") -> list[Counted]:
-    """Return the models with the FLOPs of one step."""
+    """Return the models with the FLOPs of one step.
+
+    Raises LLMBenchError for a recomputation in a step without a backward pass.
+    """
+    if recompute != "none" and workload.phase != "train":
+        raise LLMBenchError(
+            f"--recompute {recompute}: --phase {workload.phase} has no backward pass",
+            hint="leave out --recompute, or use --phase train",
+        )
     return [
         Counted(
             spec=spec,
@@ -94,7 +108,7 @@ def counted(specs: Iterable[ModelSpec], workload: Workload, recompute: Recompute
 
 
 def document(
-    rows: list[Counted], inputs: dict[str, Any], *, by: str = "component", explain: bool = False, tables: bool = True
+    rows: list[Counted], inputs: dict[str, Any], *, by: By = "component", explain: bool = False, tables: bool = True
 ) -> Document:
     """Return the answer for some models. `inputs`: the options. `tables`: whether people will read it."""
     return Document(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 from llmbench.answers.about import MODEL_FIELDS, AboutModel, model_block
 from llmbench.report.document import Block, Document, Table, table
@@ -16,6 +16,9 @@ from llmbench.spec.model import ModelSpec
 
 ROWS = (*(component for component in COMPONENTS if component != "lm_head"), "lm_head")
 """The components in the order of the table rows: the order of COMPONENTS, but with `lm_head` last."""
+
+By = Literal["component", "layer", "op"]
+"""What one row of the table stands for."""
 
 
 class Counted(AboutModel, kw_only=True):
@@ -91,7 +94,7 @@ def counted(specs: Iterable[ModelSpec]) -> list[Counted]:
 
 
 def document(
-    rows: list[Counted], inputs: dict[str, Any], *, by: str = "component", explain: bool = False, tables: bool = True
+    rows: list[Counted], inputs: dict[str, Any], *, by: By = "component", explain: bool = False, tables: bool = True
 ) -> Document:
     """Return the answer for some models. `inputs`: the options. `tables`: whether people will read it."""
     return Document(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from llmbench.answers.flops import counted, document, workload_of
+from llmbench.answers.flops import By, ScoredPairs, counted, document, workload_of
 from llmbench.cli.options import ONE, SEQS, As, Batches, Explain, Models, Output, Seqs, Set, answer, load
-from llmbench.errors import LLMBenchError
 from llmbench.sizing.workload import Phase, Recompute
 
 PhaseOption = Annotated[
@@ -20,7 +19,7 @@ PhaseOption = Annotated[
     ),
 ]
 ScorePairs = Annotated[
-    Literal["causal", "full"],
+    ScoredPairs,
     typer.Option(
         "--attention",
         help="causal: count only the (query, key) pairs that the mask allows. full: count all (query, key) pairs, as "
@@ -35,7 +34,7 @@ RecomputeOption = Annotated[
         "activations except those of attention and of every second matrix product. full: all activations of a layer.",
     ),
 ]
-By = Annotated[Literal["component", "op"], typer.Option("--by", help="Show one row per component, or one row per op.")]
+ByOption = Annotated[By, typer.Option("--by", help="Show one row per component, or one row per op.")]
 
 
 def command(
@@ -45,7 +44,7 @@ def command(
     batch: Batches = ONE,
     attention: ScorePairs = "causal",
     recompute: RecomputeOption = "none",
-    by: By = "component",
+    by: ByOption = "component",
     explain: Explain = False,
     set: Set = None,
     format: As = "table",
@@ -68,11 +67,6 @@ def command(
 
       llmbench flops gemma3-27b --attention full --format json
     """
-    if recompute != "none" and phase != "train":
-        raise LLMBenchError(
-            f"--recompute {recompute}: --phase {phase} has no backward pass",
-            hint="leave out --recompute, or use --phase train",
-        )
     workloads = [
         workload_of(phase, tokens, sequences, masked_pairs=attention == "full") for tokens in seq for sequences in batch
     ]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from llmbench.answers.memory import document, sized
+from llmbench.answers.memory import Kernels, Phase, document, sized
 from llmbench.cli.options import (
     ONE,
     SEQS,
@@ -24,9 +24,7 @@ from llmbench.cli.options import (
 from llmbench.sizing.recipe import Optimizer, PrecisionName
 from llmbench.sizing.workload import Recompute
 
-PhaseOption = Annotated[
-    Literal["train", "inference"], typer.Option("--phase", help="train: a training step. inference: serving.")
-]
+PhaseOption = Annotated[Phase, typer.Option("--phase", help="train: a training step. inference: serving.")]
 MicroBatch = Annotated[
     Counts,
     typer.Option(
@@ -66,8 +64,8 @@ LayoutOption = Annotated[
         show_default=False,
     ),
 ]
-Kernels = Annotated[
-    Literal["fused", "eager", "standard"],
+KernelsOption = Annotated[
+    Kernels,
     typer.Option(
         "--kernels",
         help="Kernels of the training step. fused: fused kernels and flash attention. eager: plain torch and flash "
@@ -91,7 +89,7 @@ def command(
     optimizer: OptimizerOption = "adamw",
     recompute: RecomputeOption = "none",
     layout: LayoutOption = "",
-    kernels: Kernels = "fused",
+    kernels: KernelsOption = "fused",
     kv_dtype: CacheFormat = None,
     set: Set = None,
     format: As = "table",

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from llmbench.answers.params import counted, document
+from llmbench.answers.params import By, counted, document
 from llmbench.cli.options import As, Explain, Models, Output, Set, answer, load
 
-By = Annotated[
-    Literal["component", "layer", "op"],
+ByOption = Annotated[
+    By,
     typer.Option("--by", help="Show one row per component, per kind of layer, or per op."),
 ]
 
 
 def command(
     models: Models,
-    by: By = "component",
+    by: ByOption = "component",
     explain: Explain = False,
     set: Set = None,
     format: As = "table",

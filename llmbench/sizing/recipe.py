@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, assert_never
 
 import msgspec
 
@@ -96,20 +96,24 @@ def state_bytes(op: Op, optimizer: Optimizer, precision: Precision) -> int:
         return 0
     master = 4 * n if precision.master else 0
     two = bytes_of(2 * n, precision.states)
-    if optimizer == "adamw":
-        return master + two
-    if optimizer == "adamw-8bit":
-        return master + 2 * n + 2 * 4 * -(-n // 256)
-    if optimizer == "sgd":
-        return master
-    if optimizer == "sgd-momentum":
-        return master + two // 2
-    if optimizer == "adafactor":
-        if op.matrix is None:
+    match optimizer:
+        case "adamw":
+            return master + two
+        case "adamw-8bit":
+            return master + 2 * n + 2 * 4 * -(-n // 256)
+        case "sgd":
+            return master
+        case "sgd-momentum":
             return master + two // 2
-        copies, rows, columns = op.matrix
-        return master + bytes_of(copies * (rows + columns) + max(0, n - copies * rows * columns), precision.states)
-    return master + (two // 2 if op.matrix is not None and op.kind == "matmul" and op.layer else two)
+        case "adafactor":
+            if op.matrix is None:
+                return master + two // 2
+            copies, rows, columns = op.matrix
+            return master + bytes_of(copies * (rows + columns) + max(0, n - copies * rows * columns), precision.states)
+        case "muon":
+            return master + (two // 2 if op.matrix is not None and op.kind == "matmul" and op.layer else two)
+        case _:
+            assert_never(optimizer)
 
 
 def update_bytes(op: Op, optimizer: Optimizer, precision: Precision) -> int:
