@@ -56,8 +56,9 @@ class Compiled:
     values.
 
     `shipped`: whether this configuration runs by default. `blocks`: the number of blocks that fit on a multiprocessor
-    at the same time. `instruction`: the widest tensor-core instruction in the PTX, or None. `loops`: the hot loops.
-    `faults`: faults that make `inspect` fail. `allowed`: faults that the kernel accepts, each with its reason.
+    at the same time. `instruction`: the widest tensor-core instruction in the PTX, or None. `loops`: the hot
+    loops, on sm_90 only. `faults`: faults that make `inspect` fail. `allowed`: faults that the kernel accepts, each
+    with its reason.
     """
 
     kernel: str
@@ -239,7 +240,8 @@ def _compiled(kernel: Kernel, case: Any, dtype: torch.dtype, launch: Launch, arc
         shared_bytes=shared,
         instruction=next((name for name in INSTRUCTIONS if name in ptx), None),
         blocks=_blocks(ARCHITECTURES[arch], registers, shared, int(result.metadata.num_warps)),
-        loops=tuple(hot_loops(disassemble(result.asm["cubin"]), int(result.metadata.num_warps))),
+        # the model of cycles has the rates of sm_90, and would give wrong figures for other architectures
+        loops=tuple(hot_loops(disassemble(result.asm["cubin"]), int(result.metadata.num_warps))) if arch == 90 else (),
     )
     faults = faults_of(row, matrix="tt.dot" in str(result.asm["ttir"]))
     reasons = {key: kernel.allowances.get(key) or kernel.allowances.get(f"{key} in {short(dtype)}") for key in faults}

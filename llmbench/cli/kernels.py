@@ -249,7 +249,8 @@ INSPECT: tuple[Field[Compiled], ...] = (
     Field(
         "loops",
         value=lambda row: [record(LOOPS, LoopOf(row, loop)) for loop in row.loops],
-        description="list of the function's hot loops, each with the fields of the next table",
+        description="list of the function's hot loops on sm_90, each with the fields of the next table; empty on other "
+        "architectures",
     ),
     Field("faults", value=lambda row: list(row.faults), description="faults that make `inspect` exit with code 1"),
     Field(

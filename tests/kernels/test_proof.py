@@ -207,11 +207,14 @@ from llmbench.kernels.kernel import Cost, Kernel
 from llmbench.kernels.launching import Config, architecture, choose, launch
 
 @triton.jit
-def product(a, b, c, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr):
+def product(a, b, c, turns, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr):
     m, n, k = tl.arange(0, M), tl.arange(0, N), tl.arange(0, K)
     x = tl.load(a + m[:, None] * K + k[None, :])
     y = tl.load(b + k[:, None] * N + n[None, :])
-    tl.store(c + m[:, None] * N + n[None, :], tl.dot(x, y))
+    total = tl.zeros([M, N], tl.float32)
+    for _ in range(turns):
+        total = tl.dot(x, y, total)
+    tl.store(c + m[:, None] * N + n[None, :], total)
 
 class Case(NamedTuple):
     size: int
@@ -226,7 +229,7 @@ def run(x, size):
         Config(M=128, N=128, K=1024, num_warps=8, note="more than a block's shared memory"),
     ])
     out = torch.empty(128, 256)
-    launch(product, (1,), config, x, x, out)
+    launch(product, (1,), config, x, x, out, 5)
     return out
 
 allowances = {"product: mma.sync": "few rows", "product: spills in fp32": "for another format"}
@@ -236,6 +239,8 @@ kernel = Kernel(name="product", summary="", run=run, reference=run, cost=lambda 
 inspection.load_kernel = lambda name: kernel
 for row in inspection.inspect(["product"], [90, 80], [torch.bfloat16]):
     print(row.instruction, row.spilled_bytes > 0, "|".join(row.faults), "|".join(row.allowed), sep=";")
+rows = inspection.inspect(["product"], [90, 100], [torch.bfloat16], shipped=True)
+print([(row.arch, len(row.loops) > 0) for row in rows])
 """
 
 
@@ -245,12 +250,13 @@ def test_faults_are_found(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    good, narrow, spilling, large, refused = done.stdout.splitlines()
+    good, narrow, spilling, large, refused, loops = done.stdout.splitlines()
     assert good == "wgmma;False;;"
     assert narrow == "mma.sync;False;;uses mma.sync instead of wgmma: few rows"
     assert spilling.startswith("wgmma;True;spills ")
     assert "shared memory" in large
     assert refused == "None;False;;refused: needs more"
+    assert loops == "[(90, True), (100, False)]"
 
 
 def test_the_page_of_configurations_is_up_to_date() -> None:
