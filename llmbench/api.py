@@ -16,7 +16,7 @@ from llmbench.answers import kvcache as kvcache_answers
 from llmbench.answers import memory as memory_answers
 from llmbench.answers import params as params_answers
 from llmbench.errors import unknown
-from llmbench.report.document import Document
+from llmbench.report.document import Document, View
 from llmbench.sizing.dtypes import DType
 from llmbench.sizing.recipe import Optimizer, PrecisionName
 from llmbench.sizing.workload import Phase, Recompute
@@ -89,7 +89,7 @@ class Answer(Generic[Value]):
         from llmbench.report.render import render
 
         text = io.StringIO()
-        render(self._document, format, text)
+        render(self._document, format, text, View(notes=True))
         return text.getvalue()
 
 

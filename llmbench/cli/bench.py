@@ -25,7 +25,7 @@ from llmbench.cli.measured import (
     one_table,
     place,
 )
-from llmbench.cli.options import As, answer
+from llmbench.cli.options import As, answer, prints_tables
 from llmbench.errors import CannotRunError, LLMBenchError
 from llmbench.report.document import Block, Document, table
 from llmbench.report.fields import Field, fitted
@@ -71,6 +71,7 @@ Plot = Annotated[
 ]
 
 
+@prints_tables
 def command(
     experiment: Name,
     preset: Preset = "quick",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from llmbench.answers.about import MODEL_FIELDS, AboutModel, length_notes
-from llmbench.cli.options import SEQ, As, Models, Output, Seq, Set, answer, load
+from llmbench.cli.options import SEQ, As, Models, Output, Seq, Set, answer, load, prints_tables
 from llmbench.report.describe import distinct
 from llmbench.report.document import Block, Document, table, transposed
 from llmbench.report.fields import Field, records
@@ -220,6 +220,7 @@ FIELDS: tuple[Field[Compared], ...] = (
 )
 
 
+@prints_tables
 def command(models: Models, seq: Seq = SEQ, set: Set = None, format: As = "table", output: Output = None) -> None:
     """Compare the architectures of several models, and their parameters, KV cache and FLOPs.
 

@@ -11,7 +11,7 @@ import msgspec
 import typer
 
 from llmbench.cli.measured import check_file, need_torch
-from llmbench.cli.options import As, Output, answer
+from llmbench.cli.options import As, Output, answer, prints_tables
 from llmbench.report.document import Block, Document, table
 from llmbench.report.fields import Field, fitted, records
 from llmbench.report.units import plural
@@ -111,6 +111,7 @@ FIELDS: tuple[Field[Change], ...] = (
 )
 
 
+@prints_tables
 def command(
     before: Before,
     after: After,

@@ -7,7 +7,7 @@ import platform
 from typing import NamedTuple
 
 from llmbench._version import __version__
-from llmbench.cli.options import As, Output, answer
+from llmbench.cli.options import As, Output, answer, prints_tables
 from llmbench.measure.environment import PACKAGES, Gpus, InstalledGpu, gpus, packages
 from llmbench.report.document import Block, Document, table, transposed
 from llmbench.report.fields import Field, record, records
@@ -61,6 +61,7 @@ FIELDS: tuple[Field[Machine], ...] = (
 )
 
 
+@prints_tables
 def command(format: As = "table", output: Output = None) -> None:
     """Show the software and the GPUs of this machine.
 

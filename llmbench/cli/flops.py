@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from llmbench.answers.flops import By, ScoredPairs, counted, document, workload_of
-from llmbench.cli.options import ONE, SEQS, As, Batches, Explain, Models, Output, Seqs, Set, answer, load
+from llmbench.cli.options import ONE, SEQS, As, Batches, Explain, Models, Output, Seqs, Set, answer, load, prints_tables
 from llmbench.sizing.workload import Phase, Recompute
 
 PhaseOption = Annotated[
@@ -37,6 +37,7 @@ RecomputeOption = Annotated[
 ByOption = Annotated[By, typer.Option("--by", help="Show one row per component, or one row per op.")]
 
 
+@prints_tables
 def command(
     models: Models,
     phase: PhaseOption = "prefill",

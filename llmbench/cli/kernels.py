@@ -10,7 +10,7 @@ import typer
 
 from llmbench.cli.kernels_bench import bench_kernels
 from llmbench.cli.measured import device_option
-from llmbench.cli.options import As, Output, answer, positive_integer
+from llmbench.cli.options import As, Output, answer, positive_integer, prints_tables
 from llmbench.errors import CannotRunError, SpecError
 from llmbench.measure.environment import packages, ptxas
 from llmbench.report.document import Block, Document, listing, table
@@ -271,6 +271,7 @@ def _short(dtype: Any) -> str:
 
 
 @command.command("list")
+@prints_tables
 def list_kernels(format: As = "table", output: Output = None) -> None:
     """List the kernels, with the function that each kernel computes.
 
@@ -291,6 +292,7 @@ def list_kernels(format: As = "table", output: Output = None) -> None:
 
 
 @command.command("check")
+@prints_tables
 def check_kernels(
     names: Names = None,
     device: Annotated[str, device_option("cuda, or cpu (Triton's interpreter)")] = "auto",
@@ -387,6 +389,7 @@ def _fuzz(names: tuple[str, ...], dtype: str, seconds: int, seed: int, place: st
 
 
 @command.command("inspect")
+@prints_tables
 def inspect_kernels(
     names: Names = None,
     arch: Annotated[

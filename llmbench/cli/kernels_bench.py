@@ -9,7 +9,7 @@ import typer
 
 from llmbench.bench.results.metrics import Line, MachineLimits, as_json, compared_with
 from llmbench.cli.measured import device_option, machine, one_table
-from llmbench.cli.options import As, Output, answer, working
+from llmbench.cli.options import As, Output, answer, prints_tables, working
 from llmbench.errors import CannotRunError, SpecError
 from llmbench.report.document import Block, Document, table
 from llmbench.report.fields import Field, fitted
@@ -49,6 +49,7 @@ FIELDS: tuple[Field[Line], ...] = (
 )
 
 
+@prints_tables
 def bench_kernels(
     names: Names = None,
     dtype: DTypes = "bf16",

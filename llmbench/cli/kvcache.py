@@ -21,6 +21,7 @@ from llmbench.cli.options import (
     answer,
     load,
     positive_integer,
+    prints_tables,
 )
 from llmbench.spec.catalog import bundled_models, load_bundled
 from llmbench.spec.model import ModelSpec
@@ -43,6 +44,7 @@ BlockSize = Annotated[
 ]
 
 
+@prints_tables
 def command(
     models: OptionalModels = None,
     seq: Seqs = SEQS,

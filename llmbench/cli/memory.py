@@ -19,6 +19,7 @@ from llmbench.cli.options import (
     Set,
     answer,
     load,
+    prints_tables,
     sequence_counts,
 )
 from llmbench.sizing.recipe import Optimizer, PrecisionName
@@ -80,6 +81,7 @@ CacheFormat = Annotated[
 ]
 
 
+@prints_tables
 def command(
     model: OneModel,
     phase: PhaseOption = "train",

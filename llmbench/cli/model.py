@@ -9,7 +9,19 @@ import typer
 
 from llmbench.answers.about import MODEL_FIELDS, AboutModel, model_block
 from llmbench.cli.measured import device_option, need_torch
-from llmbench.cli.options import As, Batch, OneModel, Output, Seq, Set, answer, load, positive_integer, working
+from llmbench.cli.options import (
+    As,
+    Batch,
+    OneModel,
+    Output,
+    Seq,
+    Set,
+    answer,
+    load,
+    positive_integer,
+    prints_tables,
+    working,
+)
 from llmbench.errors import LLMBenchError
 from llmbench.model.implementations import IMPLEMENTATIONS
 from llmbench.report.document import Block, Document, Table, table
@@ -216,6 +228,7 @@ FIELDS: tuple[Field[Modelled], ...] = (
 )
 
 
+@prints_tables
 def command(
     model: OneModel,
     impl: Impl = "sdpa",

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
+from functools import wraps
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from llmbench.errors import LLMBenchError
-from llmbench.report.document import Document
+from llmbench.report.document import NOTES, Document, View
 from llmbench.report.render import Format, render
 from llmbench.spec.catalog import find_model
 from llmbench.spec.model import ModelSpec
@@ -179,14 +182,43 @@ def working(activity: str) -> AbstractContextManager[object]:
     return Console(stderr=True).status(f"{activity} …")
 
 
+Wide = Annotated[bool, typer.Option("--wide", help="Show all columns of the tables, however long the lines are.")]
+Notes = Annotated[bool, typer.Option("--notes", help=f"Show all notes below a table, not only the first {NOTES}.")]
+_view: ContextVar[View] = ContextVar("view")
+"""The values of --wide and --notes of the running command."""
+
+
+def prints_tables(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the command with the options --wide and --notes added. `answer` follows these options."""
+
+    @wraps(command)
+    def with_view(*, wide: bool, notes: bool, **options: Any) -> Any:
+        _view.set(View(wide=wide, notes=notes))
+        return command(**options)
+
+    signature = inspect.signature(command, eval_str=True)
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
+        for name, annotation in (("wide", Wide), ("notes", Notes))
+    ]
+    with_view.__annotations__ = {}
+    with_view.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*signature.parameters.values(), *added]
+    )
+    return with_view
+
+
 def answer(document: Document, format: Format, output: Path | None) -> None:
-    """Write a document to the file `output`, or to stdout if `output` is None."""
+    """Write a document to the file `output`, or to stdout if `output` is None.
+
+    The command needs the decorator `prints_tables`.
+    """
     if output is None:
-        render(document, format, sys.stdout)
+        render(document, format, sys.stdout, _view.get(View()))
         return
     try:
         with output.open("w", encoding="utf-8") as stream:
-            render(document, format, stream)
+            render(document, format, stream, _view.get(View()))
     except OSError as problem:
         raise LLMBenchError(f"cannot write {output}: {problem.strerror}") from None
     sys.stderr.write(f"wrote {output}\n")

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from llmbench.answers.params import By, counted, document
-from llmbench.cli.options import As, Explain, Models, Output, Set, answer, load
+from llmbench.cli.options import As, Explain, Models, Output, Set, answer, load, prints_tables
 
 ByOption = Annotated[
     By,
@@ -15,6 +15,7 @@ ByOption = Annotated[
 ]
 
 
+@prints_tables
 def command(
     models: Models,
     by: ByOption = "component",

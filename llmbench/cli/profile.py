@@ -23,7 +23,18 @@ from llmbench.cli.measured import (
     need_torch,
     one_table,
 )
-from llmbench.cli.options import MODEL_HELP, As, Output, Set, answer, load, positive_integer, token_count, working
+from llmbench.cli.options import (
+    MODEL_HELP,
+    As,
+    Output,
+    Set,
+    answer,
+    load,
+    positive_integer,
+    prints_tables,
+    token_count,
+    working,
+)
 from llmbench.errors import CannotRunError, LLMBenchError
 from llmbench.report.describe import headline
 from llmbench.report.document import Block, Document, table
@@ -81,6 +92,7 @@ Traced = Annotated[
 ]
 
 
+@prints_tables
 def command(
     piece: Named,
     impl: Impl = None,

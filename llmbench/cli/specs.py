@@ -11,7 +11,7 @@ import msgspec
 import typer
 
 from llmbench.answers.about import approximate_lines, title
-from llmbench.cli.options import MODEL_HELP, As, Output, Set, answer, load
+from llmbench.cli.options import MODEL_HELP, As, Output, Set, answer, load, prints_tables
 from llmbench.errors import LLMBenchError, SpecError
 from llmbench.report.describe import headline
 from llmbench.report.document import Block, Document, listing, table
@@ -170,6 +170,7 @@ MODEL_TYPES: tuple[Field[str], ...] = (
 
 
 @command.command("list")
+@prints_tables
 def list_specs(
     devices: Annotated[bool, typer.Option("--devices", help="List the devices (GPUs) instead of the models.")] = False,
     model_types: Annotated[
@@ -276,6 +277,7 @@ def import_config(
 
 
 @command.command("check")
+@prints_tables
 def check(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The spec file (.toml) of a model.", show_default=False)],
     format: As = "table",

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import compress
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
 from llmbench.report.fields import Cell, Field, records
-from llmbench.report.units import heading, shown
+from llmbench.report.units import heading, plural, shown
 
-__all__ = ["Block", "Document", "Table", "listing", "table", "transposed"]
+__all__ = ["Block", "Document", "Table", "View", "listing", "table", "transposed"]
 
 Item = TypeVar("Item")
+NOTES = 3
+"""The largest number of notes below a table, unless the user asks for all notes."""
+
+
+class View(NamedTuple):
+    """The parts of an answer that tables and Markdown show. CSV and JSON have everything.
+
+    `wide`: show all columns, however long the lines are.
+    `notes`: show all notes.
+    """
+
+    wide: bool = False
+    notes: bool = False
 
 
 class Table(msgspec.Struct, kw_only=True):
@@ -98,20 +111,25 @@ def transposed(fields: Sequence[Field[Item]], items: Sequence[tuple[str, Item]])
 class Block(msgspec.Struct, kw_only=True):
     """One section of an answer for people: a headline, a table, and lines of text below the table.
 
+    `answer`: a sentence that answers the question of the command. It comes first.
+    `headline`: what the figures are about, for example the model and the options.
     `about`: values that all rows of the table share, for example the model. CSV repeats these values in every row.
     `lines`: texts below the table.
-    `notes`: texts below the lines. A note is a fact that a reader needs to interpret the figures correctly.
+    `notes`: texts below the lines, the most important one first. A note is a fact that a reader needs to interpret the
+        figures correctly.
     """
 
+    answer: str = ""
     headline: str = ""
     about: dict[str, Any] = {}
     table: Table | None = None
     lines: list[str] = []
     notes: list[str] = []
 
-    def all_lines(self) -> list[str]:
-        """Return all texts below the table: the lines, then the notes."""
-        return [*self.lines, *(f"note: {note}" for note in self.notes)]
+    @property
+    def above(self) -> list[str]:
+        """The texts above the table. The first one is shown in bold."""
+        return [text for text in (self.answer, self.headline) if text]
 
 
 class Document(msgspec.Struct, kw_only=True):
@@ -136,3 +154,18 @@ class Document(msgspec.Struct, kw_only=True):
     environment: dict[str, Any] = {}
     also: dict[str, Any] = {}
     tables: list[Table] = []
+
+    def below(self, *, notes: bool) -> list[list[str]]:
+        """Return, for each block, the texts below its table: its lines, then its notes.
+
+        A note that an earlier block has is left out. `notes`: whether to return all notes, or at most NOTES per block.
+        """
+        said: set[str] = set()
+        texts: list[list[str]] = []
+        for block in self.blocks:
+            new = [note for note in dict.fromkeys(block.notes) if note not in said]
+            said.update(new)
+            shown = new if notes else new[:NOTES]
+            more = [f"`--notes` shows {plural(len(new) - NOTES, 'more note')}"] if len(shown) < len(new) else []
+            texts.append([*block.lines, *(f"note: {note}" for note in shown), *more])
+        return texts

@@ -12,12 +12,13 @@ __all__ = ["to_html"]
 def to_html(document: Document) -> str:
     """Return the headlines, tables and lines of a document as HTML. All text is escaped."""
     parts: list[str] = []
-    for block in document.blocks:
-        if block.headline:
-            parts.append(f"<p><strong>{_text(block.headline)}</strong></p>")
+    for block, lines in zip(document.blocks, document.below(notes=True), strict=True):
+        if block.above:
+            first, *others = map(_text, block.above)
+            parts.append(f"<p>{'<br>'.join([f'<strong>{first}</strong>', *others])}</p>")
         if block.table is not None:
             parts.append(_table(block.table.for_people()))
-        if lines := block.all_lines():
+        if lines:
             parts.append(f"<p>{'<br>'.join(map(_text, lines))}</p>")
     return "\n".join(parts)
 

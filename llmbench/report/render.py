@@ -9,24 +9,24 @@ from typing import Any, Literal, TextIO
 import msgspec
 
 from llmbench._version import __version__
-from llmbench.report.document import Block, Document, Table
+from llmbench.report.document import Block, Document, Table, View
 from llmbench.report.fields import Cell, Field
 
 Format = Literal["table", "json", "csv", "markdown"]
 
 
-def render(document: Document, format: Format, stream: TextIO) -> None:
-    """Write the document to `stream` in the given format."""
+def render(document: Document, format: Format, stream: TextIO, view: View = View()) -> None:
+    """Write the document to `stream` in the given format. `view`: the parts that a table and Markdown show."""
     if format == "json":
         stream.write(to_json(document))
     elif format == "csv":
         stream.write(_csv(document))
     elif format == "markdown":
-        stream.write(_markdown(document))
+        stream.write(_markdown(document, view))
     else:
         from llmbench.report.terminal import print_tables
 
-        print_tables(document, stream)
+        print_tables(document, stream, view)
 
 
 def to_json(document: Document) -> str:
@@ -100,14 +100,13 @@ def _plain(value: Any) -> Any:
     return "" if value is None else value
 
 
-def _markdown(document: Document) -> str:
+def _markdown(document: Document, view: View) -> str:
     parts: list[str] = []
-    for block in document.blocks:
-        if block.headline:
-            parts.append(f"**{block.headline}**")
+    for block, lines in zip(document.blocks, document.below(notes=view.notes), strict=True):
+        parts += [text if number else f"**{text}**" for number, text in enumerate(block.above)]
         if block.table is not None:
             parts.append(_markdown_table(block.table.for_people()))
-        parts += block.all_lines()
+        parts += lines
     return "\n\n".join(parts) + "\n"
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
+from shutil import get_terminal_size
 from typing import Any, TextIO
 
-from llmbench.report.document import Document, Table
+from llmbench.report.document import Document, Table, View
 
 PIPED_WIDTH = 240
 """The width of output to a pipe or a file, in characters. Every table fits into this width."""
@@ -15,37 +17,43 @@ GAP = 2
 """The number of spaces between two columns."""
 
 
-def print_tables(document: Document, stream: TextIO) -> None:
-    """Write the headlines, tables and texts of a document to `stream`, which may be a terminal."""
+def print_tables(document: Document, stream: TextIO, view: View) -> None:
+    """Write the answers, tables and texts of a document to `stream`, which may be a terminal."""
     from rich.console import Console
 
     piped = not stream.isatty()
     buffer = io.StringIO()
     console = Console(
         file=buffer if piped else stream,
-        width=PIPED_WIDTH if piped else None,
+        width=_width(stream),
         highlight=False,
         emoji=False,
         markup=False,
     )
-    _print(document, console)
+    _print(document, console, view)
     if piped:  # rich fills each line with spaces up to the width, and rstrip removes them
         stream.writelines(line.rstrip() + "\n" for line in buffer.getvalue().splitlines())
 
 
-def _print(document: Document, console: Any) -> None:
+def _width(stream: TextIO) -> int:
+    """Return the width of the lines in characters: COLUMNS, or the width of the terminal, or PIPED_WIDTH."""
+    if stream.isatty() or "COLUMNS" in os.environ:
+        return get_terminal_size().columns
+    return PIPED_WIDTH
+
+
+def _print(document: Document, console: Any, view: View) -> None:
     from rich.text import Text
 
-    for index, block in enumerate(document.blocks):
+    for index, (block, lines) in enumerate(zip(document.blocks, document.below(notes=view.notes), strict=True)):
         if index:
             console.print()
-        if block.headline:
-            console.print(Text(block.headline, style="bold"))
+        for number, text in enumerate(block.above):
+            console.print(Text(text, style="" if number else "bold"))
         if block.table is not None:
-            if block.headline:
+            if block.above:
                 console.print()
-            _print_table(block.table.for_people(), console)
-        lines = block.all_lines()
+            _print_table(block.table.for_people(), console, wide=view.wide)
         if lines and block.table is not None:
             console.print()
         for line in lines:
@@ -61,13 +69,15 @@ def _print_line(text: str, console: Any, style: str = "") -> None:
         console.print(Text(INDENT) + line)
 
 
-def _print_table(table: Table, console: Any) -> None:
+def _print_table(table: Table, console: Any, *, wide: bool) -> None:
     from rich.padding import Padding
     from rich.table import Table as RichTable
 
     terminal = console.width
-    table, left_out = _without_spare(table, terminal)
-    widths = _widths(table, terminal)
+    if wide:
+        console.width = 100_000
+    table, left_out = _without_spare(table, console.width)
+    widths = _widths(table, console.width)
     narrow = widths is not None
     grid = RichTable(box=None, show_edge=False, pad_edge=False, padding=(0, GAP, 0, 0), header_style="dim")
     for place, (column, heading) in enumerate(zip(table.columns, table.headings(), strict=True)):
@@ -88,7 +98,7 @@ def _print_table(table: Table, console: Any) -> None:
     console.print(Padding(grid, (0, 0, 0, len(INDENT))))
     console.width = terminal
     if left_out:
-        _print_line(f"the terminal is too narrow for {', '.join(left_out)}", console, "dim")
+        _print_line(f"`--wide` also shows: {', '.join(left_out)}", console, "dim")
 
 
 def _without_spare(table: Table, terminal: int) -> tuple[Table, list[str]]:
