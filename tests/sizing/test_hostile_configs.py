@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,6 +20,7 @@ from llmbench.spec.catalog import load_bundled
 from llmbench.spec.files import read_spec
 from llmbench.spec.huggingface import from_config, load_config, supported_model_types
 from llmbench.spec.huggingface.facts import facts
+from llmbench.spec.model import ModelSpec
 
 from ..oracles.huggingface_export import to_config
 from .hostile import JUNK, QUICK_S, anything, common, sized, survives
@@ -75,6 +77,26 @@ FULL = ("deepseek-v3.2", "gemma3-4b", "jamba-v0.1", "qwen3-next-80b-a3b", "gpt2"
 @pytest.mark.parametrize("name", FULL)
 def test_every_value_of_a_real_config_replaced(name: str) -> None:
     assert failures(mutated(plain(to_config(load_bundled(name))), stride=1)) == []
+
+
+def without_texts(spec: ModelSpec) -> ModelSpec:
+    return msgspec.structs.replace(spec, notes=(), approximate=(), undescribed=())
+
+
+@pytest.mark.parametrize("name", [*FULL, "gemma2-2b", "falcon-40b", "dbrx"])
+def test_a_value_of_another_type_never_changes_the_spec_silently(name: str) -> None:
+    config = plain(to_config(load_bundled(name)))
+    spec = from_config(config, name="x")
+    for key, value in config.items():
+        for wrong in ("1e-6", [[1]], {"a": 1}):
+            if isinstance(value, type(wrong)):
+                continue
+            try:
+                changed = from_config({**config, key: wrong}, name="x")
+            except LLMBenchError:
+                continue
+            marked = changed.approximate != spec.approximate or changed.undescribed != spec.undescribed
+            assert marked or without_texts(changed) == without_texts(spec), (key, wrong)
 
 
 @pytest.mark.parametrize("model_type", supported_model_types())

@@ -195,7 +195,7 @@ def test_the_hint_names_valid_values() -> None:
     [
         ("llama2-7b", {"rope_theta": -5.0}, "positions.theta"),
         ("llama2-7b", {"rms_norm_eps": -1.0}, "norm.eps"),
-        ("llama2-7b", {"rope_theta": math.inf}, "positions.theta"),
+        ("llama2-7b", {"rope_theta": math.inf}, "config rope_theta"),
         ("gemma2-2b", {"attn_logit_softcapping": 0.0}, "logit_soft_cap"),
         (LATENT, {"n_group": 7}, "router.n_group"),
     ],

@@ -20,6 +20,9 @@ _NOTHING: tuple[object, ...] = (None, False, "", 0, 0.0, [], {})
 """Values that switch a feature off. A key with such a value changes no figure, even if llmbench does not know the
 key."""
 
+_SEVERAL_TYPES = frozenset({"sliding_window_pattern"})
+"""Keys whose value may have another type than their default: a number or a string."""
+
 _REQUIRED: Any = object()
 
 
@@ -58,6 +61,8 @@ class Config:
         self._spelled = frozenset(values)
         self._defaults = {self._name(key): value for key, value in defaults.items()}
         self._read: set[str] = set()
+        for key, value in self._values.items():
+            self._check_type(key, value, self._defaults.get(key))
 
     def _name(self, key: str) -> str:
         """Return the standard name of a key (hidden_size for n_embd)."""
@@ -145,6 +150,11 @@ class Config:
             raise self.error(key, f"must be true or false, not {_shown(value)}")
         return bool(value)
 
+    def first_number(self, *keys: str, default: float) -> float:
+        """Return the first number among `keys` that is not null, or `default`. All `keys` are marked as read."""
+        numbers = [self.optional_number(key) for key in keys]
+        return next((number for number in numbers if number is not None), default)
+
     def number(self, key: str, default: float) -> float:
         """Return the value of `key`, a finite number. If the key is null or absent, return `default`."""
         value = self.get(key)
@@ -159,6 +169,11 @@ class Config:
     def optional_number(self, key: str) -> float | None:
         """Return the value of `key`, a finite number. If the key is null or absent, return None."""
         return None if self.get(key) is None else self.number(key, 0.0)
+
+    def first_text(self, *keys: str, default: str) -> str:
+        """Return the first string among `keys` that is not null, or `default`. All `keys` are marked as read."""
+        texts = [self.text(key) for key in keys]
+        return next(filter(None, texts), default)
 
     def text(self, key: str, default: str = "") -> str:
         """Return the value of `key`, a string. If the key is null or absent, return `default`."""
@@ -197,18 +212,24 @@ class Config:
             raise self.error(key, f"must have {length} entries, one per layer, not {len(value)}")
         return value
 
+    def numbers(self, key: str) -> tuple[float, ...]:
+        """Return the value of `key`, a list of finite numbers. If the key is null or absent, return no number."""
+        entries = self.entries(key) or []
+        listed = self.nested(key, {str(place): entry for place, entry in enumerate(entries)})
+        return tuple(listed.number(str(place), 0.0) for place in range(len(entries)))
+
     def sub(self, key: str, *, defaults: dict[str, Any] | None = None) -> Config:
         """Return the object under `key` as a Config of its own.
 
         `defaults`: the values of keys that the object lacks. Without this argument, transformers' defaults apply.
         The caller must call `doubt_unread` on the returned Config too.
         """
+        return self.nested(key, self.table(key), defaults or self._defaults.get(key) or {})
+
+    def nested(self, path: str, values: dict[str, Any], defaults: dict[str, Any] | None = None) -> Config:
+        """Return an object inside the config as a Config of its own. `path`: its key, or its keys joined by dots."""
         nested = Config(
-            self.table(key),
-            model_type=self.model_type,
-            defaults=defaults or self._defaults.get(key) or {},
-            aliases={},
-            path=f"{self.path}{key}.",
+            values, model_type=self.model_type, defaults=defaults or {}, aliases={}, path=f"{self.path}{path}."
         )
         nested.approximate, nested.undescribed, nested.notes = self.approximate, self.undescribed, self.notes
         return nested
@@ -254,6 +275,25 @@ class Config:
             elif any(value is nothing or value == nothing for nothing in _NOTHING):
                 continue
             self.doubt(f"config key {self.path}{key} = {_shown(value)} is not understood")
+
+    def _check_type(self, key: str, value: Any, default: Any) -> None:
+        """Raise SpecError if a value cannot have the type of its default. A null, and the id of a token, may.
+
+        A list may replace a number: some models have one number per layer. The reader of the key then decides.
+        """
+        if value is None or default is None or key.endswith(_TOKEN_KEYS) or key in _SEVERAL_TYPES:
+            return
+        if isinstance(default, bool):
+            fits, what = value in (0, 1) and isinstance(value, int), "true or false"
+        elif isinstance(default, (int, float)):
+            fits, what = isinstance(value, (int, float, list)) and not isinstance(value, bool), "a number"
+        elif isinstance(default, str):
+            fits, what = isinstance(value, str) or (default == "auto" and type(value) is int), "a string"
+        else:
+            fits = isinstance(value, type(default))
+            what = "a list" if isinstance(default, list) else "an object"
+        if not fits:
+            raise self.error(key, f"must be {what}, not {_shown(value)}")
 
     def error(self, key: str, what: str) -> SpecError:
         """Return a SpecError whose message begins with the key."""

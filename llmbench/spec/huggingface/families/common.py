@@ -39,8 +39,7 @@ def activation(c: Config, *keys: str, default: str = "silu") -> Activation:
 
     An unknown activation changes no figure. It is replaced by SiLU, and the model is marked as not buildable.
     """
-    name = c.first(*(keys or ("hidden_act", "hidden_activation")))
-    name = name if isinstance(name, str) else default
+    name = c.first_text(*(keys or ("hidden_act", "hidden_activation")), default=default)
     name = _ACTIVATIONS.get(name, name)
     if name not in get_args(Activation):
         c.unbuildable(f"the activation `{name}` is unknown and is replaced by `silu`")
@@ -73,14 +72,12 @@ def norm(
     - weight: the norm has a trained factor per channel.
     - unit_offset: the factor per channel is 1 + weight instead of weight (Gemma).
     """
-    eps = c.first(
-        "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon", "layernorm_epsilon"
-    )
+    keys = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon", "layernorm_epsilon")
     return Norm(
         kind="layernorm" if kind == "layernorm" else "rmsnorm",
         bias=(kind == "layernorm") if bias is None else bias,
         weight=weight,
-        eps=float(eps) if isinstance(eps, (int, float)) and not isinstance(eps, bool) else 1e-5,
+        eps=c.first_number(*keys, default=1e-5),
         unit_offset=unit_offset,
     )
 
@@ -95,42 +92,35 @@ def rope(
     - interleaved: RoPE rotates pairs of neighbouring dimensions.
     - partial: the rotated share of each head, if the config does not state a share.
     """
-    scaling = c.table("rope_scaling")
-    parameters = c.table("rope_parameters")
-    if layer_type is not None and isinstance(parameters.get(layer_type), dict):
-        parameters = parameters[layer_type]
-    if not scaling and parameters.get("rope_type", "default") != "default":
-        scaling = parameters
-    theta = c.first("rope_theta", "rotary_emb_base", "default_theta")
-    theta = parameters.get("rope_theta", theta)
-    fraction = c.first("partial_rotary_factor", "rotary_pct", "rope_pct", "rotary_percent")
-    fraction = parameters.get("partial_rotary_factor", fraction)
-    original = c.get("original_max_position_embeddings")
-    if scaling and "original_max_position_embeddings" not in scaling and original is not None:
-        scaling = {**scaling, "original_max_position_embeddings": original}
-    c.ignore("rope_interleave", "rope_interleaved", "max_rope_position")
-    explicit = c.get("rotary_dim")
-    if isinstance(fraction, (int, float)) and not 0 <= fraction <= 1:
-        raise c.error("partial_rotary_factor", f"must be between 0 and 1, not {fraction!r}")
-    rotated = head_dim if not isinstance(fraction, (int, float)) else int(head_dim * fraction)
+    scaling, rotation = (c.nested(key, c.table(key)) for key in ("rope_scaling", "rope_parameters"))
+    if layer_type is not None and isinstance(rotation.get(layer_type), dict):
+        rotation = rotation.sub(layer_type)
+    if not c.table("rope_scaling") and rotation.text("rope_type", "default") != "default":
+        scaling = rotation
+    usual = c.get("default_theta")  # of the model's class; an object in models whose layer types differ in their base
+    usual = usual if isinstance(usual, (int, float)) else 10000.0
+    theta = rotation.number("rope_theta", c.first_number("rope_theta", "rotary_emb_base", default=usual))
+    fraction = rotation.optional_number("partial_rotary_factor")
     if fraction is None:
-        rotated = int(head_dim * partial)
-    if isinstance(explicit, int) and explicit > 0:
-        rotated = explicit
-    theta = float(theta) if isinstance(theta, (int, float)) else 10000.0
-    alpha = scaling.get("alpha")
-    if alpha and c.model_type.startswith("hunyuan_v1") and _rope_kind(scaling) == "dynamic":
+        keys = ("partial_rotary_factor", "rotary_pct", "rope_pct", "rotary_percent")
+        fraction = c.first_number(*keys, default=partial)
+    if not 0 <= fraction <= 1:
+        raise c.error("partial_rotary_factor", f"must be between 0 and 1, not {fraction!r}")
+    rotated = c.optional_size("rotary_dim") or int(head_dim * fraction)
+    c.ignore("rope_interleave", "rope_interleaved", "max_rope_position", "original_max_position_embeddings")
+    kind, alpha = _rope_kind(scaling), scaling.number("alpha", 0.0)
+    if alpha and c.model_type.startswith("hunyuan_v1") and kind == "dynamic":
         # Hunyuan's class scales RoPE at every sequence length. This is the same as a larger base.
-        theta, scaling = theta * alpha ** (rotated / (rotated - 2)), {}
+        theta, kind = theta * alpha ** (rotated / (rotated - 2)), "default"
     elif alpha:
-        c.unbuildable(f"rope_scaling.alpha = {alpha} is supported only for the dynamic RoPE of Hunyuan")
+        c.unbuildable(f"rope_scaling.alpha = {alpha:g} is supported only for the dynamic RoPE of Hunyuan")
     if rotated % 2 or (head_dim and not rotated):
         c.unbuildable(f"the config states RoPE for {rotated} dimensions per head, but RoPE rotates pairs of dimensions")
     return Rope(
         theta=theta,
         rotary_dim=None if rotated == head_dim or rotated < 1 else rotated,
         interleaved=interleaved,
-        scaling=_rope_scaling(c, scaling),
+        scaling=_rope_scaling(c, kind, scaling),
     )
 
 
@@ -159,48 +149,38 @@ def expect_rope_type(c: Config) -> None:
 _ROPE_KINDS = ("linear", "dynamic", "yarn", "llama3", "longrope", "proportional")
 
 
-def _rope_kind(raw: dict[str, Any]) -> Any:
-    kind: Any = raw.get("rope_type") or raw.get("type")
-    return {"su": "longrope", "ntk": "dynamic", "mrope": "default"}.get(str(kind), kind)
+def _rope_kind(scaling: Config) -> str:
+    kind = scaling.first_text("rope_type", "type", default="default")
+    return {"su": "longrope", "ntk": "dynamic", "mrope": "default"}.get(kind, kind)
 
 
-def _rope_scaling(c: Config, raw: dict[str, Any]) -> RopeScaling | None:
-    kind = _rope_kind(raw)
-    if kind in (None, "default"):
+def _rope_scaling(c: Config, kind: str, scaling: Config) -> RopeScaling | None:
+    if kind == "default":
         return None
     if kind not in _ROPE_KINDS:
-        c.unbuildable(f"the RoPE scaling `{str(kind)[:40]}` is unknown; known are {', '.join(_ROPE_KINDS)}")
+        c.unbuildable(f"the RoPE scaling `{kind[:40]}` is unknown; known are {', '.join(_ROPE_KINDS)}")
         return None
-
-    def number(key: str) -> float | None:
-        value = raw.get(key)
-        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
-
-    original, longest = raw.get("original_max_position_embeddings"), c.get("max_position_embeddings")
-    factor = number("factor")
-    if factor is None and kind == "yarn" and type(original) is int and type(longest) is int and original > 0:
+    original = scaling.optional_size("original_max_position_embeddings")
+    if "original_max_position_embeddings" not in scaling:
+        original = c.optional_size("original_max_position_embeddings")
+    longest, factor = c.optional_size("max_position_embeddings"), scaling.optional_number("factor")
+    if factor is None and kind == "yarn" and original and longest:
         factor = longest / original
     return RopeScaling(
-        kind=kind,
+        kind=cast(Any, kind),
         factor=factor or 1.0,
-        original_max_position_embeddings=original if type(original) is int and original > 0 else None,
-        low_freq_factor=number("low_freq_factor"),
-        high_freq_factor=number("high_freq_factor"),
-        beta_fast=number("beta_fast"),
-        beta_slow=number("beta_slow"),
-        mscale=number("mscale"),
-        mscale_all_dim=number("mscale_all_dim"),
-        attention_factor=number("attention_factor"),
-        truncate=bool(raw.get("truncate", True)),
-        short_factor=_factors(raw.get("short_factor")),
-        long_factor=_factors(raw.get("long_factor")),
+        original_max_position_embeddings=original,
+        low_freq_factor=scaling.optional_number("low_freq_factor"),
+        high_freq_factor=scaling.optional_number("high_freq_factor"),
+        beta_fast=scaling.optional_number("beta_fast"),
+        beta_slow=scaling.optional_number("beta_slow"),
+        mscale=scaling.optional_number("mscale"),
+        mscale_all_dim=scaling.optional_number("mscale_all_dim"),
+        attention_factor=scaling.optional_number("attention_factor"),
+        truncate=scaling.flag("truncate", True),
+        short_factor=scaling.numbers("short_factor"),
+        long_factor=scaling.numbers("long_factor"),
     )
-
-
-def _factors(value: Any) -> tuple[float, ...]:
-    if not isinstance(value, list):
-        return ()
-    return tuple(float(x) for x in value if isinstance(x, (int, float)))
 
 
 def head_dim_of(c: Config) -> int:
@@ -393,6 +373,17 @@ def layer_size(c: Config, key: str, value: Any) -> int:
     if type(value) is not int or not 1 <= value <= 2**31:
         raise c.error(key, f"has the entry {str(value)[:40]}; each must be a whole number of at least 1")
     return value
+
+
+def layer_sizes(c: Config, key: str, default: int | None = None) -> list[int]:
+    """Return the dimension or count of each layer. The config key has one number for all layers, or a list.
+
+    `default`: the number of all layers if the key is null or absent. None: the key must have a value.
+    """
+    count = num_layers(c)
+    if isinstance(c.get(key), list):
+        return [layer_size(c, key, size) for size in c.entries(key, count) or ()]
+    return [c.size(key) if default is None else c.size(key, default)] * count
 
 
 def layer_types(c: Config, default: Iterable[str]) -> list[str]:

@@ -95,7 +95,7 @@ def dbrx(c: Config) -> ModelSpec:
     )
     inner.ignore("attn_pdrop")
     c.ignore("num_key_value_heads")  # in newer configs, a copy of attn_config.kv_n_heads
-    act = ffn.table("ffn_act_fn").get("name", "silu")
+    act = ffn.sub("ffn_act_fn").text("name", "silu")
     ffn.ignore("uniform_expert_assignment", "hidden_size")
     power = ffn.get("moe_normalize_expert_weights")
     if power not in (None, 1, 1.0):

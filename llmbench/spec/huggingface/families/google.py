@@ -17,7 +17,7 @@ from llmbench.spec.huggingface.families.common import (
     expect_depths,
     expect_rope_type,
     gated,
-    layer_size,
+    layer_sizes,
     layer_types,
     norm,
     num_layers,
@@ -138,9 +138,7 @@ def gemma3n(c: Config) -> ModelSpec:
     hidden, streams, rank = c.size("hidden_size"), c.size("altup_num_inputs"), c.size("laurel_rank")
     count = num_layers(c)
     kinds = layer_types(c, ["full_attention" if (i + 1) % 5 == 0 else "sliding_attention" for i in range(count)])
-    widths = c.get("intermediate_size")
-    if isinstance(widths, list) and len(widths) != count:
-        raise c.error("intermediate_size", f"must be one number, or a list of {count} numbers, not of {len(widths)}")
+    widths = layer_sizes(c, "intermediate_size")
     c.ignore(
         "query_pre_attn_scalar",
         "altup_lr_multiplier",
@@ -179,9 +177,7 @@ def gemma3n(c: Config) -> ModelSpec:
             positions=local_positions if local else None,
             shares_kv=index >= first_shared,
         )
-        ffn = gated(
-            c, bias=False, width=layer_size(c, "intermediate_size", widths[index]) if isinstance(widths, list) else None
-        )
+        ffn = gated(c, bias=False, width=widths[index])
         name = ("local" if local else "global") + ("_shared" if index >= first_shared else "")
         layers.append((name, block(mixer, ffn, "sandwich", extra=tuple(layer_extra))))
     extra = _per_layer_tables(c, count)

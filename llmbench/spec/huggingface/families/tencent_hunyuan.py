@@ -15,6 +15,7 @@ from llmbench.spec.huggingface.families.common import (
     block,
     decoder,
     gated,
+    layer_sizes,
     matrix,
     mixture_layers,
     moe,
@@ -115,17 +116,10 @@ def hunyuan_moe(c: Config) -> ModelSpec:
         ("expert_hidden_dim", width),
         ("num_shared_expert", 1),
     ):
-        stated = c.get(key)
-        if stated is not None and set(stated if isinstance(stated, list) else [stated]) != {usual}:
+        if set(layer_sizes(c, key, default=usual)) != {usual}:
             c.doubt(f"config key {key} is not understood; only {usual} is supported")
-    top_k, experts = c.get("moe_topk"), c.get("num_experts")
-    count = num_layers(c)
     layers = []
-    for index in range(count):
-        chosen = top_k[index] if isinstance(top_k, list) and index < len(top_k) else top_k
-        number = experts[index] if isinstance(experts, list) and index < len(experts) else experts
-        if type(number) is not int or type(chosen) is not int or number < 1 or chosen < 1:
-            raise c.error("num_experts", "must be a whole number or a list with one entry per layer, like moe_topk")
+    for number, chosen in zip(layer_sizes(c, "num_experts"), layer_sizes(c, "moe_topk"), strict=True):
         shared = SharedExperts(intermediate_size=width)
         ffn = MoE(
             num_experts=number,

@@ -32,11 +32,11 @@ def falcon(c: Config) -> ModelSpec:
     heads, hidden = c.size("num_attention_heads"), c.size("hidden_size")
     new = c.flag("new_decoder_architecture", c.model_type == "RefinedWeb")
     bias = c.flag("bias")
-    grouped = c.first("num_kv_heads", "n_head_kv")
+    grouped = c.optional_size("num_kv_heads") or c.optional_size("n_head_kv") or heads
     one = c.flag("multi_query", True)
-    kv_heads = int(grouped) if new and isinstance(grouped, int) else 1 if one and not new else heads
+    kv_heads = grouped if new else 1 if one else heads
     parallel = c.flag("parallel_attn", True)
-    norms_each = c.first("num_ln_in_parallel_attn")
+    norms_each = c.optional_size("num_ln_in_parallel_attn")
     placement: Placement = "pre"
     if new:
         placement = "parallel" if norms_each == 1 else "parallel_two"
