@@ -23,7 +23,7 @@ from llmbench.cli.options import (
     working,
 )
 from llmbench.errors import LLMBenchError
-from llmbench.model.implementations import IMPLEMENTATIONS
+from llmbench.model.implementations import IMPLEMENTATIONS, PREFERENCE, preferred
 from llmbench.report.document import Block, Document, Table, table
 from llmbench.report.fields import Field, record, records
 from llmbench.report.units import change, size
@@ -35,11 +35,13 @@ if TYPE_CHECKING:
     from llmbench.model.trace import Trace, TracedOp
 
 Impl = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--impl",
         metavar="NAME",
-        help=f"Implementation of the model: {', '.join(IMPLEMENTATIONS)}.",
+        help=f"Implementation of the model: {', '.join(IMPLEMENTATIONS)}. Default: {PREFERENCE[0]} if it can compute "
+        f"the model, else {PREFERENCE[1]}.",
+        show_default=False,
     ),
 ]
 Device = Annotated[str, device_option("cpu, cuda, cuda:1 or meta (tensors without memory)")]
@@ -88,7 +90,7 @@ class Run(NamedTuple):
 
 BUILT: tuple[Field[Run], ...] = (
     Field("device", value=lambda run: run.built.device, description="device that stores the weights"),
-    Field("impl", value=lambda run: run.plan.impl, description="value of `--impl`: the implementation"),
+    Field("impl", value=lambda run: run.plan.impl, description="implementation that computed the model"),
     Field(
         "weights",
         value=lambda run: _origin(run),
@@ -231,7 +233,7 @@ FIELDS: tuple[Field[Modelled], ...] = (
 @prints_tables
 def command(
     model: OneModel,
-    impl: Impl = "sdpa",
+    impl: Impl = None,
     device: Device = "auto",
     dtype: DType = "bf16",
     layers: Layers = None,
@@ -248,8 +250,8 @@ def command(
 
     With --trace, no memory is allocated: torch's FlopCounterMode counts FLOPs on meta tensors, and autograd's hooks
     count saved bytes on fake tensors. The table shows the predictions of `llmbench flops --attention full` and
-    `llmbench memory --kernels eager` next to these counts. With --impl standard, attention stores its scores. With any
-    other implementation, attention is traced as a flash kernel.
+    `llmbench memory --kernels eager` next to these counts. With --impl standard, attention stores its scores. Otherwise
+    attention is traced as a flash kernel.
 
     Examples:
 
@@ -272,19 +274,21 @@ def command(
     from llmbench.model import describe
     from llmbench.model.implementations import implementation
 
-    traits = implementation(impl).traits
+    name, reason = preferred(spec) if impl is None else (impl, "")
+    traits = implementation(name).traits
     spec = describe.first_layers(spec, layers)
     if trace:
         from llmbench.model.trace import trace as trace_model
         from llmbench.sizing.training import training_doubts
 
         with working("tracing"):
-            traced = trace_model(spec, seq_len=seq, batch=batch, dtype=dtype, attention=traits.attention)
+            attention = "flash" if impl is None else traits.attention
+            traced = trace_model(spec, seq_len=seq, batch=batch, dtype=dtype, attention=attention)
         row = Modelled(spec=spec, doubts=training_doubts(spec), dtype=dtype, seq_len=seq, batch=batch, traced=traced)
         block = _trace_block(row, traced, by_stack=format != "csv")
     else:
         folder, unread = _weights(model, changed=bool(set) or layers is not None or device == "meta")
-        plan = describe.Plan(impl, device, dtype, seq, batch, folder)
+        plan = describe.Plan(name, device, dtype, seq, batch, folder)
         with working("building"):
             built = describe.build_on(spec, plan)
         with working("running"):
@@ -292,6 +296,8 @@ def command(
         run = Run(plan, built, ran, describe.tree(built.model))
         row = Modelled(spec=spec, dtype=dtype, seq_len=seq, batch=batch, run=run)
         block = _built_block(row, run)
+        if reason:
+            block.lines.append(f"implementation: {name}, because {reason}")
         block.lines += unread
     document = Document(
         command="model",
@@ -350,7 +356,10 @@ def _built_block(row: Modelled, run: Run) -> Block:
     shape = " × ".join(f"{length:,}" for length in ran.logits)
     tokens = f"one forward pass of {plan.batch:,} × {plan.seq_len:,} tokens"
     if built.device == "meta":
-        lines = ["device meta: tensors have a shape but no memory", f"{tokens}: logits {shape}"]
+        lines = [
+            "device meta: tensors have a shape but no memory",
+            f"{tokens} with implementation {plan.impl}: logits {shape}",
+        ]
     else:
         weights = "random weights" if plan.folder is None else f"weights of {plan.folder}"
         growth = "" if built.memory_bytes is None else f"; memory grew by {size(built.memory_bytes)}"
@@ -377,7 +386,7 @@ def _kernel_lines(spec: ModelSpec, built: BuiltModel, ran: ForwardPass, impl: st
     stacks = [spec.layers, *([spec.encoder.layers] if spec.encoder else [])]
     mixers = [mixer for layers in stacks for layer in layers.values() for mixer in branches(layer.mixer)]
     if not any(isinstance(mixer, AttentionKind) for mixer in mixers):
-        return [f"no layer has attention, so --impl {impl} has no effect"]
+        return ["no layer has attention, so --impl has no effect"]
     kernels = ", ".join(ran.kernels) or "matrix products and a softmax of torch"
     lines = [f"attention ({impl}) ran as: {kernels}"]
     if traits.triton:

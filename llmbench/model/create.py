@@ -46,13 +46,16 @@ would round them away."""
 def build(
     spec: ModelSpec,
     *,
-    impl: str = "sdpa",
+    impl: str | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     init: Initialisation = "scaled",
     seed: int = 0,
 ) -> Decoder:
     """Build a model with random weights. Equal seeds give equal weights on the same device.
+
+    - `impl`: the implementation. None: the first of `PREFERENCE` in `llmbench.model.implementations` that computes the
+      model. `model.implementation.name` is its name.
 
     With the device "meta", the model has no memory.
 
@@ -72,13 +75,14 @@ def build(
 def load(
     folder: str | Path,
     *,
-    impl: str = "sdpa",
+    impl: str | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
 ) -> Decoder:
     """Load a model from a folder that `save_pretrained` of transformers wrote, or that was downloaded.
 
     - `folder`: the folder, or the path of its config.json.
+    - `impl`: the implementation, as in `build`.
     - `dtype`: the number format of the model. The default is the narrowest format that represents all tensors exactly.
       A mix of fp16 and bf16 becomes fp32.
 
@@ -101,7 +105,7 @@ def load(
     return model.eval()
 
 
-def _on_meta(spec: ModelSpec, impl: str) -> Decoder:
+def _on_meta(spec: ModelSpec, impl: str | None) -> Decoder:
     with torch.device("meta"):
         return model_of(spec, impl=impl)
 

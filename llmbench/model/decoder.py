@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from llmbench.model.cache import Cache
 from llmbench.model.embeddings import Embeddings
 from llmbench.model.head import HeadLayer
-from llmbench.model.implementations import implementation
+from llmbench.model.implementations import implementation, preferred
 from llmbench.model.norm_placements import BlockParts, LayerState, block_class, is_plain, layer_norm
 from llmbench.model.norms import NormLayer
 from llmbench.model.positions import rotations_of, tables_of
@@ -59,10 +59,10 @@ class Decoder(Embeddings):
 
     has_encoder: ClassVar[bool] = False
 
-    def __init__(self, spec: ModelSpec, *, impl: str = "sdpa") -> None:
+    def __init__(self, spec: ModelSpec, *, impl: str | None = None) -> None:
         refuse_spec(spec, has_encoder=self.has_encoder)
         super().__init__(spec)
-        self.implementation = implementation(impl)
+        self.implementation = implementation(preferred(spec)[0] if impl is None else impl)
         self.layers = nn.ModuleList(
             build_block(spec, spec.layers[name], index=index, where=f"layers.{name}")
             for index, name in enumerate(spec.order)

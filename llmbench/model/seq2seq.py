@@ -66,7 +66,7 @@ class Seq2Seq(Decoder):
 
     has_encoder = True
 
-    def __init__(self, spec: ModelSpec, *, impl: str = "sdpa") -> None:
+    def __init__(self, spec: ModelSpec, *, impl: str | None = None) -> None:
         super().__init__(spec, impl=impl)
         assert spec.encoder is not None
         self.encoder = Encoder(spec, spec.encoder)
@@ -117,6 +117,6 @@ class Seq2Seq(Decoder):
         return self.encoder(self.look_up(tokens), valid, self.implementation), valid
 
 
-def model_of(spec: ModelSpec, *, impl: str = "sdpa") -> Decoder:
+def model_of(spec: ModelSpec, *, impl: str | None = None) -> Decoder:
     """Create the model of a spec: a Seq2Seq if the spec has an encoder, else a Decoder."""
     return Decoder(spec, impl=impl) if spec.encoder is None else Seq2Seq(spec, impl=impl)

@@ -58,6 +58,17 @@ def test_a_model_without_attention_says_so(capsys: Capture) -> None:
     assert "no layer has attention" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"), [("gemma2-2b", "a soft cap on scores"), ("gpt-oss-20b", "attention sinks")]
+)
+def test_the_implementation_is_chosen_for_the_model_and_named(name: str, reason: str, capsys: Capture) -> None:
+    arguments = ("model", name, "--layers", "1", "--set", "vocab_size=64", "--device", "meta", "--seq", "4")
+    assert run([*arguments]) == 0
+    assert f"implementation: standard, because sdpa does not support {reason}" in capsys.readouterr().out
+    assert row(capsys, *arguments[1:])["built"]["impl"] == "standard"
+    assert row(capsys, "gpt2", *arguments[2:])["built"]["impl"] == "sdpa"
+
+
 @pytest.mark.parametrize("name", ["deepseek-v3", "gemma3-27b", "jamba-v0.1", "t5-base", "bert-base"])
 def test_the_tree_adds_up(name: str, capsys: Capture) -> None:
     """On meta, so of any size."""
@@ -118,7 +129,7 @@ def test_traced_beside_analytic(capsys: Capture) -> None:
         (["gpt2", "--trace", "--device", "cuda"], 2, "--trace takes no --device `cuda`"),
         (["gpt2", "--layers", "0"], 2, "--layers"),
         (
-            ["gemma2-2b", "--layers", "1", "--set", "vocab_size=64", "--device", "cpu"],
+            ["gemma2-2b", "--layers", "1", "--set", "vocab_size=64", "--device", "cpu", "--impl", "sdpa"],
             3,
             "does not support a soft cap on scores",
         ),

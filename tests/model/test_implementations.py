@@ -9,9 +9,14 @@ import torch
 from torch import Tensor
 
 from llmbench.errors import CannotRunError, UnknownNameError
-from llmbench.model.implementations import IMPLEMENTATIONS, implementation
+from llmbench.model import build
+from llmbench.model.implementations import IMPLEMENTATIONS, PREFERENCE, implementation, preferred
 from llmbench.model.implementations.interface import Given, Implementation, Mask, Scores
 from llmbench.model.implementations.plain import attend as standard
+from llmbench.spec.catalog import bundled_models, load_bundled
+from llmbench.spec.mixer import Attention, branches
+
+from . import small
 
 MASKS: dict[str, dict[str, Any]] = {
     "causal": {},
@@ -112,6 +117,45 @@ def test_a_backend_that_no_cpu_has_is_refused(impl: str) -> None:
     q, k, v, mask = inputs({}, False)
     with pytest.raises(CannotRunError, match=f"impl {impl} cannot compute"):
         implementation(impl).attend(q, Given(k, v, mask), Scores(0.25))
+
+
+@pytest.mark.parametrize("name", bundled_models())
+def test_every_bundled_model_gets_the_first_implementation_that_computes_it(name: str) -> None:
+    """The attention functions themselves say what they compute."""
+    spec = load_bundled(name)
+    chosen, reason = preferred(spec)
+    q, k, v, mask = inputs({}, False)
+    scores = [
+        Scores(0.25, soft_cap=mixer.logit_soft_cap, sinks=torch.zeros(4) if mixer.sinks else None)
+        for layer in [*spec.layers.values(), *(spec.encoder.layers.values() if spec.encoder else ())]
+        for mixer in (*branches(layer.mixer), layer.cross_attention)
+        if isinstance(mixer, Attention)
+    ]
+
+    def refusal(impl: str) -> str:
+        try:
+            for score in scores:
+                implementation(impl).attend(q, Given(k, v, mask), score)
+        except CannotRunError as problem:
+            return str(problem).removeprefix("impl ")
+        return ""
+
+    assert chosen == next(impl for impl in PREFERENCE if not refusal(impl))
+    assert reason == refusal(PREFERENCE[0])
+
+
+@pytest.mark.parametrize("name", ["soft cap", "sinks", "gqa"])
+def test_a_named_implementation_is_never_replaced(name: str) -> None:
+    spec, tokens = small.SPECS[name], small.prompt(1, 8)
+    with torch.no_grad():
+        assert torch.isfinite(build(spec)(tokens)).all()
+        assert build(spec).implementation.name == ("sdpa" if name == "gqa" else "standard")
+        for impl in ("sdpa", "standard", "flash"):
+            assert build(spec, impl=impl).implementation.name == impl
+        if name != "gqa":
+            with pytest.raises(CannotRunError, match="impl sdpa does not support") as refused:
+                build(spec, impl="sdpa")(tokens)
+            assert "standard" in str(refused.value.hint)
 
 
 def test_an_unknown_implementation_is_named_with_the_nearest() -> None:

@@ -1,7 +1,8 @@
 """The implementations that compute a model. `IMPLEMENTATIONS` describes each of them.
 
 `impl=` names one Implementation for the whole model. A function of an implementation raises CannotRunError for inputs
-that it does not support, such as a soft cap in SDPA. It never switches to another implementation.
+that it does not support, such as a soft cap in SDPA. It never switches to another implementation. If the user names no
+implementation, `preferred` chooses one for the model.
 
 Importing this package imports no torch.
 """
@@ -12,15 +13,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple
 
 from llmbench.errors import CannotRunError, unknown
+from llmbench.spec.mixer import AttentionKind, branches
+from llmbench.spec.model import ModelSpec
 
 if TYPE_CHECKING:
     from llmbench.model.implementations.interface import Implementation
 
 __all__ = [
     "IMPLEMENTATIONS",
+    "PREFERENCE",
     "AboutImplementation",
     "described",
     "implementation",
+    "preferred",
     "refuse_unavailable",
     "with_own_attention",
 ]
@@ -32,7 +37,7 @@ class AboutImplementation(NamedTuple):
     - `module`: the module in this folder that defines the implementation. It is imported on first use.
     - `what`: the code that computes the model.
     - `scores`: whether attention stores its scores in memory.
-    - `caps`: whether attention supports soft caps and sinks.
+    - `caps`: whether attention supports soft caps and sinks. "yes" means: on every device.
     - `biases`: how attention computes biases (ALiBi, T5).
     - `devices`: the devices on which it runs.
     """
@@ -100,6 +105,10 @@ IMPLEMENTATIONS: dict[str, AboutImplementation] = {
 }
 """The names that `impl=` accepts."""
 
+PREFERENCE = ("sdpa", "standard")
+"""The implementations from which `preferred` chooses. The first one that computes the model is taken. The last one
+computes every model."""
+
 
 def described(name: str) -> Implementation:
     """Return the implementation with this name, even if this machine cannot run it.
@@ -122,10 +131,21 @@ def implementation(name: str) -> Implementation:
     return refuse_unavailable(described(name))
 
 
+def preferred(spec: ModelSpec) -> tuple[str, str]:
+    """Return the first implementation in PREFERENCE that computes the model, and the reason why it is not the first of
+    all. The reason is empty if it is the first."""
+    layers = [*spec.layers.values(), *(spec.encoder.layers.values() if spec.encoder else ())]
+    mixers = [mixer for layer in layers for mixer in (*branches(layer.mixer), layer.cross_attention)]
+    changes = {text for mixer in mixers if isinstance(mixer, AttentionKind) for text in mixer.score_changes}
+    name = next(name for name in PREFERENCE if not changes or IMPLEMENTATIONS[name].caps == "yes")
+    first = PREFERENCE[0]
+    return name, "" if name == first else f"{first} does not support {' and '.join(sorted(changes))}"
+
+
 def refuse_unavailable(implementation: Implementation) -> Implementation:
     """Return `implementation`. Raises CannotRunError if this machine cannot run it."""
     if implementation.unavailable:
-        raise CannotRunError(implementation.unavailable, hint="install llmbench[gpu], or use sdpa")
+        raise CannotRunError(implementation.unavailable, hint="install llmbench[gpu], or use standard")
     return implementation
 
 

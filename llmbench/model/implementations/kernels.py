@@ -65,7 +65,7 @@ def run_kernels(x: Tensor) -> bool:
     """
     runs = x.device.type != "cpu" or interpreted()
     if runs and not TRITON:
-        raise CannotRunError("the kernels need Triton", hint="install llmbench[gpu], or use sdpa")
+        raise CannotRunError("the kernels need Triton", hint="install llmbench[gpu], or use standard")
     return runs
 
 

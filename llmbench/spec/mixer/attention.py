@@ -188,6 +188,11 @@ class Attention(AttentionKind, frozen=True, tag="attention"):
             return None
         return ScoreSettings(self.score_scale, self.logit_soft_cap, self.sinks)
 
+    @property
+    def score_changes(self) -> tuple[str, ...]:
+        capped = self.logit_soft_cap is not None
+        return ("a soft cap on scores",) * capped + ("attention sinks",) * self.sinks
+
     def narrowed(self, *, kv_heads: int, span: int) -> Attention:
         heads = min(kv_heads, self.num_key_value_heads)
         return replace(

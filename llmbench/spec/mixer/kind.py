@@ -248,6 +248,11 @@ class AttentionKind(MixerKind, frozen=True):
         return self.sliding_window if self.sliding_window is not None else self.attention_chunk_size
 
     @property
+    def score_changes(self) -> tuple[str, ...]:
+        """The changes of the scores that only some implementations compute, such as a soft cap."""
+        return ()
+
+    @property
     def qk_norm(self) -> QKNorm | None:
         """The norm on queries and keys. None: queries and keys have no norm."""
         return None
