@@ -178,11 +178,13 @@ def test_links_have_targets(path: Path) -> None:
             assert anchor in anchors(file.read_text(encoding="utf-8")), f"{target}: the page has no such heading"
 
 
-def test_every_page_of_the_docs_is_linked_from_the_index() -> None:
+def test_every_page_of_the_docs_is_linked_from_the_index_and_in_the_navigation_of_the_site() -> None:
     index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    site = (ROOT / "tools" / "site" / "mkdocs.yml").read_text(encoding="utf-8")
     for path in (ROOT / "docs").rglob("*.md"):
         name = str(path.relative_to(ROOT / "docs"))
         assert name == "index.md" or f"({name})" in index, f"{name} is not in docs/index.md"
+        assert f": docs/{name}\n" in site, f"docs/{name} is not in `nav` of tools/site/mkdocs.yml"
 
 
 def test_paths_named_in_the_pages_exist() -> None:

@@ -1,4 +1,4 @@
-"""Write constraints.txt: the version of every package that the tests install.
+"""Write constraints.txt: the version of every package that the tests and the documentation site install.
 
     python tools/pin_versions.py             # install the newest versions that pyproject.toml allows, and pin them
     python tools/pin_versions.py --check     # exit with code 1 if this environment has a package that is not pinned
@@ -33,7 +33,7 @@ CHOSEN = {
 """For each package with a chosen version: (version, reason)."""
 
 HEADER = """\
-# The version of every package that the tests install, transitive packages included.
+# The version of every package that the tests and the documentation site install, transitive packages included.
 # Written by `python tools/pin_versions.py`; do not edit. `.ci/newest` runs the tests with the newest versions instead.
 """
 
@@ -47,12 +47,12 @@ def normalised(name: str) -> str:
 
 
 def resolve() -> dict[str, str]:
-    """Install the packages that the tests need into a new environment. Return the version of each package."""
+    """Install the packages of the tests and the site into a new environment. Return the version of each package."""
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         pip = f"{folder}/bin/pip"
         chosen = [f"{name}=={version}" for name, (version, _) in CHOSEN.items()]
-        subprocess.run([pip, "install", "--quiet", f"{ROOT}[dev]", "setuptools", *chosen], check=True)
+        subprocess.run([pip, "install", "--quiet", f"{ROOT}[dev,docs]", "setuptools", *chosen], check=True)
         listed = subprocess.run([pip, "list", "--format=freeze"], check=True, capture_output=True, text=True).stdout
     pairs = (line.split("==") for line in listed.split())
     return {normalised(name): version.split("+")[0] for name, version in pairs}
