@@ -23,6 +23,7 @@ __all__ = [
     "SpecError",
     "UnknownNameError",
     "UnsupportedError",
+    "install_hint",
     "suggestion",
 ]
 
@@ -60,6 +61,11 @@ class CannotRunError(LLMBenchError):
     """The request is valid, but this machine cannot run it. For example, it lacks a GPU, the network or an extra."""
 
     exit_code = 3
+
+
+def install_hint(extra: str) -> str:
+    """Return the hint that says how to install the packages of an extra of pyproject.toml, for example `gpu`."""
+    return f"run `pip install '.[{extra}]'` in the folder of llmbench's repository"
 
 
 def suggestion(word: str, known: Iterable[str]) -> str | None:

@@ -11,7 +11,7 @@ import typer
 from llmbench.cli.kernels_bench import bench_kernels
 from llmbench.cli.measured import device_option
 from llmbench.cli.options import As, Output, answer, positive_integer, prints_tables
-from llmbench.errors import CannotRunError, SpecError
+from llmbench.errors import CannotRunError, SpecError, install_hint
 from llmbench.measure.environment import packages, ptxas
 from llmbench.report.document import Block, Document, listing, table
 from llmbench.report.fields import Field, record, records
@@ -474,7 +474,7 @@ def need_triton() -> None:
     for package in ("torch", "triton"):
         if find_spec(package) is None:
             raise CannotRunError(
-                f"`llmbench kernels` needs {package}, which is not installed", hint="pip install 'llmbench[gpu]'"
+                f"`llmbench kernels` needs {package}, which is not installed", hint=install_hint("gpu")
             )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from llmbench.bench.results.metrics import METRICS, Line
-from llmbench.errors import CannotRunError, LLMBenchError
+from llmbench.errors import CannotRunError, LLMBenchError, install_hint
 from llmbench.report.document import Table, table
 from llmbench.report.fields import Field
 from llmbench.report.units import Unit, percent, plural, si
@@ -53,9 +53,7 @@ def need_torch(command: str) -> None:
     from importlib.util import find_spec
 
     if find_spec("torch") is None:
-        raise CannotRunError(
-            f"`llmbench {command}` needs PyTorch, which is not installed", hint="pip install 'llmbench[gpu]'"
-        )
+        raise CannotRunError(f"`llmbench {command}` needs PyTorch, which is not installed", hint=install_hint("gpu"))
 
 
 def fail_where_wrong(rows: Iterable[Row]) -> None:

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llmbench.errors import CannotRunError, LLMBenchError
+from llmbench.errors import CannotRunError, LLMBenchError, install_hint
 from llmbench.report.units import Unit, fitting, heading, shown, size
 
 __all__ = ["Panel", "Series", "check_plot", "save", "terminal"]
@@ -62,7 +62,7 @@ def check_plot(path: Path) -> None:
     from importlib.util import find_spec
 
     if find_spec("matplotlib") is None:
-        raise CannotRunError("--plot needs matplotlib, which is not installed", hint="pip install 'llmbench[plot]'")
+        raise CannotRunError("--plot needs matplotlib, which is not installed", hint=install_hint("plot"))
 
 
 _SHOWN_IN: dict[str, Unit] = {"s": "ms", "B": "gib"}

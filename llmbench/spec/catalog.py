@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from llmbench.errors import CannotRunError, LLMBenchError, SpecError, UnknownNameError, suggestion
+from llmbench.errors import CannotRunError, LLMBenchError, SpecError, UnknownNameError, install_hint, suggestion
 from llmbench.spec.files import parse_spec, read_spec
 from llmbench.spec.model import ModelSpec
 
@@ -182,9 +182,7 @@ def _from_hub(repository: str) -> ModelSpec:
     try:
         from huggingface_hub import hf_hub_download
     except ImportError:
-        raise CannotRunError(
-            "models from the Hugging Face hub need the extra `hf`", hint="pip install 'llmbench[hf]'"
-        ) from None
+        raise CannotRunError("models from the Hugging Face hub need the extra `hf`", hint=install_hint("hf")) from None
     import logging
 
     # Below this level, huggingface_hub logs every retry.

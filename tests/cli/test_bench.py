@@ -24,7 +24,7 @@ from llmbench.bench.extra_candidates import EXTRA_CANDIDATES
 from llmbench.bench.pieces import PIECES
 from llmbench.bench.profile.by_op import Recording
 from llmbench.cli import run
-from llmbench.errors import LLMBenchError
+from llmbench.errors import LLMBenchError, install_hint
 from llmbench.measure import environment
 from llmbench.measure.results import Row, read
 from llmbench.model.implementations import IMPLEMENTATIONS
@@ -314,7 +314,7 @@ def test_missing_packages_are_named(capsys: Capture, tmp_path: Path, monkeypatch
         assert "needs PyTorch" in refusal(capsys, *command, code=3)
     gone.remove("torch")
     monkeypatch.chdir(tmp_path)
-    assert "llmbench[plot]" in refusal(capsys, "bench", "norms", "--plot", "curve.png", code=3)
+    assert install_hint("plot") in refusal(capsys, "bench", "norms", "--plot", "curve.png", code=3)
 
 
 def test_a_results_file_is_never_overwritten_or_mixed(folder: Path, capsys: Capture) -> None:

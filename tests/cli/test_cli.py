@@ -13,6 +13,7 @@ import pytest
 
 import llmbench.cli
 from llmbench.cli import COMMANDS, run
+from llmbench.errors import install_hint
 from llmbench.report.render import to_json
 from llmbench.sizing.op import Component
 from llmbench.spec.catalog import load_bundled
@@ -345,7 +346,7 @@ def test_wrong_input_is_explained(arguments: list[str], code: int, says: list[st
 
 def test_the_hub_without_its_package(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    assert "llmbench[hf]" in refusal(capsys, "params", "hf:openai-community/gpt2", code=3)
+    assert install_hint("hf") in refusal(capsys, "params", "hf:openai-community/gpt2", code=3)
 
 
 def test_the_hub_without_a_network(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from llmbench.cli import run
+from llmbench.errors import install_hint
 from llmbench.sizing.params import count_parameters
 from llmbench.spec.catalog import load_bundled
 
@@ -193,4 +194,4 @@ def test_without_torch(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delattr("llmbench.model", raising=False)
     monkeypatch.setitem(sys.modules, "torch", None)
-    assert "llmbench[gpu]" in refusal(capsys, 3, "gpt2")
+    assert install_hint("gpu") in refusal(capsys, 3, "gpt2")

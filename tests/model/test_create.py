@@ -16,7 +16,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from llmbench import model as models
-from llmbench.errors import CannotRunError, LLMBenchError, SpecError, UnknownNameError, UnsupportedError
+from llmbench.errors import CannotRunError, LLMBenchError, SpecError, UnknownNameError, UnsupportedError, install_hint
 from llmbench.model.devices import device_of
 
 from . import small
@@ -232,7 +232,7 @@ def test_weights_need_the_package_safetensors(llama: Path, monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "safetensors", None)
     with pytest.raises(CannotRunError, match="needs the package `safetensors`") as raised:
         models.load(llama)
-    assert raised.value.hint == "pip install 'llmbench[gpu]'"
+    assert raised.value.hint == install_hint("gpu")
 
 
 def test_a_file_without_permission_is_refused(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple
 
-from llmbench.errors import CannotRunError, unknown
+from llmbench.errors import CannotRunError, install_hint, unknown
 from llmbench.spec.mixer import AttentionKind, branches
 from llmbench.spec.model import ModelSpec
 
@@ -145,7 +145,7 @@ def preferred(spec: ModelSpec) -> tuple[str, str]:
 def refuse_unavailable(implementation: Implementation) -> Implementation:
     """Return `implementation`. Raises CannotRunError if this machine cannot run it."""
     if implementation.unavailable:
-        raise CannotRunError(implementation.unavailable, hint="install llmbench[gpu], or use standard")
+        raise CannotRunError(implementation.unavailable, hint=f"{install_hint('gpu')}, or use standard")
     return implementation
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llmbench.errors import CannotRunError
+from llmbench.errors import CannotRunError, install_hint
 from llmbench.model.implementations.interface import ExpertWeights, Mask, Scores, Seen, Slots, Traits
 from llmbench.model.implementations.plain import STANDARD, latent_by
 from llmbench.model.implementations.sdpa import dense_mask, refuse
@@ -65,7 +65,7 @@ def run_kernels(x: Tensor) -> bool:
     """
     runs = x.device.type != "cpu" or interpreted()
     if runs and not TRITON:
-        raise CannotRunError("the kernels need Triton", hint="install llmbench[gpu], or use standard")
+        raise CannotRunError("the kernels need Triton", hint=f"{install_hint('gpu')}, or use standard")
     return runs
 
 

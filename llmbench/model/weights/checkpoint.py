@@ -15,7 +15,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from llmbench.errors import CannotRunError, SpecError
+from llmbench.errors import CannotRunError, SpecError, install_hint
 
 if TYPE_CHECKING:
     from safetensors import safe_open
@@ -126,9 +126,7 @@ def _opened(path: Path) -> safe_open:
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError:
-        raise CannotRunError(
-            "reading weights needs the package `safetensors`", hint="pip install 'llmbench[gpu]'"
-        ) from None
+        raise CannotRunError("reading weights needs the package `safetensors`", hint=install_hint("gpu")) from None
     with _reading(path):
         # If the file cannot be read, open() raises an error with the reason. The error of safe_open() has no reason.
         path.open("rb").close()
