@@ -30,7 +30,8 @@ from llmbench.errors import LLMBenchError
 from llmbench.kernels.kernel import Kernel
 from llmbench.kernels.launching import interpreted
 from llmbench.kernels.registry import KERNELS, load_kernel
-from llmbench.measure.results import Row, Store
+from llmbench.measure.results import Row
+from llmbench.measure.store import Store
 
 __all__ = ["run"]
 
@@ -70,7 +71,9 @@ def run(options: argparse.Namespace) -> int:
             print(f"{summary.heading(machine.header, machine.notes)}\nresults: {path}\n", flush=True)
             session = Session(opener, machine, store, pace, deadline, folder)
             code = _run_steps(options, experiments, kernels, machine, session)
-        return _finish(options, experiments, session, path, folder) or code
+        for note in store.notes:
+            print(note, flush=True)
+        return _finish(options, experiments, session, store.path, folder) or code
 
 
 def _run_steps(

@@ -26,7 +26,8 @@ from llmbench.errors import CannotRunError
 from llmbench.measure.clock import DeviceLostError, observing
 from llmbench.measure.environment import environment
 from llmbench.measure.reference import measure_references
-from llmbench.measure.results import ENDED_SESSION, Header, Key, Row, Scalar, Status, Store
+from llmbench.measure.results import ENDED_SESSION, Header, Key, Row, Scalar, Status
+from llmbench.measure.store import Store
 
 __all__ = ["Description", "Opener", "Session", "describe_machine"]
 

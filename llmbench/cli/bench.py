@@ -141,14 +141,14 @@ def command(
         more = [f"only the first of {len(panels)} panels is shown; --plot draws all panels"] if len(panels) > 1 else []
         document.blocks.insert(-1, Block(lines=[*terminal(panels[0]), *more]))
     answer(document, format, None)
-    if path is not None:
-        sys.stderr.write(f"{len(measured.rows)} rows in {path}\n")
+    if measured.path is not None:
+        sys.stderr.write(f"{len(measured.rows)} rows in {measured.path}\n")
     if plot is not None and panels:
         save(panels, plot, title=f"{chosen.name}: {chosen.question}", caption=_caption(common, measured.environment))
         sys.stderr.write(f"wrote {plot}\n")
     elif plot is not None:
         sys.stderr.write(f"{plot} not written: fewer than two x values measured so far\n")
-    _end(measured, path)
+    _end(measured)
 
 
 command.__doc__ = (command.__doc__ or "").replace("{EXPERIMENTS}", listed(EXPERIMENTS))
@@ -162,6 +162,7 @@ class _Measured(NamedTuple):
     `environment`: the machine and the software of this session.
     `earlier`: for each row of an earlier session, the reference measurements of that earlier session.
     `notes`: lines of text about the result file.
+    `path`: the result file, or None. If the file of --output was lost during the run, it is a new file.
     `interruption`: the error that interrupted the run, or None.
     """
 
@@ -170,6 +171,7 @@ class _Measured(NamedTuple):
     environment: Environment
     earlier: dict[Key, ReferenceMeasurements]
     notes: list[str]
+    path: Path | None
     interruption: KeyboardInterrupt | CannotRunError | None
 
 
@@ -207,13 +209,16 @@ def _measured(
                     for key, head in sessions.items()
                     if head and head.reference_measurements
                 }
-                notes = [*store.notes, *(f"ignored: {damage}" for damage in store.existing.damaged)]
+                notes = [f"ignored: {damage}" for damage in store.existing.damaged]
             try:
                 for row in run(groups, clock=clock, references=references, store=store, started=started):
                     rows[row.key] = row
                     earlier.pop(row.key, None)
             except (KeyboardInterrupt, CannotRunError) as problem:
                 interruption = problem
+    if store is not None:
+        notes += store.notes
+        path = store.path
     if earlier:
         notes.append(
             f"{plural(len(earlier), 'row')} of earlier sessions: the limit of each row comes from the reference "
@@ -221,15 +226,15 @@ def _measured(
         )
     order = {key: index for index, key in enumerate(key for group in groups for key in group.row_keys())}
     ordered = sorted(rows.values(), key=lambda row: order.get(row.key, len(order)))
-    return _Measured(ordered, references, this_machine, earlier, notes, interruption)
+    return _Measured(ordered, references, this_machine, earlier, notes, path, interruption)
 
 
-def _end(measured: _Measured, path: Path | None) -> None:
+def _end(measured: _Measured) -> None:
     """End the command with the exit code of the run. Call this function after the answer is written."""
     if isinstance(measured.interruption, KeyboardInterrupt):
-        next_step = (
-            f"`--resume {path}` continues the run" if path else "no file has these rows, because --output is missing"
-        )
+        next_step = "no file has these rows, because --output is missing"
+        if measured.path is not None:
+            next_step = f"`--resume {measured.path}` continues the run"
         sys.stderr.write(f"interrupted: {len(measured.rows)} rows were measured; {next_step}\n")
         raise typer.Exit(130)
     if measured.interruption is not None:

@@ -29,7 +29,8 @@ import torch.distributed as dist
 from llmbench.errors import CannotRunError, LLMBenchError
 from llmbench.measure.clock import Call, Clock, DeviceLostError, Stopwatch, Warm, clock_for
 from llmbench.measure.faults import fault_of
-from llmbench.measure.results import Header, Key, Results, Row, Store
+from llmbench.measure.results import Header, Key, Results, Row
+from llmbench.measure.store import Store
 
 __all__ = ["ALONE", "Follower", "Processes", "RankedClock", "Ranks", "join"]
 
@@ -110,7 +111,7 @@ class Ranks:
         store = self.agreed(lambda: Store(path, header, resume=resume) if self.first else None)
         known = self.gathered((store.done, store.ended_session) if store is not None else (set(), set()))[0]
         if store is None:
-            yield Follower(*known)
+            yield Follower(path, *known)
         else:
             with store:
                 yield store
@@ -158,14 +159,14 @@ def _first_line(problem: Exception) -> str:
 class Follower:
     """Replaces the Store on all ranks but the first. A Follower writes no file.
 
-    `done`, `ended_session`: the keys of the rows as in `Store`.
+    `path`: the file that the first rank writes. `done`, `ended_session`: the keys of the rows as in `Store`.
     """
 
     existing: Results | None = None
     notes: tuple[str, ...] = ()
 
-    def __init__(self, done: set[Key], ended_session: set[Key]) -> None:
-        self.done, self.ended_session = done, ended_session
+    def __init__(self, path: Path, done: set[Key], ended_session: set[Key]) -> None:
+        self.path, self.done, self.ended_session = path, done, ended_session
 
     def write(self, rows: Iterable[Row]) -> None:
         """Do nothing, because only the first rank writes rows."""

@@ -10,8 +10,6 @@ If the fields change, `SCHEMA` gets a new version. Files of `OLDER_SCHEMAS` can 
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -37,7 +35,6 @@ __all__ = [
     "Scalar",
     "Session",
     "Status",
-    "Store",
     "differences",
     "read",
 ]
@@ -170,7 +167,10 @@ class Damage(NamedTuple):
 
 
 class Session(NamedTuple):
-    """The rows of one session and their header. The header is None if the file does not begin with a header."""
+    """The rows of one session and their header.
+
+    The header is None if the line before the rows is damaged, or if the file does not begin with a header.
+    """
 
     header: Header | None
     rows: list[Row]
@@ -215,6 +215,7 @@ def read(path: str | Path) -> Results:
     except OSError as problem:
         raise LLMBenchError(f"cannot read {path}: {problem.strerror}") from None
     results = Results(str(path), [], [])
+    open_session: Session | None = None
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -222,13 +223,14 @@ def read(path: str | Path) -> Results:
             decoded = _decode(results.path, line)
         except (msgspec.DecodeError, UnicodeDecodeError) as problem:
             results.damaged.append(Damage(results.path, number, str(problem)))
+            if _may_be_header(line):  # of the rows that follow
+                open_session = None
             continue
-        if isinstance(decoded, Header):
-            results.sessions.append(Session(decoded, []))
-            continue
-        if not results.sessions:
-            results.sessions.append(Session(None, []))
-        results.sessions[-1].rows.append(decoded)
+        if isinstance(decoded, Header) or open_session is None:
+            header = decoded if isinstance(decoded, Header) else None
+            results.sessions.append(open_session := Session(header, []))
+        if isinstance(decoded, Row):
+            open_session.rows.append(decoded)
     if not results.sessions:
         problem_text = str(results.damaged[0]) if results.damaged else f"{path} is empty"
         raise LLMBenchError(
@@ -236,6 +238,11 @@ def read(path: str | Path) -> Results:
             hint="a result file has one JSON object per line; the first object is a header",
         )
     return results
+
+
+def _may_be_header(line: bytes) -> bool:
+    """Return whether a damaged line may be a header, or may contain one behind the start of a row."""
+    return not line.startswith(b'{"line":"row"') or b'"line":"header"' in line
 
 
 def _decode(path: str, line: bytes) -> Line:
@@ -279,105 +286,6 @@ def _rename(fields: Any, **names: str) -> None:
                 fields[new] = fields.pop(old)
 
 
-class Store:
-    """A result file that is open for appending rows.
-
-    `existing`: the content that the file had when it was opened; None for a new file.
-    `notes`: warnings that rows of different sessions may come from different code.
-
-    The rows are on disk before `write` returns. If a killed session left an incomplete last line, new rows begin on a
-    new line, and `read` reports the incomplete line as damaged.
-    """
-
-    def __init__(self, path: str | Path, header: Header, *, resume: bool = False) -> None:
-        """Open the file, and write the header of a new session.
-
-        Raises LLMBenchError if the file has content and `resume` is false. Raises LLMBenchError if the existing rows
-        were measured with other inputs, on another machine or by other code.
-        """
-        self.path = Path(path)
-        self.existing: Results | None = None
-        self.notes: list[str] = []
-        if self.path.is_dir():
-            raise LLMBenchError(f"{path} is a folder", hint="give the path of a file")
-        if self.path.exists() and self.path.stat().st_size:
-            if not resume:
-                raise LLMBenchError(
-                    f"{path} exists already", hint="continue the run with --resume, or give another file name"
-                )
-            self.existing = read(path)
-            self._refuse_mixture(header)
-        try:
-            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-        except OSError as problem:
-            raise LLMBenchError(f"cannot write {path}: {problem.strerror}") from None
-        size = os.fstat(self._file).st_size
-        if size and os.pread(self._file, 1, size - 1) != b"\n":
-            os.write(self._file, b"\n")
-        self._append([header])
-
-    @property
-    def done(self) -> set[Key]:
-        """The keys of the rows that are not measured again: rows that did not fail, and rows that ended a session.
-
-        A candidate that ended a session is not run again, because it would probably end the new session too.
-        """
-        rows = self.existing.by_key().values() if self.existing else ()
-        return {row.key for row in rows if row.status != "FAILED"} | self.ended_session
-
-    @property
-    def ended_session(self) -> set[Key]:
-        """The keys of the rows that ended a session."""
-        rows = self.existing.by_key().values() if self.existing else ()
-        return {row.key for row in rows if row.ended_session}
-
-    def write(self, rows: Iterable[Row]) -> None:
-        """Append rows to the file in one write."""
-        self._append(list(rows))
-
-    def close(self) -> None:
-        """Close the file."""
-        os.close(self._file)
-
-    def __enter__(self) -> Store:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _append(self, lines: list[Any]) -> None:
-        text = b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
-        try:
-            while text:  # the first os.write writes the whole text, unless the disk is full
-                text = text[os.write(self._file, text) :]
-            os.fsync(self._file)
-        except OSError as problem:
-            raise LLMBenchError(f"cannot write {self.path}: {problem.strerror}") from None
-
-    def _refuse_mixture(self, header: Header) -> None:
-        assert self.existing is not None
-        for before in self.existing.headers:
-            if (before.command, _json(before.inputs)) != (header.command, _json(header.inputs)):
-                raise LLMBenchError(
-                    f"{self.path} was measured with other inputs: {before.command} {_json(before.inputs)}"
-                )
-            was, now = before.environment, header.environment
-            same_commit = _tree(was) == _tree(now)
-            changes = differences(was, msgspec.structs.replace(now, commit=was.commit) if same_commit else now)
-            if now.device != "cpu":  # a GPU of the same type in a machine with another CPU
-                hosts = [change for change in changes if change.partition(":")[0] in HOST]
-                self.notes += [f"earlier rows are from a machine with another CPU: {'; '.join(hosts)}"] * bool(hosts)
-                changes = [change for change in changes if change not in hosts]
-            if changes:
-                raise LLMBenchError(
-                    f"{self.path} was measured on another machine or by other code: {'; '.join(changes)}",
-                    hint="the rows of one file must be comparable; start a new file with --output",
-                )
-            if any(place.commit is not None and place.commit.endswith("+") for place in (was, now)):
-                self.notes.append(f"the code differs from commit {_tree(now)}: earlier rows may come from other code")
-        self.notes = list(dict.fromkeys(self.notes))
-
-
 def differences(before: Environment, after: Environment) -> list[str]:
     """Return a text for each field in which two environments differ: "name: before → after"."""
     lines = []
@@ -386,13 +294,3 @@ def differences(before: Environment, after: Environment) -> list[str]:
         if was != now:
             lines.append(f"{name}: {was if was is not None else 'unknown'} → {now if now is not None else 'unknown'}")
     return lines
-
-
-def _tree(place: Environment) -> str | None:
-    """Return the commit of an environment without the "+" that marks changed files."""
-    return None if place.commit is None else place.commit.removesuffix("+")
-
-
-def _json(value: Any) -> str:
-    """Return the JSON text of a value. A tuple has the same text as a list."""
-    return msgspec.json.encode(value, order="sorted").decode()

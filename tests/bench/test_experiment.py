@@ -16,7 +16,8 @@ from llmbench.errors import CannotRunError, UnknownNameError, UnsupportedError
 from llmbench.measure.check_and_time import Candidate
 from llmbench.measure.clock import CpuClock, DeviceLostError
 from llmbench.measure.reference import ReferenceMeasurements
-from llmbench.measure.results import Header, Row, Store, read
+from llmbench.measure.results import Header, Row, read
+from llmbench.measure.store import Store
 from tests.bench.test_pieces import references
 from tests.measure.rows import header
 

@@ -12,7 +12,8 @@ from benchmarks.gpu import sweeps
 from benchmarks.gpu.__main__ import main as gpu_check
 from benchmarks.gpu.sweeps import main, warm
 from llmbench.bench.experiments import find_experiment
-from llmbench.measure.results import Row, Store, read
+from llmbench.measure.results import Row, read
+from llmbench.measure.store import Store
 from tests.measure.rows import header, timed
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a rehearsal is for machines without a GPU")

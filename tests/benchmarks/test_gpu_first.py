@@ -26,7 +26,8 @@ from benchmarks.gpu.packages import missing
 from benchmarks.gpu.rehearsal import WallClockCuda
 from benchmarks.gpu.workers import ROOT, run_once
 from llmbench.errors import CannotRunError, LLMBenchError
-from llmbench.measure.results import Row, Store, read
+from llmbench.measure.results import Row, read
+from llmbench.measure.store import Store
 from tests.measure.rows import header, timed
 from tests.own_process import run_module
 

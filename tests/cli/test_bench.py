@@ -365,8 +365,9 @@ def test_curves_are_drawn_after_the_answer(
     assert "No space left" in err
 
 
+@pytest.mark.parametrize("lost", [False, True])
 def test_ctrl_c_keeps_rows_and_says_how_to_continue(
-    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    lost: bool, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import llmbench.bench.experiments.experiment as frame
 
@@ -375,6 +376,8 @@ def test_ctrl_c_keeps_rows_and_says_how_to_continue(
 
     def interrupted(*args: Any, **options: Any) -> Any:
         for count, row in enumerate(whole(*args, **options)):
+            if lost and count == 1:
+                path.unlink()
             yield row
             if count == 1:
                 raise KeyboardInterrupt
@@ -385,8 +388,10 @@ def test_ctrl_c_keeps_rows_and_says_how_to_continue(
     assert run(["bench", "attention", "--device", "cpu", "-o", str(path), "--format", "json"]) == 130
     out, err = capsys.readouterr()
     assert len(json.loads(out)["rows"]) == 2
-    assert f"--resume {path}" in err
-    assert len(read(path).rows) == 2
+    present = tmp_path / "norms-1.jsonl" if lost else path
+    assert f"--resume {present}" in err
+    assert f"2 rows in {present}" in err
+    assert len(read(present).rows) == 2
 
 
 def test_joules_are_shown_where_a_counter_measures_them(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

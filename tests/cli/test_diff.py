@@ -15,7 +15,8 @@ import pytest
 from llmbench.cli import run
 from llmbench.measure.memory import MemoryPeak
 from llmbench.measure.regressions import NOISE_FLOOR
-from llmbench.measure.results import Row, Store, read
+from llmbench.measure.results import Row, read
+from llmbench.measure.store import Store
 from tests.measure.rows import header, row
 
 Capture = pytest.CaptureFixture[str]

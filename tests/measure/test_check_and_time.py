@@ -21,7 +21,8 @@ from llmbench.measure import check_and_time as module
 from llmbench.measure.check_and_time import Candidate, check_and_time
 from llmbench.measure.clock import CpuClock
 from llmbench.measure.measurement import Measurement
-from llmbench.measure.results import Row, Store, read
+from llmbench.measure.results import Row, read
+from llmbench.measure.store import Store
 from tests.measure.rows import header
 
 CLOCK = CpuClock(threads=1, sample_s=1e-4)

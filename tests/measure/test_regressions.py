@@ -18,7 +18,8 @@ from llmbench.measure.clock import CpuClock, compare
 from llmbench.measure.measurement import quantile, ratio
 from llmbench.measure.memory import MemoryPeak
 from llmbench.measure.regressions import NOISE_FLOOR, Noise, _student_quantile, diff, noise
-from llmbench.measure.results import Damage, Results, Row, Session, Store, read
+from llmbench.measure.results import Damage, Results, Row, Session, read
+from llmbench.measure.store import Store
 from tests.measure.rows import ENVIRONMENT, header, references, results, row, timed
 
 MIB = 2**20

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +24,8 @@ from llmbench.measure.energy import Energy
 from llmbench.measure.measurement import Measurement
 from llmbench.measure.memory import MemoryPeak
 from llmbench.measure.regressions import diff
-from llmbench.measure.results import ENDED_SESSION, SCHEMA, Check, Line, Row, Store, read
+from llmbench.measure.results import ENDED_SESSION, SCHEMA, Check, Line, Row, read
+from llmbench.measure.store import Store
 from llmbench.measure.telemetry import Conditions
 from tests.measure.rows import ENVIRONMENT, header, references, row, timed
 
@@ -69,7 +74,7 @@ def test_every_line_is_plain_json_with_documented_keys(tmp_path: Path) -> None:
 def test_rows_are_on_disk_when_the_process_is_killed(tmp_path: Path) -> None:
     code = f"""
 import os, signal
-from llmbench.measure.results import Store
+from llmbench.measure.store import Store
 from tests.measure.rows import header, row
 store = Store({str(tmp_path / "r.jsonl")!r}, header())
 store.write([row()])
@@ -332,3 +337,113 @@ def test_a_measurement_refuses_values_that_are_no_times() -> None:
     for wrong_s in (0.0, -1e-6, math.nan, math.inf):
         with pytest.raises(ValueError, match="barrier_s"):
             timed(1.0, barrier_s=wrong_s)
+
+
+def removed(path: Path) -> None:
+    path.unlink()
+
+
+def folder_removed(path: Path) -> None:
+    shutil.rmtree(path.parent)
+
+
+def replaced(path: Path) -> None:
+    path.rename(path.with_suffix(".old"))
+    path.write_text("another file")
+
+
+def truncated(path: Path) -> None:
+    os.truncate(path, 10)
+
+
+@pytest.mark.parametrize("damage", [removed, folder_removed, replaced, truncated])
+@pytest.mark.parametrize("resumed", [False, True], ids=["new", "resumed"])
+@pytest.mark.parametrize("at_the_end", [False, True], ids=["before a row", "after the last row"])
+def test_no_row_is_lost_with_the_file(
+    damage: Callable[[Path], None], resumed: bool, at_the_end: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, temporary = tmp_path / "results", tmp_path / "temporary"
+    folder.mkdir()
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    path, rows = folder / "r.jsonl", [row()]
+    if resumed:
+        rows.insert(0, row("earlier"))
+        with Store(path, header()) as store:
+            store.write(rows[:1])
+    with Store(path, header(), resume=resumed) as store:
+        store.write([row()])
+        damage(path)
+        if not at_the_end:
+            store.write([row("standard")])
+            rows.append(row("standard"))
+    assert store.path != path
+    assert store.path.parent == (temporary if damage is folder_removed else folder)
+    content = read(store.path)
+    assert content.rows == rows
+    assert len(content.headers) == 1 + resumed
+    (note,) = store.notes
+    assert str(path) in note
+    assert str(store.path) in note
+
+
+def test_rows_that_do_not_fit_on_the_disk_go_to_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The write fails in the folder of the file, as on a full disk, and works in the folder for temporary files."""
+    folder, temporary = tmp_path / "results", tmp_path / "temporary"
+    folder.mkdir()
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    whole_write, path = os.write, folder / "r.jsonl"
+
+    def write(file: int, text: bytes) -> int:
+        if "results" in os.readlink(f"/proc/self/fd/{file}") and full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return whole_write(file, text)
+
+    full = False
+    with Store(path, header()) as store:
+        store.write([row()])
+        monkeypatch.setattr(os, "write", write)
+        full = True
+        store.write([row("standard")])
+        store.write([row("flex", status="n/a")])
+    assert store.path.parent == temporary
+    assert [row.implementation for row in read(store.path).rows] == ["flash", "standard", "flex"]
+    assert [row.implementation for row in read(path).rows] == ["flash"]
+
+
+def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    with Store(path, header()), pytest.raises(LLMBenchError, match="another run writes"):
+        Store(path, header(), resume=True)
+    Store(path, header(), resume=True).close()
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "row and header joined"])
+def test_rows_without_a_whole_header_are_not_continued(damage: str, tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    with Store(path, header()) as store:
+        store.write([row()])
+    first, second = path.read_bytes().splitlines(keepends=True)
+    if damage == "missing":
+        path.write_bytes(second)
+    elif damage == "truncated":
+        path.write_bytes(first[:-40] + b"\n" + second)
+    else:  # two files were joined, and the first one ended in an incomplete row
+        path.write_bytes(first + second[:-40] + first + second)
+    before = path.read_bytes()
+    with pytest.raises(LLMBenchError, match="without a whole header") as refused:
+        Store(path, header(), resume=True)
+    assert "--output" in (refused.value.hint or "")
+    assert path.read_bytes() == before
+    assert read(path).rows == [row()]
+
+
+def test_a_damaged_row_leaves_its_session_whole(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    with Store(path, header()) as store:
+        store.write([row(), row("standard"), row("flex")])
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:2], lines[2][:-40] + b"\n", lines[3]]))
+    with Store(path, header(), resume=True) as store:
+        assert store.done == {row().key, row("flex").key}

@@ -22,7 +22,8 @@ from llmbench.measure.check_and_time import Candidate, check_and_time
 from llmbench.measure.clock import Call, Clock, CudaClock, DeviceLostError
 from llmbench.measure.ranks import ALONE, Follower, Processes, RankedClock, Ranks
 from llmbench.measure.reference import ReferenceMeasurements
-from llmbench.measure.results import Key, Row, Scalar, Store
+from llmbench.measure.results import Key, Row, Scalar
+from llmbench.measure.store import Store
 from llmbench.model.formats import Format
 from llmbench.report.document import Table
 from llmbench.report.units import Unit
