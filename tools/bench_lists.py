@@ -34,7 +34,13 @@ TABLES: dict[str, dict[str, list[str]]] = {
         "candidates": table(
             ("`--impl`", "what it is"), ((name, candidate.what) for name, candidate in EXTRA_CANDIDATES.items())
         ),
-        "experiments": table(("name", "what it is"), EXPERIMENTS.items()),
+        "experiments": table(
+            ("name", "what it is", "`--model`", "`--seq`", "`--batch`"),
+            (
+                (name, about.what, about.model or "–", about.seq or "–", about.batch or "–")
+                for name, about in EXPERIMENTS.items()
+            ),
+        ),
     },
     "guides/build-the-model.md": {
         "implementations": table(

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
-from llmbench.bench.experiments import EXPERIMENTS
+from llmbench.bench.experiments import EXPERIMENTS, AboutExperiment
 from llmbench.bench.results.metrics import METRICS, Line, MachineLimits, as_json, compared_with
 from llmbench.cli.measured import (
     IMPLEMENTATION,
     Device,
     DType,
+    ModelName,
     check_file,
+    chosen_model,
     extra_field,
     fail_where_wrong,
     listed,
@@ -25,7 +27,7 @@ from llmbench.cli.measured import (
     one_table,
     place,
 )
-from llmbench.cli.options import As, answer, prints_tables
+from llmbench.cli.options import As, Counts, Set, answer, prints_tables, sequence_counts, token_counts
 from llmbench.errors import CannotRunError, LLMBenchError
 from llmbench.report.document import Block, Document, table
 from llmbench.report.fields import Field, fitted
@@ -43,6 +45,26 @@ Name = Annotated[
 Preset = Annotated[
     Literal["quick", "full"],
     typer.Option("--preset", help="quick: run a few small cases. full: run all cases (takes minutes)."),
+]
+Lengths = Annotated[
+    Counts | None,
+    typer.Option(
+        "--seq",
+        metavar="TOKENS",
+        help="Tokens, for example 8192 or 8k. A sweep: 8k,32k,128k, or 8k..128k, which doubles.",
+        parser=token_counts,
+        show_default=False,
+    ),
+]
+Sequences = Annotated[
+    Counts | None,
+    typer.Option(
+        "--batch",
+        metavar="N",
+        help="Number of sequences. A sweep: 1,8,64, or 1..64, which doubles.",
+        parser=sequence_counts,
+        show_default=False,
+    ),
 ]
 NewResultFile = Annotated[
     Path | None,
@@ -75,6 +97,10 @@ Plot = Annotated[
 def command(
     experiment: Name,
     preset: Preset = "quick",
+    model: ModelName = None,
+    set: Set = None,
+    seq: Lengths = None,
+    batch: Sequences = None,
     device: Device = "auto",
     dtype: DType = None,
     output: NewResultFile = None,
@@ -88,6 +114,10 @@ def command(
 
     {EXPERIMENTS}
 
+    --model, --seq and --batch replace the shapes of the preset. They set
+
+    {SHAPES}
+
     An implementation also gets a row if it runs out of memory (OOM), cannot run on this machine (n/a), gives a wrong
     result (INCORRECT) or raises another error (FAILED). The exit code is 1 if a row is INCORRECT or FAILED. --output
     writes the rows to a result file. `llmbench diff` compares two result files.
@@ -96,13 +126,15 @@ def command(
 
       llmbench bench attention --device cpu
 
+      llmbench bench heads --device cpu --model smollm2-135m --seq 64
+
       llmbench bench norms --device cpu --preset quick -o norms.jsonl
 
       llmbench bench activations --device cpu --format json
     """
     need_torch("bench")
     from llmbench.bench.experiments import find_experiment
-    from llmbench.bench.experiments.experiment import Ask
+    from llmbench.bench.experiments.experiment import Ask, Shape
     from llmbench.bench.results.sheets import curves, has_curves, sheets
     from llmbench.measure.ranks import join
     from llmbench.model.devices import device_of
@@ -118,18 +150,24 @@ def command(
         raise LLMBenchError(
             "--device meta cannot be timed: it allocates no memory", hint="choose from cpu, cuda and auto"
         )
+    shape = Shape(
+        model=chosen_model(model, set), changes=tuple(set or ()), seq_lens=tuple(seq or ()), batches=tuple(batch or ())
+    )
     ranks, where = join(chosen.processes, where, experiment)
     ask = Ask(
         quick=preset == "quick",
         device=where,
         dtype=dtype or ("bf16" if where.type == "cuda" else "fp32"),
         ranks=ranks,
+        shape=shape,
     )
     groups = chosen.groups(ask)
     if plot is not None and not has_curves([group.case for group in groups], chosen.chart):
         preset_only = f" in the {preset} preset" if chosen.chart else ""
         raise LLMBenchError(f"--plot: {experiment} has no sweep to plot{preset_only}", hint="leave out --plot")
     inputs: dict[str, Any] = {"experiment": experiment, "preset": preset, "device": str(where), "dtype": ask.dtype}
+    inputs |= {"model": model, "spec": shape.digest, "set": set or []}
+    inputs |= {"seq_len": seq.as_input if seq else None, "batch": batch.as_input if batch else None}
     inputs |= {"ranks": ranks.size} if ranks.size > 1 else {}
     measured = _measured(groups, ask, inputs, path, resume=resume is not None)
     if not ranks.first:
@@ -151,7 +189,16 @@ def command(
     _end(measured)
 
 
-command.__doc__ = (command.__doc__ or "").replace("{EXPERIMENTS}", listed(EXPERIMENTS))
+def _shapes(about: AboutExperiment) -> str:
+    """Return a text that says what --model, --seq and --batch set in an experiment."""
+    return "; ".join(f"{option}: {meaning}" for option, meaning in about.shape_options.items()) or "nothing"
+
+
+command.__doc__ = (
+    (command.__doc__ or "")
+    .replace("{EXPERIMENTS}", listed({name: about.what for name, about in EXPERIMENTS.items()}))
+    .replace("{SHAPES}", listed({name: _shapes(about) for name, about in EXPERIMENTS.items()}))
+)
 
 
 class _Measured(NamedTuple):
@@ -350,6 +397,8 @@ def _about(experiment: Experiment, ask: Ask, lines: Collection[Line]) -> Iterato
         yield on_a_cpu()
     if any(line.speedup is not None for line in lines):
         yield f"speed-up: time of {experiment.baseline} / time of the row, median over the pairs of samples"
+    if ask.shape.model is not None and experiment.model_note:
+        yield experiment.model_note
     yield from experiment.notes
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from llmbench.bench.results.metrics import METRICS, Line
+from llmbench.cli.options import MODEL_HELP, load
 from llmbench.errors import CannotRunError, LLMBenchError, install_hint
 from llmbench.report.document import Table, table
 from llmbench.report.fields import Field
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from llmbench.bench.results.metrics import MachineLimits
     from llmbench.measure.environment import Environment
     from llmbench.measure.results import Row
+    from llmbench.spec.model import ModelSpec
 
 
 def device_option(devices: str = "cpu, cuda or cuda:1", auto: str = "a GPU if there is one, else the CPU") -> Any:
@@ -33,6 +35,26 @@ DType = Annotated[
     Literal["fp32", "bf16", "fp16"] | None,
     typer.Option("--dtype", help="Number format. Default: bf16 on a GPU, fp32 on a CPU.", show_default=False),
 ]
+
+
+ModelName = Annotated[
+    str | None,
+    typer.Option(
+        "--model", metavar="MODEL", help=f"{MODEL_HELP} The shapes are those of this model.", show_default=False
+    ),
+]
+
+
+def chosen_model(model: str | None, changes: list[str] | None) -> ModelSpec | None:
+    """Return the model of --model, changed by --set. Return None without --model.
+
+    Raises LLMBenchError if there is --set without --model.
+    """
+    if model is not None:
+        return load(model, changes)
+    if changes:
+        raise LLMBenchError("--set changes a model, but --model is missing", hint="give the model with --model")
+    return None
 
 
 def listed(names: Mapping[str, str]) -> str:

@@ -16,25 +16,16 @@ from llmbench.cli.measured import (
     IMPLEMENTATION,
     Device,
     DType,
+    ModelName,
     check_file,
+    chosen_model,
     fail_where_wrong,
     listed,
     machine,
     need_torch,
     one_table,
 )
-from llmbench.cli.options import (
-    MODEL_HELP,
-    As,
-    Output,
-    Set,
-    answer,
-    load,
-    positive_integer,
-    prints_tables,
-    token_count,
-    working,
-)
+from llmbench.cli.options import As, Output, Set, answer, positive_integer, prints_tables, token_count, working
 from llmbench.errors import CannotRunError, LLMBenchError
 from llmbench.report.describe import headline
 from llmbench.report.document import Block, Document, table
@@ -55,12 +46,6 @@ Impl = Annotated[
         metavar="NAME",
         help=f"Implementation, from the second list above. {default_implementations()}",
         show_default=False,
-    ),
-]
-ModelName = Annotated[
-    str | None,
-    typer.Option(
-        "--model", metavar="MODEL", help=f"{MODEL_HELP} The piece has the shapes of this model.", show_default=False
     ),
 ]
 Tokens = Annotated[
@@ -136,14 +121,12 @@ def command(
     from llmbench.bench.pieces import find_piece
     from llmbench.bench.profile import candidate_names, profile, setting_of
 
-    if set and model is None:
-        raise LLMBenchError("--set changes a model, but --model is missing", hint="give the model with --model")
     check_file("--trace", trace)
     check_file("--output", output)
     if trace is not None and output is not None and trace.absolute() == output.absolute():
         raise LLMBenchError(f"--output and --trace name the same file: {trace}", hint="use two different files")
     target = find_piece(piece)
-    spec = None if model is None else load(model, set)
+    spec = chosen_model(model, set)
     setting, notes = setting_of(target, spec, seq_len=seq, batch=batch, dtype=dtype, direction=direction, device=device)
     names = candidate_names(target, impl, setting)
     with working(f"measuring {piece}"):

@@ -287,6 +287,13 @@ def refusal(capsys: Capture, *arguments: str, code: int = 2) -> str:
             ["--output and --resume cannot be used together", "--output starts a new result file"],
         ),
         (["bench", "norms", "--resume", "nowhere.jsonl"], ["no such file", "--output"]),
+        (["bench", "textbook", "--seq", "8", "--device", "cpu"], ["does not take --seq", "fixed shapes"]),
+        (
+            ["bench", "norms", "--batch", "2"],
+            ["does not take --batch", "it takes --model (hidden size)"],
+        ),
+        (["bench", "norms", "--set", "hidden_size=8"], ["--set changes a model", "--model"]),
+        (["bench", "moe", "--model", "gpt2"], ["gpt2 has no experts"]),
         (["bench", "norms", "--plot", "curve.jpg"], ["unknown picture format", ".png"]),
         (["bench", "norms", "--plot", "no/such/curve.png"], ["no such folder"]),
         (["bench", "norms", "--plot", "."], ["--plot . is a folder"]),
@@ -322,6 +329,8 @@ def test_a_results_file_is_never_overwritten_or_mixed(folder: Path, capsys: Capt
     before = Path(path).read_bytes()
     assert "contains results, which would be lost" in refusal(capsys, "bench", "norms", "--device", "cpu", "-o", path)
     assert "other inputs" in refusal(capsys, "bench", "activations", "--device", "cpu", "--resume", path)
+    for shape in (["--seq", "8"], ["--model", "gpt2"], ["--model", "gpt2", "--set", "num_hidden_layers=2"]):
+        assert "other inputs" in refusal(capsys, "bench", "norms", "--device", "cpu", *shape, "--resume", path)
     assert Path(path).read_bytes() == before
 
 

@@ -11,10 +11,14 @@ import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from hashlib import sha256
+from itertools import product
 from typing import Any, NamedTuple
 
+import msgspec
 import torch
 
+from llmbench.bench.experiments import EXPERIMENTS
 from llmbench.bench.pieces.piece import Setting
 from llmbench.bench.results.metrics import MachineLimits
 from llmbench.errors import CannotRunError
@@ -30,7 +34,7 @@ from llmbench.report.units import Unit
 from llmbench.sizing.work import Pass
 from llmbench.spec.model import ModelSpec
 
-__all__ = ["FULL", "QUICK", "Ask", "Chart", "Experiment", "Group", "Pace", "Summary", "run"]
+__all__ = ["FULL", "QUICK", "Ask", "Chart", "Experiment", "Group", "Pace", "Shape", "Summary", "run"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,13 +86,53 @@ QUICK = Pace(budget_s=0.1, warmup_s=0.02, max_samples=50)
 
 
 @dataclass(frozen=True, kw_only=True)
+class Shape:
+    """The shape that the user chose. The preset has the shape that the user did not choose.
+
+    - `model`: the model; None if no model was named.
+    - `changes`: the changes of the model (`--set`), as texts.
+    - `seq_lens`, `batches`: the numbers of tokens and of sequences; empty if none was chosen.
+    """
+
+    model: ModelSpec | None = None
+    changes: tuple[str, ...] = ()
+    seq_lens: tuple[int, ...] = ()
+    batches: tuple[int, ...] = ()
+
+    @property
+    def options(self) -> list[str]:
+        """The names of the options with which the user chose the shape."""
+        chosen = {"--model": self.model, "--seq": self.seq_lens, "--batch": self.batches}
+        return [option for option, value in chosen.items() if value]
+
+    @property
+    def digest(self) -> str | None:
+        """A short text that differs between models with different specs, for example two files with one name."""
+        if self.model is None:
+            return None
+        return sha256(msgspec.json.encode(self.model, order="sorted")).hexdigest()[:12]
+
+    @property
+    def case(self) -> dict[str, Scalar]:
+        """The fields that name the chosen model in a case. Without a chosen model, there are none."""
+        if self.model is None:
+            return {}
+        case: dict[str, Scalar] = {"model": self.model.name}
+        if self.changes:
+            case["set"] = ", ".join(self.changes)
+        return case
+
+
+@dataclass(frozen=True, kw_only=True)
 class Ask:
-    """The user's request to an experiment: the preset, the device, the number format, and the ranks that take part."""
+    """The user's request to an experiment: the preset, the device, the number format, the ranks that take part, and the
+    shape that replaces the shape of the preset."""
 
     quick: bool
     device: torch.device
     dtype: Format
     ranks: Ranks = ALONE
+    shape: Shape = Shape()
 
     @property
     def on_gpu(self) -> bool:
@@ -99,6 +143,18 @@ class Ask:
     def pace(self) -> Pace:
         """How long each group is timed."""
         return QUICK if self.quick else FULL
+
+    def lengths(self, preset: Iterable[int]) -> tuple[int, ...]:
+        """Return the numbers of tokens that the user chose, or those of the preset."""
+        return self.shape.seq_lens or tuple(preset)
+
+    def pairs(self, preset: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+        """Return the (batch, tokens) pairs of the preset, in which the numbers that the user chose replace those of the
+        preset."""
+        pairs = [
+            pair for batch, length in preset for pair in product(self.shape.batches or (batch,), self.lengths([length]))
+        ]
+        return tuple(dict.fromkeys(pairs))
 
     def setting(self, spec: ModelSpec, *, seq_len: int, batch: int = 1, direction: Pass = "forward") -> Setting:
         """Return the setting for a piece of the model `spec`, with the device and the number format of the request."""
@@ -132,6 +188,7 @@ class Experiment:
     - `columns`: the extra figures that the table shows, each as (key, heading, unit).
     - `derived(row, limits)` computes more figures from the time of a row.
     - `summary(ask, rows)` computes a table over all rows.
+    - `model_note`: the line that says what the experiment takes from a model that the user named.
     - `notes`: the lines that explain the figures below the table.
     - `processes`: the number of processes in which the experiment can run.
     - `name`: the name of the experiment. `named` sets it.
@@ -145,13 +202,17 @@ class Experiment:
     derived: Callable[[Row, MachineLimits], Mapping[str, Scalar]] = lambda row, limits: {}
     summary: Callable[[Ask, Sequence[Row]], Summary] | None = None
     processes: Processes = "one"
+    model_note: str = ""
     notes: tuple[str, ...] = ()
     name: str = ""
 
     def named(self, name: str) -> Experiment:
-        """Return a copy of the experiment with this name. Each group of the copy has `experiment` = `name`."""
+        """Return a copy of the experiment with this name. Each group of the copy has `experiment` = `name`.
+
+        The copy refuses a shape that the experiment has no meaning for."""
 
         def groups(ask: Ask) -> list[Group]:
+            EXPERIMENTS[name].refuse_others(name, ask.shape.options)
             return [replace(group, experiment=name) for group in self.groups(ask)]
 
         return replace(self, name=name, groups=groups)

@@ -5,19 +5,24 @@ The timed piece is the attention of one layer with its projections. The implemen
 There are two phases: a prefill of whole sequences, and a decoding step with a cache. The columns `parameters` and
 `cache per token` describe the timed layer.
 
-The column `largest batch` is computed like `llmbench memory --phase inference`. It assumes a whole model with the depth
-(32 layers) and the feed-forward ratio of LLaMA-2-7B, and the memory that was free at the start.
+The column `largest batch` is computed like `llmbench memory --phase inference`, with the memory that was free at the
+start. The whole model is the chosen model with this kind of attention in all layers. Without a chosen model, it has the
+depth (32 layers) and the feed-forward ratio of LLaMA-2-7B.
 """
 
 from __future__ import annotations
 
 from itertools import product
+from typing import NamedTuple
+
+from msgspec.structs import replace
 
 from llmbench.bench.candidates import Entry, entry_group
 from llmbench.bench.experiments.experiment import Ask, Experiment, Group
 from llmbench.bench.experiments.synthetic import heads, model_of
 from llmbench.bench.pieces import find_piece
 from llmbench.bench.pieces.blocks import STEP
+from llmbench.bench.pieces.reduce import attention_of, with_attention
 from llmbench.measure.results import Scalar
 from llmbench.model.devices import free_bytes
 from llmbench.sizing.kvcache import kv_cache
@@ -25,7 +30,9 @@ from llmbench.sizing.memory import inference_memory
 from llmbench.sizing.params import count_parameters
 from llmbench.sizing.recipe import PrecisionName
 from llmbench.spec.ffn import Gated
-from llmbench.spec.mixer import LatentAttention, Mixer
+from llmbench.spec.mixer import AttentionKind, LatentAttention, Mixer
+from llmbench.spec.model import ModelSpec
+from llmbench.spec.position import Rope
 
 __all__ = ["EXPERIMENT", "kinds", "largest_batch"]
 
@@ -33,24 +40,53 @@ LAYERS = 32
 """The number of layers of the model for which `largest batch` is computed, as in LLaMA-2-7B."""
 
 
-def kinds(count: int, head_dim: int) -> dict[str, Mixer]:
-    """Return the four kinds of attention with `count` query heads, by name.
+class Size(NamedTuple):
+    """The sizes that the four kinds of attention share. `kv_heads`: the KV heads of GQA. `latent`: the MLA of the
+    chosen model, if it has MLA."""
 
-    The widths of MLA have the ratios of DeepSeek-V2 (arXiv 2405.04434, section 3.1.2): the latent is as wide as four
-    heads, and the rotated part is half as wide as a head.
+    hidden: int
+    heads: int
+    head_dim: int
+    kv_heads: int
+    latent: LatentAttention | None = None
+
+    @classmethod
+    def usual(cls, heads: int, head_dim: int) -> Size:
+        """Return the sizes of a preset. GQA has one KV head per four heads."""
+        return cls(heads * head_dim, heads, head_dim, max(1, heads // 4))
+
+    @classmethod
+    def of_model(cls, spec: ModelSpec) -> Size:
+        """Return the sizes of the model's first attention. Its KV heads are those of GQA, if it is GQA."""
+        mixer = attention_of(with_attention(spec))
+        usual = cls.usual(mixer.num_attention_heads, mixer.value_dim)
+        own = mixer.num_key_value_heads
+        return usual._replace(
+            hidden=spec.hidden_size,
+            kv_heads=own if 1 < own < usual.heads else usual.kv_heads,
+            latent=mixer if isinstance(mixer, LatentAttention) else None,
+        )
+
+
+def kinds(size: Size) -> dict[str, Mixer]:
+    """Return the four kinds of attention, by name.
+
+    The MLA of the chosen model has its own widths. Otherwise, the widths of MLA have the ratios of DeepSeek-V2 (arXiv
+    2405.04434, section 3.1.2): the latent is as wide as four heads, and the rotated part is half as wide as a head.
     """
-    grouped = max(1, count // 4)
+    head_dim = size.head_dim
+    latent = size.latent or LatentAttention(
+        num_attention_heads=size.heads,
+        kv_lora_rank=4 * head_dim,
+        qk_nope_head_dim=head_dim,
+        qk_rope_head_dim=head_dim // 2,
+        v_head_dim=head_dim,
+    )
     return {
-        "MHA": heads(count, count, head_dim),
-        "GQA": heads(count, grouped, head_dim),
-        "MQA": heads(count, 1, head_dim),
-        "MLA": LatentAttention(
-            num_attention_heads=count,
-            kv_lora_rank=4 * head_dim,
-            qk_nope_head_dim=head_dim,
-            qk_rope_head_dim=head_dim // 2,
-            v_head_dim=head_dim,
-        ),
+        "MHA": heads(size.heads, size.heads, head_dim),
+        "GQA": heads(size.heads, size.kv_heads, head_dim),
+        "MQA": heads(size.heads, 1, head_dim),
+        "MLA": replace(latent, sliding_window=None, indexer=None, positions=None),
     }
 
 
@@ -65,41 +101,44 @@ CPU_STEPS: Shapes = tuple(product((1, 8), (1024, 4096)))
 def groups(ask: Ask) -> list[Group]:
     """Return one group for each phase and each pair of batch and context."""
     if ask.on_gpu:
-        size = (32, 128)
+        size = Size.usual(32, 128)
         prefills, steps = (((1, 2048),), ((32, 4096),)) if ask.quick else (GPU_PREFILLS, GPU_STEPS)
     else:
-        size = (8, 32) if ask.quick else (8, 64)
+        size = Size.usual(8, 32) if ask.quick else Size.usual(8, 64)
         prefills, steps = (((1, 64),), ((2, 128),)) if ask.quick else (CPU_PREFILLS, CPU_STEPS)
-    cases = [("prefill", shape) for shape in prefills] + [("decode", shape) for shape in steps]
+    if ask.shape.model is not None:
+        size = Size.of_model(ask.shape.model)
+    cases = [("prefill", shape) for shape in ask.pairs(prefills)] + [("decode", shape) for shape in ask.pairs(steps)]
     free = free_bytes(ask.device)  # The free memory is read once, so that all kinds of attention get the same value.
     return [_group(ask, free, size, phase, batch, context) for phase, (batch, context) in cases]
 
 
-def _group(ask: Ask, free: int | None, size: tuple[int, int], phase: str, batch: int, context: int) -> Group:
-    count, head_dim = size
-    hidden = count * head_dim
+def _group(ask: Ask, free: int | None, size: Size, phase: str, batch: int, context: int) -> Group:
     impl = "flash" if ask.on_gpu else "sdpa"  # On a CPU, flash refuses MLA: the keys of MLA are wider than the values.
     piece = find_piece("block") if phase == "prefill" else STEP
     entries = []
-    for name, mixer in kinds(count, head_dim).items():
-        spec = model_of(name, hidden, mixer=mixer)
+    for name, mixer in kinds(size).items():
+        spec = model_of(name, size.hidden, mixer=mixer)
         extra: dict[str, Scalar] = {
             "parameters": count_parameters(spec).components["attention"],
             "kv_bytes_per_token": kv_cache(spec, context, kv_dtype=ask.dtype).bytes_per_token,
-            "largest_batch": largest_batch(ask, free, hidden, mixer, context),
+            "largest_batch": largest_batch(ask, free, size.hidden, mixer, context),
             "tokens": batch * (context if phase == "prefill" else 1),
         }
         setting = ask.setting(spec, batch=batch, seq_len=context)
         entries.append(Entry(label=name, piece=piece, setting=setting, impl=impl, extra=extra))
     case: dict[str, Scalar] = {
-        "hidden_size": hidden,
-        "heads": count,
-        "head_dim": head_dim,
+        **ask.shape.case,
+        "hidden_size": size.hidden,
+        "heads": size.heads,
+        "head_dim": size.head_dim,
         "dtype": ask.dtype,
         "phase": phase,
         "batch": batch,
         "context": context,
     }
+    if ask.shape.model is not None:
+        case["kv_heads"] = size.kv_heads
     return entry_group(entries, case=case, pace=ask.pace)
 
 
@@ -110,8 +149,7 @@ def largest_batch(ask: Ask, free: int | None, hidden: int, mixer: Mixer, context
     """
     if free is None:
         return None
-    ffn = Gated(intermediate_size=round(8 * hidden / 3 / 64) * 64)
-    spec = model_of("served", hidden, mixer=mixer, ffn=ffn, layers=LAYERS, vocab=32000)
+    spec = _served(ask.shape.model, hidden, mixer)
     precision: PrecisionName = "fp32" if ask.dtype == "fp32" else "bf16"
 
     def fits(batch: int) -> bool:
@@ -128,6 +166,18 @@ def largest_batch(ask: Ask, free: int | None, hidden: int, mixer: Mixer, context
     return least
 
 
+def _served(model: ModelSpec | None, hidden: int, mixer: Mixer) -> ModelSpec:
+    """Return the whole model for which `largest batch` is computed. All its attention layers have this mixer."""
+    if model is None:
+        ffn = Gated(intermediate_size=round(8 * hidden / 3 / 64) * 64)
+        return model_of("served", hidden, mixer=mixer, ffn=ffn, layers=LAYERS, vocab=32000)
+    layers = {
+        name: replace(layer, mixer=mixer) if isinstance(layer.mixer, AttentionKind) else layer
+        for name, layer in model.layers.items()
+    }
+    return replace(model, layers=layers, positions=Rope(), published_parameters=None).check()
+
+
 EXPERIMENT = Experiment(
     question="how do MHA, GQA, MQA and MLA of equal hidden size differ in cache size, speed and largest batch?",
     groups=groups,
@@ -137,9 +187,11 @@ EXPERIMENT = Experiment(
         ("kv_bytes_per_token", "cache per token", "bytes"),
         ("largest_batch", "largest batch", "count"),
     ),
+    model_note="the attention has the sizes of the model's attention, without its windows, norms and biases",
     notes=(
         "parameters, cache per token: the values of the timed attention layer with its projections",
-        f"largest batch: the largest number of sequences of `context` tokens that a model of {LAYERS} such layers with"
-        " LLaMA's feed-forward can serve at once in the free memory. It is computed, not measured",
+        "largest batch: the largest number of sequences of `context` tokens that the whole model can serve at once in"
+        f" the free memory, with this attention in all layers. Without --model, the model has {LAYERS} layers with"
+        " LLaMA's feed-forward. The number is computed, not measured",
     ),
 )

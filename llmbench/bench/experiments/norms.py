@@ -28,8 +28,11 @@ def groups(ask: Ask) -> list[Group]:
         tokens, widths = (4096, (4096,)) if ask.quick else (16384, (1024, 2048, 4096, 8192, 16384))
     else:
         tokens, widths = (64, (256,)) if ask.quick else (2048, (512, 1024, 2048, 4096))
+    if ask.shape.model is not None:
+        widths = (ask.shape.model.hidden_size,)
     passes: tuple[Pass, ...] = ("forward", "both")
-    return [_group(ask, tokens, *case) for case in product(("alone", "with residual"), passes, widths)]
+    cases = product(ask.lengths([tokens]), ("alone", "with residual"), passes, widths)
+    return [_group(ask, *case) for case in cases]
 
 
 def _group(ask: Ask, tokens: int, what: str, direction: Pass, width: int) -> Group:
@@ -43,6 +46,7 @@ def _group(ask: Ask, tokens: int, what: str, direction: Pass, width: int) -> Gro
         setting = ask.setting(spec, seq_len=tokens, direction=direction)
         entries += [Entry(label=name + label, piece=piece, setting=setting, impl=impl) for label, impl in impls.items()]
     case: dict[str, Scalar] = {
+        **ask.shape.case,
         "what": what,
         "pass": direction,
         "tokens": tokens,

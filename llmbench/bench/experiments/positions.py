@@ -7,12 +7,16 @@ every layer.
 
 from __future__ import annotations
 
+import msgspec
+
 from llmbench.bench.candidates import Entry, entry_group
 from llmbench.bench.experiments.experiment import Ask, Chart, Experiment, Group
 from llmbench.bench.experiments.synthetic import heads, model_of
 from llmbench.bench.pieces import find_piece
+from llmbench.bench.pieces.blocks import decoder_only
 from llmbench.measure.results import Scalar
 from llmbench.spec.ffn import Dense
+from llmbench.spec.model import ModelSpec
 from llmbench.spec.position import Alibi, LearnedPositions, NoPositions, Positions, Rope, SinusoidalPositions
 
 __all__ = ["EXPERIMENT"]
@@ -26,25 +30,38 @@ def groups(ask: Ask) -> list[Group]:
     else:
         layers, hidden, dim = (2, 128, 32) if ask.quick else (4, 512, 64)
         lengths = (64,) if ask.quick else (256, 1024)
-    return [_group(ask, layers, hidden, dim, length) for length in lengths]
+    if ask.shape.model is not None:
+        model = decoder_only(ask.shape.model)
+    else:
+        mixer, ffn = heads(hidden // dim, hidden // dim, dim), Dense(intermediate_size=4 * hidden)
+        model = model_of("small", hidden, mixer=mixer, ffn=ffn, layers=layers)
+    return [_group(ask, model, *shape) for shape in ask.pairs((1, length) for length in lengths)]
 
 
-def _group(ask: Ask, layers: int, hidden: int, dim: int, length: int) -> Group:
+def _group(ask: Ask, model: ModelSpec, batch: int, length: int) -> Group:
+    rope = model.positions if isinstance(model.positions, Rope) else Rope()
     kinds: dict[str, tuple[Positions, str]] = {
         "none": (NoPositions(), "flash"),
         "learned": (LearnedPositions(num_positions=length), "flash"),
         "sinusoidal": (SinusoidalPositions(), "flash"),
-        "RoPE": (Rope(), "flash"),
-        "RoPE fused": (Rope(), "rope-fused"),
+        "RoPE": (rope, "flash"),
+        "RoPE fused": (rope, "rope-fused"),
         "ALiBi": (Alibi(), "flash"),
     }
-    mixer, ffn = heads(hidden // dim, hidden // dim, dim), Dense(intermediate_size=4 * hidden)
     entries = []
     for name, (positions, impl) in kinds.items():
-        spec = model_of(name, hidden, mixer=mixer, ffn=ffn, positions=positions, layers=layers)
-        setting = ask.setting(spec, seq_len=length)
+        spec = msgspec.structs.replace(model, name=name, positions=positions, published_parameters=None).check()
+        setting = ask.setting(spec, batch=batch, seq_len=length)
         entries.append(Entry(label=name, piece=find_piece("model"), setting=setting, impl=impl))
-    case: dict[str, Scalar] = {"layers": layers, "hidden_size": hidden, "dtype": ask.dtype, "seq_len": length}
+    case: dict[str, Scalar] = {
+        **ask.shape.case,
+        "layers": model.num_hidden_layers,
+        "hidden_size": model.hidden_size,
+        "dtype": ask.dtype,
+        "seq_len": length,
+    }
+    if batch > 1:
+        case["batch"] = batch
     return entry_group(entries, case=case, pace=ask.pace)
 
 

@@ -27,7 +27,7 @@ from llmbench.model.step import Step
 from llmbench.sizing.op import Op
 from llmbench.spec.model import ModelSpec
 
-__all__ = ["BLOCK", "LOSS", "MODEL", "STEP", "decoder_of", "parameters_of"]
+__all__ = ["BLOCK", "LOSS", "MODEL", "STEP", "decoder_of", "decoder_only", "parameters_of"]
 
 Versions = Callable[[torch.dtype], Decoder]
 """A function that takes a number format and returns the model in that format. All formats have the same weights."""
@@ -148,7 +148,7 @@ def _model(setting: Setting) -> BuiltPiece:
     return BuiltPiece(run=run, inputs=inputs, parameters=parameters_of(version, lambda model: model), model=model)
 
 
-def _decoder_only(spec: ModelSpec) -> ModelSpec:
+def decoder_only(spec: ModelSpec) -> ModelSpec:
     """Return the model unchanged. Raises UnsupportedError for a model with an encoder."""
     if spec.encoder is not None:
         raise UnsupportedError(
@@ -158,7 +158,7 @@ def _decoder_only(spec: ModelSpec) -> ModelSpec:
 
 
 def _with_any_layer(spec: ModelSpec) -> ModelSpec:
-    return with_layer(_decoder_only(spec), "layers", lambda layer: True)
+    return with_layer(decoder_only(spec), "layers", lambda layer: True)
 
 
 def _in_layer(op: Op) -> bool:
@@ -190,7 +190,7 @@ STEP = Piece(
 )
 
 MODEL = Piece(
-    reduce=_decoder_only,
+    reduce=decoder_only,
     has=lambda op: True,
     backward_only=("loss",),
     build=_model,

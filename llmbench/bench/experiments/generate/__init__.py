@@ -18,7 +18,7 @@ from llmbench.bench.correctness import check_factor
 from llmbench.bench.experiments.experiment import Ask, Chart, Experiment, Group
 from llmbench.bench.experiments.generate.server import Server
 from llmbench.bench.experiments.synthetic import heads, model_of
-from llmbench.bench.pieces.blocks import decoder_of
+from llmbench.bench.pieces.blocks import decoder_of, decoder_only
 from llmbench.bench.pieces.piece import Setting
 from llmbench.bench.pieces.reduce import layer_of_each_kind
 from llmbench.kernels.proof.accuracy import Verdict, check_against
@@ -32,6 +32,7 @@ from llmbench.model.formats import DTYPES
 from llmbench.model.implementations import described, implementation
 from llmbench.sizing.dtypes import bytes_of
 from llmbench.sizing.kvcache import kv_cache
+from llmbench.sizing.lengths import refuse_beyond_positions
 from llmbench.sizing.lower import lower
 from llmbench.sizing.memory import widest_bytes
 from llmbench.sizing.op import Op
@@ -177,7 +178,7 @@ def group_of(case: Case, impls: Sequence[str], ask: Ask, checks: Checks) -> Grou
     graphs = (False, True) if case.device.type == "cuda" and case.phase != "first token" else (False,)
     variants = {impl + " graph" * graph: (impl, graph) for impl in impls for graph in graphs}
     fields: dict[str, Scalar] = {
-        "model": case.spec.name,
+        **(ask.shape.case or {"model": case.spec.name}),
         "dtype": case.dtype,
         "phase": case.phase,
         "batch": case.batch,
@@ -318,6 +319,21 @@ class Plan(NamedTuple):
 
 
 def plans(ask: Ask) -> list[Plan]:
+    """Return the models and shapes of a preset. The model and the shapes that the user chose replace them."""
+    preset = _preset(ask)
+    if ask.shape.model is not None:
+        preset = [preset[0]._replace(spec=decoder_only(ask.shape.model))]
+    chosen = [
+        plan._replace(reads=ask.pairs(plan.reads), steps=ask.pairs(plan.steps), answers=ask.pairs(plan.answers))
+        for plan in preset
+    ]
+    for plan in chosen:
+        for case in plan.cases(ask):
+            refuse_beyond_positions(plan.spec, case.context + case.new_tokens)
+    return chosen
+
+
+def _preset(ask: Ask) -> list[Plan]:
     """Return the models and shapes of a preset. A CPU runs neither the Triton kernels nor CUDA graphs."""
     if not ask.on_gpu:
         impls = "standard", "sdpa", "flash"

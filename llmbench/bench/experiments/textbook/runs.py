@@ -129,7 +129,7 @@ def norm(direction: Pass, ask: Ask) -> Group:
 def glu(direction: Pass, ask: Ask) -> Group:
     """Return the group that compares a GELU and a SwiGLU feed-forward in plain torch."""
     tokens, hidden = (8192, 4096) if ask.on_gpu else (32, 192) if ask.quick else (256, 768)
-    shapes, entries = activations.shapes(hidden), []
+    shapes, entries = activations.shapes(activations.equal_widths(hidden)), []
     for name in ("GELU", "SwiGLU"):
         spec = model_of(name, hidden, ffn=shapes[name][0])
         setting = ask.setting(spec, seq_len=tokens, direction=direction)

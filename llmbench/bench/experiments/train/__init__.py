@@ -17,7 +17,7 @@ from llmbench.bench.experiments.synthetic import heads, model_of
 from llmbench.bench.experiments.train.sharding import Sharding
 from llmbench.bench.experiments.train.step import Trainer, TrainStep, verdicts
 from llmbench.bench.extra_candidates.compiled import forget_compiled
-from llmbench.bench.pieces.blocks import decoder_of
+from llmbench.bench.pieces.blocks import decoder_of, decoder_only
 from llmbench.bench.pieces.piece import Setting
 from llmbench.bench.results.metrics import MachineLimits
 from llmbench.errors import LLMBenchError
@@ -28,6 +28,7 @@ from llmbench.measure.reference import ReferenceMeasurements
 from llmbench.measure.results import Row, Scalar
 from llmbench.model.implementations import described
 from llmbench.sizing.flops import Flops, count_flops
+from llmbench.sizing.lengths import refuse_beyond_positions
 from llmbench.sizing.lower import lower
 from llmbench.sizing.memory import Memory
 from llmbench.sizing.op import Op
@@ -114,7 +115,7 @@ def group_of(setting: Setting, steps: Sequence[TrainStep], ask: Ask) -> Group:
     """Return the group that compares these steps at one setting. The batch of the setting is the batch of all ranks
     together. Steps with the same sharding share a model."""
     case: dict[str, Scalar] = {
-        "model": setting.spec.name,
+        **(ask.shape.case or {"model": setting.spec.name}),
         "dtype": setting.dtype,
         "batch": setting.batch,
         "seq_len": setting.seq_len,
@@ -215,8 +216,18 @@ def groups(ask: Ask) -> list[Group]:
 
 
 def plan(ask: Ask) -> tuple[ModelSpec, tuple[tuple[int, int], ...]]:
-    """Return the model of a preset and its shapes. A shape is a pair: the batch per rank, and the tokens per
-    sequence."""
+    """Return the model and its shapes: those that the user chose, or those of the preset. A shape is a pair: the batch
+    per rank, and the tokens per sequence."""
+    spec, shapes = _preset(ask)
+    if ask.shape.model is not None:
+        spec = decoder_only(ask.shape.model)
+    pairs = ask.pairs(shapes)
+    for _, seq_len in pairs:
+        refuse_beyond_positions(spec, seq_len)
+    return spec, pairs
+
+
+def _preset(ask: Ask) -> tuple[ModelSpec, tuple[tuple[int, int], ...]]:
     if ask.on_gpu:
         shapes = ((1, 2048),) if ask.quick else ((4, 2048), (1, 8192))
         return load_bundled("llama3.2-1b"), shapes
