@@ -5,153 +5,64 @@ No other package of llmbench prints text or ends the process.
 
 from __future__ import annotations
 
-import io
-import os
 import sys
-from contextlib import suppress
-from importlib import import_module
-from typing import Annotated, Any
 
-import typer
-
-from llmbench._version import __version__
-from llmbench.errors import LLMBenchError
-
-COMMANDS = {
-    "specs": "llmbench.cli.specs",
-    "params": "llmbench.cli.params",
-    "flops": "llmbench.cli.flops",
-    "kvcache": "llmbench.cli.kvcache",
-    "memory": "llmbench.cli.memory",
-    "compare": "llmbench.cli.compare",
-    "model": "llmbench.cli.model",
-    "kernels": "llmbench.cli.kernels",
-    "profile": "llmbench.cli.profile",
-    "bench": "llmbench.cli.bench",
-    "diff": "llmbench.cli.diff",
-    "env": "llmbench.cli.env",
+GROUPS: dict[str, dict[str, str]] = {
+    "Size": {
+        "params": "llmbench.cli.params",
+        "flops": "llmbench.cli.flops",
+        "kvcache": "llmbench.cli.kvcache",
+        "memory": "llmbench.cli.memory",
+        "compare": "llmbench.cli.compare",
+    },
+    "Measure": {
+        "model": "llmbench.cli.model",
+        "profile": "llmbench.cli.profile",
+        "bench": "llmbench.cli.bench",
+        "kernels": "llmbench.cli.kernels",
+        "diff": "llmbench.cli.diff",
+    },
+    "Learn": {},
+    "Data": {
+        "specs": "llmbench.cli.specs",
+        "env": "llmbench.cli.env",
+    },
 }
-"""The module of each command. `llmbench --help` lists the commands in this order."""
+"""The module of each command, by group. `llmbench --help` lists the groups and commands in this order."""
 
-BUG = 101
-"""The exit code after an unexpected exception."""
+COMMANDS: dict[str, str] = {name: module for group in GROUPS.values() for name, module in group.items()}
+"""The module of each command."""
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command and end the process with the exit code of the command.
 
-    0: the command succeeded. 1: a result is wrong, an implementation failed, or `diff` found a regression. 2: the input
-    is wrong. 3: the command cannot run on this machine. 101: llmbench has a bug.
+    0: the command succeeded. 1: the verdict is negative: a result is wrong, an implementation failed, `diff` found a
+    regression, or a model fits on no device. 2: the input is wrong. 3: the command cannot run on this machine. 101:
+    llmbench has a bug.
     """
+    import gc
+
+    words = sys.argv[1:] if arguments is None else arguments
+    import io
+
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() not in ("utf-8", "utf8"):
             stream.reconfigure(errors="replace")  # prints ? if the encoding lacks a character, such as ×
-    raise SystemExit(run(sys.argv[1:] if arguments is None else arguments))
+    gc.disable()  # The imports create many objects and no garbage. A collection would only visit these objects.
+    from llmbench.cli import application
+
+    gc.enable()
+    code = application.run(words)
+    if "torch" not in sys.modules:
+        # When the process ends, the interpreter visits every object that is not frozen. This would take a fifth of the
+        # time of a sizing command. Triton reports objects that are not freed, so they are not frozen.
+        gc.freeze()
+    raise SystemExit(code)
 
 
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code. Errors and hints are written to stderr."""
-    try:
-        code = _run(arguments)
-        sys.stdout.flush()
-        return code
-    except (SystemExit, BrokenPipeError):  # typer raises SystemExit if the pipe is broken
-        _leave_stdout()
-        return 0  # a closed pipe is not an error: `llmbench … | head` closes it early
-    except (KeyboardInterrupt, typer.Abort):
-        return 130
-    except Exception as problem:
-        # An OSError without a file name means that writing to stdout failed.
-        if isinstance(problem, OSError) and problem.filename is None and problem.strerror:
-            _leave_stdout()
-            _report(f"cannot write the answer to stdout: {problem.strerror}")
-            return 2
-        import traceback
+    from llmbench.cli import application
 
-        traceback.print_exc()
-        _report("this is a bug in llmbench", "please report the lines above and the command that you ran")
-        return BUG
-
-
-def _run(arguments: list[str]) -> int:
-    # Typer does not export the base class of its usage errors, so we take the class from the bases of an exported
-    # error.
-    usage_error: Any = typer.BadParameter.__mro__[2]
-    try:
-        result = build(arguments)(args=arguments, prog_name="llmbench", standalone_mode=False)
-        return result if isinstance(result, int) else 0
-    except LLMBenchError as problem:
-        _report(str(problem), problem.hint)
-        return problem.exit_code
-    except usage_error as problem:
-        message = problem.format_message()
-        if message.startswith("Usage:"):  # if no command is given, typer raises the help text as an error
-            print(message)
-            return 0
-        _report(message, _usage_hint(problem))
-        return 2
-    except typer.Exit as stop:
-        return stop.exit_code
-
-
-def _leave_stdout() -> None:
-    """Redirect stdout to the null device. Python flushes stdout when the process ends, which would fail again."""
-    with suppress(OSError, ValueError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
-
-
-def build(arguments: list[str]) -> Any:
-    """Build the typer application with only the command that `arguments` name, so that no other module is imported.
-
-    If `arguments` name no command, the application has all commands, because the help lists them.
-    """
-    app = typer.Typer(
-        name="llmbench",
-        help="Size, profile and benchmark language models. All figures come from one description of the model.",
-        no_args_is_help=True,
-        add_completion=False,
-        rich_markup_mode=None,
-        context_settings={"help_option_names": ["-h", "--help"]},
-    )
-    app.callback()(_root)
-    wanted = next((argument for argument in arguments if not argument.startswith("-")), None)
-    names = [wanted] if wanted in COMMANDS else list(COMMANDS)
-    for name in names:
-        command = import_module(COMMANDS[name]).command
-        if isinstance(command, typer.Typer):
-            app.add_typer(command, name=name)
-        else:
-            app.command(name)(command)
-    return app
-
-
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        print(f"llmbench {__version__}")
-        raise typer.Exit
-
-
-def _root(
-    version: Annotated[
-        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
-    ] = False,
-) -> None:
-    pass
-
-
-def _report(message: str, hint: str | None = None) -> None:
-    text = f"error: {message}\n"
-    if hint:
-        text += f"\nhint: {hint}\n"
-    sys.stderr.write(text)
-
-
-def _usage_hint(problem: Any) -> str:
-    context = getattr(problem, "ctx", None)
-    path = context.command_path if context is not None else "llmbench"
-    message = problem.format_message()
-    if message.startswith("No such command '"):
-        return "`llmbench --help` lists all commands"
-    return f"`{path} --help` shows all arguments and options"
+    return application.run(arguments)
