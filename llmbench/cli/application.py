@@ -12,10 +12,26 @@ import typer
 
 from llmbench._version import __version__
 from llmbench.cli import COMMANDS
+from llmbench.cli.help import HelpfulCommand, HelpfulGroup
 from llmbench.errors import LLMBenchError
 
 BUG = 101
 """The exit code after an unexpected exception."""
+
+HELP = """Size, profile and benchmark language models. All figures come from one description of the model.
+
+Examples:
+
+  llmbench params llama2-7b
+
+  llmbench memory llama3-70b --layout tp=8 --seq 8k
+
+  llmbench profile attention --device cpu
+
+  llmbench flops --help
+"""
+WIDEST_HELP = 120
+"""The largest number of columns of a help text. A narrower terminal gets a narrower help text."""
 
 
 def run(arguments: list[str]) -> int:
@@ -54,7 +70,7 @@ def _run(arguments: list[str]) -> int:
         return problem.exit_code
     except usage_error as problem:
         message = problem.format_message()
-        if message.startswith("Usage:"):  # if no command is given, typer raises the help text as an error
+        if "Usage:" in message[:20]:  # if no command is given, typer raises the help text as an error
             print(message)
             return 0
         _report(message, _usage_hint(problem))
@@ -78,11 +94,12 @@ def build(arguments: list[str]) -> Any:
     """
     app = typer.Typer(
         name="llmbench",
-        help="Size, profile and benchmark language models. All figures come from one description of the model.",
+        help=HELP,
         no_args_is_help=True,
         add_completion=False,
-        rich_markup_mode=None,
-        context_settings={"help_option_names": ["-h", "--help"]},
+        rich_markup_mode=None,  # rich lengthens the help of a command by the time of its import
+        cls=HelpfulGroup,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDEST_HELP},
     )
     app.callback()(_root)
     wanted = next((argument for argument in arguments if not argument.startswith("-")), None)
@@ -90,9 +107,11 @@ def build(arguments: list[str]) -> Any:
     for name in names:
         command = import_module(COMMANDS[name]).command
         if isinstance(command, typer.Typer):
-            app.add_typer(command, name=name)
+            for inner in command.registered_commands:
+                inner.cls = HelpfulCommand
+            app.add_typer(command, name=name, cls=HelpfulGroup)
         else:
-            app.command(name)(command)
+            app.command(name, cls=HelpfulCommand)(command)
     return app
 
 

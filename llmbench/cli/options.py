@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from llmbench.cli.help import OUTPUT
 from llmbench.errors import LLMBenchError
 from llmbench.report.document import NOTES, Document, View
 from llmbench.report.render import Format, render
@@ -123,13 +124,20 @@ As = Annotated[
         "-f",
         help="Format of the answer. With --output, the default follows the file name: .json, .csv or .md.",
         callback=_format,
+        rich_help_panel=OUTPUT,
     ),
 ]
 Output = Annotated[
     Path | None,
     # eager, because the callback of --format reads the value
     typer.Option(
-        "--output", "-o", metavar="FILE", help="Write the answer to a file.", show_default=False, is_eager=True
+        "--output",
+        "-o",
+        metavar="FILE",
+        help="Write the answer to a file.",
+        show_default=False,
+        is_eager=True,
+        rich_help_panel=OUTPUT,
     ),
 ]
 Explain = Annotated[bool, typer.Option("--explain", help="Also show each formula with its numbers filled in.")]
@@ -182,8 +190,14 @@ def working(activity: str) -> AbstractContextManager[object]:
     return Console(stderr=True).status(f"{activity} …")
 
 
-Wide = Annotated[bool, typer.Option("--wide", help="Show all columns of the tables, however long the lines are.")]
-Notes = Annotated[bool, typer.Option("--notes", help=f"Show all notes below a table, not only the first {NOTES}.")]
+Wide = Annotated[
+    bool,
+    typer.Option("--wide", help="Show all columns of the tables, however long the lines are.", rich_help_panel=OUTPUT),
+]
+Notes = Annotated[
+    bool,
+    typer.Option("--notes", help=f"Show all notes below a table, not only the first {NOTES}.", rich_help_panel=OUTPUT),
+]
 _view: ContextVar[View] = ContextVar("view")
 """The values of --wide and --notes of the running command."""
 
