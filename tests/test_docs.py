@@ -67,6 +67,10 @@ def test_references_are_up_to_date(module: ModuleType) -> None:
     assert module.TARGET.read_text(encoding="utf-8") == module.reference(), f"run python {module.__file__}"
 
 
+def test_the_table_for_completion_is_up_to_date() -> None:
+    assert reference.TABLE.read_text(encoding="utf-8") == reference.table(), f"run python {reference.__file__}"
+
+
 @pytest.mark.parametrize("page", components.PAGES)
 def test_component_pages_list_the_models_that_use_each_feature(page: str) -> None:
     path = components.FOLDER / f"{page}.md"

@@ -1,11 +1,12 @@
-"""Write docs/commands.md from the help texts of the commands.
+"""Write docs/commands.md from the help texts of the commands, and the table from which shells complete words.
 
-python tools/command_reference.py            # write the page
-python tools/command_reference.py --check    # compare; exit 1 if the page is out of date
+python tools/command_reference.py            # write the page and the table
+python tools/command_reference.py --check    # compare; exit 1 if one of them is out of date
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +14,16 @@ from typing import Any
 
 from typer.main import get_command
 
-from llmbench.cli import build
+from llmbench.bench.experiments import EXPERIMENTS
+from llmbench.bench.extra_candidates import CANDIDATES
+from llmbench.bench.pieces import PIECES
+from llmbench.cli import completion
+from llmbench.cli.application import build
+from llmbench.kernels.registry import KERNELS
+from llmbench.model.implementations import IMPLEMENTATIONS
 
 TARGET = Path(__file__).parent.parent / "docs" / "commands.md"
+TABLE = Path(completion.TABLE)
 WIDTH = 100
 
 HEAD = """\
@@ -54,16 +62,66 @@ def reference() -> str:
     return "\n".join(parts)
 
 
+NAMES: dict[str, list[str]] = {
+    "MODEL": ["<models>"],
+    "PIECE": [*PIECES],
+    "EXPERIMENT": [*EXPERIMENTS],
+    "DEVICE": ["auto", "cpu", "cuda"],
+    "model device": ["auto", "cpu", "cuda", "meta"],
+    "memory device": ["<devices>"],
+    "model impl": [*IMPLEMENTATIONS],
+    "profile impl": [*CANDIDATES],
+    "kernels bench names": [*KERNELS],
+    "kernels check names": [*KERNELS],
+    "kernels inspect names": [*KERNELS],
+    "specs show name": ["<models>", "<devices>"],
+}
+"""The names that a shell completes for a parameter, by its metavar, or by its command and its name."""
+
+
+def table() -> str:
+    """Return the table from which `llmbench.cli.completion` completes words."""
+    return json.dumps(_entry(get_command(build([])), ""), ensure_ascii=False, indent=0) + "\n"
+
+
+def _entry(command: Any, name: str) -> dict[str, Any]:
+    """Return the options, the arguments and the commands of a command."""
+    context = command.make_context(name or "llmbench", [], resilient_parsing=True)
+    options, arguments = {}, []
+    for parameter in command.get_params(context):
+        metavar = (parameter.metavar or "").strip("[].")
+        names = NAMES.get(f"{name} {parameter.name}", NAMES.get(metavar))
+        values = names or getattr(parameter.type, "choices", None)
+        if parameter.param_type_name == "argument":
+            arguments.append({"values": values, "several": parameter.nargs != 1})
+            continue
+        flag = parameter.is_flag or parameter.name == "help"
+        about = {"help": _sentence(parameter.help), "values": [] if flag else values}
+        options |= dict.fromkeys(sorted(parameter.opts), about)  # the names of --help have no order
+    inner = getattr(command, "commands", {})
+    return {
+        "help": _sentence(command.help),
+        "options": options,
+        "arguments": arguments,
+        "commands": {word: _entry(inner[word], f"{name} {word}".strip()) for word in inner},
+    }
+
+
+def _sentence(text: str | None) -> str:
+    """Return the first sentence of a help text."""
+    return " ".join((text or "").partition("\n\n")[0].split()).partition(". ")[0].rstrip(".:")
+
+
 def main() -> int:
-    """Write the page. With `--check`, only compare it, and return 1 if it is out of date."""
-    text = reference()
-    if "--check" in sys.argv[1:]:
-        if TARGET.exists() and TARGET.read_text(encoding="utf-8") == text:
-            return 0
-        print(f"{TARGET} is out of date: run python tools/command_reference.py", file=sys.stderr)
-        return 1
-    TARGET.write_text(text, encoding="utf-8")
-    return 0
+    """Write the page and the table. With `--check`, only compare, and return 1 if one of them is out of date."""
+    stale = 0
+    for path, text in ((TARGET, reference()), (TABLE, table())):
+        if "--check" not in sys.argv[1:]:
+            path.write_text(text, encoding="utf-8")
+        elif not path.exists() or path.read_text(encoding="utf-8") != text:
+            print(f"{path} is out of date: run python tools/command_reference.py", file=sys.stderr)
+            stale = 1
+    return stale
 
 
 if __name__ == "__main__":

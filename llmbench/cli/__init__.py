@@ -5,6 +5,7 @@ No other package of llmbench prints text or ends the process.
 
 from __future__ import annotations
 
+import os
 import sys
 
 GROUPS: dict[str, dict[str, str]] = {
@@ -33,6 +34,9 @@ GROUPS: dict[str, dict[str, str]] = {
 COMMANDS: dict[str, str] = {name: module for group in GROUPS.values() for name, module in group.items()}
 """The module of each command."""
 
+COMPLETE = "_LLMBENCH_COMPLETE"
+"""The environment variable with which a completion script asks for the words that can follow. It names the shell."""
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command and end the process with the exit code of the command.
@@ -44,6 +48,12 @@ def main(arguments: list[str] | None = None) -> None:
     import gc
 
     words = sys.argv[1:] if arguments is None else arguments
+    shell = os.environ.get(COMPLETE)
+    if shell is not None:
+        from llmbench.cli.completion import complete
+
+        print("\n".join(complete(words, shell)))
+        return
     import io
 
     for stream in (sys.stdout, sys.stderr):

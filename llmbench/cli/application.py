@@ -6,7 +6,7 @@ import os
 import sys
 from contextlib import suppress
 from importlib import import_module
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -96,7 +96,7 @@ def build(arguments: list[str]) -> Any:
         name="llmbench",
         help=HELP,
         no_args_is_help=True,
-        add_completion=False,
+        add_completion=False,  # llmbench.cli.completion answers without typer
         rich_markup_mode=None,  # rich lengthens the help of a command by the time of its import
         cls=HelpfulGroup,
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDEST_HELP},
@@ -121,10 +121,28 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _show_completion(shell: str | None) -> None:
+    if shell is not None:
+        from llmbench.cli.completion import SCRIPTS
+
+        print(SCRIPTS[shell])
+        raise typer.Exit
+
+
 def _root(
     version: Annotated[
         bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
     ] = False,
+    show_completion: Annotated[
+        Literal["bash", "zsh", "fish"] | None,
+        typer.Option(
+            "--show-completion",
+            help="Show the script that completes commands, options and names in a shell, and exit.",
+            is_eager=True,
+            callback=_show_completion,
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     pass
 

@@ -94,6 +94,6 @@ def coloured(text: str) -> str:
 _COLOURS = {
     r"^( {0,2})(Usage:|[A-Z][a-z ]*:$)": 1,  # bold headings
     r"^( {4})(llmbench .*)$": 32,  # green examples
-    r"^( {2})((?:-|\[?[A-Z]{2,}|[a-z][a-z-]*(?=  ))(?:\S| (?! ))*(?=  |$))": 36,  # options, arguments and commands in cyan
+    r"^( {2})((?:-|\[?[A-Z]{2,}|[a-z][a-z-]*(?=  ))(?:\S| (?! ))*(?=  |$))": 36,  # options, arguments, commands in cyan
 }
 """The colour of the second group of each pattern, as a number of an escape sequence."""
