@@ -148,7 +148,7 @@ def test_examples_of_the_pages_print_the_shown_output(path: Path, monkeypatch: p
     text = path.read_text(encoding="utf-8")
     for block in examples.BLOCK.finditer(text):
         if block["body"].startswith(examples.PROMPTS):
-            assert block["info"].strip() == "console", f"mark this block as console: {block['body'][:60]}"
+            assert block["info"].strip() in ("console", examples.RECORDED), f"not marked: {block['body'][:60]}"
     assert examples.actual(text) == text, "run python tools/doc_examples.py"
 
 
@@ -160,6 +160,13 @@ def test_python_examples_of_the_pages(path: Path) -> None:
         if block["info"].strip() == "pycon":
             example = doctest.DocTestParser().get_doctest(block["body"], {}, relative[path], str(path), 0)
             assert doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example).failed == 0
+
+
+@pytest.mark.parametrize("path", PAGES, ids=relative.get)
+def test_the_site_shows_every_block_as_code(path: Path) -> None:
+    """MkDocs shows a block with any other first line as a paragraph, without a warning."""
+    for block in examples.BLOCK.finditer(path.read_text(encoding="utf-8")):
+        assert re.fullmatch(r'\w*( title="[^"]+")?', block["info"].strip()), block["info"]
 
 
 def anchors(text: str) -> set[str]:

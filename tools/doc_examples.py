@@ -1,16 +1,20 @@
 """Run the examples of README.md and docs/, and compare their output with the pages.
 
-    python tools/doc_examples.py            # write the actual output into the pages
-    python tools/doc_examples.py --check    # compare; exit 1 and show the differences
+    python tools/doc_examples.py [PAGE...]             # write the actual output into the pages (default: all pages)
+    python tools/doc_examples.py --check [PAGE...]     # compare; exit 1 and show the differences
+    python tools/doc_examples.py --record PAGE...      # also run the examples that contain measured times
 
 An example is a fenced block marked `console`. Each command in it begins with `$ llmbench` or `$ python`. The output of
 a command (stdout, then stderr) follows the command. A line that contains only `…` stands for any number of lines. The
-examples of a page run in order, in one temporary folder that is empty at first. A block marked `json file=NAME` or
-`toml file=NAME` is first written to the file NAME in that folder.
+examples of a page run in order, in one temporary folder that is empty at first. A block marked `json title="NAME"` or
+`toml title="NAME"` is first written to the file NAME in that folder.
+
+A block marked `console title="recorded"` shows measured times, which differ in every run. It runs with --record only.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import difflib
 import io
@@ -26,6 +30,7 @@ from pathlib import Path
 from llmbench.cli import run
 
 ROOT = Path(__file__).parent.parent
+RECORDED = 'console title="recorded"'
 BLOCK = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 PROMPTS = ("$ llmbench", "$ python")
 ANYTHING = "…"
@@ -83,22 +88,22 @@ def folder() -> Iterator[None]:
             os.chdir(before)
 
 
-def actual(page: str) -> str:
-    """Return the text of the page with the actual output of its examples."""
+def actual(page: str, record: bool = False) -> str:
+    """Return the text of the page with the actual output of its examples. With `record`, run recorded examples too."""
+    runs = ("console", RECORDED) if record else ("console",)
 
     def filled(match: re.Match[str]) -> str:
         info, body = match["info"].strip(), match["body"]
-        _, _, name = info.partition(" file=")
-        if name:
-            Path(name).parent.mkdir(parents=True, exist_ok=True)
-            Path(name).write_text(body, encoding="utf-8")
-        if info != "console":
+        if named := re.fullmatch(r'(?:json|toml) title="(.+)"', info):
+            Path(named[1]).parent.mkdir(parents=True, exist_ok=True)
+            Path(named[1]).write_text(body, encoding="utf-8")
+        if info not in runs:
             return match[0]
         done = []
         for command, shown in commands(body):
             printed = output_of(command)
             done.append(f"$ {command}\n{shown if agrees(shown, printed) else printed}")
-        return f"```console\n{''.join(done)}```"
+        return f"```{info}\n{''.join(done)}```"
 
     with folder():
         return BLOCK.sub(filled, page)
@@ -111,17 +116,20 @@ def agrees(shown: str, printed: str) -> bool:
 
 
 def main() -> int:
-    """Write all pages. With `--check`, only print the differences, and return 1 if there are any."""
+    """Write the pages. With `--check`, only print the differences, and return 1 if there are any."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--record", action="store_true")
+    parser.add_argument("pages", metavar="PAGE", nargs="*", type=Path)
+    asked = parser.parse_args()
     stale = 0
-    for path in pages():
-        if not path.exists():
-            continue
+    for path in [page.resolve() for page in asked.pages] or pages():
         before = path.read_text(encoding="utf-8")
-        after = actual(before)
+        after = actual(before, asked.record)
         if after == before:
             continue
         stale += 1
-        if "--check" in sys.argv[1:]:
+        if asked.check:
             name = str(path.relative_to(ROOT))
             sys.stdout.writelines(
                 difflib.unified_diff(before.splitlines(True), after.splitlines(True), name, "real output")
@@ -129,7 +137,7 @@ def main() -> int:
         else:
             path.write_text(after, encoding="utf-8")
             print(f"{path.relative_to(ROOT)} rewritten")
-    return 1 if stale and "--check" in sys.argv[1:] else 0
+    return 1 if stale and asked.check else 0
 
 
 if __name__ == "__main__":
