@@ -106,7 +106,7 @@ def bundled_devices() -> tuple[str, ...]:
 
 def load_bundled(name: str) -> ModelSpec:
     """Return the bundled model with exactly this name. Aliases and other spellings are not accepted."""
-    return parse_spec(_text("models", name), f"spec {name}")
+    return parse_spec(model_text(name), f"spec {name}")
 
 
 @lru_cache(maxsize=64)
@@ -130,6 +130,11 @@ def device_memories() -> list[tuple[str, int]]:
         if figure is not None and head.get("nvml_names"):
             memories.append((name, int(figure["value"])))
     return sorted(memories, key=lambda device: (device[1], device[0]))
+
+
+def model_text(name: str) -> str:
+    """Return the text of the TOML file of a bundled model."""
+    return _text("models", name)
 
 
 def device_text(name: str) -> str:

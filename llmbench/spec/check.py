@@ -92,7 +92,7 @@ def _number_faults(part: Part) -> Iterator[Fault]:
 def _layer_faults(layers: dict[str, Layer], order: Sequence[str], at: str) -> Iterator[Fault]:
     """Yield contradictions between the kinds of layers and the pattern that gives the order of the layers."""
     if not order:
-        yield Fault(f"{at}pattern", "has no layers")
+        yield Fault(f"{at}pattern", "has no layers", 'write for example pattern = "32*block"')
     for name in order:
         if name not in layers:
             names = ", ".join(f"`{key}`" for key in layers)
@@ -101,7 +101,8 @@ def _layer_faults(layers: dict[str, Layer], order: Sequence[str], at: str) -> It
     used = set(order)
     for name, layer in layers.items():
         if name not in used:
-            yield Fault(f"{at}layers.{name}", f"is not used in `{at}pattern`")
+            hint = f"use `{name}` in the pattern, or remove the kind of layer"
+            yield Fault(f"{at}layers.{name}", f"is not used in `{at}pattern`", hint)
         tag = layer.shared_weights
         if tag is not None and any(tag == other.shared_weights for key, other in layers.items() if key != name):
             what = f"another kind of layer also uses the name `{tag}`"

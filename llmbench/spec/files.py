@@ -10,14 +10,8 @@ from typing import Any
 
 import msgspec
 
-from llmbench.errors import SpecError, suggestion
+from llmbench.errors import SpecError
 from llmbench.spec.model import ModelSpec
-
-SOURCE_TO_FILL_IN = "to be filled in: the page or paper that the figures come from"
-"""The placeholder for `source` in a spec that `specs import` wrote from a local config. The user replaces it.
-
-No bundled spec contains the placeholder.
-"""
 
 
 def parse_spec(text: str, where: str) -> ModelSpec:
@@ -25,18 +19,18 @@ def parse_spec(text: str, where: str) -> ModelSpec:
 
     where: name of the text. Error messages begin with it.
 
-    Raises SpecError if the text is not TOML or a field is invalid. The message names the field.
+    Raises SpecError if the text is not TOML or a field is invalid. The message names the line and the field.
     """
     try:
-        spec = msgspec.toml.decode(text, type=ModelSpec)
-    except msgspec.ValidationError as problem:
-        raise invalid(where, problem) from None
+        return msgspec.toml.decode(text, type=ModelSpec).check()
+    except (msgspec.ValidationError, SpecError) as problem:
+        from llmbench.spec.diagnosis import refused_text  # imported here, because only a wrong spec needs it
+
+        raise refused_text(where, text, problem) from None
     except (msgspec.DecodeError, RecursionError, ValueError) as problem:
-        raise SpecError(f"{where} is not valid TOML: {problem}") from None
-    try:
-        return spec.check()
-    except SpecError as problem:
-        raise SpecError(f"{where}: {problem}", hint=problem.hint) from None
+        from llmbench.spec.diagnosis import invalid_toml
+
+        raise invalid_toml(where, text, problem) from None
 
 
 def read_spec(path: Path) -> ModelSpec:
@@ -133,15 +127,16 @@ def _table(path: str, value: Any) -> list[str]:
 def _assigned(name: str, value: Any) -> str:
     if name in ("aliases", "notes", "approximate"):
         return "\n".join([f"{name} = [", *(f"    {_text(item)}," for item in value), "]"])
-    return f"{_key(name)} = {_inline(value, grouped=name == 'published_parameters')}"
+    return f"{_key(name)} = {inline(value, grouped=name == 'published_parameters')}"
 
 
-def _inline(value: Any, *, grouped: bool = False) -> str:
+def inline(value: Any, *, grouped: bool = False) -> str:
+    """Return a value as TOML text in one line. grouped: write an integer with underscores."""
     if _nested(value):
-        pairs = [f"{_key(name)} = {_inline(inner)}" for name, inner in _fields(value)]
+        pairs = [f"{_key(name)} = {inline(inner)}" for name, inner in _fields(value)]
         return f"{{ {', '.join(pairs)} }}" if pairs else "{}"
     if isinstance(value, (tuple, list)):
-        return f"[{', '.join(map(_inline, value))}]"
+        return f"[{', '.join(map(inline, value))}]"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
@@ -156,33 +151,3 @@ def _key(name: str) -> str:
 
 def _text(value: str) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def invalid(where: str, problem: msgspec.ValidationError) -> SpecError:
-    """Convert a type error of msgspec to a SpecError. Its message begins with `where` and the path of the wrong value.
-
-    where: name of the text or file that contains the value. The original message of msgspec has the form "Expected
-        `int`, got `str` - at `$.layers[...].mixer.head_dim`".
-    """
-    what, _, at = str(problem).partition(" - at `")
-    path = at.rstrip("`").removeprefix("$").removeprefix(".")
-    hint = None
-    if what.startswith("Object contains unknown field `"):
-        field = what.split("`")[1]
-        known = suggestion(field, _all_fields())
-        hint = f"did you mean `{known}`?" if known and known != field else None
-    what = what[0].lower() + what[1:]
-    return SpecError(f"{where}: {path + ': ' if path else ''}{what}", hint=hint)
-
-
-def _all_fields() -> set[str]:
-    """Return the names of the fields of all spec types."""
-    from llmbench.spec import base
-
-    fields: set[str] = set()
-    classes = list(base.Part.__subclasses__())
-    while classes:
-        part = classes.pop()
-        fields.update(part.__struct_fields__)
-        classes += part.__subclasses__()
-    return fields

@@ -58,6 +58,17 @@ class Norm(Part, frozen=True):
                 assert_never(self.kind)
 
     @property
+    def usual_bias(self) -> bool:
+        """Whether a norm of this type usually has a bias. RMSNorm has none (arXiv 1910.07467). LayerNorm has one."""
+        match self.kind:
+            case "rmsnorm":
+                return False
+            case "layernorm":
+                return True
+            case _:
+                assert_never(self.kind)
+
+    @property
     def stepwise(self) -> bool:
         """Whether plain PyTorch computes the norm in several steps on a CPU, and with a unit offset."""
         match self.kind:
@@ -271,12 +282,12 @@ class ModelSpec(Part, frozen=True):
     """The hyper-parameters of a language model. They are complete enough to build the model.
 
     - name: name of the model.
-    - source: paper or web page from which the hyper-parameters were taken.
     - layers: the kinds of layers, by name.
     - pattern: the order of the layers.
     - vocab_size: number of rows of the token table.
     - hidden_size: width of the residual stream.
     - tie_word_embeddings: whether the head uses the matrix of the token table.
+    - source: paper or web page from which the hyper-parameters were taken. A bundled spec has one.
     - aliases: other names of the model.
     - family: the Hugging Face model_type, if the model has one.
     - published_parameters: parameter count that the source states. It is only compared with the computed count.
@@ -298,12 +309,12 @@ class ModelSpec(Part, frozen=True):
     """
 
     name: Name
-    source: str
     layers: dict[Name, Layer]
     pattern: str
     vocab_size: Size
     hidden_size: Size
     tie_word_embeddings: bool
+    source: str = ""
     aliases: tuple[str, ...] = ()
     family: str = ""
     published_parameters: Annotated[int, msgspec.Meta(ge=1, le=10**15)] | None = None

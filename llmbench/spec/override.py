@@ -1,10 +1,13 @@
 """Changes of spec fields, for the option `--set key=value`.
 
 A key is the path of a field, with dots: `hidden_size`, `layers.block.mixer.num_key_value_heads`. In a path, `*` stands
-for all names at its position. The name of a mixer or feed-forward field can stand alone (`num_key_value_heads`,
-`num_experts`). The assignment then changes this field in all mixers and feed-forwards that have it.
-`num_hidden_layers=N` repeats or cuts the pattern to N layers. A value is written as in TOML. A bare word is a string,
-and `none` removes the field.
+for all names at its position. The end of a path is enough if it means one field: `mixer.head_dim`, `theta`. If several
+kinds of layers have the same field with the same value, the key changes the field in all of them. Some keys of Hugging
+Face configs are also accepted (`rope_theta`). `num_hidden_layers=N` repeats or cuts the pattern to N layers. A value is
+written as in TOML. A bare word is a string, and `none` removes the field.
+
+A key that ends in `kind` changes the kind of a part: fields that the new kind does not have are dropped. The notes of
+the changed spec say which fields were dropped, kept and set.
 """
 
 from __future__ import annotations
@@ -15,16 +18,15 @@ from typing import Any
 
 import msgspec
 
-from llmbench.errors import SpecError, suggestion
-from llmbench.spec.files import invalid
+from llmbench.errors import SpecError
+from llmbench.spec import field_paths, kinds
 from llmbench.spec.model import ModelSpec
 from llmbench.spec.pattern import format_pattern
-
-_REMOVE = object()
+from llmbench.spec.schema import Path, plain
 
 
 def parse_assignments(items: Iterable[str]) -> dict[str, Any]:
-    """Return texts of the form `key=value` as a mapping from key to value.
+    """Return texts of the form `key=value` as a mapping from key to value. The value of `key=none` is None.
 
     Raises SpecError if a text does not have this form, or if a key occurs twice.
     """
@@ -48,7 +50,7 @@ def parse_assignments(items: Iterable[str]) -> dict[str, Any]:
 
 def _value(text: str) -> Any:
     if text.lower() in ("none", "null"):
-        return _REMOVE
+        return None
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except (tomllib.TOMLDecodeError, KeyError, RecursionError, ValueError):
@@ -60,51 +62,107 @@ def override(spec: ModelSpec, assignments: Mapping[str, Any]) -> ModelSpec:
 
     assignments: new value of each field, with the plain types of TOML. None removes the field.
 
-    Raises SpecError if a field does not exist or its new value is invalid. The message names the path of the field.
+    Raises SpecError if a field does not exist, if a key is ambiguous, if a new kind needs more fields, or if a new
+    value is invalid. The message names the path of the field.
     """
     if not assignments:
         return spec
     if type(assignments.get("layers")) is int:
         raise SpecError(
-            "--set layers: `layers` names the kinds of layers, not their number", hint="use num_hidden_layers"
+            "--set layers: `layers` names the kinds of layers, not their number",
+            hint=f"use num_hidden_layers={assignments['layers']}",
         )
-    try:
-        return _changed(spec, assignments)
-    except msgspec.ValidationError as problem:
-        raise invalid(f"--set {_culprit(spec, assignments)}", problem) from None
-    except SpecError as problem:
-        where = "" if str(problem).startswith("--set") else "--set: "
-        raise SpecError(f"{where}{problem}", hint=problem.hint) from None
+    change = _Change(spec)
+    for key, value in sorted(assignments.items(), key=_order):
+        change.assign(key, value)
+    for switch in change.switches:
+        switch.refuse_missing_fields(spec, assignments)
+    return change.result()
 
 
-def _changed(spec: ModelSpec, assignments: Mapping[str, Any]) -> ModelSpec:
-    tree: dict[str, Any] = msgspec.to_builtins(spec)
-    for key, value in assignments.items():
-        wanted = _REMOVE if value is None else value
-        if key == "num_hidden_layers":
-            tree["pattern"] = _repeated(spec, wanted)
-        else:
-            _assign(spec, tree, key, wanted)
-    tree.pop("published_parameters", None)  # the published parameter count does not hold for a changed model
-    return msgspec.convert(tree, ModelSpec).check()
+def _order(assignment: tuple[str, Any]) -> int:
+    """Return the turn of an assignment. Fields of the model and whole parts come first, then kinds, then the rest."""
+    key, value = assignment
+    whole = isinstance(value, Mapping) and {"kind", "mixer", "ffn"} & set(value)
+    if whole or (key in ModelSpec.__struct_fields__ and not isinstance(value, str)):
+        return 0
+    return 1 if key.rpartition(".")[2] == "kind" or key in ModelSpec.__struct_fields__ else 2
 
 
-def _culprit(spec: ModelSpec, assignments: Mapping[str, Any]) -> str:
-    """Return the key of the assignment that has the invalid value. To find it, try each assignment alone.
+class _Change:
+    """A spec as a tree, to which assignments are applied one after another.
 
-    The error message of msgspec does not name the layer, so our message needs the key.
+    - tree: the fields of the changed spec.
+    - changed: for each assigned field, its path and the key of the assignment.
+    - switches: the parts whose kind changed.
+    - notes: texts that say what else an assignment changed.
     """
-    for key, value in assignments.items():
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+        self.tree: dict[str, Any] = plain(spec)
+        self.changed: list[tuple[Path, str]] = []
+        self.switches: list[kinds.Switch] = []
+        self.notes: list[str] = []
+
+    def assign(self, key: str, value: Any) -> None:
+        """Change one field, or the same field of several parts."""
+        if field_paths.spec_name(key) == "num_hidden_layers":
+            self.tree["pattern"] = _repeated(self.spec, key, value)
+            self.changed.append((("pattern",), key))
+            return
+        targets = field_paths.targets(self.tree, key, self.spec.name)
+        value = field_paths.value_for(targets[0], value)
+        if isinstance(value, str) and targets[0].choices:  # `positions=alibi` is short for `positions.kind=alibi`
+            if all(target.node.get(target.field) is not None for target in targets):
+                self.assign(f"{key}.kind", value)
+                return
+            value = {"kind": value}
+        for target in targets:
+            self.changed.append((target.path, key))
+            place = target.place
+            if target.field == "kind" and place is not None:
+                switch = kinds.switched(place, key, value, self.tree)
+                if switch is not None:
+                    self.switches.append(switch)
+            elif value is None:
+                target.node.pop(target.field, None)
+            else:
+                target.node[target.field] = plain(value)
+        if len(targets) > 1 and "*" not in key and targets[0].field != "kind":
+            paths = ", ".join(".".join(target.path) for target in targets)
+            self.notes.append(f"{key} changed {len(targets)} fields: {paths}")
+
+    def result(self) -> ModelSpec:
+        """Return the changed spec. Raises SpecError if it is invalid."""
+        self.tree.pop("published_parameters", None)  # the published parameter count does not hold for a changed model
+        if isinstance(self.tree.get("notes"), list):
+            assigned = {path for path, _ in self.changed}
+            self.tree["notes"] = [
+                *kinds.notes(self.switches, assigned, self.tree),
+                *self.notes,
+                *self.tree["notes"],
+            ]
         try:
-            _changed(spec, {key: value})
-        except msgspec.ValidationError:
-            return key
-        except SpecError:
-            continue
-    return ", ".join(assignments)
+            return msgspec.convert(self.tree, ModelSpec).check()
+        except msgspec.ValidationError as problem:
+            raise self._type_error(problem) from None
+        except SpecError as problem:
+            where = "" if str(problem).startswith("--set") else "--set: "
+            raise SpecError(f"{where}{problem}", hint=problem.hint) from None
+
+    def _type_error(self, problem: msgspec.ValidationError) -> SpecError:
+        from llmbench.spec.diagnosis import message, type_fault  # imported here, because only an error needs it
+
+        fault = type_fault(self.tree)
+        if fault is None:  # a rule that only msgspec knows
+            return SpecError(f"--set {', '.join(key for _, key in self.changed)}: {problem}")
+        path = fault[0]
+        keys = [key for changed, key in self.changed if changed == path[: len(changed)] or path == changed[: len(path)]]
+        return SpecError(f"--set {keys[-1] if keys else ''}: {message(fault[1])}", hint=fault[1].hint)
 
 
-def _repeated(spec: ModelSpec, count: Any) -> str:
+def _repeated(spec: ModelSpec, key: str, count: Any) -> str:
     """Return the pattern cut or repeated to `count` layers.
 
     Only a pattern with one kind of layer can be repeated. A cut must not remove all layers of a kind.
@@ -112,7 +170,7 @@ def _repeated(spec: ModelSpec, count: Any) -> str:
     Raises SpecError if the pattern cannot be cut or repeated to `count` layers.
     """
     if type(count) is not int or not 1 <= count <= 10_000:
-        raise SpecError(f"--set num_hidden_layers: must be a whole number from 1 to 10000, not {count!r}")
+        raise SpecError(f"--set {key}: must be a whole number from 1 to 10000, not {count!r}")
     order = spec.order
     names = list(order[:count])
     if count > len(order):
@@ -120,111 +178,14 @@ def _repeated(spec: ModelSpec, count: Any) -> str:
             names += [order[0]] * (count - len(order))
         else:
             raise SpecError(
-                f"--set num_hidden_layers: {spec.name} has {len(set(order))} kinds of layers in the order "
+                f"--set {key}: {spec.name} has {len(set(order))} kinds of layers in the order "
                 f"`{spec.pattern}`, so llmbench does not know the order of {count} layers",
                 hint="set the order: --set 'pattern=...'",
             )
     missing = set(order) - set(names)
     if missing:
         raise SpecError(
-            f"--set num_hidden_layers: the first {count} layers of `{spec.pattern}` contain no `{sorted(missing)[0]}`",
+            f"--set {key}: the first {count} layers of `{spec.pattern}` contain no `{sorted(missing)[0]}`",
             hint="set the order: --set 'pattern=...', and remove the kinds of layers that it does not use",
         )
     return format_pattern(names)
-
-
-def _assign(spec: ModelSpec, tree: dict[str, Any], key: str, value: Any) -> None:
-    path = key.split(".")
-    if len(path) == 1 and key not in ModelSpec.__struct_fields__:
-        places = list(_places(tree, spec, key))
-        if not places:
-            known = _field_with_the_words_of(key, spec) or suggestion(key, _known_fields(spec))
-            raise SpecError(
-                f"--set {key}: {spec.name} has no such field",
-                hint=f"did you mean `{known}`?" if known else f"`llmbench specs show {spec.name}` shows its fields",
-            )
-    else:
-        places = list(_resolve(tree, path, key))
-    for place, field in places:
-        if value is _REMOVE:
-            place.pop(field, None)
-        else:
-            place[field] = value
-
-
-def _resolve(tree: Any, path: list[str], key: str) -> Iterable[tuple[dict[str, Any], str]]:
-    """Return all fields that match a path, each as (mapping that contains the field, field name).
-
-    The path has dots, and `*` matches every name at its position.
-    """
-    nodes = [tree]
-    for step, part in enumerate(path[:-1]):
-        children: list[Any] = []
-        for node in nodes:
-            if isinstance(node, dict) and part == "*":
-                children += node.values()
-            elif isinstance(node, dict) and part in node:
-                children.append(node[part])
-            elif isinstance(node, list) and (part == "*" or (part.isdigit() and int(part) < len(node))):
-                children += node if part == "*" else [node[int(part)]]
-        if not children:
-            prefix = ".".join(path[: step + 1])
-            names = sorted({name for node in nodes if isinstance(node, dict) for name in node})
-            near = suggestion(part, names)
-            raise SpecError(
-                f"--set {key}: this spec has no `{prefix}`",
-                hint=f"did you mean `{near}`?" if near else f"choose from {', '.join(names)}" if names else None,
-            )
-        nodes = children
-    places = [(node, path[-1]) for node in nodes if isinstance(node, dict)]
-    if not places:
-        raise SpecError(f"--set {key}: `{'.'.join(path[:-1])}` has no fields")
-    return places
-
-
-def _places(tree: dict[str, Any], spec: ModelSpec, field: str) -> Iterable[tuple[dict[str, Any], str]]:
-    """Yield `field` in all mixers and feed-forwards that have it, each as (mapping that contains the field, field
-    name)."""
-    stacks = [(tree["layers"], spec.layers)]
-    if spec.encoder is not None:
-        stacks.append((tree["encoder"]["layers"], spec.encoder.layers))
-    for nodes, layers in stacks:
-        for name, layer in layers.items():
-            for part in ("mixer", "cross_attention", "ffn"):
-                typed = getattr(layer, part)
-                if typed is not None:
-                    yield from _fields_in(nodes[name][part], typed, field)
-
-
-def _fields_in(node: dict[str, Any], typed: Any, field: str) -> Iterable[tuple[dict[str, Any], str]]:
-    if field in typed.__struct_fields__:
-        yield node, field
-    for branch, inner in zip(node.get("branches", ()), getattr(typed, "branches", ()), strict=False):
-        yield from _fields_in(branch, inner, field)
-
-
-_LONG_WORDS = {"kv": "key value", "vocabulary": "vocab", "attn": "attention", "ctx": "position", "dim": "size"}
-"""Words that users write, and the words that the names of fields contain instead."""
-
-
-def _field_with_the_words_of(key: str, spec: ModelSpec) -> str | None:
-    """Return the shortest field whose name contains all words of `key`, for example `num_key_value_heads` for
-    `kv_heads`. Return None if there is no such field."""
-
-    def words(name: str) -> set[str]:
-        parts = " ".join(_LONG_WORDS.get(part, part) for part in name.lower().replace("-", "_").split("_"))
-        return {part.rstrip("s") for part in parts.split()} - {"n", "num"}
-
-    wanted = words(key)
-    numbers = {"num_hidden_layers", *_known_fields(spec)} - {"layers", "head", "positions"}  # parts, not numbers
-    matches = [name for name in numbers if wanted and wanted <= words(name) and name.endswith("s") >= key.endswith("s")]
-    return min(matches, key=lambda name: (len(name), name), default=None)
-
-
-def _known_fields(spec: ModelSpec) -> set[str]:
-    fields = set(ModelSpec.__struct_fields__) | {"num_hidden_layers"}
-    for layer in spec.layers.values():
-        for part in (layer.mixer, layer.ffn):
-            if part is not None:
-                fields.update(part.__struct_fields__)
-    return fields

@@ -82,6 +82,25 @@ class RopeScaling(Part, frozen=True):
             yield Fault("beta_fast", f"{fast} is below beta_slow {slow}")
 
 
+SCALING_FIELDS: dict[str, tuple[str, ...]] = {
+    "linear": (),
+    "dynamic": ("original_max_position_embeddings",),
+    "yarn": (
+        "original_max_position_embeddings",
+        "beta_fast",
+        "beta_slow",
+        "mscale",
+        "mscale_all_dim",
+        "attention_factor",
+        "truncate",
+    ),
+    "llama3": ("original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
+    "longrope": ("original_max_position_embeddings", "attention_factor", "short_factor", "long_factor"),
+    "proportional": (),
+}
+"""The fields of RopeScaling that each kind of scaling uses, in addition to `factor`."""
+
+
 @final
 class Rope(PositionKind, frozen=True, tag="rope"):
     """Rotary position embedding (RoPE, arXiv 2104.09864), which rotates pairs of dimensions of queries and keys.

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from llmbench.errors import LayoutError, UnsupportedError
+from llmbench.errors import LayoutError, SpecError, UnsupportedError
 from llmbench.sizing.params import count_parameters
 from llmbench.sizing.workload import Layout
 from llmbench.spec.catalog import bundled_models, load_bundled
@@ -91,6 +91,22 @@ FREE = {
     "positions.theta": st.floats(1.5, 1e9),
 }
 
+EVERYWHERE = {
+    "intermediate_size": "layers.*.ffn.intermediate_size",
+    "attention_chunk_size": "layers.*.mixer.attention_chunk_size",
+    "sliding_window": "layers.*.mixer.sliding_window",
+}
+"""The paths of fields that differ between the layers of some models."""
+
+
+def path_of(spec: ModelSpec, key: str, value: Any) -> str:
+    """Return the key, or the path of the field in all layers if the key alone is ambiguous."""
+    try:
+        override(spec, {key: value})
+    except SpecError as problem:
+        return EVERYWHERE[key] if "which differ" in str(problem) else key
+    return key
+
 
 @st.composite
 def changed(draw: st.DrawFn, name: str) -> ModelSpec:
@@ -99,7 +115,8 @@ def changed(draw: st.DrawFn, name: str) -> ModelSpec:
     text = write_spec(spec)
     usable = [key for key in sorted(FREE) if re.search(rf"\b{key.split('.')[-1]} = ", text)]
     wanted = draw(st.lists(st.sampled_from(usable), unique=True, min_size=1, max_size=3))
-    changes: dict[str, Any] = {key: draw(FREE[key]) for key in wanted}
+    values = {key: draw(FREE[key]) for key in wanted}
+    changes: dict[str, Any] = {path_of(spec, key, value): value for key, value in values.items()}
     if len(set(spec.order)) == 1:
         changes["num_hidden_layers"] = draw(st.integers(1, 100))
     if isinstance(spec.positions, LearnedPositions) and "max_position_embeddings" in changes:
