@@ -27,7 +27,7 @@ from llmbench.spec.catalog import (
     load_device,
 )
 from llmbench.spec.device import DeviceSpec, DType, Figure
-from llmbench.spec.files import SOURCE_TO_FILL_IN, read_spec, write_spec
+from llmbench.spec.files import read_spec, write_spec
 from llmbench.spec.model import ModelSpec
 
 command = typer.Typer(no_args_is_help=True, help="List, show, import and check model specs.", rich_markup_mode=None)
@@ -265,15 +265,12 @@ def import_config(
     spec = load(config, None)
     for line in approximate_lines(spec):
         sys.stderr.write(line + "\n")
-    hub = config.startswith("hf:")
     spec = msgspec.structs.replace(
         spec,
         name=spec.name if output is None else output.stem,
-        source=config if hub else SOURCE_TO_FILL_IN,
+        source=config if config.startswith("hf:") else "",
     )
     _write(write_spec(spec), output)
-    if not hub:
-        sys.stderr.write("next: fill in `source`, and `published_parameters` if the source publishes a number\n")
 
 
 @command.command("check")
