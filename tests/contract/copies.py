@@ -226,6 +226,7 @@ PLACES = {
         Place("spec/model.py", "label", 'case "maxnorm":\n    return "MaxNorm"'),
         Place("spec/model.py", "statistics", 'case "maxnorm":\n    return 1'),
         Place("spec/model.py", "stepwise", 'case "maxnorm":\n    return False'),
+        Place("spec/model.py", "usual_bias", 'case "maxnorm":\n    return False'),
         Place(
             "model/implementations/plain.py",
             "_normed",

@@ -272,7 +272,9 @@ def test_a_full_path_changes_one_field(data: st.DataObject) -> None:
     """The default of a field, or its value, is assigned at its path: only this field can differ."""
     name = data.draw(st.sampled_from(SEVERAL))
     spec = load_bundled(name)
-    place = data.draw(st.sampled_from([place for place in places(plain(spec), (ModelSpec,)) if place.path and len(place.node) > 1]))
+    place = data.draw(
+        st.sampled_from([place for place in places(plain(spec), (ModelSpec,)) if place.path and len(place.node) > 1])
+    )
     assert place.part is not None
     field = data.draw(st.sampled_from([name for name in fields_of(place.part) if name != "kind"]))
     path = (*place.path, field)
