@@ -22,6 +22,7 @@ from llmbench.measure.environment import Environment
 from llmbench.measure.measurement import Measurement
 from llmbench.measure.memory import MemoryPeak
 from llmbench.measure.reference import ReferenceMeasurements
+from llmbench.spec.reading import read_bytes
 
 __all__ = [
     "ENDED_SESSION",
@@ -47,6 +48,9 @@ HOST = ("cpu", "cpu_count", "threads")
 
 ENDED_SESSION = "ended_session"
 """The key in `Row.extra` that marks the row that ended a session, because the candidate lost the GPU or other ranks."""
+
+MOST_BYTES = 2**32
+"""The largest size of a result file, in bytes."""
 
 Scalar: TypeAlias = bool | int | float | str | None
 Status = Literal["ok", "INCORRECT", "OOM", "n/a", "FAILED"]
@@ -210,10 +214,7 @@ def read(path: str | Path) -> Results:
 
     Raises LLMBenchError if the file cannot be read, has no results or has an unknown schema.
     """
-    try:
-        lines = Path(path).read_bytes().split(b"\n")
-    except OSError as problem:
-        raise LLMBenchError(f"cannot read {path}: {problem.strerror}") from None
+    lines = read_bytes(Path(path), MOST_BYTES).split(b"\n")
     results = Results(str(path), [], [])
     open_session: Session | None = None
     for number, line in enumerate(lines, 1):

@@ -20,7 +20,7 @@ from llmbench.model.decoder import Decoder
 from llmbench.model.devices import device_of
 from llmbench.model.formats import weight_format
 from llmbench.model.seq2seq import model_of
-from llmbench.model.weights import Checkpoint, fill, formats_of, table_of
+from llmbench.model.weights import Checkpoint, fill, formats_of, refuse_missing_weights, table_of
 from llmbench.model.weights.config import refuse_config
 from llmbench.spec.huggingface import load_config
 from llmbench.spec.model import ModelSpec
@@ -97,6 +97,7 @@ def load(
     table_of(spec)
     refuse_config(spec, folder)
     checkpoint = Checkpoint(folder)
+    refuse_missing_weights(spec, checkpoint)
     formats = formats_of(spec, checkpoint)
     dtype = reduce(torch.promote_types, formats or {torch.float32}) if dtype is None else weight_format(dtype)
     model = _on_meta(spec, impl)

@@ -12,6 +12,7 @@ import msgspec
 
 from llmbench.errors import SpecError
 from llmbench.spec.model import ModelSpec
+from llmbench.spec.reading import read_text
 
 
 def parse_spec(text: str, where: str) -> ModelSpec:
@@ -35,14 +36,7 @@ def parse_spec(text: str, where: str) -> ModelSpec:
 
 def read_spec(path: Path) -> ModelSpec:
     """Return the spec that a TOML file describes. Raises SpecError if the file is unreadable or invalid."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise SpecError(f"{path} is not a UTF-8 text file") from None
-    except (OSError, ValueError) as problem:  # ValueError: the path contains a character that no file name can have
-        reason = problem.strerror if isinstance(problem, OSError) else problem
-        raise SpecError(f"cannot read {path}: {reason}") from None
-    return parse_spec(text, str(path))
+    return parse_spec(read_text(path), str(path))
 
 
 def write_spec(spec: ModelSpec) -> str:

@@ -133,7 +133,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     with pytest.raises(LLMBenchError, match=r"cannot read .*: No such file"):
         read(path)
-    with pytest.raises(LLMBenchError, match=r"cannot read .*: Is a directory"):
+    with pytest.raises(LLMBenchError, match=r"cannot read .*: it is a folder"):
         read(tmp_path)
     path.write_text("")
     with pytest.raises(LLMBenchError, match="is empty"):

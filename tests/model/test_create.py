@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import struct
 import sys
@@ -15,9 +16,11 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+import llmbench.model.create
 from llmbench import model as models
 from llmbench.errors import CannotRunError, LLMBenchError, SpecError, UnknownNameError, UnsupportedError, install_hint
 from llmbench.model.devices import device_of
+from llmbench.model.weights import Checkpoint
 
 from . import small
 
@@ -193,11 +196,14 @@ def test_a_damaged_file(content: bytes, llama: Path) -> None:
     ("entry", "says"),
     [
         (ENTRY.replace("F32", "U16").replace("[1]", "[2]"), "tensor a has the format U16, which is not supported"),
-        (ENTRY, "no tensor for embedding.weight"),
+        (ENTRY, "the files have 1 weights, but the config describes"),
+        (ENTRY.replace("[1]", "[0, 9223372036854775808]").replace("4]", "0]"), "the impossible shape"),
+        (f'{ENTRY}, "a": {ENTRY}', "the header has the name a twice"),
     ],
 )
 def test_a_file_without_the_right_tensors(entry: str, says: str, llama: Path) -> None:
-    (llama / "model.safetensors").write_bytes(header(f'{{"a": {entry}}}'))
+    data = header(f'{{"a": {entry}}}')
+    (llama / "model.safetensors").write_bytes(data[:-4] if "[0, 0]" in entry else data)
     with pytest.raises(SpecError, match=says):
         models.load(llama)
 
@@ -237,13 +243,50 @@ def test_weights_need_the_package_safetensors(llama: Path, monkeypatch: pytest.M
 
 def test_a_file_without_permission_is_refused(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error is simulated, because the tests may run with every permission."""
-    normal = Path.open
+    normal = os.open
 
     def refused(file: Path, *args: Any, **more: Any) -> Any:
-        if file.name == "model.safetensors":
+        if Path(file).name == "model.safetensors":
             raise PermissionError(13, "Permission denied", str(file))
         return normal(file, *args, **more)
 
-    monkeypatch.setattr(Path, "open", refused)
+    monkeypatch.setattr(os, "open", refused)
     with pytest.raises(SpecError, match=r"cannot read .*model.safetensors: Permission denied"):
         models.load(llama)
+
+
+def test_a_missing_tensor_is_named(llama: Path) -> None:
+    change_tensors(llama, lambda tensors: {name: x for name, x in tensors.items() if name != UP})
+    with pytest.raises(SpecError, match=r"the files have no tensor for layers\.0\.ffn\.up_proj\.weight"):
+        models.load(llama)
+
+
+def test_a_config_with_too_many_layers_is_refused_before_a_model_is_built(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change_config(llama, num_hidden_layers=10_000)
+    monkeypatch.setattr(llmbench.model.create, "model_of", None)  # calling None fails
+    with pytest.raises(SpecError, match=r"the files have [\d,]+ weights, but the config describes [\d,]+"):
+        models.load(llama)
+
+
+def test_a_file_may_be_larger_than_the_memory(tmp_path: Path) -> None:
+    """A sparse file of 1 TiB, of which one tensor is read."""
+    size = 2**40
+    entries = (
+        f'"large": {{"dtype": "U8", "shape": [{size}], "data_offsets": [0, {size}]}}',
+        f'"small": {{"dtype": "BF16", "shape": [1, 2], "data_offsets": [{size}, {size + 4}]}}',
+        f'"odd": {{"dtype": "I8", "shape": [1], "data_offsets": [{size + 4}, {size + 5}]}}',
+        f'"behind": {{"dtype": "F32", "shape": [2], "data_offsets": [{size + 5}, {size + 13}]}}',
+    )
+    front = header("{" + ", ".join(entries) + "}")[:-4]
+    end = struct.pack("<HHbff", 0x3F80, 0x4000, 7, 1.5, -2.0)
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.write(front)
+        file.seek(size, os.SEEK_CUR)
+        file.write(end)
+    checkpoint = Checkpoint(tmp_path)
+    assert checkpoint.elements == size + 5
+    assert checkpoint.tensor("small").tolist() == [[1.0, 2.0]]
+    assert checkpoint.tensor("odd").tolist() == [7]
+    assert checkpoint.tensor("behind").tolist() == [1.5, -2.0]  # its address is not a multiple of 4

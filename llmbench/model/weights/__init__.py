@@ -17,12 +17,13 @@ from llmbench.errors import SpecError, UnsupportedError
 from llmbench.model.formats import holds_weights
 from llmbench.model.weights.checkpoint import Checkpoint
 from llmbench.model.weights.rules import TRANSFORMS, Rule, Target
+from llmbench.sizing.params import count_parameters
 from llmbench.spec.model import Layer, ModelSpec
 
 if TYPE_CHECKING:
     from llmbench.model.weights.families import Table
 
-__all__ = ["Checkpoint", "fill", "formats_of", "supported_families", "table_of"]
+__all__ = ["Checkpoint", "fill", "formats_of", "refuse_missing_weights", "supported_families", "table_of"]
 
 
 def supported_families() -> list[str]:
@@ -59,6 +60,19 @@ def formats_of(spec: ModelSpec, checkpoint: Checkpoint) -> set[torch.dtype]:
             hint="save the model in bf16, fp16 or fp32",
         )
     return set(formats.values())
+
+
+def refuse_missing_weights(spec: ModelSpec, checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint that has less than half of the weights of the config, before a model is built.
+
+    `fill` compares names and shapes, but it needs a model. A config with a wrong number of layers can describe a model
+    that takes long to build.
+    """
+    total = count_parameters(spec).total
+    if 2 * checkpoint.elements < total:
+        raise SpecError(
+            f"{checkpoint.folder}: the files have {checkpoint.elements:,} weights, but the config describes {total:,}"
+        )
 
 
 def fill(model: nn.Module, spec: ModelSpec, checkpoint: Checkpoint) -> None:

@@ -1,24 +1,25 @@
 """The tensors in a folder of safetensors files: one file, or several files that an index lists.
 
-The `safetensors` package checks the header of a file and memory-maps the file. A tensor therefore needs memory only
-when it is copied into the model. A faulty file is refused before any tensor is read.
+The `safetensors` package checks the header of a file. A faulty file is refused before any tensor is read. The file is
+mapped into memory read-only, so a file may be larger than the memory. A tensor needs memory of its own only when it is
+copied into the model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import json
+import math
+import warnings
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, NamedTuple
 
 import msgspec
 import torch
 from torch import Tensor
 
 from llmbench.errors import CannotRunError, SpecError, install_hint
-
-if TYPE_CHECKING:
-    from safetensors import safe_open
+from llmbench.spec.reading import open_regular, read_bytes
 
 _DTYPES = {
     "F64": torch.float64,
@@ -43,53 +44,59 @@ class _Index(msgspec.Struct):
     weight_map: dict[str, str]
 
 
+class _Stored(NamedTuple):
+    """A tensor in a file. `offset`: the position of its first byte in the file."""
+
+    file: mmap
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int
+
+
 class Checkpoint:
     """The tensors in a folder, by name.
 
-    Raises SpecError for a damaged or truncated file, for a tensor of an unknown format, and for a tensor that two files
-    contain. The message names the file. Raises CannotRunError if `safetensors` is not installed.
+    Raises SpecError for a damaged or truncated file, for a tensor of an unknown format, and for a tensor that occurs
+    twice. The message names the file. Raises CannotRunError if `safetensors` is not installed.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._files: dict[str, safe_open] = {}
-        self._dtypes: dict[str, torch.dtype] = {}
+        self._tensors: dict[str, _Stored] = {}
         for path in _paths(folder):
-            file = _opened(path)
-            for name in file.keys():  # noqa: SIM118 (a file is not a mapping)
-                if name in self._files:
-                    raise SpecError(f"{path}: tensor {name} is also in another file of the folder")
-                dtype = file.get_slice(name).get_dtype()
-                if dtype not in _DTYPES:
-                    known = ", ".join(_DTYPES)
-                    raise SpecError(
-                        f"{path}: tensor {name} has the format {dtype}, which is not supported"
-                        f" (supported formats: {known})"
-                    )
-                self._files[name], self._dtypes[name] = file, _DTYPES[dtype]
+            for name, tensor in _tensors(path).items():
+                if name in self._tensors:
+                    raise SpecError(f"{path}: tensor {_short(name)} is also in another file of the folder")
+                self._tensors[name] = tensor
 
     @property
     def names(self) -> set[str]:
         """The names of all tensors."""
-        return set(self._files)
+        return set(self._tensors)
+
+    @property
+    def elements(self) -> int:
+        """The number of elements of all tensors."""
+        return sum(math.prod(tensor.shape) for tensor in self._tensors.values())
 
     def dtype(self, name: str) -> torch.dtype:
         """Return the number format of one tensor."""
-        return self._dtypes[name]
+        return self._tensors[name].dtype
 
     def tensor(self, name: str) -> Tensor:
-        """Return one tensor on the CPU. It shares memory with the mapped file, so copy it before you change it."""
-        tensor: Tensor = self._files[name].get_tensor(name)
-        return tensor
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Convert an error of the operating system to a SpecError that names the file."""
-    try:
-        yield
-    except OSError as problem:
-        raise SpecError(f"cannot read {path}: {problem.strerror or problem}") from None
+        """Return one tensor on the CPU. It may share memory with the read-only file: copy it before you change it."""
+        file, dtype, shape, offset = self._tensors[name]
+        count = math.prod(shape)
+        if not count:
+            return torch.empty(shape, dtype=dtype)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given buffer is not writable")
+            if offset % dtype.itemsize:  # the address is not a multiple of the element's size
+                size = count * dtype.itemsize
+                return (
+                    torch.frombuffer(file, dtype=torch.uint8, count=size, offset=offset).clone().view(dtype).view(shape)
+                )
+            return torch.frombuffer(file, dtype=dtype, count=count, offset=offset).view(shape)
 
 
 def _paths(folder: Path) -> list[Path]:
@@ -110,10 +117,8 @@ def _paths(folder: Path) -> list[Path]:
 
 
 def _index(path: Path) -> _Index:
-    with _reading(path):
-        text = path.read_bytes()
     try:
-        return msgspec.json.decode(text, type=_Index)
+        return msgspec.json.decode(read_bytes(path), type=_Index)
     except (
         msgspec.DecodeError,
         UnicodeDecodeError,
@@ -122,18 +127,48 @@ def _index(path: Path) -> _Index:
         raise SpecError(f"{path} is not an index of safetensors: {problem}") from None
 
 
-def _opened(path: Path) -> safe_open:
+def _tensors(path: Path) -> dict[str, _Stored]:
+    """Return the tensors of a safetensors file. The whole header is checked, but no tensor is read."""
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError:
         raise CannotRunError("reading weights needs the package `safetensors`", hint=install_hint("gpu")) from None
-    with _reading(path):
-        # If the file cannot be read, open() raises an error with the reason. The error of safe_open() has no reason.
-        path.open("rb").close()
+    with open(open_regular(path), "rb") as file:
         try:
-            return safe_open(path, framework="pt")
-        except SafetensorError as problem:
+            with safe_open(path, framework="np"):  # checks sizes and offsets, and that no bytes are left
+                pass
+        except (SafetensorError, OSError) as problem:
             raise SpecError(
-                f"{path} is not a safetensors file, or it is truncated or damaged: {problem}",
+                f"{path} is not a safetensors file, or it is truncated or damaged: {str(problem)[:500]}",
                 hint="copy or download the file again",
             ) from None
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size), object_pairs_hook=lambda pairs: _without_duplicates(path, pairs))
+        content = mmap(file.fileno(), 0, access=ACCESS_READ)
+    header.pop("__metadata__", None)
+    tensors = {}
+    for name, fields in header.items():
+        dtype = fields["dtype"]
+        if dtype not in _DTYPES:
+            raise SpecError(
+                f"{path}: tensor {_short(name)} has the format {dtype}, which is not supported"
+                f" (supported formats: {', '.join(_DTYPES)})"
+            )
+        if any(length >= 2**63 for length in fields["shape"]):
+            raise SpecError(f"{path}: tensor {_short(name)} has the impossible shape {fields['shape']}")
+        tensors[name] = _Stored(content, _DTYPES[dtype], tuple(fields["shape"]), 8 + size + fields["data_offsets"][0])
+    return tensors
+
+
+def _without_duplicates(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise SpecError(f"{path}: the header has the name {_short(twice)} twice")
+    return fields
+
+
+def _short(name: str) -> str:
+    """Return the first characters of a tensor's name. A damaged file can have a name of any length."""
+    return name if len(name) <= 200 else f"{name[:200]}…"

@@ -11,6 +11,7 @@ from llmbench.model.weights.families import TABLES
 from llmbench.spec.mixer import AttentionKind
 from llmbench.spec.model import ModelSpec
 from llmbench.spec.position import Rope
+from llmbench.spec.reading import read_text
 
 _WITH_HEAD = ("ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForConditionalGeneration", "ForPreTraining")
 """Endings of class names in transformers. Classes with these endings compute logits over the vocabulary."""
@@ -23,7 +24,7 @@ def refuse_config(spec: ModelSpec, folder: Path) -> None:
     """
     if spec.approximate:
         raise UnsupportedError(f"{folder}: {spec.approximate[0]}")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = json.loads(read_text(folder / "config.json"))
     if config.get("quantization_config"):
         raise UnsupportedError(
             f"{folder}: quantised checkpoints are not supported (the config has a quantization_config)",

@@ -18,6 +18,7 @@ from llmbench.spec.huggingface.composite import text_part
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.facts import facts
 from llmbench.spec.model import ModelSpec
+from llmbench.spec.reading import read_text
 
 __all__ = ["from_config", "load_config", "supported_model_types"]
 
@@ -30,10 +31,7 @@ def load_config(path: Path, *, name: str | None = None) -> ModelSpec:
     if no importer knows the model type.
     """
     file = path / "config.json" if path.is_dir() else path
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, ValueError) as problem:  # ValueError: the file is not UTF-8, or its name is not valid
-        raise SpecError(f"cannot read {file}: {_reason(problem)}") from None
+    text = read_text(file)
     try:
         values = json.loads(text)  # msgspec does not accept the NaN and Infinity of some configs
     except (ValueError, RecursionError) as problem:
@@ -107,7 +105,3 @@ def _unknown(c: Config) -> Any:
         f"model type `{c.model_type[:60]}` is unknown",
         hint=(f"did you mean `{near}`? " if near else "") + "`llmbench specs list --model-types` shows all model types",
     )
-
-
-def _reason(problem: Exception) -> str:
-    return problem.strerror or str(problem) if isinstance(problem, OSError) else str(problem)

@@ -20,8 +20,8 @@ _NOTHING: tuple[object, ...] = (None, False, "", 0, 0.0, [], {})
 """Values that switch a feature off. A key with such a value changes no figure, even if llmbench does not know the
 key."""
 
-_SEVERAL_TYPES = frozenset({"sliding_window_pattern"})
-"""Keys whose value may have another type than their default: a number or a string."""
+_SEVERAL_TYPES = frozenset({"gating", "sliding_window_pattern"})
+"""Keys whose class in transformers accepts values of several types."""
 
 _REQUIRED: Any = object()
 

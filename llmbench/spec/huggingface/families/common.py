@@ -100,10 +100,8 @@ def rope(
     usual = c.get("default_theta")  # of the model's class; an object in models whose layer types differ in their base
     usual = usual if isinstance(usual, (int, float)) else 10000.0
     theta = rotation.number("rope_theta", c.first_number("rope_theta", "rotary_emb_base", default=usual))
-    fraction = rotation.optional_number("partial_rotary_factor")
-    if fraction is None:
-        keys = ("partial_rotary_factor", "rotary_pct", "rope_pct", "rotary_percent")
-        fraction = c.first_number(*keys, default=partial)
+    keys = ("partial_rotary_factor", "rotary_pct", "rope_pct", "rotary_percent")
+    fraction = rotation.number("partial_rotary_factor", c.first_number(*keys, default=partial))
     if not 0 <= fraction <= 1:
         raise c.error("partial_rotary_factor", f"must be between 0 and 1, not {fraction!r}")
     rotated = c.optional_size("rotary_dim") or int(head_dim * fraction)
@@ -113,7 +111,7 @@ def rope(
         # Hunyuan's class scales RoPE at every sequence length. This is the same as a larger base.
         theta, kind = theta * alpha ** (rotated / (rotated - 2)), "default"
     elif alpha:
-        c.unbuildable(f"rope_scaling.alpha = {alpha:g} is supported only for the dynamic RoPE of Hunyuan")
+        c.unbuildable(f"rope_scaling.alpha = {alpha} is supported only for the dynamic RoPE of Hunyuan")
     if rotated % 2 or (head_dim and not rotated):
         c.unbuildable(f"the config states RoPE for {rotated} dimensions per head, but RoPE rotates pairs of dimensions")
     return Rope(

@@ -17,7 +17,7 @@ from llmbench.spec.huggingface import load_config
 from llmbench.spec.override import override, parse_assignments
 from llmbench.spec.pattern import format_pattern, parse_pattern
 
-from .hostile import anything, common, quickly, sized, survives
+from .inputs import anything, common, quickly, sized, survives
 
 # Specs
 

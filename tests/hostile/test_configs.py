@@ -23,7 +23,7 @@ from llmbench.spec.huggingface.facts import facts
 from llmbench.spec.model import ModelSpec
 
 from ..oracles.huggingface_export import to_config
-from .hostile import JUNK, QUICK_S, anything, common, sized, survives
+from .inputs import JUNK, QUICK_S, anything, common, sized, survives
 
 
 def plain(values: Any) -> Any:

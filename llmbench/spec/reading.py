@@ -1,0 +1,70 @@
+"""Read files that a user names.
+
+A device or a pipe is refused, because reading it may never end. A file that is too large is refused too.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from llmbench.errors import SpecError
+
+__all__ = ["MOST_BYTES", "open_regular", "read_bytes", "read_text"]
+
+MOST_BYTES = 64 * 1024**2
+"""The largest size of a spec, a config or an index, in bytes. The largest real ones have less than 5% of it."""
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def open_regular(path: Path) -> int:
+    """Open a regular file for reading and return its descriptor. Links are followed.
+
+    Raises SpecError if the file cannot be opened, or if it is a folder, a pipe, a device or a socket.
+    """
+    try:
+        # O_NONBLOCK: without it, opening a pipe waits for a writer
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except (OSError, ValueError) as problem:  # ValueError: the path contains a character that no file name can have
+        raise SpecError(f"cannot read {path}: {_reason(problem)}") from None
+    kind = stat.S_IFMT(os.fstat(file).st_mode)
+    if kind == stat.S_IFREG:
+        return file
+    os.close(file)
+    raise SpecError(
+        f"cannot read {path}: it is {_KINDS.get(kind, 'not a regular file')}", hint="give the path of a regular file"
+    )
+
+
+def read_bytes(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
+    """Return the content of a regular file. Raises SpecError if it cannot be read or has more than `most_bytes`."""
+    content = bytearray()  # grows with the file: the size that the file system states is 0 for files in /proc
+    with open(open_regular(path), "rb") as file:
+        try:
+            while len(content) <= most_bytes and (part := file.read(2**20)):
+                content += part
+        except OSError as problem:
+            raise SpecError(f"cannot read {path}: {_reason(problem)}") from None
+    if len(content) > most_bytes:
+        raise SpecError(f"cannot read {path}: it has more than {most_bytes:,} bytes")
+    return bytes(content)
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a regular UTF-8 file. Raises SpecError if it cannot be read or is not UTF-8."""
+    try:
+        return read_bytes(path).decode()
+    except UnicodeDecodeError:
+        raise SpecError(f"cannot read {path}: it is not a UTF-8 text file") from None
+
+
+def _reason(problem: Exception) -> str:
+    return problem.strerror or str(problem) if isinstance(problem, OSError) else str(problem)

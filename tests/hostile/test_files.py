@@ -1,0 +1,74 @@
+"""Files that are no regular files, or that are too large, are refused at once by every reader."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmbench.cli import run
+from llmbench.errors import LLMBenchError
+from llmbench.measure.results import read
+from llmbench.model.weights import Checkpoint
+from llmbench.spec.catalog import find_model
+from llmbench.spec.files import read_spec
+from llmbench.spec.huggingface import load_config
+
+from .inputs import quickly
+
+
+def pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def link_to_a_device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def link_to_itself(path: Path) -> None:
+    path.symlink_to(path)
+
+
+def larger_than_any_config(path: Path) -> None:
+    path.touch()
+    os.truncate(path, 2**27)
+
+
+def folder(path: Path) -> None:
+    path.mkdir()
+
+
+READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
+    "spec": ("x.toml", read_spec),
+    "config": ("config.json", load_config),
+    "config of a folder": ("config.json", lambda path: load_config(path.parent)),
+    "model": ("config.json", lambda path: find_model(str(path))),
+    "index of weights": ("model.safetensors.index.json", lambda path: Checkpoint(path.parent)),
+    "weights": ("model.safetensors", lambda path: Checkpoint(path.parent)),
+    "results": ("x.jsonl", read),
+}
+
+
+@pytest.mark.parametrize("kind", [pipe, link_to_a_device, link_to_itself, larger_than_any_config, folder])
+@pytest.mark.parametrize("reader", READERS)
+def test_only_regular_files_of_a_plausible_size_are_read(
+    kind: Callable[[Path], None], reader: str, tmp_path: Path
+) -> None:
+    name, call = READERS[reader]
+    kind(tmp_path / name)
+    with quickly(), pytest.raises(LLMBenchError) as refused:
+        call(tmp_path / name)
+    assert len(str(refused.value)) < 1000
+
+
+@pytest.mark.parametrize("arguments", [["params"], ["memory"], ["diff", "/dev/zero"], ["specs", "show"]], ids=" ".join)
+@pytest.mark.parametrize("path", ["/dev/zero", "/proc/kmsg", "/proc/self/mem", "/dev/stdin", "/proc/kcore"])
+def test_devices_are_refused_on_the_command_line(
+    arguments: list[str], path: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with quickly():
+        assert run([*arguments, path]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
