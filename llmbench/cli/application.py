@@ -105,13 +105,14 @@ def build(arguments: list[str]) -> Any:
     wanted = next((argument for argument in arguments if not argument.startswith("-")), None)
     names = [wanted] if wanted in COMMANDS else list(COMMANDS)
     for name in names:
-        command = import_module(COMMANDS[name]).command
+        module = import_module(COMMANDS[name])
+        command = module.command
         if isinstance(command, typer.Typer):
             for inner in command.registered_commands:
                 inner.cls = HelpfulCommand
             app.add_typer(command, name=name, cls=HelpfulGroup)
         else:
-            app.command(name, cls=HelpfulCommand)(command)
+            app.command(name, cls=getattr(module, "COMMAND_CLASS", HelpfulCommand))(command)
     return app
 
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Annotated
 
 import msgspec
+import typer
 
 from llmbench.answers.about import MODEL_FIELDS, AboutModel, length_notes
 from llmbench.cli.options import SEQ, As, Models, Output, Seq, Set, answer, load, prints_tables
+from llmbench.cli.versus import VersusCommand, sides
 from llmbench.report.describe import distinct
-from llmbench.report.document import Block, Document, table, transposed
+from llmbench.report.document import Block, Document, Table, table, transposed
 from llmbench.report.fields import Field, records
-from llmbench.report.units import plural, size
+from llmbench.report.units import change, plural, size
 from llmbench.sizing.flops import count_flops
 from llmbench.sizing.kvcache import KVCache, kv_cache
+from llmbench.sizing.memory import Memory, inference_memory
 from llmbench.sizing.params import Parameters, count_parameters
+from llmbench.sizing.training import training_memory
 from llmbench.sizing.workload import Workload
 from llmbench.spec.ffn import FFN, activation_name
 from llmbench.spec.mixer import AttentionKind, branches
@@ -22,13 +27,17 @@ from llmbench.spec.model import Layer, ModelSpec
 
 
 class Compared(AboutModel, kw_only=True):
-    """A model with its parameters, KV cache and FLOPs per token.
+    """A model with its parameters, KV cache, memory and FLOPs per token.
 
+    `changes`: the values of `--set` that changed the model. `inference`, `training`: the memory of one GPU.
     `decode_flops_per_token` is None if the model has no decoder.
     """
 
+    changes: tuple[str, ...]
     parameters: Parameters
     cache: KVCache
+    inference: Memory
+    training: Memory
     prefill_flops_per_token: float
     decode_flops_per_token: float | None
 
@@ -57,6 +66,13 @@ def _texts(name: str, heading: str, texts: Callable[[Compared], Iterable[str]], 
 FIELDS: tuple[Field[Compared], ...] = (
     *(msgspec.structs.replace(field, heading=None) for field in MODEL_FIELDS),
     Field(
+        "changes",
+        "changes",
+        value=lambda row: list(row.changes),
+        text=lambda row: ", ".join(row.changes) or "none",
+        description="values of `--set` that changed the model",
+    ),
+    Field(
         "parameters",
         "parameters",
         "parameters",
@@ -69,6 +85,13 @@ FIELDS: tuple[Field[Compared], ...] = (
         "parameters",
         lambda row: row.parameters.active,
         description="number of trained parameters that one token uses",
+    ),
+    Field(
+        "weights_bytes",
+        "weights",
+        value=lambda row: 2 * row.parameters.total,
+        text=lambda row: size(2 * row.parameters.total),
+        description="bytes of the weights in bf16",
     ),
     _texts(
         "positions",
@@ -206,6 +229,20 @@ FIELDS: tuple[Field[Compared], ...] = (
         "states, the indexer's keys and cross-attention are not included; `kvcache` lists their bytes in other fields",
     ),
     Field(
+        "inference_memory_bytes",
+        "memory in inference",
+        value=lambda row: row.inference.peak_bytes,
+        text=lambda row: size(row.inference.peak_bytes),
+        description="the same figure as `peak_bytes` of `memory --phase inference`",
+    ),
+    Field(
+        "training_memory_bytes",
+        "memory in training",
+        value=lambda row: row.training.peak_bytes,
+        text=lambda row: size(row.training.peak_bytes),
+        description="the same figure as `peak_bytes` of `memory`: one sequence on one GPU, with AdamW",
+    ),
+    Field(
         "prefill_flops_per_token",
         "prefill FLOPs per token",
         "flops",
@@ -220,9 +257,29 @@ FIELDS: tuple[Field[Compared], ...] = (
 )
 
 
+COMMAND_CLASS = VersusCommand
+"""The class of the command. It reads the arguments after `--vs`."""
+
+
 @prints_tables
-def command(models: Models, seq: Seq = SEQ, set: Set = None, format: As = "table", output: Output = None) -> None:
-    """Compare the architectures of several models, and their parameters, KV cache and FLOPs.
+def command(
+    models: Models,
+    vs: Annotated[
+        bool,
+        typer.Option(
+            "--vs",
+            help="Compare with what follows: the same models, or the models named after it, with the changes of the "
+            "--set options after it.",
+        ),
+    ] = False,
+    seq: Seq = SEQ,
+    set: Set = None,
+    format: As = "table",
+    output: Output = None,
+) -> None:
+    """Compare the architectures of several models, and their parameters, memory, KV cache and FLOPs.
+
+    With --vs, compare a model with its variant. A column names the differences.
 
     Examples:
 
@@ -230,46 +287,86 @@ def command(models: Models, seq: Seq = SEQ, set: Set = None, format: As = "table
 
       llmbench compare deepseek-v3 kimi-k2 qwen3-235b-a22b --seq 32768
 
+      llmbench compare llama2-7b --vs --set num_key_value_heads=8
+
       llmbench compare llama3-8b gemma2-9b --format markdown
     """
-    rows = [_compared(load(text, set), seq) for text in models]
+    first, second = sides(models, set or [])
+    both = [first, *([] if second is None else [second])]
+    rows = [
+        _compared(load(text, side.changes), seq, tuple(side.changes) if vs else ())
+        for side in both
+        for text in side.models
+    ]
     document = Document(
         command="compare",
-        inputs={"models": models, "seq_len": seq, "set": set or []},
+        inputs={
+            "models": first.models,
+            "seq_len": seq,
+            "set": first.changes,
+            "vs": None if second is None else {"models": second.models, "set": second.changes},
+        },
         rows_key="models",
         rows=records(FIELDS, rows),
-        blocks=[_block(rows, seq)] if format != "json" else [],
+        blocks=[_block(rows, seq, mark=vs)] if format != "json" else [],
         tables=[table(FIELDS, rows)] if format == "csv" else [],
     )
     answer(document, format, output)
 
 
-def _compared(spec: ModelSpec, seq: int) -> Compared:
+def _compared(spec: ModelSpec, seq: int, changes: tuple[str, ...]) -> Compared:
     return Compared(
         spec=spec,
         tokens=seq,
+        changes=changes,
         parameters=count_parameters(spec),
         cache=kv_cache(spec, seq),
+        inference=inference_memory(spec, seq),
+        training=training_memory(spec, seq),
         prefill_flops_per_token=count_flops(spec, Workload.prefill(seq)).per_token,
         decode_flops_per_token=count_flops(spec, Workload.decode(seq)).per_token if spec.decodes else None,
     )
 
 
-def _block(rows: list[Compared], seq: int) -> Block:
+def _block(rows: list[Compared], seq: int, *, mark: bool) -> Block:
     """Return a table with a column for each model. A field that is "no" or "none" for every model is left out."""
     fields = [
         field
         for field in FIELDS
         if field.heading is not None and any(field.shown(row) not in ("none", "no") for row in rows)
     ]
+    models = transposed(fields, [(row.title, row) for row in rows])
     return Block(
         headline=f"FLOPs and cache at {plural(seq, 'token')}, bf16",
-        table=transposed(fields, [(row.title, row) for row in rows]),
+        table=_marked(models, fields, rows) if mark else models,
         lines=[f"{row.spec.name} is approximate: {reason}" for row in rows for reason in row.approximate_because],
         notes=[
-            *(f"{row.spec.name}: {note}" for row in rows for note in row.spec.notes),
-            *(note for row in rows for note in length_notes(row.spec, seq)),
+            *distinct(f"{row.spec.name}: {note}" for row in rows for note in row.spec.notes),
+            *distinct(note for row in rows for note in length_notes(row.spec, seq)),
         ],
+    )
+
+
+def _marked(models: Table, fields: Sequence[Field[Compared]], rows: list[Compared]) -> Table:
+    """Return the table with a last column that marks each row in which the models differ.
+
+    With two models, the mark of a number is the relative difference.
+    """
+
+    def mark(field: Field[Compared]) -> str:
+        values = [field.value_of(row) for row in rows]
+        if all(
+            (value, field.shown(row)) == (values[0], field.shown(rows[0]))
+            for value, row in zip(values, rows, strict=True)
+        ):
+            return ""
+        numbers = [value for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)]
+        return change(numbers[1], numbers[0]) if len(values) == len(numbers) == 2 and numbers[0] else "differs"
+
+    marks = [mark(field) for field in fields]
+    return Table(
+        columns=[*models.columns, Field("difference", "difference", unbroken=True)],
+        rows=[[*row, text] for row, text in zip(models.rows, marks, strict=True)],
     )
 
 

@@ -416,7 +416,7 @@ OPTIONS = {
     "kvcache": "--seq --batch --kv-dtype --block-size --explain --set --format --output",
     "memory": "--phase --seq --batch --precision --optimizer --recompute --layout --kernels "
     "--kv-dtype --set --format --output",
-    "compare": "--seq --set --format --output",
+    "compare": "--vs --seq --set --format --output",
     "model": "--impl --device --dtype --layers --trace --seq --batch --set --format --output",
     "profile": "--impl --model --set --seq --batch --dtype --pass --device --by --trace --format --output",
     "bench": "--preset --device --dtype --output --resume --plot --format",
