@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llmbench.errors import unknown
-from llmbench.kernels.kernel import Kernel
 
-__all__ = ["KERNELS", "load_kernel"]
+if TYPE_CHECKING:
+    from llmbench.kernels.kernel import Kernel
+
+__all__ = ["KERNELS", "load_kernel", "read_summary"]
 
 KERNELS = {
     "rms_norm": "norm.norm:RMS_NORM",
@@ -34,3 +39,17 @@ def load_kernel(name: str) -> Kernel:
     module, _, attribute = KERNELS[name].partition(":")
     kernel: Kernel = getattr(import_module(f"llmbench.kernels.{module}"), attribute)
     return kernel
+
+
+def read_summary(name: str) -> str:
+    """Return the summary of a kernel. It is read from the text of the kernel's file, so it needs neither torch nor
+    Triton."""
+    module, _, attribute = KERNELS[name].partition(":")
+    file = Path(__file__).parent / f"{module.replace('.', '/')}.py"
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Call):
+            continue
+        if [ast.unparse(target) for target in node.targets] == [attribute]:
+            texts = {keyword.arg: keyword.value for keyword in node.value.keywords}
+            return str(ast.literal_eval(texts["summary"]))
+    raise AssertionError(f"{file} has no summary of {attribute}")

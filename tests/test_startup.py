@@ -29,15 +29,11 @@ HEAVY = (
 WITHOUT = f"""
 import json, sys
 
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {HEAVY!r}:
-            raise ImportError(f"{{name}} is blocked here")
-
-sys.meta_path.insert(0, Blocked())
+sys.modules.update(dict.fromkeys({HEAVY!r}))  # an import of them fails, and find_spec returns None
 from llmbench.cli import run
 code = run(sys.argv[1:])
-sys.stderr.write(json.dumps(sorted({{name.partition(".")[0] for name in sys.modules}})))
+modules = {{name.partition(".")[0] for name, module in sys.modules.items() if module is not None}}
+sys.stderr.write(json.dumps(sorted(modules)))
 sys.exit(code)
 """
 """A process in which the heavy packages cannot be imported; it ends with what it has imported instead."""
@@ -55,6 +51,8 @@ COMMANDS = [
     ["specs", "list", "--devices"],
     ["specs", "check", "specs/models/gpt2.toml"],
     ["env"],
+    ["kernels", "list"],
+    ["diff", "tests/measure/data/results-1.jsonl", "tests/measure/data/results-1.jsonl"],
     ["params", "CONFIG"],
 ]
 
@@ -93,7 +91,7 @@ def test_the_block_works() -> None:
     code = WITHOUT.replace("from llmbench.cli import run", "import torch")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "torch is blocked here" in done.stderr
+    assert "import of torch halted" in done.stderr
 
 
 # The house

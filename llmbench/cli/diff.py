@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from llmbench.cli.measured import check_file, need_torch
+from llmbench.cli.measured import check_file
 from llmbench.cli.options import As, Output, answer, prints_tables
 from llmbench.report.document import Block, Document, table
 from llmbench.report.fields import Field, fitted, records
@@ -131,7 +131,6 @@ def command(
 
       llmbench diff before.jsonl after.jsonl
     """
-    need_torch("diff")
     check_file("--output", output)
     from llmbench.measure.regressions import diff
     from llmbench.measure.results import read

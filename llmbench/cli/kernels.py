@@ -18,7 +18,6 @@ from llmbench.report.fields import Field, record, records
 from llmbench.report.units import Unit
 
 if TYPE_CHECKING:
-    from llmbench.kernels.kernel import Kernel
     from llmbench.kernels.proof.check import CheckResult
     from llmbench.kernels.proof.fuzz import Failure, FuzzResult
     from llmbench.kernels.proof.inspect import Compiled
@@ -47,29 +46,31 @@ DTypes = Annotated[
         "in all formats that it supports.",
     ),
 ]
-LIST: tuple[Field[Kernel], ...] = (
-    Field("kernel", "kernel", value=lambda kernel: kernel.name, unbroken=True, description="name of the kernel"),
+
+
+class Listed(NamedTuple):
+    """A row of `kernels list`. Without torch or Triton, only the name and the summary are known."""
+
+    kernel: str
+    summary: str
+    dtypes: list[str] | None = None
+    backward: bool | None = None
+    cases: int | None = None
+    shapes: int | None = None
+
+
+LIST: tuple[Field[Listed], ...] = (
+    Field("kernel", "kernel", unbroken=True, description="name of the kernel"),
     Field("summary", "computes", wraps=True, description="the function that the kernel computes"),
     Field(
         "dtypes",
         "formats",
-        value=lambda kernel: [_short(dtype) for dtype in kernel.dtypes],
-        description="number formats of the inputs that the kernel supports",
+        description="number formats of the inputs that the kernel supports. This field and the next ones are null if "
+        "torch or Triton is not installed",
     ),
-    Field(
-        "backward",
-        "backward",
-        value=lambda kernel: bool(kernel.differentiable),
-        description="whether the kernel has a backward pass",
-    ),
-    Field("cases", "cases", "count", lambda kernel: len(kernel.cases), description="number of cases that `check` runs"),
-    Field(
-        "shapes",
-        "shapes",
-        "count",
-        lambda kernel: len(kernel.shapes),
-        description="number of shapes that `inspect` compiles",
-    ),
+    Field("backward", "backward", description="whether the kernel has a backward pass"),
+    Field("cases", "cases", "count", description="number of cases that `check` runs"),
+    Field("shapes", "shapes", "count", description="number of shapes that `inspect` compiles"),
 )
 CHECK: tuple[Field[CheckResult], ...] = (
     Field("kernel", "kernel", unbroken=True, description="name of the kernel"),
@@ -284,11 +285,24 @@ def list_kernels(format: As = "table", output: Output = None) -> None:
 
       llmbench kernels list --format json
     """
-    need_triton()
-    from llmbench.kernels.registry import KERNELS, load_kernel
+    from llmbench.kernels.registry import KERNELS
 
-    kernels = [load_kernel(name) for name in KERNELS]
-    answer(listing("kernels.list", "kernels", LIST, kernels), format, output)
+    lines = []
+    if (package := _missing()) is not None:
+        lines = [f"formats, backward, cases and shapes are unknown, because {package} is not installed"]
+    rows = [_listed(name) for name in KERNELS]
+    answer(listing("kernels.list", "kernels", LIST, rows, lines=lines), format, output)
+
+
+def _listed(name: str) -> Listed:
+    """Return the row of one kernel."""
+    from llmbench.kernels.registry import load_kernel, read_summary
+
+    if _missing() is not None:
+        return Listed(name, read_summary(name))
+    kernel = load_kernel(name)
+    formats = [_short(dtype) for dtype in kernel.dtypes]
+    return Listed(name, kernel.summary, formats, bool(kernel.differentiable), len(kernel.cases), len(kernel.shapes))
 
 
 @command.command("check")
@@ -469,13 +483,15 @@ def _compiled_blocks(compiled: list[Compiled]) -> list[Block]:
 
 def need_triton() -> None:
     """Raise CannotRunError unless torch and Triton are installed."""
+    if (package := _missing()) is not None:
+        raise CannotRunError(f"`llmbench kernels` needs {package}, which is not installed", hint=install_hint("gpu"))
+
+
+def _missing() -> str | None:
+    """Return the name of a package that the kernels need and that is not installed, or None."""
     from importlib.util import find_spec
 
-    for package in ("torch", "triton"):
-        if find_spec(package) is None:
-            raise CannotRunError(
-                f"`llmbench kernels` needs {package}, which is not installed", hint=install_hint("gpu")
-            )
+    return next((package for package in ("torch", "triton") if find_spec(package) is None), None)
 
 
 def need_interpreter() -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-import torch
 
 from llmbench.measure.telemetry import Gpu, gpu_of
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["Energy", "energy_of"]
 
@@ -45,6 +47,8 @@ def energy_of(
 
     def wait() -> None:
         if device.type == "cuda":
+            import torch
+
             torch.cuda.synchronize(device)
 
     call()

@@ -11,7 +11,7 @@ import msgspec
 from llmbench.errors import LLMBenchError
 from llmbench.measure.telemetry import Conditions
 
-__all__ = ["ClockKind", "Measurement", "Ratio", "merged_remarks", "quantile", "ratio"]
+__all__ = ["ClockKind", "Measurement", "MemoryPeak", "Ratio", "merged_remarks", "quantile", "ratio"]
 
 ClockKind = Literal["cpu", "cuda-events", "cuda-graph"]
 """How a sample is timed.
@@ -113,6 +113,22 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             )
             remarks["GPU throttled"] = shares
         return remarks
+
+
+class MemoryPeak(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The peak memory of a call, in bytes.
+
+    `added_bytes`: the peak of the memory that the call allocated, including its results.
+    `resident_bytes`: the memory that was allocated when the call began. None on a CPU.
+    `reserved_bytes`: the most memory that torch's GPU allocator has reserved so far. None on a CPU.
+    `by`: the source of the numbers: "allocator" (torch's GPU allocator) or "tensors" (`LiveTensors`
+    in `memory.py`).
+    """
+
+    added_bytes: int
+    resident_bytes: int | None = None
+    reserved_bytes: int | None = None
+    by: Literal["allocator", "tensors"]
 
 
 def merged_remarks(named: Iterable[tuple[str, Mapping[str, str]]]) -> Iterator[str]:

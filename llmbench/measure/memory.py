@@ -10,30 +10,16 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
-import msgspec
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["GraphedCall", "LiveTensors", "MemoryPeak", "RepeatableBackward", "peak_memory", "reserved_bytes"]
+from llmbench.measure.measurement import MemoryPeak
 
-
-class MemoryPeak(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The peak memory of a call, in bytes.
-
-    `added_bytes`: the peak of the memory that the call allocated, including its results.
-    `resident_bytes`: the memory that was allocated when the call began. None on a CPU.
-    `reserved_bytes`: the most memory that torch's GPU allocator has reserved so far. None on a CPU.
-    `by`: the source of the numbers: "allocator" (torch's GPU allocator) or "tensors" (`LiveTensors`).
-    """
-
-    added_bytes: int
-    resident_bytes: int | None = None
-    reserved_bytes: int | None = None
-    by: Literal["allocator", "tensors"]
+__all__ = ["GraphedCall", "LiveTensors", "RepeatableBackward", "peak_memory", "reserved_bytes"]
 
 
 class RepeatableBackward:

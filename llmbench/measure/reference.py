@@ -7,15 +7,18 @@ present power and clocks of the machine. A share of a reference measurement depe
 from __future__ import annotations
 
 import time
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import msgspec
-import torch
-from torch import Tensor
 
-from llmbench.measure.clock import Call, Clock, CpuClock, compare
 from llmbench.measure.measurement import Measurement
 from llmbench.spec.device import DeviceSpec, DType
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from llmbench.measure.clock import Call, Clock
 
 __all__ = [
     "Bandwidth",
@@ -121,6 +124,10 @@ def measure_references(
     `dtype`: the number format of the run, in which the matrix product is computed. The values are random. A product of
     zeros would need less power, and a GPU would therefore run it faster.
     """
+    import torch
+
+    from llmbench.measure.clock import CpuClock, compare
+
     device = clock.device
     sizes = sizes or (GPU if device.type == "cuda" else CPU)
 
@@ -156,6 +163,8 @@ SMALLEST = 128
 
 def _matrices(n: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the two factors of a square matrix product, [n, n] each. If a CPU is slow in `dtype`, n is smaller."""
+    import torch
+
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     while device.type == "cpu" and dtype != torch.float32 and len(a) > SMALLEST:
         start = time.perf_counter()
@@ -172,4 +181,6 @@ def _launches(one: Tensor, count: int) -> None:
     for _ in range(count):
         one.add_(1)
     if one.is_cuda:
+        import torch
+
         torch.cuda.synchronize(one.device)

@@ -19,8 +19,7 @@ import msgspec
 from llmbench.errors import LLMBenchError
 from llmbench.measure.energy import Energy
 from llmbench.measure.environment import Environment
-from llmbench.measure.measurement import Measurement
-from llmbench.measure.memory import MemoryPeak
+from llmbench.measure.measurement import Measurement, MemoryPeak
 from llmbench.measure.reference import ReferenceMeasurements
 from llmbench.spec.reading import read_bytes
 

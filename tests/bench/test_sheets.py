@@ -11,8 +11,7 @@ from llmbench.bench.experiments import EXPERIMENTS, find_experiment, heads
 from llmbench.bench.experiments.experiment import Ask, Chart
 from llmbench.bench.results.sheets import curves, has_curves, remarks, sheets
 from llmbench.bench.results.words import FIELDS, in_words
-from llmbench.measure.measurement import Measurement
-from llmbench.measure.memory import MemoryPeak
+from llmbench.measure.measurement import Measurement, MemoryPeak
 from llmbench.measure.results import Row
 
 CHART = Chart("seq_len", "tokens of a sequence")

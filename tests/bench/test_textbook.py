@@ -23,8 +23,7 @@ from llmbench.bench.experiments.textbook.claims import (
 )
 from llmbench.bench.experiments.textbook.runs import RUNS, is_own
 from llmbench.measure.clock import CpuClock
-from llmbench.measure.measurement import Measurement
-from llmbench.measure.memory import MemoryPeak
+from llmbench.measure.measurement import Measurement, MemoryPeak
 from llmbench.measure.reference import Sizes, measure_references
 from llmbench.measure.results import Row
 

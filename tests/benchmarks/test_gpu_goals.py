@@ -10,8 +10,7 @@ import torch
 from benchmarks.gpu.experiments import EXPERIMENTS, chosen
 from benchmarks.gpu.goals import COPY, GOALS, MATMUL, OURS, Goal, Outcome, judge
 from llmbench.errors import UnknownNameError
-from llmbench.measure.measurement import Measurement
-from llmbench.measure.memory import MemoryPeak
+from llmbench.measure.measurement import Measurement, MemoryPeak
 from llmbench.measure.results import Row
 from llmbench.measure.telemetry import Conditions
 

@@ -317,7 +317,7 @@ def test_missing_packages_are_named(capsys: Capture, tmp_path: Path, monkeypatch
     real = importlib.util.find_spec
     gone = {"matplotlib", "torch"}
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in gone else real(name))
-    for command in (["profile", "norm"], ["bench", "norms"], ["diff", "a", "b"]):
+    for command in (["profile", "norm"], ["bench", "norms"]):
         assert "needs PyTorch" in refusal(capsys, *command, code=3)
     gone.remove("torch")
     monkeypatch.chdir(tmp_path)

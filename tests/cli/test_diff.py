@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from llmbench.cli import run
-from llmbench.measure.memory import MemoryPeak
+from llmbench.measure.measurement import MemoryPeak
 from llmbench.measure.regressions import NOISE_FLOOR
 from llmbench.measure.results import Row, read
 from llmbench.measure.store import Store

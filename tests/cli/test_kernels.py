@@ -23,7 +23,24 @@ def test_list_names_every_kernel() -> None:
     from llmbench.kernels.registry import KERNELS
 
     process = llmbench("kernels", "list", "--format", "json")
-    assert [row["kernel"] for row in json.loads(process.stdout)["kernels"]] == list(KERNELS)
+    rows = json.loads(process.stdout)["kernels"]
+    assert [row["kernel"] for row in rows] == list(KERNELS)
+    assert all(row["cases"] and row["shapes"] and row["dtypes"] for row in rows)
+
+
+def test_list_without_triton_names_every_kernel_and_its_summary(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from llmbench.kernels.registry import KERNELS, load_kernel
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "triton" else find(name))
+    assert run(["kernels", "list", "--format", "json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["kernels"]
+    assert {row["kernel"]: row["summary"] for row in rows} == {name: load_kernel(name).summary for name in KERNELS}
+    assert {row["cases"] for row in rows} == {row["dtypes"] for row in rows} == {None}
+    assert run(["kernels", "list"]) == 0
+    assert "are unknown, because triton is not installed" in capsys.readouterr().out
 
 
 def test_check_on_a_cpu_is_interpreted() -> None:

@@ -15,8 +15,7 @@ import pytest
 from llmbench.errors import LLMBenchError
 from llmbench.measure import clock
 from llmbench.measure.clock import CpuClock, compare
-from llmbench.measure.measurement import quantile, ratio
-from llmbench.measure.memory import MemoryPeak
+from llmbench.measure.measurement import MemoryPeak, quantile, ratio
 from llmbench.measure.regressions import NOISE_FLOOR, Noise, _student_quantile, diff, noise
 from llmbench.measure.results import Damage, Results, Row, Session, read
 from llmbench.measure.store import Store

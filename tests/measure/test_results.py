@@ -21,8 +21,7 @@ import pytest
 from llmbench.errors import LLMBenchError
 from llmbench.kernels.proof.accuracy import Verdict
 from llmbench.measure.energy import Energy
-from llmbench.measure.measurement import Measurement
-from llmbench.measure.memory import MemoryPeak
+from llmbench.measure.measurement import Measurement, MemoryPeak
 from llmbench.measure.regressions import diff
 from llmbench.measure.results import ENDED_SESSION, SCHEMA, Check, Line, Row, read
 from llmbench.measure.store import Store
