@@ -164,13 +164,13 @@ def empty(*shape: int, like: Tensor, dtype: torch.dtype | None = None) -> Tensor
 
 def fits_descriptor(x: Tensor) -> bool:
     """Whether a TMA descriptor can describe x: its last stride is 1, its address and its other strides are multiples of
-    16 bytes, and no stride is 0.
+    16 bytes, and no stride is 0 or at least 2⁴⁰ bytes.
 
     The address counts, and not the storage offset, because memory that torch did not allocate can begin anywhere.
     """
     *outer, last = x.stride()
     whole = x.data_ptr() % 16 == 0 and not any(stride * x.element_size() % 16 for stride in outer)
-    return whole and last == 1 and 0 not in outer
+    return whole and last == 1 and all(0 < stride * x.element_size() < 1 << 40 for stride in outer)
 
 
 def _check_sizes(kernel: Any, grid: Grid, args: Sequence[Any]) -> None:

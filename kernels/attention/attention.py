@@ -439,7 +439,7 @@ KERNEL = Kernel(
         Case(1, 3, 1, 33, 65, 80, soft_cap=2.0, window=40),
         Case(1, 2, 1, 50, 40, 40, alibi=True, sinks=True),  # the first queries see no key
         Case(1, 2, 1, 50, 40, 16, window=9),  # the same, without a sink
-        Case(1, 2, 2, 45, 45, 192, 128),
+        Case(2, 2, 1, 33, 45, 192, 128),
         Case(1, 1, 1, 30, 30, 96, 256, causal=False, alibi=True, soft_cap=30.0),
         Case(1, 2, 1, 40, 70, 512, window=33),  # Gemma 4's global layers have heads of 512
         Case(heads=2, kv_heads=1, head_dim=24, packed=((5, 5), (67, 80), (1, 33))),

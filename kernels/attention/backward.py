@@ -25,9 +25,11 @@ from torch import Tensor
 from llmbench.kernels.attention.tiles import (
     Problem,
     concurrent_heads,
-    head_tiles,
-    load_head_tile,
+    group_tiles,
+    head_rows,
+    load_group_tile,
     load_tile,
+    matrices,
     matrix_tiles,
     padded,
     phases,
@@ -158,15 +160,15 @@ def _over_queries(
                 member = step // tl.maximum(steps, 1)
                 m -= member * steps * BLOCK_M
             rows = m + tl.arange(0, BLOCK_M)
-            q = load_head_tile(q_tiles, member, m, queries, q_head, q_row, FIRST, BLOCK_M, MAIN, TMA)
+            q = load_group_tile(q_tiles, member, m, queries, q_head, q_row, FIRST, BLOCK_M, MAIN, TMA)
             s = dot(k, q.T)
             q_rest = q
             if REST > 0:
-                q_rest = load_head_tile(
+                q_rest = load_group_tile(
                     q_rest_tiles, member, m, queries, q_head, q_row, WIDTH - MAIN, BLOCK_M, REST, TMA
                 )
                 s = dot(k_rest, q_rest.T, s)
-            do = load_head_tile(do_tiles, member, m, queries, do_head, do_row, VALUES, BLOCK_M, PADDED_VALUES, TMA)
+            do = load_group_tile(do_tiles, member, m, queries, do_head, do_row, VALUES, BLOCK_M, PADDED_VALUES, TMA)
             if DK:
                 dp = dot(v, do.T)  # before p is computed, so that fewer values stay in registers
             level_row = tl.load(level + member * level_head + rows)
@@ -193,7 +195,7 @@ def _over_queries(
 
 @triton.jit
 def attention_backward_keys(
-    q, k, v, dout, dk, dv, level, delta, slopes, query_starts, key_starts,
+    q, q_end, k, k_end, v, dout, dk, dv, level, delta, slopes, query_starts, key_starts,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, do_batch, do_head, do_row,
     dk_batch, dk_head, dk_row, dv_batch, dv_head, dv_row, level_batch, level_head,
     queries, keys, kv_heads, all_heads, tiles, concurrent, before, after, scale, cap, natural_scale,
@@ -211,24 +213,16 @@ def attention_backward_keys(
     tile, kv_head = program_tile(tiles, all_heads, concurrent, False)
     batch = tl.cast(kv_head // kv_heads, tl.int64)
     kv_head = tl.cast(kv_head % kv_heads, tl.int64)
-    k += kv_head * k_head
-    v += kv_head * v_head
+    q_start = 0
+    k_start = 0
     if PACKED:
-        start = tl.load(query_starts + batch)
-        queries = tl.load(query_starts + batch + 1) - start
-        q += tl.cast(start, tl.int64) * q_row
-        dout += tl.cast(start, tl.int64) * do_row
-        level += (start // TALLEST + batch) * TALLEST
-        delta += (start // TALLEST + batch) * TALLEST
-        start = tl.load(key_starts + batch)
-        keys = tl.load(key_starts + batch + 1) - start
-        k += tl.cast(start, tl.int64) * k_row
-        v += tl.cast(start, tl.int64) * v_row
+        q_start = tl.load(query_starts + batch)
+        queries = tl.load(query_starts + batch + 1) - q_start
+        level += (q_start // TALLEST + batch) * TALLEST
+        delta += (q_start // TALLEST + batch) * TALLEST
+        k_start = tl.load(key_starts + batch)
+        keys = tl.load(key_starts + batch + 1) - k_start
     else:
-        q += batch * q_batch
-        k += batch * k_batch
-        v += batch * v_batch
-        dout += batch * do_batch
         level += batch * level_batch
         delta += batch * level_batch
     first = tile * BLOCK_N
@@ -236,13 +230,16 @@ def attention_backward_keys(
         FIRST: tl.constexpr = WIDTH if REST == 0 else MAIN
         DK: tl.constexpr = PASSES == 1 or PASS == 0
         DV: tl.constexpr = PASSES == 1 or PASS == 1
-        k_tiles = matrix_tiles(k, keys, k_row, FIRST, BLOCK_N, MAIN, TMA)
-        v_tiles = matrix_tiles(v, keys, v_row, VALUES, BLOCK_N, PADDED_VALUES, TMA)
+        k_rows = head_rows(k, batch, kv_head, k_start, k_batch, k_head, k_row, TMA)
+        v_rows = head_rows(v, batch, kv_head, k_start, v_batch, v_head, v_row, TMA)
+        k_tiles = matrix_tiles(k_rows, keys, k_row, FIRST, BLOCK_N, MAIN, TMA)
+        v_tiles = matrix_tiles(v_rows, keys, v_row, VALUES, BLOCK_N, PADDED_VALUES, TMA)
         k_tile = load_tile(k_tiles, first, keys, k_row, FIRST, BLOCK_N, MAIN, TMA, False)
         v_tile = load_tile(v_tiles, first, keys, v_row, VALUES, BLOCK_N, PADDED_VALUES, TMA, False)
         k_rest = k_tile
         if REST > 0:
-            k_rest_tiles = matrix_tiles(k + MAIN, keys, k_row, WIDTH - MAIN, BLOCK_N, REST, TMA)
+            k_rows = head_rows(k_end, batch, kv_head, k_start, k_batch, k_head, k_row, TMA)
+            k_rest_tiles = matrix_tiles(k_rows, keys, k_row, WIDTH - MAIN, BLOCK_N, REST, TMA)
             k_rest = load_tile(k_rest_tiles, first, keys, k_row, WIDTH - MAIN, BLOCK_N, REST, TMA, False)
 
         positions = first + tl.arange(0, BLOCK_N)
@@ -257,17 +254,19 @@ def attention_backward_keys(
         dk_sum = tl.zeros([BLOCK_N, MAIN], tl.float32)
         dk_rest_sum = tl.zeros([BLOCK_N, REST if REST > 0 else 1], tl.float32)
         dv_sum = tl.zeros([BLOCK_N, PADDED_VALUES], tl.float32)
-        q += kv_head * GROUP * q_head
-        dout += kv_head * GROUP * do_head
-        level += kv_head * GROUP * level_head
-        delta += kv_head * GROUP * level_head
+        first_head = kv_head * GROUP
+        level += first_head * level_head
+        delta += first_head * level_head
         if SLOPED:
-            slopes += kv_head * GROUP
-        q_tiles = head_tiles(q, GROUP, queries, q_head, q_row, FIRST, BLOCK_M, MAIN, TMA)
-        do_tiles = head_tiles(dout, GROUP, queries, do_head, do_row, VALUES, BLOCK_M, PADDED_VALUES, TMA)
+            slopes += first_head
+        q_rows = head_rows(q, batch, first_head, q_start, q_batch, q_head, q_row, TMA)
+        do_rows = head_rows(dout, batch, first_head, q_start, do_batch, do_head, do_row, TMA)
+        q_tiles = group_tiles(q_rows, GROUP, queries, q_head, q_row, FIRST, BLOCK_M, MAIN, TMA)
+        do_tiles = group_tiles(do_rows, GROUP, queries, do_head, do_row, VALUES, BLOCK_M, PADDED_VALUES, TMA)
         q_rest_tiles = q_tiles
         if REST > 0:
-            q_rest_tiles = head_tiles(q + MAIN, GROUP, queries, q_head, q_row, WIDTH - MAIN, BLOCK_M, REST, TMA)
+            q_rows = head_rows(q_end, batch, first_head, q_start, q_batch, q_head, q_row, TMA)
+            q_rest_tiles = group_tiles(q_rows, GROUP, queries, q_head, q_row, WIDTH - MAIN, BLOCK_M, REST, TMA)
         MASKED: tl.constexpr = BEFORE or AFTER
         for loop in tl.static_range(LOOPS):
             if LOOPS == 1 or loop == 1 or (loop == 0 and AFTER) or (loop == 2 and BEFORE):
@@ -343,7 +342,7 @@ def _over_keys(
 
 @triton.jit
 def attention_backward_queries(
-    q, k, v, dout, dq, level, delta, slopes, query_starts, key_starts,
+    q, q_end, k, k_end, v, dout, dq, level, delta, slopes, query_starts, key_starts,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, do_batch, do_head, do_row,
     dq_batch, dq_head, dq_row, level_batch, level_head,
     queries, keys, heads, all_heads, tiles, concurrent, before, after, scale, cap, natural_scale,
@@ -356,48 +355,44 @@ def attention_backward_queries(
     batch = tl.cast(head // heads, tl.int64)
     head = tl.cast(head % heads, tl.int64)
     kv_head = head // GROUP
-    q += head * q_head
-    k += kv_head * k_head
-    v += kv_head * v_head
-    dout += head * do_head
     dq += head * dq_head
     level += head * level_head
     delta += head * level_head
+    q_start = 0
+    k_start = 0
     if PACKED:
-        start = tl.load(query_starts + batch)
-        queries = tl.load(query_starts + batch + 1) - start
-        q += tl.cast(start, tl.int64) * q_row
-        dout += tl.cast(start, tl.int64) * do_row
-        dq += tl.cast(start, tl.int64) * dq_row
-        level += (start // TALLEST + batch) * TALLEST
-        delta += (start // TALLEST + batch) * TALLEST
-        start = tl.load(key_starts + batch)
-        keys = tl.load(key_starts + batch + 1) - start
-        k += tl.cast(start, tl.int64) * k_row
-        v += tl.cast(start, tl.int64) * v_row
+        q_start = tl.load(query_starts + batch)
+        queries = tl.load(query_starts + batch + 1) - q_start
+        dq += tl.cast(q_start, tl.int64) * dq_row
+        level += (q_start // TALLEST + batch) * TALLEST
+        delta += (q_start // TALLEST + batch) * TALLEST
+        k_start = tl.load(key_starts + batch)
+        keys = tl.load(key_starts + batch + 1) - k_start
     else:
-        q += batch * q_batch
-        k += batch * k_batch
-        v += batch * v_batch
-        dout += batch * do_batch
         dq += batch * dq_batch
         level += batch * level_batch
         delta += batch * level_batch
     first = tile * BLOCK_M
     if first < queries:
         FIRST: tl.constexpr = WIDTH if REST == 0 else MAIN
-        q_tiles = matrix_tiles(q, queries, q_row, FIRST, BLOCK_M, MAIN, TMA)
-        do_tiles = matrix_tiles(dout, queries, do_row, VALUES, BLOCK_M, PADDED_VALUES, TMA)
-        k_tiles = matrix_tiles(k, keys, k_row, FIRST, BLOCK_N, MAIN, TMA)
-        v_tiles = matrix_tiles(v, keys, v_row, VALUES, BLOCK_N, PADDED_VALUES, TMA)
+        q_rows = head_rows(q, batch, head, q_start, q_batch, q_head, q_row, TMA)
+        do_rows = head_rows(dout, batch, head, q_start, do_batch, do_head, do_row, TMA)
+        k_rows = head_rows(k, batch, kv_head, k_start, k_batch, k_head, k_row, TMA)
+        v_rows = head_rows(v, batch, kv_head, k_start, v_batch, v_head, v_row, TMA)
+        q_tiles = matrix_tiles(q_rows, queries, q_row, FIRST, BLOCK_M, MAIN, TMA)
+        do_tiles = matrix_tiles(do_rows, queries, do_row, VALUES, BLOCK_M, PADDED_VALUES, TMA)
+        k_tiles = matrix_tiles(k_rows, keys, k_row, FIRST, BLOCK_N, MAIN, TMA)
+        v_tiles = matrix_tiles(v_rows, keys, v_row, VALUES, BLOCK_N, PADDED_VALUES, TMA)
         q_tile = load_tile(q_tiles, first, queries, q_row, FIRST, BLOCK_M, MAIN, TMA, False)
         do_tile = load_tile(do_tiles, first, queries, do_row, VALUES, BLOCK_M, PADDED_VALUES, TMA, False)
         q_rest = q_tile
         k_rest_tiles = k_tiles
         if REST > 0:
-            q_rest_tiles = matrix_tiles(q + MAIN, queries, q_row, WIDTH - MAIN, BLOCK_M, REST, TMA)
+            q_rows = head_rows(q_end, batch, head, q_start, q_batch, q_head, q_row, TMA)
+            k_rows = head_rows(k_end, batch, kv_head, k_start, k_batch, k_head, k_row, TMA)
+            q_rest_tiles = matrix_tiles(q_rows, queries, q_row, WIDTH - MAIN, BLOCK_M, REST, TMA)
             q_rest = load_tile(q_rest_tiles, first, queries, q_row, WIDTH - MAIN, BLOCK_M, REST, TMA, False)
-            k_rest_tiles = matrix_tiles(k + MAIN, keys, k_row, WIDTH - MAIN, BLOCK_N, REST, TMA)
+            k_rest_tiles = matrix_tiles(k_rows, keys, k_row, WIDTH - MAIN, BLOCK_N, REST, TMA)
 
         rows = first + tl.arange(0, BLOCK_M)
         inside = rows < queries
@@ -432,17 +427,11 @@ def attention_backward_queries(
 # == Configurations and launcher ==
 
 
-def _config(m: int, n: int, warps: int, stages: int, note: str, tma: int = 1, **more: int) -> Config:
-    return Config(BLOCK_M=m, BLOCK_N=n, TMA=tma, num_warps=warps, num_stages=stages, note=note, **more)
-
-
-def _keys(m: int, n: int, warps: int, stages: int, note: str, tma: int = 1, passes: int = 1, loops: int = 1) -> Config:
-    return _config(m, n, warps, stages, note, tma, PASSES=passes, LOOPS=loops)
-
-
-def key_configurations(width: int, values: int, element: int, arch: int, plain: bool, masked: bool) -> list[Config]:
+def key_configurations(
+    width: int, values: int, element: int, arch: int, tma: int, plain: bool, masked: bool
+) -> list[Config]:
     """Return the candidate configurations for dk and dv. `width` and `values` are padded widths; `element` is bytes per
-    element; `plain` and `masked` describe the problem.
+    element; `tma` says where descriptors are made; `plain` and `masked` describe the problem.
 
     The accumulators of dk and dv stay in registers for the whole loop, together with two tiles of scores. With 128 keys
     and 8 warps, a warpgroup has 64 rows. In a problem that is not `plain`, each score also needs a bound, a slope or
@@ -451,71 +440,76 @@ def key_configurations(width: int, values: int, element: int, arch: int, plain: 
     The shipped configurations mask every tile. Separate loops (LOOPS=3) save the mask's instructions, but ptxas 12.8
     then waits for each matrix product in most shapes, so they are candidates.
     """
+    tma = tma if arch >= 90 else 0
+
+    def config(m: int, n: int, warps: int, stages: int, note: str, passes: int = 1, loops: int = 1) -> Config:
+        blocks = {"BLOCK_M": m, "BLOCK_N": n, "TMA": tma, "PASSES": passes, "LOOPS": loops}
+        return Config(num_warps=warps, num_stages=stages, note=note, **blocks)
+
     wide = max(width, values)
     two_passes = "dk and dv in separate passes, {} accumulators per thread: eight products in place of seven"
     largest = "the largest tiles that fit in shared memory"
     if arch < 90 or element == 4:
-        tma = int(arch >= 90)
         if wide <= 128:
-            return [_keys(32, 64, 8, 2, largest, tma)]
+            return [config(32, 64, 8, 2, largest)]
         if wide > 256:
-            return [_keys(16, 16, 4, 1, largest, tma, passes=2)]
+            return [config(16, 16, 4, 1, largest, passes=2)]
         if tma:
             stages = 1 if arch >= 100 else 2  # on sm_100, scores need shared memory too
-            return [_keys(16, 64, 8, stages, largest, passes=2)]
-        return [_keys(32 if element == 2 else 16, 32, 8, 1, largest, tma, passes=2)]
+            return [config(16, 64, 8, stages, largest, passes=2)]
+        return [config(32 if element == 2 else 16, 32, 8, 1, largest, passes=2)]
     if wide <= 64:
         candidates = [
-            _keys(64, 128, 8, 2, "64 rows per warpgroup; half as many accumulators as for heads of 128"),
-            _keys(64, 64, 4, 2, "two blocks per multiprocessor: one computes a softmax while the other multiplies"),
+            config(64, 128, 8, 2, "64 rows per warpgroup; half as many accumulators as for heads of 128"),
+            config(64, 64, 4, 2, "two blocks per multiprocessor: one computes a softmax while the other multiplies"),
         ]
     elif wide <= 128 and plain:
-        candidates = [_keys(64, 128, 8, 2, "64 + 64 accumulators and 32 + 32 scores per thread use all registers")]
+        candidates = [config(64, 128, 8, 2, "64 + 64 accumulators and 32 + 32 scores per thread use all registers")]
     elif wide <= 128:
         candidates = [
-            _keys(32, 128, 8, 2, "64 + 64 accumulators, 16 + 16 scores, and bounds or slopes per thread"),
-            _keys(32, 64, 4, 2, "as many values per thread as with 128 keys; two blocks per multiprocessor"),
+            config(32, 128, 8, 2, "64 + 64 accumulators, 16 + 16 scores, and bounds or slopes per thread"),
+            config(32, 64, 4, 2, "as many values per thread as with 128 keys; two blocks per multiprocessor"),
         ]
     elif width <= 192 and values <= 128:
-        candidates = [_keys(64, 128, 8, 2, two_passes.format("64 or 96"), passes=2)]
+        candidates = [config(64, 128, 8, 2, two_passes.format("64 or 96"), passes=2)]
         if plain:
-            candidates.insert(0, _keys(32, 64, 4, 2, "96 + 64 accumulators, 16 + 16 scores per thread; two blocks"))
+            candidates.insert(0, config(32, 64, 4, 2, "96 + 64 accumulators, 16 + 16 scores per thread; two blocks"))
     elif wide <= 256:
-        return [_keys(16, 128, 8, 2, two_passes.format(128), passes=2)]
+        return [config(16, 128, 8, 2, two_passes.format(128), passes=2)]
     else:
-        return [_keys(16, 64, 8, 2, two_passes.format(128), passes=2)]
+        return [config(16, 64, 8, 2, two_passes.format(128), passes=2)]
     if masked:
         first = candidates[0]
         loops = "separate loops for tiles without a mask: fewer instructions, if ptxas does not serialise the products"
         rows, keys = first["BLOCK_M"], first["BLOCK_N"]
-        candidates.append(_keys(rows, keys, first.num_warps, 2, loops, passes=first["PASSES"], loops=3))
+        candidates.append(config(rows, keys, first.num_warps, 2, loops, passes=first["PASSES"], loops=3))
     return candidates
 
 
-def query_configurations(width: int, values: int, element: int, arch: int) -> list[Config]:
+def query_configurations(width: int, values: int, element: int, arch: int, tma: int) -> list[Config]:
     """Return the candidate configurations for dq. A program keeps one accumulator and two tiles of scores in registers,
     and each warpgroup has 64 query rows."""
+    tma = tma if arch >= 90 else 0
+
+    def config(m: int, n: int, warps: int, stages: int, note: str) -> Config:
+        return Config(BLOCK_M=m, BLOCK_N=n, TMA=tma, num_warps=warps, num_stages=stages, note=note)
+
     wide = max(width, values)
     if arch < 90 or element == 4:
-        tma = int(arch >= 90)
         if wide <= 128:
-            return [_config(64, 32, 8, 2, "the largest tiles that fit in shared memory", tma)]
+            return [config(64, 32, 8, 2, "the largest tiles that fit in shared memory")]
         stages = 1 if arch >= 100 else 2
-        return [
-            _config(
-                64 if tma or element == 2 else 32, 16, 8, stages, "the largest tiles that fit in shared memory", tma
-            )
-        ]
+        return [config(64 if tma or element == 2 else 32, 16, 8, stages, "the largest tiles that fit in shared memory")]
     if wide <= 64:
         return [
-            _config(128, 64, 8, 2, "two blocks per multiprocessor under a causal mask"),
-            _config(64, 64, 4, 2, "four blocks per multiprocessor"),
+            config(128, 64, 8, 2, "two blocks per multiprocessor under a causal mask"),
+            config(64, 64, 4, 2, "four blocks per multiprocessor"),
         ]
     if width <= 192 and values <= 128:
-        return [_config(128, 64, 8, 2, "64 or 96 accumulators, 32 + 32 scores per thread")]
+        return [config(128, 64, 8, 2, "64 or 96 accumulators, 32 + 32 scores per thread")]
     if wide > 256:
-        return [_config(64, 16, 8, 2, "128 accumulators per thread; q and do fill 128 KiB of shared memory")]
-    return [_config(128, 16, 8, 2, "128 accumulators leave room for 8 + 8 scores per thread; 160 KiB of shared memory")]
+        return [config(64, 16, 8, 2, "128 accumulators per thread; q and do fill 128 KiB of shared memory")]
+    return [config(128, 16, 8, 2, "128 accumulators leave room for 8 + 8 scores per thread; 160 KiB of shared memory")]
 
 
 def backward(
@@ -539,7 +533,9 @@ def backward(
     batch, queries, keys = problem[:3]
     group, width, v_width, element = heads // kv_heads, q.shape[-1], v.shape[-1], q.element_size()
     strides, starts = problem.strides, (problem.query_starts, problem.key_starts)
-    sizes = sum(split_width(width)), padded(v_width), element, architecture(q.device)
+    parts = split_width(width)
+    widths = sum(parts), padded(v_width)
+    sizes = *widths, element, architecture(q.device), problem.tma(max(widths))
 
     tallest = TALLEST.value
     if problem.packed:
@@ -573,7 +569,11 @@ def backward(
             attention_backward_keys,
             (tiles * batch * kv_heads,),
             config,
-            *(q, k, v, dout, dk, dv, level, delta, problem.slopes, *starts),
+            *matrices(q, parts, config["BLOCK_M"], config),
+            *matrices(k, parts, config["BLOCK_N"], config),
+            *matrices(v, (padded(v_width),), config["BLOCK_N"], config),
+            *matrices(dout, (padded(v_width),), config["BLOCK_M"], config),
+            *(dk, dv, level, delta, problem.slopes, *starts),
             *strides(q, k, v, dout, dk, dv),
             *level_strides,
             *(queries, keys, kv_heads, batch * kv_heads, tiles, concurrent, *options),
@@ -587,7 +587,11 @@ def backward(
         attention_backward_queries,
         (tiles * batch * heads,),
         config,
-        *(q, k, v, dout, dq, level, delta, problem.slopes, *starts),
+        *matrices(q, parts, config["BLOCK_M"], config),
+        *matrices(k, parts, config["BLOCK_N"], config),
+        *matrices(v, (padded(v_width),), config["BLOCK_N"], config),
+        *matrices(dout, (padded(v_width),), config["BLOCK_M"], config),
+        *(dq, level, delta, problem.slopes, *starts),
         *strides(q, k, v, dout, dq),
         *level_strides,
         *(queries, keys, heads, batch * heads, tiles, concurrent, *options),

@@ -19,9 +19,13 @@ import triton.language as tl
 from torch import Tensor
 
 from llmbench.kernels.attention.tiles import (
+    DEVICE,
+    HOST,
     Problem,
     concurrent_heads,
+    head_rows,
     load_tile,
+    matrices,
     matrix_tiles,
     padded,
     phases,
@@ -90,56 +94,54 @@ def _over_keys(
 
 @triton.jit
 def attention_forward(
-    q, k, v, out, lse, level, sinks, slopes, query_starts, key_starts, q_batch, q_head, q_row, k_batch, k_head, k_row,
-    v_batch, v_head, v_row, out_batch, out_head, out_row, lse_batch, lse_head, queries, keys, heads, all_heads, tiles,
-    concurrent, before, after, scale, cap,
+    q, q_end, k, k_end, v, out, lse, level, sinks, slopes, query_starts, key_starts,
+    q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, out_batch, out_head, out_row,
+    lse_batch, lse_head, queries, keys, heads, all_heads, tiles, concurrent, before, after, scale, cap,
     GROUP: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr, CAPPED: tl.constexpr, SLOPED: tl.constexpr,
     SINKS: tl.constexpr, PACKED: tl.constexpr, WIDTH: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr,
     VALUES: tl.constexpr, PADDED_VALUES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """One program computes BLOCK_M queries of one head. Parameters that end in `_batch`, `_head` and `_row` are strides
-    in elements."""
+    in elements. `q_end` and `k_end` are the columns of q and k after the first MAIN."""
     tile, head = program_tile(tiles, all_heads, concurrent, AFTER and not BEFORE)
     batch = tl.cast(head // heads, tl.int64)
     head = tl.cast(head % heads, tl.int64)
     kv_head = head // GROUP
-    q += head * q_head
-    k += kv_head * k_head
-    v += kv_head * v_head
     out += head * out_head
     lse += head * lse_head
     level += head * lse_head
+    q_start = 0
+    k_start = 0
     if PACKED:
-        start = tl.load(query_starts + batch)
-        queries = tl.load(query_starts + batch + 1) - start
-        q += tl.cast(start, tl.int64) * q_row
-        out += tl.cast(start, tl.int64) * out_row
-        lse += start
-        level += start
-        start = tl.load(key_starts + batch)
-        keys = tl.load(key_starts + batch + 1) - start
-        k += tl.cast(start, tl.int64) * k_row
-        v += tl.cast(start, tl.int64) * v_row
+        q_start = tl.load(query_starts + batch)
+        queries = tl.load(query_starts + batch + 1) - q_start
+        out += tl.cast(q_start, tl.int64) * out_row
+        lse += q_start
+        level += q_start
+        k_start = tl.load(key_starts + batch)
+        keys = tl.load(key_starts + batch + 1) - k_start
     else:
-        q += batch * q_batch
-        k += batch * k_batch
-        v += batch * v_batch
         out += batch * out_batch
         lse += batch * lse_batch
         level += batch * lse_batch
     first = tile * BLOCK_M
     if first < queries:
         FIRST: tl.constexpr = WIDTH if REST == 0 else MAIN
-        q_tiles = matrix_tiles(q, queries, q_row, FIRST, BLOCK_M, MAIN, TMA)
-        k_tiles = matrix_tiles(k, keys, k_row, FIRST, BLOCK_N, MAIN, TMA)
-        v_tiles = matrix_tiles(v, keys, v_row, VALUES, BLOCK_N, PADDED_VALUES, TMA)
+        q_rows = head_rows(q, batch, head, q_start, q_batch, q_head, q_row, TMA)
+        k_rows = head_rows(k, batch, kv_head, k_start, k_batch, k_head, k_row, TMA)
+        v_rows = head_rows(v, batch, kv_head, k_start, v_batch, v_head, v_row, TMA)
+        q_tiles = matrix_tiles(q_rows, queries, q_row, FIRST, BLOCK_M, MAIN, TMA)
+        k_tiles = matrix_tiles(k_rows, keys, k_row, FIRST, BLOCK_N, MAIN, TMA)
+        v_tiles = matrix_tiles(v_rows, keys, v_row, VALUES, BLOCK_N, PADDED_VALUES, TMA)
         q_tile = load_tile(q_tiles, first, queries, q_row, FIRST, BLOCK_M, MAIN, TMA, False)
         q_rest = q_tile
         k_rest_tiles = k_tiles
         if REST > 0:
-            q_rest_tiles = matrix_tiles(q + MAIN, queries, q_row, WIDTH - MAIN, BLOCK_M, REST, TMA)
+            q_rows = head_rows(q_end, batch, head, q_start, q_batch, q_head, q_row, TMA)
+            k_rows = head_rows(k_end, batch, kv_head, k_start, k_batch, k_head, k_row, TMA)
+            q_rest_tiles = matrix_tiles(q_rows, queries, q_row, WIDTH - MAIN, BLOCK_M, REST, TMA)
             q_rest = load_tile(q_rest_tiles, first, queries, q_row, WIDTH - MAIN, BLOCK_M, REST, TMA, False)
-            k_rest_tiles = matrix_tiles(k + MAIN, keys, k_row, WIDTH - MAIN, BLOCK_N, REST, TMA)
+            k_rest_tiles = matrix_tiles(k_rows, keys, k_row, WIDTH - MAIN, BLOCK_N, REST, TMA)
 
         rows = first + tl.arange(0, BLOCK_M)
         shift = keys - queries
@@ -179,25 +181,27 @@ def attention_forward(
 # == Configurations and launcher ==
 
 
-def configurations(width: int, values: int, element: int, arch: int) -> list[Config]:
-    """Return the candidate configurations. `width` and `values` are padded widths; `element` is bytes per element.
+def configurations(width: int, values: int, element: int, arch: int, tma: int) -> list[Config]:
+    """Return the candidate configurations. `width` and `values` are padded widths; `element` is bytes per element;
+    `tma` says where descriptors are made on GPUs that have them.
 
     Above width 64, one block runs per multiprocessor. The 8 warps of a block are two warpgroups of 64 query rows each:
     one warpgroup computes a softmax while the other multiplies. With 4 warps, a thread would hold 128 more
     accumulators, and registers would spill.
     """
 
-    def config(m: int, n: int, warps: int, stages: int, note: str, tma: int = 1) -> Config:
+    tma = tma if arch >= 90 else 0
+
+    def config(m: int, n: int, warps: int, stages: int, note: str, tma: int = tma) -> Config:
         return Config(BLOCK_M=m, BLOCK_N=n, TMA=tma, num_warps=warps, num_stages=stages, note=note)
 
     wide = max(width, values)
     if arch < 90 or element == 4:
-        tma = int(arch >= 90)
         if wide <= 128:
-            return [config(128, 64 if element == 2 else 32, 8, 2, "the largest tiles that fit in shared memory", tma)]
+            return [config(128, 64 if element == 2 else 32, 8, 2, "the largest tiles that fit in shared memory")]
         if wide > 256:
-            return [config(32, 16, 4, 1, "the largest tiles that fit in shared memory", tma)]
-        return [config(64, 32 if element == 2 else 16, 8, 2, "the largest tiles that fit in shared memory", tma)]
+            return [config(32, 16, 4, 1, "the largest tiles that fit in shared memory")]
+        return [config(64, 32 if element == 2 else 16, 8, 2, "the largest tiles that fit in shared memory")]
     if wide <= 64:
         return [
             config(
@@ -217,6 +221,9 @@ def configurations(width: int, values: int, element: int, arch: int) -> list[Con
             ),
             config(128, 64, 8, 3, "half the scores per thread, a deeper pipeline"),
         ]
+        if tma == HOST.value:
+            note = "each program makes its descriptors: less work for the launcher"
+            candidates.append(config(128, 128, 8, 2, note, tma=DEVICE.value))
         if width <= 128:
             candidates.append(config(128, 64, 8, 3, "cp.async in place of TMA: no descriptors to create", tma=0))
         return candidates
@@ -237,7 +244,9 @@ def forward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, problem: Problem) -> t
     group, width, v_width, element = heads // kv_heads, q.shape[-1], v.shape[-1], q.element_size()
     shape = (heads, q.shape[0]) if problem.packed else (batch, heads, queries)
     lse, level = (empty(*shape, like=q, dtype=torch.float32) for _ in range(2))
-    choices = configurations(sum(split_width(width)), padded(v_width), element, architecture(q.device))
+    parts = split_width(width)
+    widths = sum(parts), padded(v_width)
+    choices = configurations(*widths, element, architecture(q.device), problem.tma(max(widths)))
     config = choose("attention_forward", choices)
     tiles = triton.cdiv(queries, config["BLOCK_M"])
     concurrent = group * concurrent_heads(keys * (width + v_width) * element, batch * kv_heads)
@@ -245,7 +254,10 @@ def forward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, problem: Problem) -> t
         attention_forward,
         (tiles * batch * heads,),
         config,
-        *(q, k, v, out, lse, level, problem.sinks, problem.slopes, problem.query_starts, problem.key_starts),
+        *matrices(q, parts, config["BLOCK_M"], config),
+        *matrices(k, parts, config["BLOCK_N"], config),
+        *matrices(v, (padded(v_width),), config["BLOCK_N"], config),
+        *(out, lse, level, problem.sinks, problem.slopes, problem.query_starts, problem.key_starts),
         *problem.strides(q, k, v, out),
         *problem.row_strides(lse),
         *(queries, keys, heads, batch * heads, tiles, concurrent),

@@ -16,26 +16,32 @@ S query length, T key length, H width of queries and keys, V width of values.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
-from llmbench.kernels.launching import fits_descriptor
+from llmbench.kernels.launching import Config, fits_descriptor
 from llmbench.kernels.numeric import LOG2E
 
 __all__ = [
+    "DEVICE",
     "FAR",
+    "HOST",
     "WIDEST_ROW",
     "Problem",
     "Reach",
     "aligned",
     "concurrent_heads",
-    "head_tiles",
-    "load_head_tile",
+    "group_tiles",
+    "head_rows",
+    "load_group_tile",
     "load_tile",
+    "matrices",
     "matrix_tiles",
     "padded",
     "phases",
@@ -47,6 +53,10 @@ __all__ = [
 
 FAR = 1 << 30  # greater than any length; the sum of a position and FAR fits in 32 bits
 WIDEST_ROW = 1 << 24  # stride of rows in elements; the offsets within a tile of 128 rows then fit in 32 bits
+
+DEVICE, HOST = tl.constexpr(1), tl.constexpr(2)
+"""Values of TMA. With DEVICE, each program makes its descriptors. With HOST, the launcher makes them once, which saves
+each program 200 to 700 instructions per warp and a wait for global memory. With 0, loads use addresses."""
 
 
 class Reach(NamedTuple):
@@ -120,6 +130,17 @@ class Problem(NamedTuple):
         cap or slopes is not plain."""
         return self.reach.before is None and self.soft_cap is None and self.slopes is None
 
+    def tma(self, widest: int) -> int:
+        """Return the value of TMA: HOST if the launcher can make the descriptors, and if this saves time. `widest` is
+        the greatest padded width.
+
+        A descriptor of the launcher describes all sequences. It cannot describe a packed batch, where each sequence
+        ends at another row, nor a tensor without elements. Heads of 64 and soft caps use DEVICE, because their loops
+        are limited by the number of instructions, and with HOST, ptxas 12.8 adds up to 27 of them per iteration.
+        """
+        possible = not self.packed and 0 not in self[:3]
+        return int((HOST if possible and widest > 64 and self.soft_cap is None else DEVICE).value)
+
     def strides(self, *tensors: Tensor) -> list[int]:
         """Return the strides of sequences, heads and rows, in elements, for each tensor [B, N, S, H], or [tokens, N, H]
         if packed."""
@@ -176,6 +197,23 @@ def aligned(x: Tensor) -> Tensor:
     if fits_descriptor(x) and rows_apart < WIDEST_ROW:
         return x
     return x.clone(memory_format=torch.contiguous_format)
+
+
+def matrices(x: Tensor, columns: tuple[int, ...], rows: int, config: Config) -> Iterator[Any]:
+    """Yield arguments of the kernels, one per number in `columns`: the first columns of x, then the next columns.
+
+    An argument is a tensor, a descriptor of tiles of `rows` rows, or None for 0 columns.
+    """
+    first = 0
+    for width in columns:
+        part = x[..., first : first + width] if width < x.shape[-1] else x
+        first += width
+        if not width:
+            yield None
+        elif config["TMA"] == HOST.value:
+            yield TensorDescriptor(part, list(part.shape), list(part.stride()), [1, 1, rows, width])
+        else:
+            yield part
 
 
 def concurrent_heads(bytes_per_head: int, heads: int) -> int:
@@ -240,13 +278,24 @@ def visible(keys, positions, before, after, BEFORE: tl.constexpr, AFTER: tl.cons
 
 
 @triton.jit
-def matrix_tiles(base, rows, stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr, PADDED: tl.constexpr, TMA: tl.constexpr):
-    """Return a matrix [rows, WIDTH] in the form that `load_tile` takes: with TMA, a descriptor of tiles [BLOCK,
-    PADDED]; without TMA, the matrix's address."""
-    if TMA:
-        return tl.make_tensor_descriptor(base, [rows, WIDTH], [tl.cast(stride, tl.int64), 1], [BLOCK, PADDED])
+def head_rows(x, batch, head, start, batch_stride, head_stride, stride, TMA: tl.constexpr):
+    """Return the rows of one head from row `start` on, in the form that `matrix_tiles` takes: an address, or with
+    descriptors of the launcher, the descriptor and the indices of the sequence and the head."""
+    if TMA == HOST:
+        return x, tl.cast(batch, tl.int32), tl.cast(head, tl.int32)
     else:
-        return base
+        return x + batch * batch_stride + head * head_stride + tl.cast(start, tl.int64) * stride
+
+
+@triton.jit
+def matrix_tiles(
+    matrix, rows, stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr, PADDED: tl.constexpr, TMA: tl.constexpr
+):
+    """Return a matrix [rows, WIDTH] of `head_rows` in the form that `load_tile` takes."""
+    if TMA == DEVICE:
+        return tl.make_tensor_descriptor(matrix, [rows, WIDTH], [tl.cast(stride, tl.int64), 1], [BLOCK, PADDED])
+    else:
+        return matrix
 
 
 @triton.jit
@@ -263,7 +312,10 @@ def load_tile(
 ):
     """Load the tile that begins at `row`, with zeros outside the matrix. INSIDE: all rows of the tile are in the
     matrix."""
-    if TMA:
+    if TMA == HOST:
+        tiles, batch, head = matrix
+        return tiles.load([batch, head, row, 0]).reshape(BLOCK, PADDED)
+    elif TMA == DEVICE:
         return matrix.load([row, 0])
     else:
         r = tl.arange(0, BLOCK)
@@ -278,8 +330,8 @@ def load_tile(
 
 
 @triton.jit
-def head_tiles(
-    base,
+def group_tiles(
+    first,
     heads,
     rows,
     head_stride,
@@ -289,23 +341,23 @@ def head_tiles(
     PADDED: tl.constexpr,
     TMA: tl.constexpr,
 ):
-    """Return the matrices of several heads in the form that `load_head_tile` takes: with TMA, one descriptor for all
-    heads; without TMA, the address."""
-    if TMA:
+    """Return the matrices of several heads in the form that `load_group_tile` takes. `first` is the first of them, in
+    the form of `head_rows`. One descriptor describes all heads."""
+    if TMA == DEVICE:
         return tl.make_tensor_descriptor(
-            base,
+            first,
             [heads, rows, WIDTH],
             [tl.cast(head_stride, tl.int64), tl.cast(stride, tl.int64), 1],
             [1, BLOCK, PADDED],
         )
     else:
-        return base
+        return first
 
 
 @triton.jit
-def load_head_tile(
+def load_group_tile(
     matrices,
-    head,
+    member,
     row,
     rows,
     head_stride,
@@ -316,8 +368,11 @@ def load_head_tile(
     TMA: tl.constexpr,
 ):
     """Load a tile of one head, with zeros outside its matrix."""
-    if TMA:
-        return matrices.load([head, row, 0]).reshape(BLOCK, PADDED)
+    if TMA == HOST:
+        tiles, batch, first = matrices
+        return tiles.load([batch, first + member, row, 0]).reshape(BLOCK, PADDED)
+    elif TMA == DEVICE:
+        return matrices.load([member, row, 0]).reshape(BLOCK, PADDED)
     else:
-        matrix = matrices + head * tl.cast(head_stride, tl.int64)
+        matrix = matrices + member * tl.cast(head_stride, tl.int64)
         return load_tile(matrix, row, rows, stride, WIDTH, BLOCK, PADDED, TMA, False)

@@ -18,6 +18,8 @@ import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.runtime.jit import mangle_type
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from llmbench.errors import CannotRunError
 from llmbench.kernels.formats import short
@@ -190,6 +192,8 @@ def _signature(launch: Launch) -> tuple[dict[str, str], dict[tuple[int, ...], An
         if isinstance(value, Tensor):
             types[parameter.name] = "*" + _TYPES[value.dtype]
             divisible = value.data_ptr() % 16 == 0
+        elif isinstance(value, TensorDescriptor):
+            types[parameter.name], divisible = mangle_type(value), False
         elif isinstance(value, bool):
             types[parameter.name], divisible = "i1", False
         elif isinstance(value, int):

@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from triton.tools.tensor_descriptor import TensorDescriptor
 
+from llmbench.kernels import launching
 from llmbench.kernels.attention.attention import KERNEL, Case, attention, cost, inputs, reference
 from llmbench.kernels.attention.tiles import Reach, seen_pairs, split_width
 from llmbench.kernels.kernel import Random
 from llmbench.sizing.lower.pairs import visible_pairs
 
+CPU = torch.device("cpu")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -116,6 +119,33 @@ def test_any_layout_is_read() -> None:
     plain, _ = attention(q.contiguous(), k.contiguous(), v.contiguous(), causal=True)
     assert torch.equal(out, plain)
     assert out.transpose(1, 2).is_contiguous()
+
+
+@pytest.mark.parametrize(
+    ("fields", "by_launcher"),
+    [
+        ({"head_dim": 128}, True),
+        ({"head_dim": 192, "v_dim": 128, "window": 9}, True),
+        ({"head_dim": 64}, False),
+        ({"head_dim": 128, "soft_cap": 30.0}, False),
+        ({"head_dim": 128, "packed": ((5, 5), (3, 7))}, False),
+        ({"head_dim": 128, "keys": 0}, False),
+    ],
+)
+def test_the_launcher_makes_descriptors_of_sequences_of_one_length(fields: dict[str, Any], by_launcher: bool) -> None:
+    arguments = inputs(Case(**{"heads": 2, "queries": 5, "keys": 7, **fields}), Random(0, torch.bfloat16, CPU))
+    leaves = [arguments[name].requires_grad_() for name in ("q", "k", "v")]
+    with launching.captured(90) as capture:
+        out, _ = attention(**arguments)
+        torch.autograd.grad(out, leaves, torch.empty_like(out))
+    described = {
+        launch.name: isinstance(launch.arguments["q"], TensorDescriptor)
+        for launch in capture.launches
+        if "q" in launch.arguments
+    }
+    assert described == dict.fromkeys(
+        ("attention_forward", "attention_backward_keys", "attention_backward_queries"), by_launcher
+    )
 
 
 def test_it_compiles_without_graph_breaks() -> None:

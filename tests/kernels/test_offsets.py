@@ -95,6 +95,7 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "rope": [{"batch": 3, "length": 3, "q_heads": 5, "k_heads": 3, "head_dim": 24, "own": True, "rotary_dim": 16}],
     "attention": [
         {"batch": 3, "queries": 5, "keys": 9, "head_dim": 16, "sinks": True},
+        {"batch": 3, "heads": 3, "kv_heads": 3, "queries": 3, "keys": 5, "head_dim": 72},
         {"heads": 3, "kv_heads": 3, "head_dim": 16, "packed": ((3, 3), (4, 7))},
     ],
     "decode_attention": [
@@ -241,6 +242,12 @@ def test_tma_needs_an_address_that_is_a_multiple_of_16_bytes() -> None:
         assert torch.equal(copy, moved)
     same = off_by(0, x)
     assert aligned(same) is same
+
+
+def test_tma_needs_strides_below_2_to_the_40_bytes() -> None:
+    x = torch.zeros(16).as_strided((1, 1, 1, 16), (2**38, 16, 16, 1))
+    assert not launching.fits_descriptor(x)
+    assert launching.fits_descriptor(x.as_strided(x.shape, (2**38 - 4, 16, 16, 1)))
 
 
 @pytest.mark.parametrize(("moved", "tma"), [(0, True), (4, False), (8, False)])

@@ -36,7 +36,10 @@ FAULTS = {
         "rope", "pointwise/rope.py", "q + batch * q_batch + at * q_token", "q + batch * q_token + at * q_batch"
     ),
     "swapped strides of queries in attention": Fault(
-        "attention", "attention/forward.py", "q += batch * q_batch", "q += batch * q_head"
+        "attention", "attention/tiles.py", "x + batch * batch_stride", "x + batch * head_stride"
+    ),
+    "swapped indices of a descriptor in attention": Fault(
+        "attention", "attention/tiles.py", "tiles.load([batch, head, row, 0])", "tiles.load([head, batch, row, 0])"
     ),
     "swapped strides of a cache": Fault(
         "decode_attention",
@@ -108,7 +111,10 @@ FAULTS = {
         "attention", "attention/forward.py", "kv_head = head // GROUP", "kv_head = head % (heads // GROUP)"
     ),
     "the wrong head of a group in the gradient of keys": Fault(
-        "attention", "attention/backward.py", "dout += kv_head * GROUP * do_head", "dout += kv_head * do_head"
+        "attention",
+        "attention/backward.py",
+        "do_rows = head_rows(dout, batch, first_head,",
+        "do_rows = head_rows(dout, batch, kv_head,",
     ),
     "the wrong head of a group in decoding": Fault(
         "decode_attention",
