@@ -44,6 +44,13 @@ class Figure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     source: str
 
 
+class Formats(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Number formats and the name of their source. The `sources` of the device describe the source."""
+
+    value: tuple[DType, ...]
+    source: str
+
+
 class DeviceSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """The figures of one GPU's datasheet. The only board with two GPUs is `mi250x`, as its notes say.
 
@@ -68,6 +75,9 @@ class DeviceSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     usable_memory_bytes: Figure | None = None
     """Total memory that the driver reports (`nvmlDeviceGetMemoryInfo().total`, `rocm-smi`). It does not include the
     memory that ECC and the firmware use."""
+    matrix_formats: Formats
+    """Number formats that the matrix units multiply. A model in another format needs a conversion first. fp32 is not
+    listed, because the vector units of every device multiply fp32."""
     memory_bandwidth_bytes_per_s: Figure | None = None
     l2_cache_bytes: Figure | None = None
     num_sms: Figure | None = None
@@ -106,6 +116,8 @@ class DeviceSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             figure: Figure | None = getattr(self, field)
             if figure is not None and not isinstance(figure.value, int):
                 raise ValueError(f"`{field}` must be a whole number, not {figure.value}")
+        if self.matrix_formats.source not in self.sources:
+            raise ValueError(f"`matrix_formats` names the source `{self.matrix_formats.source}`, not in [sources]")
         for field, figure in self.figures().items():
             if not 0 < figure.value < float("inf"):
                 raise ValueError(f"`{field}` must be positive and finite, not {figure.value}")

@@ -84,7 +84,7 @@ def test_names_and_aliases_are_unique_across_files() -> None:
 
 @each_device
 def test_every_source_is_cited_and_every_citation_has_a_source(device: DeviceSpec) -> None:
-    cited = {figure.source for figure in device.figures().values()}
+    cited = {figure.source for figure in device.figures().values()} | {device.matrix_formats.source}
     assert cited <= set(device.sources)
     # A leftover source is a figure someone lost.
     assert set(device.sources) <= cited | {"whitepaper", "datasheet", "h100"}, set(device.sources) - cited
@@ -106,6 +106,33 @@ def test_sizing_needs_are_met(device: DeviceSpec) -> None:
     assert device.peak_flops_per_s("fp16")
     assert (device.link_name is None) == (device.link_bytes_per_s is None)
     assert (device.pcie_name is None) == (device.pcie_bytes_per_s is None)
+
+
+@each_device
+def test_matrix_formats_have_the_formats_of_the_peak_rates(device: DeviceSpec) -> None:
+    """A datasheet that states a rate of the matrix units for a format proves that they compute it."""
+    formats = set(device.matrix_formats.value)
+    assert set(device.dense_flops_per_s) - {"fp64", "fp64_tensor", "fp32"} <= formats
+    alike = {
+        other.matrix_formats.value
+        for other in DEVICES
+        if (other.compute_capability, other.gfx_target) == (device.compute_capability, device.gfx_target)
+    }
+    assert len(alike) == 1
+
+
+def test_matrix_formats_of_each_generation() -> None:
+    """The first generation of each vendor that computes a format."""
+    for dtype, least in (("fp16", 7.0), ("int8", 7.5), ("bf16", 8.0), ("fp8", 8.9), ("fp4", 10.0)):
+        for device in DEVICES:
+            if device.compute_capability is not None:
+                computes = dtype in device.matrix_formats.value
+                assert computes == (float(device.compute_capability) >= least), (device.name, dtype)
+    assert {device.name for device in DEVICES if device.vendor == "amd" and "fp8" in device.matrix_formats.value} == {
+        "mi300x",
+        "mi325x",
+        "mi355x",
+    }
 
 
 @each_device
@@ -252,7 +279,8 @@ def test_sm_count_refuses_a_partition() -> None:
     assert device_matching("AMD Instinct MI300X", total, DEVICES, num_sms=38) is None
 
 
-MINIMAL = 'name = "x"\nvendor = "nvidia"\narchitecture = "X"\n{}\n[sources]\nsheet = "A sheet"\n'
+FORMATS = 'matrix_formats = { value = ["fp16"], source = "sheet" }'
+MINIMAL = f'name = "x"\nvendor = "nvidia"\narchitecture = "X"\n{FORMATS}\nLINE\n[sources]\nsheet = "A sheet"\n'
 
 
 @pytest.mark.parametrize(
@@ -273,7 +301,7 @@ MINIMAL = 'name = "x"\nvendor = "nvidia"\narchitecture = "X"\n{}\n[sources]\nshe
 )
 def test_a_bad_file_is_refused(line: str, complaint: str) -> None:
     with pytest.raises(msgspec.ValidationError) as caught:
-        msgspec.toml.decode(MINIMAL.format(line), type=DeviceSpec)
+        msgspec.toml.decode(MINIMAL.replace("LINE", line), type=DeviceSpec)
     assert complaint in str(caught.value)
 
 
