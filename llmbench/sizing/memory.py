@@ -15,7 +15,7 @@ from llmbench.sizing.kvcache import sequence_bytes
 from llmbench.sizing.lower import lower
 from llmbench.sizing.op import Op
 from llmbench.sizing.recipe import PrecisionName, served_bytes, serving_dtype
-from llmbench.sizing.stages import stages
+from llmbench.sizing.stages import Stage, stages
 from llmbench.sizing.workload import Layout, Workload
 from llmbench.spec.model import ModelSpec
 
@@ -73,14 +73,6 @@ def highest_stage(peaks: list[Memory]) -> Memory:
     return msgspec.structs.replace(top, stage_peaks=tuple(memory.peak_bytes for memory in peaks))
 
 
-def widest_bytes(ops: list[Op]) -> int:
-    """Return the input and output bytes of the widest op. The widest op is the op with the most such bytes.
-
-    In addition to the weights, a forward pass needs at least this memory.
-    """
-    return max((op.read_bytes + op.written_bytes for op in ops), default=0)
-
-
 def inference_memory(
     spec: ModelSpec,
     seq_len: int,
@@ -92,54 +84,110 @@ def inference_memory(
 ) -> Memory:
     """Compute the memory for serving `batch` sequences of `seq_len` tokens.
 
-    The memory is the sum of four terms: the weights (see `served_bytes`), the cache, the activations of the widest op
+    The memory is the sum of four terms: the weights (see `served_tensors`), the cache, the activations of the widest op
     of a prefill, and the fp32 logits of each sequence's last position. As in serving engines, one prefill step
     processes at most PREFILL_TOKENS tokens. An encoder always processes a whole sequence.
     """
-    layout = layout or Layout()
-    dtype = serving_dtype(precision)
-    activations: DType = "fp32" if dtype == "fp32" else "bf16"
-    length = seq_len if not spec.decodes or spec.encoder is not None else min(seq_len, PREFILL_TOKENS)
-    workload = Workload(
-        phase="prefill",
-        batch=min(batch, max(1, PREFILL_TOKENS // length)),
-        query_len=length,
-        kv_len=seq_len,
-        encoder_len=length,
-        weight_dtype=dtype,
-        activation_dtype=activations,
-        kv_dtype=kv_dtype,
-    )
-    peaks = []
-    for stage in stages(spec, lower(spec, workload, layout), layout):
+    return ServingRun(
+        spec=spec, seq_len=seq_len, batch=batch, layout=layout or Layout(), precision=precision, kv_dtype=kv_dtype
+    ).memory()
+
+
+class ServingRun(msgspec.Struct, frozen=True, kw_only=True):
+    """The settings of serving: `batch` sequences of `seq_len` tokens."""
+
+    spec: ModelSpec
+    seq_len: int
+    batch: int
+    layout: Layout
+    precision: PrecisionName
+    kv_dtype: DType
+
+    @property
+    def dtype(self) -> DType:
+        """The format of the weights."""
+        return serving_dtype(self.precision)
+
+    @property
+    def workload(self) -> Workload:
+        """The largest prefill step."""
+        spec, seq_len = self.spec, self.seq_len
+        length = seq_len if not spec.decodes or spec.encoder is not None else min(seq_len, PREFILL_TOKENS)
+        return Workload(
+            phase="prefill",
+            batch=min(self.batch, max(1, PREFILL_TOKENS // length)),
+            query_len=length,
+            kv_len=seq_len,
+            encoder_len=length,
+            weight_dtype=self.dtype,
+            activation_dtype="fp32" if self.dtype == "fp32" else "bf16",
+            kv_dtype=self.kv_dtype,
+        )
+
+    def with_layout(self, layout: Layout) -> ServingRun:
+        """Return the same run with another layout."""
+        return msgspec.structs.replace(self, layout=layout)
+
+    def stages(self) -> list[Stage]:
+        """Return the pipeline stages. Raises LayoutError if the model cannot be divided as the layout says."""
+        return stages(self.spec, lower(self.spec, self.workload, self.layout), self.layout)
+
+    def memory(self) -> Memory:
+        """Return the memory of the stage with the highest peak."""
+        return highest_stage([self.stage_peak(stage) for stage in self.stages()])
+
+    def stage_peak(self, stage: Stage) -> Memory:
+        """Return the memory of one stage."""
         ops = stage.ops
-        weights = sum(served_bytes(op, dtype) for op in ops)
-        widest = widest_bytes([op for op in ops if op.name != "lm_head"])
-        has_head = any(op.name == "lm_head" for op in ops)
-        cache = batch * sum(sequence_bytes(op.cache, seq_len, kv_dtype, layout).total for op in ops if op.cache)
+        widest = widest_op(ops)
+        caches = (sequence_bytes(op.cache, self.seq_len, self.kv_dtype, self.layout).total for op in ops if op.cache)
         parts = {
-            "weights": weights,
+            "weights": sum(served_bytes(op, self.dtype) for op in ops),
             "gradients": 0,
             "optimizer": 0,
-            "activations": widest,
-            "logits": 4 * batch * -(-spec.vocab_size // layout.tp) if has_head else 0,
-            "kv_cache": cache,
+            "activations": 0 if widest is None else _moved_bytes(widest),
+            "logits": 4 * self.batch * self.local_vocab if has_head(ops) else 0,
+            "kv_cache": self.batch * sum(caches),
             "overhead": WORKSPACE_BYTES,
         }
-        peaks.append(
-            Memory(
-                phase="inference",
-                seq_len=seq_len,
-                micro_batch=batch,
-                layout=layout,
-                peak_bytes=sum(parts.values()),
-                parts_bytes=parts,
-                full_bytes={"weights": weights, "kv_cache": cache},
-                moment="prefill",
-                stage=stage.index,
-                stage_peaks=(),
-                parameters=sum(op.parameters for op in ops),
-                reserved_bytes=sum(parts.values()),
-            )
+        return Memory(
+            phase="inference",
+            seq_len=self.seq_len,
+            micro_batch=self.batch,
+            layout=self.layout,
+            peak_bytes=sum(parts.values()),
+            parts_bytes=parts,
+            full_bytes={name: parts[name] for name in ("weights", "kv_cache")},
+            moment="prefill",
+            stage=stage.index,
+            stage_peaks=(),
+            parameters=sum(op.parameters for op in ops),
+            reserved_bytes=sum(parts.values()),
         )
-    return highest_stage(peaks)
+
+    @property
+    def local_vocab(self) -> int:
+        """The number of logits per position on one GPU."""
+        return -(-self.spec.vocab_size // self.layout.tp)
+
+
+def has_head(ops: list[Op]) -> bool:
+    """Return whether the ops contain the head."""
+    return any(op.name == "lm_head" for op in ops)
+
+
+def widest_bytes(ops: list[Op]) -> int:
+    """Return the input and output bytes of the op with the most such bytes.
+
+    In addition to the weights, a forward pass needs at least this memory.
+    """
+    return max(map(_moved_bytes, ops), default=0)
+
+
+def widest_op(ops: list[Op]) -> Op | None:
+    """Return the op with the most input and output bytes, except the head. None: there is no such op."""
+    return max((op for op in ops if op.name != "lm_head"), key=_moved_bytes, default=None)
+
+
+def _moved_bytes(op: Op) -> int:
+    return op.read_bytes + op.written_bytes

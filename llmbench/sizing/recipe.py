@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, assert_never
+from typing import Literal, NamedTuple, assert_never
 
 import msgspec
 
 from llmbench.errors import SpecError
-from llmbench.sizing.dtypes import DType, bytes_of
+from llmbench.sizing.dtypes import DType, bits_of, bytes_of
 from llmbench.sizing.op import Op
 
 Optimizer = Literal["adamw", "adamw-8bit", "sgd", "sgd-momentum", "adafactor", "muon"]
@@ -79,8 +79,45 @@ def serving_dtype(name: str) -> DType:
     return _SERVING[name]
 
 
+def product_dtype(precision: PrecisionName) -> DType:
+    """Return the format in which the matrix products of a precision run. A device must be able to compute it.
+
+    int4 weights are converted to 16 bits before each product, so any device with fp16 can compute them.
+    """
+    match precision:
+        case "mixed" | "mixed-fp32-grads" | "bf16":
+            return "bf16"
+        case "int4":
+            return "fp16"
+        case "fp32" | "fp16" | "fp8" | "int8":
+            return precision
+        case _:
+            assert_never(precision)
+
+
+class Tensors(NamedTuple):
+    """Tensors of one kind that an op stores, such as the moments of an optimizer.
+
+    kind: what the tensors are. elements: number of their elements. bits: bits per element.
+    """
+
+    kind: str
+    elements: int
+    bits: int
+
+    @property
+    def bytes(self) -> int:
+        """The bytes of the tensors, rounded up."""
+        return (self.elements * self.bits + 7) // 8
+
+
 def state_bytes(op: Op, optimizer: Optimizer, precision: Precision) -> int:
-    """Return the bytes of optimizer states and fp32 master copy for one instance of an op.
+    """Return the bytes of optimizer states and fp32 master copy for one instance of an op."""
+    return sum(tensors.bytes for tensors in state_tensors(op, optimizer, precision))
+
+
+def state_tensors(op: Op, optimizer: Optimizer, precision: Precision) -> list[Tensors]:
+    """Return the optimizer states and the fp32 master copy of one instance of an op.
 
     - adamw: two moments per parameter.
     - adamw-8bit: two moments of one byte per parameter, and an fp32 scale per 256 elements of each moment (arXiv
@@ -91,29 +128,33 @@ def state_bytes(op: Op, optimizer: Optimizer, precision: Precision) -> int:
       1804.04235).
     - muon: one momentum for matrices inside layers. All other parameters have AdamW's two moments.
     """
-    n = op.parameters
+    n, bits = op.parameters, bits_of(precision.states)
     if not n:
-        return 0
-    master = 4 * n if precision.master else 0
-    two = bytes_of(2 * n, precision.states)
+        return []
+    tensors = [Tensors("master weights", n, 32)] if precision.master else []
     match optimizer:
         case "adamw":
-            return master + two
+            tensors.append(Tensors("moments", 2 * n, bits))
         case "adamw-8bit":
-            return master + 2 * n + 2 * 4 * -(-n // 256)
+            tensors += [Tensors("moments", 2 * n, 8), Tensors("scales", 2 * -(-n // 256), 32)]
         case "sgd":
-            return master
+            pass
         case "sgd-momentum":
-            return master + two // 2
+            tensors.append(Tensors("momenta", n, bits))
         case "adafactor":
-            if op.matrix is None:
-                return master + two // 2
-            copies, rows, columns = op.matrix
-            return master + bytes_of(copies * (rows + columns) + max(0, n - copies * rows * columns), precision.states)
+            copies, rows, columns = op.matrix or (0, 0, 0)
+            if copies:
+                tensors.append(Tensors("row and column sums", copies * (rows + columns), bits))
+            if n > copies * rows * columns:
+                tensors.append(Tensors("moments of vectors", n - copies * rows * columns, bits))
         case "muon":
-            return master + (two // 2 if op.matrix is not None and op.kind == "matmul" and op.layer else two)
+            if op.matrix is not None and op.kind == "matmul" and op.layer:
+                tensors.append(Tensors("momenta", n, bits))
+            else:
+                tensors.append(Tensors("moments", 2 * n, bits))
         case _:
             assert_never(optimizer)
+    return tensors
 
 
 def update_bytes(op: Op, optimizer: Optimizer, precision: Precision) -> int:
@@ -126,21 +167,32 @@ def update_bytes(op: Op, optimizer: Optimizer, precision: Precision) -> int:
 
 
 def served_bytes(op: Op, dtype: DType) -> int:
-    """Return the bytes of the weights of one instance of an op in a served model.
+    """Return the bytes of the weights of one instance of an op in a served model."""
+    return sum(tensors.bytes for tensors in served_tensors(op, dtype))
+
+
+def served_tensors(op: Op, dtype: DType) -> list[Tensors]:
+    """Return the weights of one instance of an op in a served model.
 
     Only matrices inside layers have the quantised format. Embeddings, head, norms, biases and routers stay in bf16, as
     in published checkpoints. int4 stores a bf16 scale and a 4-bit zero point per group of 128 inputs of each output
     (GPTQ, AWQ). int8 and fp8 store an fp32 scale per output.
     """
-    if not op.parameters:
-        return 0
-    quantised = dtype in ("int4", "int8", "fp8", "fp4")
-    if not quantised:
-        return bytes_of(op.parameters, dtype)
+    n = op.parameters
+    if not n:
+        return []
+    if dtype not in ("int4", "int8", "fp8", "fp4"):
+        return [Tensors("weights", n, bits_of(dtype))]
     if op.matrix is None or op.kind != "matmul" or not op.layer or op.component == "router":
-        return bytes_of(op.parameters, "bf16")
+        return [Tensors("weights in bf16", n, 16)]
     copies, inputs, outputs = op.matrix
-    weights = copies * inputs * outputs
-    groups = copies * outputs * -(-inputs // 128)
-    scales = (5 * groups + 1) // 2 if dtype in ("int4", "fp4") else 4 * copies * outputs
-    return bytes_of(weights, dtype) + scales + bytes_of(op.parameters - weights, "bf16")
+    quantised = copies * inputs * outputs
+    if dtype in ("int4", "fp4"):
+        scales = Tensors("scales with zero points", copies * outputs * -(-inputs // 128), 20)
+    else:
+        scales = Tensors("scales", copies * outputs, 32)
+    return [
+        Tensors(f"weights in {dtype}", quantised, bits_of(dtype)),
+        scales,
+        Tensors("weights in bf16", n - quantised, 16),
+    ]

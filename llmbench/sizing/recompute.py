@@ -32,16 +32,23 @@ def checkpoint_bytes(layer: Sequence[Op], recompute: Recompute, stream_bytes: in
 
     stream_bytes: bytes of the input of the layer, which is the residual stream.
     """
+    return sum(checkpoint_terms(layer, recompute, stream_bytes).values())
+
+
+def checkpoint_terms(layer: Sequence[Op], recompute: Recompute, stream_bytes: int) -> dict[str, int]:
+    """Return the terms of `checkpoint_bytes` in bytes. A term that is subtracted is negative."""
     saved = sum(op.saved_bytes for op in layer)
+    everything = {"saved by all ops": saved}
     if recompute == "none":
-        return saved
+        return everything
     if recompute == "selective":
-        return saved - sum(op.selective_bytes for op in layer)
-    if recompute == "full":
-        return min(saved, stream_bytes)
-    outputs = sum(op.written_bytes for op in _saved_products(layer))
-    cores = sum(op.saved_bytes - op.read_bytes for op in layer if op.kind == "attention")
-    return min(saved, stream_bytes + outputs + max(0, cores))
+        return everything | {"score matrices": -sum(op.selective_bytes for op in layer)}
+    terms = {"input of the layer": stream_bytes}
+    if recompute == "every-second":
+        terms["outputs of every second product"] = sum(op.written_bytes for op in _saved_products(layer))
+        cores = sum(op.saved_bytes - op.read_bytes for op in layer if op.kind == "attention")
+        terms["attention"] = max(0, cores)
+    return terms if sum(terms.values()) < saved else everything
 
 
 def _saved_products(layer: Sequence[Op]) -> list[Op]:

@@ -14,12 +14,14 @@ class Chunk(msgspec.Struct, frozen=True):
     """Consecutive layers of one pipeline stage.
 
     before: ops before the first layer of the model. after: ops after the last layer of the model.
-    layers: ops of each layer of the chunk.
+    layers: ops of each layer of the chunk. first_layer: index of the first of these layers in the model. Encoder layers
+        come before decoder layers.
     """
 
     before: tuple[Op, ...]
     layers: tuple[tuple[Op, ...], ...]
     after: tuple[Op, ...]
+    first_layer: int = 0
 
     @property
     def ops(self) -> list[Op]:
@@ -66,7 +68,7 @@ def stages(spec: ModelSpec, ops: list[Op], layout: Layout) -> list[Stage]:
     for index in range(chunks):
         end = start + size + (index < rest)
         last = index == chunks - 1
-        cut.append(Chunk(before if index == 0 else (), tuple(layers[start:end]), after if last else ()))
+        cut.append(Chunk(before if index == 0 else (), tuple(layers[start:end]), after if last else (), start))
         start = end
     return [Stage(index, tuple(cut[index :: layout.pp])) for index in range(layout.pp)]
 

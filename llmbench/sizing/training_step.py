@@ -1,0 +1,338 @@
+"""The walk through one training step: what each moment of the backward pass allocates, and what stays allocated."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from llmbench.sizing.dtypes import DType, bits_of, bytes_of
+from llmbench.sizing.lower import lower
+from llmbench.sizing.memory import WORKSPACE_BYTES, Memory
+from llmbench.sizing.op import Op
+from llmbench.sizing.recipe import Optimizer, Precision, state_bytes
+from llmbench.sizing.recompute import checkpoint_bytes
+from llmbench.sizing.stages import Chunk, Stage, in_flight, stages
+from llmbench.sizing.workload import Layout, Recompute, Workload
+from llmbench.spec.model import ModelSpec
+
+
+class Moment(msgspec.Struct, frozen=True):
+    """The bytes that are allocated while one op of the backward pass runs, in addition to those of the whole step.
+
+    activations: bytes of saved activations and of temporaries. logits: bytes of the logits and their gradients.
+    gradients: bytes of weight gradients. op: name of the running op.
+    temporary: bytes among activations or logits that only the running op needs.
+    place: where the op is in its chunk: after the layers, in a layer, or before the layers. layer: index of this layer
+        in the chunk.
+    """
+
+    activations: int
+    logits: int
+    gradients: int
+    op: str
+    temporary: int = 0
+    place: Literal["after", "layer", "before", "optimizer"] = "layer"
+    layer: int = 0
+
+    @property
+    def bytes(self) -> int:
+        """The sum of the bytes of activations, logits and gradients."""
+        return self.activations + self.logits + self.gradients
+
+
+class Resident(msgspec.Struct, frozen=True):
+    """The bytes of one pipeline stage that stay allocated during the whole step, except those of `others`.
+
+    gradients, states: bytes of all gradients and of all optimizer states of the stage. The gradients stay allocated
+        only if they are persistent.
+    weights: bytes of the stored weights. gathered: bytes of the weights that FSDP has gathered.
+    placeholders: bytes of the placeholder gradients.
+    others: bytes that other micro-batches, or other chunks, have saved. They are freed before the optimizer runs.
+    """
+
+    weights: int
+    gathered: int
+    gradients: int
+    states: int
+    placeholders: int
+    others: int
+
+
+class TrainingRun(msgspec.Struct, kw_only=True):
+    """The settings of one training run, and its pipeline stages.
+
+    passes: number of micro-batches per optimizer step.
+    """
+
+    spec: ModelSpec
+    workload: Workload
+    layout: Layout
+    recipe: Precision
+    optimizer: Optimizer
+    recompute: Recompute
+    passes: int
+    stages: list[Stage]
+
+    def with_layout(self, layout: Layout) -> TrainingRun:
+        """Return the same run with another layout. Raises LayoutError if the model cannot be divided so."""
+        ops = lower(self.spec, self.workload, layout)
+        return msgspec.structs.replace(self, layout=layout, stages=stages(self.spec, ops, layout))
+
+    def stage_peak(self, stage: Stage) -> Memory:
+        """Return the peak memory of one stage. The pipeline schedule gives the number of micro-batches in flight."""
+        ops, fused = stage.ops, self.workload.kernels == "fused"
+        resident = self.resident(stage)
+        top, _ = self.peak(stage, resident)
+        others = 0 if top.place == "optimizer" else resident.others
+        parts = {
+            "weights": resident.weights + resident.gathered,
+            "gradients": top.gradients + resident.placeholders + (resident.gradients if self.persistent else 0),
+            "optimizer": resident.states,
+            "activations": top.activations + others,
+            "logits": top.logits,
+            "kv_cache": 0,
+            "overhead": WORKSPACE_BYTES,
+        }
+        return Memory(
+            phase="train",
+            seq_len=self.workload.query_len,
+            micro_batch=self.workload.batch,
+            layout=self.layout,
+            peak_bytes=sum(parts.values()),
+            parts_bytes=parts,
+            full_bytes={
+                "weights": resident.weights,
+                "gradients": resident.gradients,
+                "optimizer": resident.states,
+                "activations": resident.others + max(map(self.saved, stage.chunks)),
+            },
+            moment=top.op,
+            stage=stage.index,
+            stage_peaks=(),
+            parameters=sum(op.parameters for op in ops),
+            reserved_bytes=sum(parts.values()) + sum(op.read_bytes for op in ops if op.kind == "loss" and not fused),
+        )
+
+    def resident(self, stage: Stage) -> Resident:
+        """Return the bytes of a stage that do not depend on the moment."""
+        ops, fsdp = stage.ops, self.layout.zero == 3
+        # With a master copy, FSDP stores only shards of the fp32 master copy, which `state_bytes` counts. It gathers
+        # bf16 weights only for the layers that are running.
+        weights = sum(self.stored_bytes(op, 3, bytes_of(op.parameters, self.recipe.weights)) for op in ops)
+        split_from = 4 if self.gathers_stage else 2
+        saved = [self.saved(chunk) for chunk in stage.chunks]
+        return Resident(
+            weights=0 if fsdp and self.recipe.master else weights,
+            gathered=self.gathered(stage) if fsdp else 0,
+            gradients=sum(
+                self.stored_bytes(op, split_from, bytes_of(op.parameters, self.gradient_dtype)) for op in ops
+            ),
+            states=sum(self.stored_bytes(op, 1, state_bytes(op, self.optimizer, self.recipe)) for op in ops),
+            placeholders=self.placeholders(ops),
+            others=(in_flight(stage.index, self.layout, self.passes) - 1) * sum(saved) // len(saved),
+        )
+
+    def peak(self, stage: Stage, resident: Resident) -> tuple[Moment, Chunk]:
+        """Return the moment of a stage with the most bytes, and its chunk."""
+        moments = ((moment, chunk) for chunk in stage.chunks for moment in self.moments(chunk))
+        top, chunk = max(moments, key=lambda pair: pair[0].bytes)
+        last = self.optimizer_moment(resident)
+        return (last, chunk) if last.bytes > top.bytes + resident.others else (top, chunk)
+
+    def optimizer_moment(self, resident: Resident) -> Moment:
+        """Return the moment of the optimizer step. Its gradients are those that do not exist during the whole step."""
+        gradients = 0 if self.persistent else resident.gradients
+        return Moment(activations=0, logits=0, gradients=gradients, op="optimizer", place="optimizer")
+
+    @property
+    def gradient_dtype(self) -> DType:
+        """The format of the gradients that the optimizer reads. With a master copy, FSDP reduces them in fp32."""
+        return "fp32" if self.layout.zero == 3 and self.recipe.master else self.recipe.gradients
+
+    @property
+    def persistent(self) -> bool:
+        """Whether the gradients of all weights are allocated during the whole step.
+
+        This is the case if they accumulate over several micro-batches, or if their format differs from the format of
+        the weights. Megatron's fp32 gradients are an example of the second case.
+        """
+        return self.passes > 1 or self.recipe.gradients != self.recipe.weights
+
+    @property
+    def gathers_stage(self) -> bool:
+        """Whether FSDP gathers the weights of a whole stage at once, and stores all its gradients unsharded.
+
+        This is the case with pipeline stages. PyTorch's schedules gather the weights once, and reduce the gradients
+        only after the last micro-batch.
+        """
+        return self.layout.zero == 3 and self.layout.pp > 1
+
+    @property
+    def accumulates_in_place(self) -> bool:
+        """Whether each matrix product adds its weight gradient to an fp32 buffer, as in Megatron with Transformer
+        Engine."""
+        return self.workload.kernels == "fused" and self.recipe.gradients != self.recipe.weights
+
+    def placeholders(self, ops: list[Op]) -> int:
+        """Return the bytes of the placeholder gradients. They exist if the real gradients accumulate in an fp32 buffer.
+
+        Transformer Engine gives autograd a placeholder instead of the real gradient. All weights with the same shape
+        use one placeholder. Transformer Engine fuses gate and up into one matrix, and q, k and v into another matrix.
+        """
+        if not self.accumulates_in_place:
+            return 0
+        shapes = {
+            (op.name, op.matrix[1:]): bytes_of(op.matrix[1] * op.matrix[2], self.recipe.weights)
+            for op in ops
+            if op.matrix is not None and op.kind == "matmul" and op.layer
+        }
+        return sum(shapes.values())
+
+    @property
+    def widening(self) -> int:
+        """Bytes per element of a stored gradient, divided by bytes per element of a newly computed gradient."""
+        return bits_of(self.gradient_dtype) // bits_of(self.recipe.weights) if self.layout.zero == 3 else 1
+
+    def stored_bytes(self, op: Op, from_zero: int, size: int) -> int:
+        """Return the bytes that each GPU stores of a tensor of `size` bytes.
+
+        ZeRO splits the tensor from stage `from_zero` on, over all GPUs that have a copy of it.
+        """
+        if self.layout.zero < from_zero:
+            return size
+        return -(-size // self.copies(op))
+
+    def copies(self, op: Op) -> int:
+        """Return the number of GPUs that have a copy of the op's weights. Fewer GPUs have a copy of an expert."""
+        copies = self.layout.dp * self.layout.cp
+        return copies // self.layout.ep if op.component == "experts" else copies
+
+    def gathered(self, stage: Stage) -> int:
+        """Return the bytes of the weights that FSDP has gathered at the peak.
+
+        These are the weights of the running layer and of the next layer, and the weights outside the layers (embedding
+        and head). Embedding and head are included, because the peak is at the head if the vocabulary is large.
+        """
+        layers = sorted(
+            (
+                sum(bytes_of(op.parameters, self.recipe.weights) for op in layer)
+                for chunk in stage.chunks
+                for layer in chunk.layers
+            ),
+            reverse=True,
+        )
+        outside = sum(
+            bytes_of(op.parameters, self.recipe.weights)
+            for chunk in stage.chunks
+            for op in (*chunk.before, *chunk.after)
+        )
+        return sum(layers if self.gathers_stage else layers[:2]) + outside
+
+    def stream(self) -> int:
+        """Return the bytes of the residual stream of one micro-batch on this GPU.
+
+        A fully recomputed layer saves only this stream. In the backward pass of each sublayer, the gradient of the
+        stream is also allocated.
+        """
+        tokens = -(-self.workload.batch * self.workload.query_len // self.layout.cp)
+        if self.layout.sp:
+            tokens = -(-tokens // self.layout.tp)
+        return bytes_of(tokens * self.spec.hidden_size, self.recipe.activations)
+
+    def checkpoint(self, layer: tuple[Op, ...]) -> int:
+        """Return the bytes that a layer saves in its forward pass for its backward pass."""
+        return checkpoint_bytes(layer, self.recompute, self.stream())
+
+    def saved(self, chunk: Chunk) -> int:
+        """Return the bytes that a chunk saves in the forward pass of one micro-batch, without logits."""
+        outside = sum(op.saved_bytes for op in (*chunk.before, *chunk.after) if op.kind != "loss")
+        return outside + sum(map(self.checkpoint, chunk.layers))
+
+    def moments(self, chunk: Chunk) -> list[Moment]:
+        """Return the moments of the backward pass of one micro-batch through a chunk, from the last op to the first.
+
+        A layer has one moment: the moment of its backward pass with the most bytes.
+        """
+        moments: list[Moment] = []
+        below = [0]  # below[i]: bytes that the layers before layer i have saved
+        for layer in chunk.layers:
+            below.append(below[-1] + self.checkpoint(layer))
+        first = sum(op.saved_bytes for op in chunk.before)
+        gradients = self.through(chunk.after, first + below[-1], 0, moments, "after")
+        cache: dict[int, tuple[Moment, int]] = {}
+        for index in range(len(chunk.layers) - 1, -1, -1):
+            layer = chunk.layers[index]
+            if id(layer[0]) not in cache:
+                own: list[Moment] = []
+                added = self.through(layer, 0, 0, own, "layer")
+                cache[id(layer[0])] = max(own, key=lambda moment: moment.bytes), added
+            best, added = cache[id(layer[0])]
+            moments.append(
+                Moment(
+                    activations=best.activations + first + below[index],
+                    logits=best.logits,
+                    gradients=best.gradients + gradients,
+                    op=best.op,
+                    temporary=best.temporary,
+                    layer=index,
+                )
+            )
+            gradients += added
+        self.through(chunk.before, 0, gradients, moments, "before")
+        return moments
+
+    def through(
+        self,
+        ops: tuple[Op, ...],
+        saved_before: int,
+        gradients: int,
+        moments: list[Moment],
+        place: Literal["after", "layer", "before"],
+    ) -> int:
+        """Append a moment for the backward pass of each op. Return the bytes of gradients after the last moment.
+
+        saved_before: bytes that earlier ops have saved. gradients: bytes of gradients before the first moment.
+        place: where the ops are in their chunk.
+        """
+        saved = [op.saved_bytes - (op.selective_bytes if self.recompute == "selective" else 0) for op in ops]
+        alive = saved_before + sum(saved)
+        logits = sum(size for op, size in zip(ops, saved, strict=True) if op.kind == "loss")
+        whole = 0  # bytes of gradients that FSDP or ZeRO has not yet split over the data-parallel group
+        after = gradients
+        stream = self.stream() if place == "layer" else 0
+        for op, size in zip(reversed(ops), reversed(saved), strict=True):
+            again = op.selective_bytes if self.recompute == "selective" else 0
+            passing = op.backward_bytes + again + (0 if op.name.endswith("residual") else stream)
+            is_logits = op.kind == "loss"
+            new = self._weight_gradient(op)
+            moments.append(
+                Moment(
+                    activations=alive - logits + (0 if is_logits else passing),
+                    logits=logits + (passing if is_logits else 0),
+                    gradients=gradients + whole + new,
+                    op=op.name,
+                    temporary=passing,
+                    place=place,
+                )
+            )
+            alive -= size
+            logits -= size if is_logits else 0
+            if not self.persistent:
+                whole += new
+                after += self.stored_bytes(op, 2, new * self.widening)
+            elif self.layout.zero >= 2:
+                whole += new
+        return after
+
+    def _weight_gradient(self, op: Op) -> int:
+        """Return the bytes of an op's weight gradient.
+
+        A tied matrix has two gradients, one from the embedding and one from the head, until autograd adds them.
+        """
+        elements = op.parameters
+        if self.accumulates_in_place and op.matrix is not None and op.kind == "matmul" and op.layer:
+            return 0
+        if op.tied:
+            elements = 2 * elements if op.kind == "embedding" else elements + op.matmul_elements
+        return bytes_of(elements, self.recipe.weights)
