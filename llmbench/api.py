@@ -176,7 +176,9 @@ def kv_cache(
     Raises LLMBenchError for a value that is not valid.
     """
     _one_of("kv_dtype", kv_dtype, DType)
-    rows = kvcache_answers.cached(map(load, (model, *more)), seq, batch=batch, kv_dtype=kv_dtype, block_size=block_size)
+    rows = kvcache_answers.cached(
+        map(load, (model, *more)), seq, batch=batch, kv_dtype=kv_dtype, block_size=block_size, explain=explain
+    )
     inputs = {
         "models": [row.spec.name for row in rows],
         "seq_len": seq,
@@ -184,7 +186,7 @@ def kv_cache(
         "kv_dtype": kv_dtype,
         "block_size": block_size,
     }
-    return Answer([row.cache for row in rows], kvcache_answers.document(rows, inputs, explain=explain))
+    return Answer([row.cache for row in rows], kvcache_answers.document(rows, inputs))
 
 
 def memory(
@@ -199,8 +201,14 @@ def memory(
     layout: str = "",
     kernels: memory_answers.Kernels = "fused",
     kv_dtype: DType | None = None,
+    devices: Sequence[str] = (),
+    explain: bool = False,
+    timeline: bool = False,
 ) -> Answer[Memory]:
     """Compute the peak memory of one GPU, as `llmbench memory` does. `layout`: for example "tp=8,pp=4,dp=2".
+
+    devices: names of devices. Empty: all built-in devices. explain: show the formulas with their numbers. timeline:
+    show the memory along the training step.
 
     Raises LLMBenchError for a value that is not valid, and for an option that has no effect in the phase.
     """
@@ -217,8 +225,10 @@ def memory(
         "layout": layout,
         "kernels": kernels,
         "kv_dtype": kv_dtype,
+        "devices": list(devices),
     }
-    row = memory_answers.sized(load(model), phase=phase, seq=seq, batch=batch, **options)
+    spec = load(model)
+    row = memory_answers.sized(spec, phase=phase, seq=seq, batch=batch, explain=explain, timeline=timeline, **options)
     inputs = {"model": row.spec.name, "phase": phase, "seq_len": seq, "micro_batch": batch, **options}
     return Answer([row.memory], memory_answers.document([row], inputs))
 

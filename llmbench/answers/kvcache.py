@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from llmbench.answers.about import MODEL_FIELDS, AboutModel, length_notes, model_block, sweep_fields
+from llmbench.answers.formulas import FORMULAS, formula_block
 from llmbench.report.document import Block, Document, Table, table
 from llmbench.report.fields import Field, inside, records
 from llmbench.report.units import UNKNOWN, plural, size
@@ -16,11 +17,15 @@ from llmbench.sizing.kvcache import KVCache, as_heads, kv_cache
 from llmbench.spec.mixer import SingleMixer, branches
 from llmbench.spec.model import ModelSpec
 
+if TYPE_CHECKING:
+    from llmbench.sizing.formula import Formula
+
 
 class Cached(AboutModel, kw_only=True):
-    """A model and the size of its cache."""
+    """A model and the size of its cache. formulas: the formulas of the size, if the user asked for them."""
 
     cache: KVCache
+    formulas: list[Formula] | None
 
 
 FIELDS: tuple[Field[Cached], ...] = (
@@ -70,24 +75,41 @@ FIELDS: tuple[Field[Cached], ...] = (
         ),
         Field("layers", description="bytes per sequence of each kind of layer, including its states"),
     ),
+    Field(
+        "formulas",
+        value=lambda row: None if row.formulas is None else records(FORMULAS, row.formulas),
+        description="with `--explain`: the formulas of the figures, as a list of objects; else null",
+    ),
 )
 
 
 def cached(
-    specs: Iterable[ModelSpec], seq: int, *, batch: int = 1, kv_dtype: DType = "bf16", block_size: int = 16
+    specs: Iterable[ModelSpec],
+    seq: int,
+    *,
+    batch: int = 1,
+    kv_dtype: DType = "bf16",
+    block_size: int = 16,
+    explain: bool = False,
 ) -> list[Cached]:
-    """Return the models with the sizes of their caches."""
-    return [
-        Cached(spec=spec, tokens=seq, cache=kv_cache(spec, seq, batch=batch, kv_dtype=kv_dtype, block_size=block_size))
-        for spec in specs
-    ]
+    """Return the models with the sizes of their caches. `explain`: also return the formulas."""
+    rows = []
+    for spec in specs:
+        cache = kv_cache(spec, seq, batch=batch, kv_dtype=kv_dtype, block_size=block_size)
+        rows.append(Cached(spec=spec, tokens=seq, cache=cache, formulas=_formulas(spec, cache) if explain else None))
+    return rows
+
+
+def _formulas(spec: ModelSpec, cache: KVCache) -> list[Formula]:
+    from llmbench.sizing.cache_formulas import kv_cache_formulas  # only --explain needs it
+
+    return kv_cache_formulas(spec, cache)
 
 
 def document(
     rows: list[Cached],
     inputs: dict[str, Any],
     *,
-    explain: bool = False,
     sorted_by_size: bool = False,
     tables: bool = True,
 ) -> Document:
@@ -99,9 +121,13 @@ def document(
     if not tables:
         return sizes
     if len(rows) == 1:
-        sizes.blocks += _one(rows[0], rows[0].cache.kv_dtype, explain)
+        sizes.blocks += _one(rows[0], rows[0].cache.kv_dtype)
     else:
         sizes.blocks.append(_comparison(rows, sorted_by_size=sorted_by_size))
+    for row in rows:
+        if row.formulas:
+            where = "" if len(rows) == 1 else f"{row.spec.name} · {_context([row.cache])}"
+            sizes.blocks.append(formula_block(row.formulas, where))
     return sizes
 
 
@@ -148,9 +174,9 @@ def _context(caches: Sequence[KVCache]) -> str:
     return " · ".join([*parts, first.kv_dtype, f"blocks of {first.block_size:,}"])
 
 
-def _one(row: Cached, kv_dtype: DType, explain: bool) -> list[Block]:
+def _one(row: Cached, kv_dtype: DType) -> list[Block]:
     spec, cache = row.spec, row.cache
-    layers = _rows(spec, cache, kv_dtype, explain)
+    layers = _rows(spec, cache, kv_dtype)
     columns: tuple[Field[dict[str, Any]], ...] = (
         Field("layers", "layers", unbroken=True),
         Field("count", "count", "count"),
@@ -178,7 +204,7 @@ def _one(row: Cached, kv_dtype: DType, explain: bool) -> list[Block]:
     return blocks
 
 
-def _rows(spec: ModelSpec, cache: KVCache, kv_dtype: DType, explain: bool) -> list[dict[str, Any]]:
+def _rows(spec: ModelSpec, cache: KVCache, kv_dtype: DType) -> list[dict[str, Any]]:
     """Return the table rows for the cache of one sequence.
 
     Each mixer of each kind of layer has a row. The indexer keys and the keys and values of cross-attention have rows of
@@ -193,7 +219,7 @@ def _rows(spec: ModelSpec, cache: KVCache, kv_dtype: DType, explain: bool) -> li
         for mixer in mixers:
             own = cache if len(mixers) == 1 else kv_cache(_alone(spec, name, mixer), cache.seq_len, kv_dtype=kv_dtype)
             bytes_here = own.layers.get(name, 0)
-            elements = cache_formula(mixer, mixer.cache_rows, explain=explain)
+            elements = cache_formula(mixer, mixer.cache_rows)
             row = {"layers": name, "count": spec.order.count(name), "kind": mixer.label}
             row |= {"elements_per_token": elements, "tokens_kept": cache_span(mixer), "bytes_per_sequence": bytes_here}
             rows.append(row)
@@ -202,7 +228,7 @@ def _rows(spec: ModelSpec, cache: KVCache, kv_dtype: DType, explain: bool) -> li
         rows.append(row | {"bytes_per_sequence": cache.indexer_bytes_per_sequence})
     if cache.cross_bytes_per_sequence:
         crossing = [layer.cross_attention for layer in spec.layers.values() if layer.cross_attention is not None]
-        text = "; ".join(distinct(cache_formula(mixer, (mixer.cache_row,), explain=explain) for mixer in crossing))
+        text = "; ".join(distinct(cache_formula(mixer, (mixer.cache_row,)) for mixer in crossing))
         row = {"layers": "cross-attention", "elements_per_token": text, "tokens_kept": "the encoder's tokens"}
         rows.append(row | {"bytes_per_sequence": cache.cross_bytes_per_sequence})
     return rows

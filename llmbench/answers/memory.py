@@ -2,40 +2,115 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import msgspec
-
-from llmbench.answers.about import MODEL_FIELDS, AboutModel, model_block, sweep_fields
+from llmbench.answers.about import MODEL_FIELDS, AboutModel
+from llmbench.answers.formulas import FORMULAS
+from llmbench.answers.timeline import STEPS
 from llmbench.errors import LLMBenchError
-from llmbench.report.document import Block, Document, table
-from llmbench.report.fields import Field, inside, records
-from llmbench.report.units import billions, plural, size
+from llmbench.report.document import Document, Table, table
+from llmbench.report.fields import Field, inside, record, records
+from llmbench.sizing.devices import DeviceFit, Run, device_fit, fitting_devices, memory_of, split_until_it_fits
 from llmbench.sizing.dtypes import DType
-from llmbench.sizing.memory import CONTEXT_BYTES, PARTS, Memory, inference_memory
-from llmbench.sizing.recipe import Optimizer, PrecisionName, training_precision
-from llmbench.sizing.training import training_memory
+from llmbench.sizing.memory import CONTEXT_BYTES, Memory, ServingRun
+from llmbench.sizing.recipe import Optimizer, PrecisionName, product_dtype
+from llmbench.sizing.training import training_run
 from llmbench.sizing.workload import Layout, Recompute
-from llmbench.spec.catalog import device_memories
+from llmbench.spec.catalog import find_device_head
 from llmbench.spec.model import ModelSpec
+
+if TYPE_CHECKING:
+    from llmbench.sizing.formula import Formula
+    from llmbench.sizing.timeline import Step
 
 Phase = Literal["train", "inference"]
 Kernels = Literal["fused", "eager", "standard"]
 """The kernels of a training step. See the help of `llmbench memory --kernels`."""
 
 
+class Verdict(NamedTuple):
+    """The answer for one device.
+
+    split: a layout with which several of these devices can run the model, if one device cannot and such a layout is
+        known. split_memory: the memory of one of these devices.
+    """
+
+    fit: DeviceFit
+    split: Layout | None = None
+    split_memory: Memory | None = None
+
+
 class Sized(AboutModel, kw_only=True):
     """A model, the memory that one GPU needs for it, and the options of the command.
 
     An option that has no effect in the chosen phase is None.
+
+    run: the settings from which the memory was computed.
+    asked: whether the user named the devices of `verdicts`. If not, these are the built-in devices that fit.
+    formulas, steps: the formulas and the timeline, if the user asked for them.
     """
 
+    run: Run
     memory: Memory
     precision: PrecisionName
     optimizer: Optimizer | None
     recompute: Recompute | None
     kernels: str | None
     kv_dtype: DType | None
+    asked: bool
+    verdicts: list[Verdict]
+    formulas: list[Formula] | None
+    steps: list[Step] | None
+
+    @property
+    def fits_on(self) -> list[str]:
+        """The names of the devices that can run the model. The device that it fills most comes first."""
+        return [verdict.fit.device for verdict in self.verdicts if verdict.fit.fits]
+
+
+DEVICES: tuple[Field[Verdict], ...] = (
+    Field("device", value=lambda verdict: verdict.fit.device, description="name of the device"),
+    Field(
+        "fits",
+        value=lambda verdict: verdict.fit.fits,
+        description="whether the device can run the model: `missing_format` is null and `exceeds_bytes` is 0",
+    ),
+    Field(
+        "filled",
+        value=lambda verdict: verdict.fit.filled,
+        description="share of the device's memory that the model needs; above 1 if the memory is too small",
+    ),
+    Field("memory_bytes", value=lambda verdict: verdict.fit.memory_bytes, description="memory of the device"),
+    Field(
+        "usable_bytes",
+        value=lambda verdict: verdict.fit.usable_bytes,
+        description="memory of the device without the headroom: 90% of it",
+    ),
+    Field(
+        "exceeds_bytes",
+        value=lambda verdict: verdict.fit.exceeds_bytes,
+        description="bytes by which the model needs more than `usable_bytes`; 0 if it does not",
+    ),
+    Field(
+        "missing_format",
+        value=lambda verdict: verdict.fit.missing_format,
+        description="number format of the matrix products, if the device's matrix units do not compute it; else null",
+    ),
+    Field(
+        "split_layout",
+        value=lambda verdict: None if verdict.split is None else str(verdict.split),
+        description="if one device is too small: the first of the layouts `dp=N,zero=3` (training) or `tp=N` "
+        "(inference), N = 2, 4, 8, …, with which N of these devices can run the model. null: no such layout suffices, "
+        "the device lacks the format, or `--layout` was used",
+    ),
+    Field(
+        "split_needed_bytes",
+        value=lambda verdict: None if verdict.split_memory is None else verdict.split_memory.needed_bytes,
+        description="bytes that each of these N devices needs",
+    ),
+)
+"""The fields of the objects in the field `devices`."""
 
 
 FIELDS: tuple[Field[Sized], ...] = (
@@ -97,10 +172,26 @@ FIELDS: tuple[Field[Sized], ...] = (
         ),
         Field(
             "fits_on",
-            value=lambda row: fitting(row.memory),
-            description="devices of `llmbench specs list --devices` whose memory is at least `reserved_bytes` + "
-            "`context_bytes`, smallest first",
+            value=lambda row: row.fits_on,
+            description="names of the devices that can run the model. Their matrix units compute the format of the "
+            "products, and `reserved_bytes` + `context_bytes` is at most 90% of their memory. The device that the "
+            "model fills most comes first. Without `--device`, all devices of `specs list --devices` are tried",
         ),
+    ),
+    Field(
+        "devices",
+        value=lambda row: records(DEVICES, row.verdicts),
+        description="the devices of `--device`, or else the devices of `fits_on`: list of objects",
+    ),
+    Field(
+        "formulas",
+        value=lambda row: None if row.formulas is None else records(FORMULAS, row.formulas),
+        description="with `--explain`: the formulas of the figures, as a list of objects; else null",
+    ),
+    Field(
+        "timeline",
+        value=lambda row: None if row.steps is None else records(STEPS, row.steps),
+        description="with `--timeline`: the rows of one training step, as a list of objects; else null",
     ),
 )
 
@@ -117,17 +208,25 @@ def sized(
     layout: str = "",
     kernels: Kernels = "fused",
     kv_dtype: DType | None = None,
+    devices: Sequence[str] = (),
+    explain: bool = False,
+    timeline: bool = False,
 ) -> Sized:
     """Return a model with the memory that one GPU needs for it.
 
-    Raises LLMBenchError for a layout that is not valid, and for an option that has no effect in the phase.
+    devices: names of devices. Empty: all built-in devices. explain: also return the formulas. timeline: also return the
+        timeline of the training step.
+
+    Raises LLMBenchError for a layout that is not valid, for an option that has no effect in the phase, and for a device
+    that is unknown.
     """
     parallel = Layout.parse(layout)
-    _refuse_options_of_the_other_phase(phase, optimizer, recompute, kernels, kv_dtype, parallel)
+    _refuse_options_of_the_other_phase(phase, optimizer, recompute, kernels, kv_dtype, parallel, timeline)
     training = phase == "train"
     chosen: PrecisionName = precision or ("mixed" if training else "bf16")
+    run: Run
     if training:
-        memory = training_memory(
+        run = training_run(
             spec,
             seq,
             micro_batch=batch,
@@ -139,75 +238,77 @@ def sized(
             attention="standard" if kernels == "standard" else "flash",
         )
     else:
-        memory = inference_memory(
-            spec, seq, batch=batch, layout=parallel, precision=chosen, kv_dtype=kv_dtype or "bf16"
+        run = ServingRun(
+            spec=spec, seq_len=seq, batch=batch, layout=parallel, precision=chosen, kv_dtype=kv_dtype or "bf16"
         )
+    memory = memory_of(run)
     return Sized(
         spec=spec,
         doubts=memory.approximate,
         tokens=seq,
+        run=run,
         memory=memory,
         precision=chosen,
         optimizer=optimizer if training else None,
         recompute=recompute if training else None,
         kernels=kernels if training else None,
         kv_dtype=None if training else kv_dtype or "bf16",
+        asked=bool(devices),
+        verdicts=_verdicts(run, memory, product_dtype(chosen), devices),
+        formulas=_formulas(run, memory) if explain else None,
+        steps=_steps(run, memory) if timeline else None,
     )
+
+
+def _verdicts(run: Run, memory: Memory, products: DType, names: Sequence[str]) -> list[Verdict]:
+    """Return the answer for each of the named devices, or for each built-in device that can run the model."""
+    if not names:
+        return [Verdict(fit) for fit in fitting_devices(memory.needed_bytes, products)]
+    verdicts = []
+    for device in dict.fromkeys(map(find_device_head, names)):
+        fit = device_fit(device, memory.needed_bytes, products)
+        split = None if fit.fits else split_until_it_fits(run, memory, device, products)
+        verdicts.append(Verdict(fit, *(split or ())))
+    return verdicts
+
+
+def _formulas(run: Run, memory: Memory) -> list[Formula]:
+    from llmbench.sizing.memory_formulas import serving_formulas, training_formulas  # only --explain needs them
+
+    return serving_formulas(run, memory) if isinstance(run, ServingRun) else training_formulas(run, memory)
+
+
+def _steps(run: Run, memory: Memory) -> list[Step]:
+    from llmbench.sizing.timeline import timeline  # only --timeline needs it
+
+    assert not isinstance(run, ServingRun)
+    return timeline(run, memory)
 
 
 def document(rows: list[Sized], inputs: dict[str, Any], *, tables: bool = True) -> Document:
     """Return the answer for some models. `inputs`: the options. `tables`: whether people will read it."""
-    return Document(
-        command="memory",
-        version=2,
-        inputs=inputs,
-        rows_key="models",
-        rows=records(FIELDS, rows),
-        blocks=_blocks(rows) if tables else [],
+    answer = Document(
+        command="memory", version=2, inputs=inputs, rows_key="models", rows=records(FIELDS, rows), blocks=[]
     )
+    if tables:
+        from llmbench.answers.memory_screen import blocks  # imported here, because JSON has no tables
+
+        answer.blocks = blocks(rows)
+        if any(row.steps for row in rows):
+            answer.tables = [_steps_table(rows)]
+    return answer
 
 
-def _blocks(rows: list[Sized]) -> list[Block]:
-    """Return the parts of the peak of one workload, or a table with a row per length and batch of a sweep."""
-    if len(rows) == 1:
-        return [_block(rows[0])]
-    first = rows[0]
-    names = _part_names(first.memory)
-
-    def part(name: str, spare: int) -> Field[Sized]:
-        def value(row: Sized) -> int:
-            return row.memory.parts_bytes[name]
-
-        return Field(f"{name}_bytes", names[name], "gib", value, in_json=False, spare=spare)
-
-    # A narrow terminal leaves out the smallest parts first.
-    parts = [name for name in PARTS if any(row.memory.parts_bytes[name] for row in rows)]
-    by_size = sorted(parts, key=lambda name: -max(row.memory.parts_bytes[name] for row in rows))
-    # The headline names the model, so the table has no column for it. CSV has the model and the notes of each row.
-    fields = (msgspec.structs.replace(FIELDS[0], heading=None), *FIELDS[1:])
-    columns = (
-        *sweep_fields(fields, rows, {"seq_len": "tokens", "micro_batch": "batch"}),
-        *(part(name, 1 + by_size.index(name)) for name in parts),
-        Field[Sized]("smallest", "smallest device", value=_smallest, in_json=False),
-    )
-    same_tokens = all(row.memory.seq_len == first.memory.seq_len for row in rows)
-    same_batch = all(row.memory.micro_batch == first.memory.micro_batch for row in rows)
-    block = model_block(
-        first,
-        context=_context(first, tokens=same_tokens, batch=same_batch),
-        table=table(columns, rows),
-        lines=[
-            "smallest device: the built-in device with the least memory that is enough for the peak and a CUDA context "
-            f"of {size(CONTEXT_BYTES)}"
-        ],
-    )
-    block.about = {}
-    block.notes = list(dict.fromkeys(note for row in rows for note in row.notes))
-    return [block]
+def _steps_table(rows: list[Sized]) -> Table:
+    """Return the timelines as one table for CSV. Each step has the model and the workload of its row."""
+    about = [field for field in FIELDS if field.name in ("model", "seq_len", "micro_batch")]
+    items = [record(about, row) | record(STEPS, step) for row in rows for step in row.steps or ()]
+    names = [field.name for field in about] + [field.name for field in STEPS]
+    return table([Field[dict[str, Any]](name) for name in names], items)
 
 
 def _refuse_options_of_the_other_phase(
-    phase: str, optimizer: str, recompute: str, kernels: str, kv_dtype: str | None, layout: Layout
+    phase: str, optimizer: str, recompute: str, kernels: str, kv_dtype: str | None, layout: Layout, timeline: bool
 ) -> None:
     """Raise LLMBenchError if an option is set that has no effect in this phase."""
     if phase == "train":
@@ -227,6 +328,11 @@ def _refuse_options_of_the_other_phase(
                 f"--{option} {value} is for training and changes nothing with --phase inference",
                 hint=f"leave out --{option}, or use --phase train",
             )
+    if timeline:
+        raise LLMBenchError(
+            "--timeline shows a training step, and serving has only one moment in this model: the prefill",
+            hint="leave out --timeline, or use --phase train",
+        )
     if layout.zero:
         raise LLMBenchError(
             f"layout zero={layout.zero}: ZeRO splits training states, which do not exist in serving",
@@ -239,111 +345,3 @@ def _batch_is(memory: Memory) -> str:
     if memory.phase == "train":
         return "sequences in a micro-batch of each data-parallel replica"
     return "sequences served at once by each data-parallel replica"
-
-
-def fitting(memory: Memory) -> list[str]:
-    """Return the names of the devices that have enough memory. The device with the least memory comes first."""
-    return [name for name, memory_bytes in device_memories() if memory_bytes >= memory.needed_bytes]
-
-
-def _smallest(row: Sized) -> str:
-    return next(iter(fitting(row.memory)), "none")
-
-
-_PART_NAMES = {
-    "weights": "weights",
-    "gradients": "gradients",
-    "optimizer": "optimizer and master weights",
-    "activations": "activations",
-    "logits": "logits and loss",
-    "kv_cache": "KV cache and states",
-    "overhead": "library workspaces",
-}
-
-
-def _part_names(memory: Memory) -> dict[str, str]:
-    return _PART_NAMES if memory.phase == "train" else _PART_NAMES | {"logits": "logits"}
-
-
-def _block(row: Sized) -> Block:
-    memory = row.memory
-    names = _part_names(memory)
-    parts: list[dict[str, Any]] = []
-    for part in PARTS:
-        peak, full = memory.parts_bytes[part], memory.full_bytes.get(part)
-        if peak or full:
-            in_shards = part == "weights" and _only_shards(memory)
-            parts.append({"part": part, "peak_bytes": peak, "full_bytes": None if in_shards else full})
-    columns: tuple[Field[dict[str, Any]], ...] = (
-        Field("part", "part", text=lambda part: names.get(part["part"])),
-        Field("peak_bytes", "at the peak", "gib"),
-        Field("share", "share", "percent", value=lambda part: part["peak_bytes"] / memory.peak_bytes),
-        Field("full_bytes", "in full", "gib"),
-    )
-    return model_block(
-        row,
-        context=_context(row),
-        table=table(columns, parts, total={"part": "peak", "peak_bytes": memory.peak_bytes}),
-        lines=_lines(memory),
-    )
-
-
-def _only_shards(memory: Memory) -> bool:
-    """Return whether the fp32 shards are the only permanent copy of the weights (FSDP with a master copy)."""
-    return memory.layout.zero == 3 and not memory.full_bytes["weights"]
-
-
-def _context(row: Sized, *, tokens: bool = True, batch: bool = True) -> str:
-    """Return two lines with the options that the figures depend on. `tokens`, `batch`: whether to say their values."""
-    memory, layout = row.memory, row.memory.layout
-    gpus = f"{layout.num_gpus:,} GPUs: {layout}" if layout.num_gpus > 1 else "one GPU"
-    replica = " per replica" if layout.dp > 1 else ""
-    sequences = "batch" if memory.phase == "inference" else "micro-batch"
-    workload = [plural(memory.seq_len, "token")] if tokens else []
-    workload += [f"{sequences} {memory.micro_batch:,}{replica}"] if batch else []
-    said = " · ".join([*workload, gpus])
-    if memory.phase == "inference":
-        formats = f"weights {row.precision} · cache {row.kv_dtype}"
-        return f"serving · {said}\n{formats}"
-    recipe = training_precision(row.precision)
-    formats = f"weights {recipe.weights}, gradients {recipe.gradients}"
-    if layout.zero == 3 and recipe.master and recipe.gradients != "fp32":
-        formats += " (fp32 after reduction)"
-    formats += ", master weights fp32" if recipe.master else ", no master copy"
-    recompute = "no recomputation" if row.recompute == "none" else f"recompute {row.recompute}"
-    kernels = {
-        "fused": "fused kernels, flash attention",
-        "eager": "plain torch, flash attention",
-        "standard": "plain torch, attention stores its scores",
-    }[row.kernels or "fused"]
-    return f"training step · {said}\n{row.precision} precision: {formats} · {row.optimizer} · {recompute} · {kernels}"
-
-
-def _lines(memory: Memory) -> list[str]:
-    layout = memory.layout
-    lines = []
-    stage = f" in pipeline stage {memory.stage + 1} of {layout.pp}" if layout.pp > 1 else ""
-    if memory.phase == "train":
-        moment = memory.moment.replace("{}.", "N.")
-        step = "the optimizer step" if moment == "optimizer" else f"the backward pass of {moment}"
-        lines.append(f"the peak is in {step}{stage and ','}{stage}; not every part exists in full at the peak")
-        if layout.pp > 1:
-            lines.append("assumption: twice as many micro-batches as pipeline stages, so that every stage has work")
-        if layout.zero == 3:
-            if _only_shards(memory):
-                lines.append("weights at the peak are gathered copies; the fp32 shards are counted with the optimizer")
-        else:
-            weights = 2 * memory.parameters
-            lines.append(
-                f"the peak is {memory.peak_bytes / weights:.1f}× the bf16 weights on each GPU ({size(weights)}, "
-                f"{billions(memory.parameters)} parameters); textbooks say 12–16×"
-            )
-    elif stage:
-        lines.append(f"the GPU with the highest peak is{stage}")
-    names = fitting(memory)
-    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} larger" if len(names) > 8 else "")
-    lines.append(
-        f"{size(memory.needed_bytes)} with a CUDA context of {size(CONTEXT_BYTES)}: "
-        + (f"fits on {shown}" if names else "fits on no built-in device")
-    )
-    return lines

@@ -75,7 +75,7 @@ def command(
       llmbench kvcache gemma3-27b jamba-v0.1 --seq 32768 --format markdown
     """
     specs = [load(text, set) for text in models] if models else _built_in(set)
-    options: dict[str, Any] = {"kv_dtype": kv_dtype, "block_size": block_size}
+    options: dict[str, Any] = {"kv_dtype": kv_dtype, "block_size": block_size, "explain": explain}
     rows = [
         row
         for spec in specs
@@ -91,7 +91,7 @@ def command(
         "block_size": block_size,
         "set": set or [],
     }
-    sizes = document(rows, inputs, explain=explain, sorted_by_size=not models, tables=format != "json")
+    sizes = document(rows, inputs, sorted_by_size=not models, tables=format != "json")
     answer(sizes, format, output)
 
 

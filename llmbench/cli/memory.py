@@ -13,6 +13,7 @@ from llmbench.cli.options import (
     As,
     CacheType,
     Counts,
+    Explain,
     OneModel,
     Output,
     Seqs,
@@ -81,6 +82,25 @@ CacheFormat = Annotated[
 ]
 
 
+Devices = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--device",
+        metavar="NAME",
+        help="Say whether this device can run the model, for example h100. Can be repeated. The exit code is 1 if no "
+        "device that was named fits.",
+        show_default=False,
+    ),
+]
+Timeline = Annotated[
+    bool,
+    typer.Option(
+        "--timeline",
+        help="Also show the memory along the step: forward pass, backward pass, optimizer (training only).",
+    ),
+]
+
+
 @prints_tables
 def command(
     model: OneModel,
@@ -93,6 +113,9 @@ def command(
     layout: LayoutOption = "",
     kernels: KernelsOption = "fused",
     kv_dtype: CacheFormat = None,
+    device: Devices = None,
+    explain: Explain = False,
+    timeline: Timeline = False,
     set: Set = None,
     format: As = "table",
     output: Output = None,
@@ -101,6 +124,9 @@ def command(
 
     The command follows a training step op by op through the forward and the backward pass. With pipeline parallelism,
     it shows the stage with the highest peak.
+
+    A device fits if 10% of its memory stays free and its matrix units compute the format. With --device, the exit code
+    is 1 if none of the named devices fits. In a sweep, this holds for each row. Without --device, the exit code is 0.
 
     Examples:
 
@@ -113,6 +139,10 @@ def command(
       llmbench memory llama3-70b --phase inference --precision fp8 --batch 32 --layout tp=4
 
       llmbench memory llama3-8b --phase inference --seq 8k,32k,128k --batch 1,16
+
+      llmbench memory llama2-7b --device h100 --device h200
+
+      llmbench memory llama2-7b --explain --timeline
 
       llmbench memory deepseek-v3 --layout pp=16,ep=64,dp=128,zero=1 --recompute full --format json
     """
@@ -129,6 +159,9 @@ def command(
             layout=layout,
             kernels=kernels,
             kv_dtype=kv_dtype,
+            devices=device or (),
+            explain=explain,
+            timeline=timeline,
         )
         for tokens in seq
         for sequences in batch
@@ -144,6 +177,9 @@ def command(
         "layout": layout,
         "kernels": kernels,
         "kv_dtype": kv_dtype,
+        "devices": device or [],
         "set": set or [],
     }
     answer(document(rows, inputs, tables=format != "json"), format, output)
+    if device and not all(row.fits_on for row in rows):
+        raise typer.Exit(1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -99,8 +99,17 @@ def _shown(term: Term, count: int) -> str:
 
 def with_numbers(formula: str, values: Mapping[str, int]) -> str:
     """Replace every known name in the formula by its number."""
-    long = {_SHORT.get(name, name): value for name, value in values.items()}
-    return _NAME.sub(lambda match: str({**long, **values}.get(match[0], match[0])), formula)
+    return with_texts(formula, {name: str(value) for name, value in short_names(values).items()})
+
+
+def short_names(values: Mapping[str, int]) -> dict[str, int]:
+    """Return the values with two names each: the name of the spec field, and its short name."""
+    return {**{_SHORT.get(name, name): value for name, value in values.items()}, **values}
+
+
+def with_texts(formula: str, texts: Mapping[str, str]) -> str:
+    """Replace every known name in the formula by its text."""
+    return _NAME.sub(lambda match: texts.get(match[0], match[0]), formula)
 
 
 def values_of(op: Op, spec: ModelSpec) -> dict[str, int]:
@@ -120,7 +129,7 @@ def values_of(op: Op, spec: ModelSpec) -> dict[str, int]:
     layer = layers.get(op.layer)
     if layer is None:
         return values
-    parts: list[Any] = _branches_of(op, layer)
+    parts: list[Any] = branches_of(op, layer)
     if ".cross_attention." in op.name:
         parts = [layer.cross_attention]
     elif ".ffn." in op.name:
@@ -137,28 +146,84 @@ def values_of(op: Op, spec: ModelSpec) -> dict[str, int]:
     return values
 
 
-def _branches_of(op: Op, layer: Layer) -> list[SingleMixer]:
+def branches_of(op: Op, layer: Layer) -> list[SingleMixer]:
     """Return the mixers of a layer whose module name occurs in the op's name."""
     return [mixer for mixer in branches(layer.mixer) if f".{mixer.module_name}." in op.name]
 
 
-def cache_formula(mixer: SingleMixer, rows: Sequence[CacheRow], *, explain: bool = False) -> str:
-    """Return the formula for the elements per token in these cache rows: `2 × kv_heads × head_dim`.
-
-    explain: add the formula with numbers, and its value.
-    """
+def cache_formula(mixer: SingleMixer, rows: Sequence[CacheRow]) -> str:
+    """Return the formula for the elements per token in these cache rows: `2 × kv_heads × head_dim`."""
     if mixer.shares_kv:
         return "none: the layer reads the cache of another layer"
     parts = [row.formula for row in rows] + ["a fixed state"] * (mixer.fixed_state is not None)
-    text = ", + ".join(parts) or "none"
-    if not explain or not rows:
-        return text
-    numbers = with_numbers(text, numbers_of(mixer))
-    total = f" = {rows[0].elements:,}" if len(parts) == 1 and not numbers.isdigit() else ""
-    return f"{text} = {numbers}{total}"
+    return ", + ".join(parts) or "none"
 
 
 def numbers_of(part: msgspec.Struct) -> dict[str, int]:
     """Return the integer fields of a part of a spec, by name."""
     fields = {name: getattr(part, name) for name in part.__struct_fields__}
     return {name: value for name, value in fields.items() if type(value) is int}
+
+
+class Formula(msgspec.Struct, frozen=True, kw_only=True):
+    """How one figure is computed: a formula with numbers, and its value.
+
+    term: the figure that the formula computes. text: the formula. A name after a number says what the number is. Only
+        numbers, +, −, ×, /, brackets, ceil and floor change the value.
+    value: the value of the formula. unit: bytes, or a number of parameters.
+    """
+
+    term: str
+    text: str
+    value: int
+    unit: Literal["bytes", "parameters"] = "bytes"
+
+
+def counted(number: float, noun: str = "") -> str:
+    """Return a number with its noun: `4,096 tokens`, `1 sequence`. The noun is in the plural."""
+    text = f"{number:,}"
+    if number == 1 and noun.endswith("s") and not noun.endswith("ss"):
+        noun = noun[: -2 if noun.endswith("ches") else -1]
+    return f"{text} {noun}" if noun else text
+
+
+def times(*factors: str) -> str:
+    """Return the product of several factors. A factor that is a sum gets brackets."""
+    chosen = [factor for factor in factors if factor]
+    if len(chosen) > 1:
+        chosen = [f"({factor})" if " + " in factor and not _bracketed(factor) else factor for factor in chosen]
+    return " × ".join(chosen)
+
+
+def _bracketed(text: str) -> bool:
+    """Return whether no sum of the text is outside brackets."""
+    return len(_split(text, "+")) < 2
+
+
+def plus(*terms: str) -> str:
+    """Return the sum of several terms, or `0` if there is none. A negative term is subtracted."""
+    chosen = [term for term in terms if term]
+    return " + ".join(chosen).replace("+ -", "− ") or "0"
+
+
+def divided(text: str, whole: int, parts: int, noun: str, share: int) -> str:
+    """Return the formula of one share of `whole`, which the formula `text` computes.
+
+    parts: number of shares. share: bytes of one share. It can be larger than the quotient, because each tensor of
+        `whole` is divided by itself and rounded up.
+    """
+    if parts == 1:
+        return text
+    quotient = f"{text if _bracketed(text) else f'({text})'} / {counted(parts, noun)}"
+    exact, rest = divmod(whole, parts)
+    if not rest and exact == share:
+        return quotient
+    least = -(-whole // parts)
+    return f"ceil({quotient})" + (f" + {share - least:,} from rounding up each tensor" if share > least else "")
+
+
+def shared(whole: int, parts: int, noun: str) -> str:
+    """Return the formula of the largest share of a number: `8 / 4 kv_heads`, or `ceil(9 / 4) kv_heads`."""
+    if parts == 1:
+        return counted(whole, noun)
+    return f"({whole:,} / {parts:,}) {noun}" if whole % parts == 0 else f"ceil({whole:,} / {parts:,}) {noun}"

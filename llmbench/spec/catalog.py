@@ -10,7 +10,7 @@ from __future__ import annotations
 import tomllib
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -81,6 +81,10 @@ def find_device(text: str) -> DeviceSpec:
 
     Raises UnknownNameError if no device has this name. The hint gives the most similar name.
     """
+    return load_device(_device_name(text))
+
+
+def _device_name(text: str) -> str:
     names = bundled_devices()
     name = _lookup(text, names, "devices")
     if name is None:
@@ -89,7 +93,7 @@ def find_device(text: str) -> DeviceSpec:
             f"device `{text[:80]}` not found",
             hint=(f"did you mean `{near}`? " if near else "") + "`llmbench specs list --devices` shows all devices",
         )
-    return load_device(name)
+    return name
 
 
 @lru_cache(maxsize=1)
@@ -117,19 +121,43 @@ def load_device(name: str) -> DeviceSpec:
     return msgspec.toml.decode(_text("devices", name), type=DeviceSpec)
 
 
-def device_memories() -> list[tuple[str, int]]:
-    """Return the name and the memory in bytes of each bundled device, with the smallest memory first.
+class DeviceHead(NamedTuple):
+    """The facts about a device that decide whether it can run a model. The first paragraph of its file has them.
 
-    The memory is the total that the driver reports. If this total is unknown, the memory of the datasheet is
-    returned instead. Boards with two GPUs are skipped.
+    memory_bytes: total memory that the driver reports. If this total is unknown, it is the memory of the datasheet.
+    matrix_formats: number formats that the matrix units multiply.
     """
-    memories = []
+
+    name: str
+    memory_bytes: int
+    matrix_formats: frozenset[str]
+
+
+def find_device_head(text: str) -> DeviceHead:
+    """Return the facts about the bundled device with this name or alias.
+
+    Raises UnknownNameError if no device has this name, and SpecError for a board with two GPUs.
+    """
+    name = _device_name(text)
+    head = next((head for head in device_heads() if head.name == name), None)
+    if head is None:
+        raise SpecError(
+            f"device `{name}` is a board with two GPUs, and the memory is that of one GPU",
+            hint=f"`llmbench specs show {name}` says which device is one GPU of it",
+        )
+    return head
+
+
+@lru_cache(maxsize=1)
+def device_heads() -> tuple[DeviceHead, ...]:
+    """Return the facts about each bundled device, with the smallest memory first. Boards with two GPUs are skipped."""
+    heads = []
     for name in bundled_devices():
         head = _head("devices", name)
-        figure = head.get("usable_memory_bytes") or head.get("memory_bytes")
-        if figure is not None and head.get("nvml_names"):
-            memories.append((name, int(figure["value"])))
-    return sorted(memories, key=lambda device: (device[1], device[0]))
+        figure = head.get("usable_memory_bytes") or head["memory_bytes"]
+        if head.get("nvml_names"):
+            heads.append(DeviceHead(name, int(figure["value"]), frozenset(head["matrix_formats"]["value"])))
+    return tuple(sorted(heads, key=lambda head: (head.memory_bytes, head.name)))
 
 
 def model_text(name: str) -> str:

@@ -89,7 +89,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     )
     | {"components": {"attention": INT, "mlp": INT, "lm_head": INT}},
     "kvcache": MARK
-    | {"kv_dtype": TEXT, "layers": {"block": INT}}
+    | {"kv_dtype": TEXT, "layers": {"block": INT}, "formulas": "NoneType"}
     | dict.fromkeys(
         (
             "seq_len",
@@ -107,6 +107,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     ),
     "memory": MARK
     | {"phase": TEXT, "layout": TEXT, "moment": TEXT, "stage_peak_bytes": "list", "fits_on": "list"}
+    | {"devices": "list", "formulas": "NoneType", "timeline": "NoneType"}
     | dict.fromkeys(
         ("seq_len", "micro_batch", "num_gpus", "peak_bytes", "reserved_bytes", "context_bytes", "stage"), INT
     )
@@ -140,7 +141,7 @@ def test_json_has_exactly_its_fields(command: str, capsys: Capture) -> None:
         ("params", "models set"),
         ("flops", "models phase seq_len batch attention recompute set"),
         ("kvcache", "models seq_len batch kv_dtype block_size set"),
-        ("memory", "model phase seq_len micro_batch precision optimizer recompute layout kernels kv_dtype set"),
+        ("memory", "model phase seq_len micro_batch precision optimizer recompute layout kernels kv_dtype devices set"),
     ],
 )
 def test_json_repeats_the_arguments(command: str, inputs: str, capsys: Capture) -> None:
@@ -415,7 +416,7 @@ OPTIONS = {
     "flops": "--phase --seq --batch --attention --recompute --by --explain --set --format --output",
     "kvcache": "--seq --batch --kv-dtype --block-size --explain --set --format --output",
     "memory": "--phase --seq --batch --precision --optimizer --recompute --layout --kernels "
-    "--kv-dtype --set --format --output",
+    "--kv-dtype --device --explain --timeline --set --format --output",
     "compare": "--vs --seq --set --format --output",
     "model": "--impl --device --dtype --layers --trace --seq --batch --set --format --output",
     "profile": "--impl --model --set --seq --batch --dtype --pass --device --by --trace --format --output",
@@ -443,7 +444,7 @@ def test_options_are_frozen(command: str) -> None:
     names = [option.opts[0] for option in options if "--help" not in option.opts]
     own = OPTIONS[command].split()
     assert names == own + (SHARED if "--format" in own else [])
-    assert len(own) <= 12
+    assert len(own) <= (15 if command == "memory" else 12)
     assert all(option.help for option in options)
 
 

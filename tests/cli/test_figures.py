@@ -234,7 +234,7 @@ def test_approximate_memory_has_a_reason(capsys: Capture) -> None:
     assert model["approximate"] is True
     (reason,) = model["approximate_because"]
     text = answer(capsys, "memory", "mamba-130m")
-    assert text.startswith("mamba-130m (approximate)")
+    assert text.splitlines()[1].startswith("mamba-130m (approximate)")
     assert f"approximate: {reason}" in text
     assert row(capsys, "params", "mamba-130m")["approximate"] is False
 

@@ -1,0 +1,230 @@
+"""The screen of `llmbench memory`: the answer in a sentence, and the parts of the peak as a table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from llmbench.answers.about import model_block, sweep_fields
+from llmbench.answers.memory import FIELDS, Sized, Verdict
+from llmbench.report.document import Block, table
+from llmbench.report.fields import Field
+from llmbench.report.units import billions, plural, size
+from llmbench.sizing.devices import HEADROOM
+from llmbench.sizing.memory import CONTEXT_BYTES, PARTS, Memory
+from llmbench.sizing.recipe import product_dtype, training_precision
+from llmbench.spec.catalog import device_heads
+
+NAMED = 3
+"""The largest number of devices that the first sentence names."""
+
+
+def blocks(rows: list[Sized]) -> list[Block]:
+    """Return the answer, the formulas and the timeline of each row."""
+    shown = [_block(rows[0]) if len(rows) == 1 else _sweep(rows)]
+    for row in rows:
+        where = "" if len(rows) == 1 else f"{plural(row.memory.seq_len, 'token')} · batch {row.memory.micro_batch:,}"
+        if row.formulas is not None:
+            from llmbench.answers.formulas import formula_block
+
+            shown.append(formula_block(row.formulas, where))
+        if row.steps is not None:
+            from llmbench.answers.timeline import timeline_block
+
+            shown.append(timeline_block(row.steps, where))
+    return shown
+
+
+def _sweep(rows: list[Sized]) -> Block:
+    """Return a table with a row for each length and batch of a sweep."""
+    first = rows[0]
+    names = _part_names(first.memory)
+
+    def part(name: str, spare: int) -> Field[Sized]:
+        def value(row: Sized) -> int:
+            return row.memory.parts_bytes[name]
+
+        return Field(f"{name}_bytes", names[name], "gib", value, in_json=False, spare=spare)
+
+    # A narrow terminal leaves out the smallest parts first.
+    parts = [name for name in PARTS if any(row.memory.parts_bytes[name] for row in rows)]
+    by_size = sorted(parts, key=lambda name: -max(row.memory.parts_bytes[name] for row in rows))
+    # The headline names the model, so the table has no column for it. CSV has the model and the notes of each row.
+    fields = (msgspec.structs.replace(FIELDS[0], heading=None), *FIELDS[1:])
+    columns = (
+        *sweep_fields(fields, rows, {"seq_len": "tokens", "micro_batch": "batch"}),
+        *(part(name, 1 + by_size.index(name)) for name in parts),
+        *_device_columns(first),
+    )
+    same_tokens = all(row.memory.seq_len == first.memory.seq_len for row in rows)
+    same_batch = all(row.memory.micro_batch == first.memory.micro_batch for row in rows)
+    block = model_block(
+        first,
+        context=_context(first, tokens=same_tokens, batch=same_batch),
+        table=table(columns, rows),
+        lines=[_rule(first)],
+    )
+    block.about = {}
+    block.notes = list(dict.fromkeys(note for row in rows for note in row.notes))
+    return block
+
+
+def _device_columns(first: Sized) -> list[Field[Sized]]:
+    """Return a column for each device that the user named, or a column with the smallest device that suffices."""
+    if not first.asked:
+        return [Field("smallest", "smallest device", value=lambda row: next(iter(row.fits_on), "none"), in_json=False)]
+
+    def column(place: int) -> Field[Sized]:
+        def value(row: Sized) -> str:
+            fit = row.verdicts[place].fit
+            if fit.missing_format is not None:
+                return f"no {fit.missing_format}"
+            return f"{'yes' if fit.fits else 'no'}, {fit.filled:.0%}"
+
+        name = first.verdicts[place].fit.device
+        return Field(name, name, value=value, in_json=False, unbroken=True)
+
+    return [column(place) for place in range(len(first.verdicts))]
+
+
+_PART_NAMES = {
+    "weights": "weights",
+    "gradients": "gradients",
+    "optimizer": "optimizer and master weights",
+    "activations": "activations",
+    "logits": "logits and loss",
+    "kv_cache": "KV cache and states",
+    "overhead": "library workspaces",
+}
+
+
+def _part_names(memory: Memory) -> dict[str, str]:
+    return _PART_NAMES if memory.phase == "train" else _PART_NAMES | {"logits": "logits"}
+
+
+def _block(row: Sized) -> Block:
+    memory = row.memory
+    names = _part_names(memory)
+    parts: list[dict[str, Any]] = []
+    for part in PARTS:
+        peak, full = memory.parts_bytes[part], memory.full_bytes.get(part)
+        if peak or full:
+            in_shards = part == "weights" and _only_shards(memory)
+            parts.append({"part": part, "peak_bytes": peak, "full_bytes": None if in_shards else full})
+    columns: tuple[Field[dict[str, Any]], ...] = (
+        Field("part", "part", text=lambda part: names.get(part["part"])),
+        Field("peak_bytes", "at the peak", "gib"),
+        Field("share", "share", "percent", value=lambda part: part["peak_bytes"] / memory.peak_bytes),
+        Field("full_bytes", "in full", "gib"),
+    )
+    block = model_block(
+        row,
+        context=_context(row),
+        table=table(columns, parts, total={"part": "peak", "peak_bytes": memory.peak_bytes}),
+        lines=[_moment(memory), _rule(row)],
+    )
+    block.answer = _answer(row)
+    block.notes = [*_assumptions(memory), *block.notes]
+    return block
+
+
+def _answer(row: Sized) -> str:
+    """Return the first sentence: the memory that a GPU needs, and the devices that can run the model."""
+    memory, gpus = row.memory, row.memory.layout.num_gpus
+    doing = "Training" if memory.phase == "train" else "Serving"
+    where = "one GPU" if gpus == 1 else f"{gpus:,} GPUs"
+    needs = f"{doing} {row.spec.name} on {where} needs {size(memory.needed_bytes)}{' per GPU' if gpus > 1 else ''}."
+    if row.asked:
+        return "\n".join([needs, *map(_verdict, row.verdicts)])
+    fits = [verdict.fit for verdict in row.verdicts]
+    if not fits:
+        largest = device_heads()[-1]
+        return (
+            f"{needs} It fits on no built-in device; the largest is {largest.name} with {size(largest.memory_bytes)}."
+        )
+    named = [f"{fit.device} ({fit.filled:.0%} filled)" for fit in fits[:NAMED]]
+    rest = len(fits) - len(named)
+    listed = ", ".join(named) if rest or len(named) < 2 else f"{', '.join(named[:-1])} and {named[-1]}"
+    return f"{needs} It fits on {listed}" + (f" and {plural(rest, 'larger device')}." if rest else ".")
+
+
+def _verdict(verdict: Verdict) -> str:
+    """Return the answer for one device that the user named."""
+    fit = verdict.fit
+    memory = size(fit.memory_bytes)
+    if fit.missing_format is not None:
+        return f"{fit.device}: no. Its matrix units do not compute {fit.missing_format}."
+    if fit.fits:
+        return f"{fit.device}: yes. It fills {fit.filled:.0%} of {memory}."
+    text = f"{fit.device}: no. It exceeds the usable {size(fit.usable_bytes)} of {memory} by {size(fit.exceeds_bytes)}."
+    if verdict.split is not None and verdict.split_memory is not None:
+        needed = size(verdict.split_memory.needed_bytes)
+        text += f" {verdict.split.num_gpus} of them suffice with --layout {verdict.split}: {needed} per GPU."
+    return text
+
+
+def _rule(row: Sized) -> str:
+    """Return the rule by which a device can run the model."""
+    units = f", and its matrix units compute {product_dtype(row.precision)}" if row.precision != "fp32" else ""
+    return (
+        f"a device fits if the peak and a CUDA context of {CONTEXT_BYTES // 2**20} MiB leave {HEADROOM:.0%} of its "
+        f"memory free{units}"
+    )
+
+
+def _only_shards(memory: Memory) -> bool:
+    """Return whether the fp32 shards are the only permanent copy of the weights (FSDP with a master copy)."""
+    return memory.layout.zero == 3 and not memory.full_bytes["weights"]
+
+
+def _context(row: Sized, *, tokens: bool = True, batch: bool = True) -> str:
+    """Return two lines with the options that the figures depend on. `tokens`, `batch`: whether to say their values."""
+    memory, layout = row.memory, row.memory.layout
+    gpus = f"{layout.num_gpus:,} GPUs: {layout}" if layout.num_gpus > 1 else "one GPU"
+    replica = " per replica" if layout.dp > 1 else ""
+    sequences = "batch" if memory.phase == "inference" else "micro-batch"
+    workload = [plural(memory.seq_len, "token")] if tokens else []
+    workload += [f"{sequences} {memory.micro_batch:,}{replica}"] if batch else []
+    said = " · ".join([*workload, gpus])
+    if memory.phase == "inference":
+        formats = f"weights {row.precision} · cache {row.kv_dtype}"
+        return f"serving · {said}\n{formats}"
+    recipe = training_precision(row.precision)
+    formats = f"weights {recipe.weights}, gradients {recipe.gradients}"
+    if layout.zero == 3 and recipe.master and recipe.gradients != "fp32":
+        formats += " (fp32 after reduction)"
+    formats += ", master weights fp32" if recipe.master else ", no master copy"
+    recompute = "no recomputation" if row.recompute == "none" else f"recompute {row.recompute}"
+    kernels = {
+        "fused": "fused kernels, flash attention",
+        "eager": "plain torch, flash attention",
+        "standard": "plain torch, attention stores its scores",
+    }[row.kernels or "fused"]
+    return f"training step · {said}\n{row.precision} precision: {formats} · {row.optimizer} · {recompute} · {kernels}"
+
+
+def _moment(memory: Memory) -> str:
+    """Return a line that says where the peak is."""
+    stage = f" in pipeline stage {memory.stage + 1} of {memory.layout.pp}" if memory.layout.pp > 1 else ""
+    if memory.phase == "inference":
+        return f"the peak is in a prefill{stage}"
+    moment = memory.moment.replace("{}.", "N.")
+    step = "the optimizer step" if moment == "optimizer" else f"the backward pass of {moment}"
+    return f"the peak is in {step}{stage and ','}{stage}; not every part exists in full at the peak"
+
+
+def _assumptions(memory: Memory) -> list[str]:
+    """Return notes that explain the figures of a training step."""
+    notes = []
+    if memory.phase == "train" and memory.layout.pp > 1:
+        notes.append("assumption: twice as many micro-batches as pipeline stages, so that every stage has work")
+    if _only_shards(memory):
+        notes.append("weights at the peak are gathered copies; the fp32 shards are counted with the optimizer")
+    if memory.phase == "train" and memory.layout.zero < 3:
+        weights = 2 * memory.parameters
+        notes.append(
+            f"the peak is {memory.peak_bytes / weights:.1f}× the bf16 weights on each GPU ({size(weights)}, "
+            f"{billions(memory.parameters)} parameters); textbooks say 12–16×"
+        )
+    return notes

@@ -1,0 +1,99 @@
+"""Whether a device has enough memory for a model, and whether it can compute in the model's number format."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from llmbench.errors import LayoutError
+from llmbench.sizing.dtypes import DType
+from llmbench.sizing.memory import Memory, ServingRun
+from llmbench.sizing.training import run_memory
+from llmbench.sizing.training_step import TrainingRun
+from llmbench.sizing.workload import Layout
+from llmbench.spec.catalog import DeviceHead, device_heads
+
+Run = TrainingRun | ServingRun
+
+HEADROOM = 0.10
+"""The share of a device's memory that must stay free.
+
+The prediction does not count rounding and fragmentation of the allocator, communication buffers, and the scratch memory
+of some kernels. The memory that nine of twelve published torchtitan runs reserve is predicted within 10%
+(`benchmarks/memory_published.toml`). vLLM leaves the same share free by default (`gpu_memory_utilization=0.9`).
+"""
+
+
+class DeviceFit(NamedTuple):
+    """The answer for one device.
+
+    needed_bytes: bytes that the model needs, the CUDA context included. memory_bytes: memory of the device.
+    missing_format: the number format of the matrix products, if the matrix units of the device lack it.
+    """
+
+    device: str
+    needed_bytes: int
+    memory_bytes: int
+    missing_format: DType | None
+
+    @property
+    def filled(self) -> float:
+        """The share of the device's memory that the model needs. It is above 1 if the memory is too small."""
+        return self.needed_bytes / self.memory_bytes
+
+    @property
+    def usable_bytes(self) -> int:
+        """Bytes of the device's memory without the headroom."""
+        return round((1 - HEADROOM) * self.memory_bytes)
+
+    @property
+    def exceeds_bytes(self) -> int:
+        """Bytes by which the model is larger than the usable memory. 0: the model is not larger."""
+        return max(0, self.needed_bytes - self.usable_bytes)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the device can run the model: it computes the format, and the headroom stays free."""
+        return self.missing_format is None and not self.exceeds_bytes
+
+
+def device_fit(device: DeviceHead, needed_bytes: int, products: DType) -> DeviceFit:
+    """Return the answer for one device. `products`: number format of the matrix products."""
+    lacks = products != "fp32" and products not in device.matrix_formats
+    return DeviceFit(device.name, needed_bytes, device.memory_bytes, products if lacks else None)
+
+
+def fitting_devices(needed_bytes: int, products: DType) -> list[DeviceFit]:
+    """Return the bundled devices that can run the model. The device that it fills most comes first."""
+    fits = (device_fit(device, needed_bytes, products) for device in device_heads())
+    return [fit for fit in fits if fit.fits]
+
+
+def memory_of(run: Run) -> Memory:
+    """Return the memory of the GPU with the highest peak."""
+    return run_memory(run) if isinstance(run, TrainingRun) else run.memory()
+
+
+SPLITS = {
+    "train": ("dp=2,zero=3", "dp=4,zero=3", "dp=8,zero=3", "dp=16,zero=3", "dp=32,zero=3", "dp=64,zero=3"),
+    "inference": ("tp=2", "tp=4", "tp=8", "tp=16"),
+}
+"""The layouts that `split_until_it_fits` tries: FSDP in training, tensor parallelism in serving."""
+
+
+def split_until_it_fits(run: Run, memory: Memory, device: DeviceHead, products: DType) -> tuple[Layout, Memory] | None:
+    """Return the first layout of SPLITS with which the devices can run the model, and the memory of one device.
+
+    None: the run has a layout already, no layout of SPLITS suffices, or the device lacks the format of the products.
+    memory: the memory of the run.
+    """
+    if memory.layout.num_gpus > 1:
+        return None
+    for text in SPLITS[memory.phase]:
+        layout = Layout.parse(text)
+        try:
+            split = memory_of(run.with_layout(layout))
+        except LayoutError:
+            continue
+        if device_fit(device, split.needed_bytes, products).fits:
+            return layout, split
+    return None

@@ -1,0 +1,185 @@
+"""The screen of `memory`: which devices can run a model, exit codes, formulas, and the timeline."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from typing import Any
+
+import pytest
+
+from llmbench.cli import run
+from llmbench.spec.catalog import device_heads
+
+Capture = pytest.CaptureFixture[str]
+
+
+def result(capsys: Capture, *arguments: str) -> tuple[int, str]:
+    """The exit code and stdout of `memory`."""
+    code = run(["memory", *arguments])
+    out, err = capsys.readouterr()
+    assert err == ""
+    return code, out
+
+
+def row(capsys: Capture, *arguments: str) -> dict[str, Any]:
+    """The only row of the JSON of `memory`."""
+    _, out = result(capsys, *arguments, "--format", "json")
+    (model,) = json.loads(out)["models"]
+    return dict(model)
+
+
+def test_a_device_must_compute_the_format(capsys: Capture) -> None:
+    """gpt2 is small enough for every device, so only the format of the products decides."""
+    serving = ("gpt2", "--phase", "inference", "--precision")
+    every = {device.name for device in device_heads()}
+    v100s = {name for name in every if name.startswith("v100")}
+    ampere = {name for name in every if name.startswith(("a100", "a10g", "rtx-3090"))}
+    fits = {
+        precision: set(row(capsys, *serving, precision)["fits_on"])
+        for precision in ("bf16", "fp16", "fp32", "fp8", "int8", "int4")
+    }
+    assert fits["fp16"] == fits["fp32"] == fits["int4"] == every
+    assert fits["bf16"] == every - v100s - {"t4"}
+    assert fits["fp8"] == every - v100s - {"t4", "mi250x-gcd"} - ampere
+    assert fits["int8"] == every - v100s
+    assert set(row(capsys, "gpt2")["fits_on"]) == fits["bf16"]
+    assert set(row(capsys, "gpt2", "--precision", "fp8")["fits_on"]) == fits["fp8"]
+
+
+def test_the_fullest_device_comes_first_and_keeps_its_headroom(capsys: Capture) -> None:
+    model = row(capsys, "llama2-7b")
+    devices = model["devices"]
+    assert [device["device"] for device in devices] == model["fits_on"]
+    filled = [device["filled"] for device in devices]
+    assert filled == sorted(filled, reverse=True)
+    assert max(filled) <= 0.9
+    needed = model["reserved_bytes"] + model["context_bytes"]
+    for device in devices:
+        assert device["filled"] == needed / device["memory_bytes"]
+        assert (device["fits"], device["exceeds_bytes"], device["missing_format"]) == (True, 0, None)
+    too_small = [device.name for device in device_heads() if 0.9 * device.memory_bytes < needed]
+    assert {device.name for device in device_heads()} == {*model["fits_on"], *too_small}
+
+
+def test_devices_of_ones_own(capsys: Capture) -> None:
+    code, text = result(capsys, "llama2-7b", "--device", "h100", "--device", "v100-sxm2-32gb", "--device", "H200")
+    assert code == 0  # one of them fits
+    needs, small, old, fits = text.splitlines()[:4]
+    assert needs == "Training llama2-7b on one GPU needs 105.28 GiB."
+    assert small.startswith("h100-sxm: no. It exceeds the usable 71.68 GiB of 79.65 GiB by 33.60 GiB.")
+    assert small.endswith("2 of them suffice with --layout dp=2,zero=3: 56.32 GiB per GPU.")
+    assert old == "v100-sxm2-32gb: no. Its matrix units do not compute bf16."
+    assert fits == "h200: yes. It fills 75% of 140.40 GiB."
+    split = row(capsys, "llama2-7b", "--layout", "dp=2,zero=3", "--device", "h100")
+    assert (split["fits_on"], split["num_gpus"]) == (["h100-sxm"], 2)
+    whole = row(capsys, "llama2-7b", "--device", "h100")["devices"][0]
+    assert whole["split_needed_bytes"] == split["reserved_bytes"] + split["context_bytes"]
+    assert whole["split_layout"] == "dp=2,zero=3"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["llama2-7b"], 0),
+        (["llama3.1-405b"], 0),  # a question about bytes
+        (["llama2-7b", "--device", "h200"], 0),
+        (["llama2-7b", "--device", "h100"], 1),
+        (["llama2-7b", "--device", "h100", "--format", "json"], 1),
+        (["llama2-7b", "--device", "h100", "--device", "h200"], 0),
+        (["llama3-8b", "--phase", "inference", "--precision", "fp8", "--device", "a100-80gb-sxm"], 1),
+        (["llama3-8b", "--phase", "inference", "--seq", "8k,32k", "--batch", "1", "--device", "h100"], 0),
+        (["llama3-8b", "--phase", "inference", "--seq", "8k,128k", "--batch", "16", "--device", "h100"], 1),
+    ],
+)
+def test_exit_codes(arguments: list[str], code: int, capsys: Capture) -> None:
+    """1 if a row fits on none of the devices that were named."""
+    assert result(capsys, *arguments)[0] == code
+
+
+@pytest.mark.parametrize(
+    ("device", "words"),
+    [("h1000", ["device `h1000` not found", "did you mean"]), ("mi250x", ["two GPUs", "specs show mi250x"])],
+)
+def test_a_wrong_device_is_refused(device: str, words: list[str], capsys: Capture) -> None:
+    assert run(["memory", "gpt2", "--device", device]) == 2
+    err = capsys.readouterr().err
+    assert all(word in err for word in words), err
+
+
+def test_the_answer_comes_first(capsys: Capture) -> None:
+    _, text = result(capsys, "llama3-70b", "--phase", "inference", "--layout", "tp=4")
+    first = text.splitlines()[0]
+    assert re.match(r"Serving llama3-70b on 4 GPUs needs \S+ GiB per GPU\. It fits on ", first)
+    assert first.count("% filled") == 3
+    assert first.endswith("larger devices.")
+    _, text = result(capsys, "llama3.1-405b")
+    assert "It fits on no built-in device; the largest is mi355x with 287.98 GiB." in text.splitlines()[0]
+
+
+def test_a_sweep_names_the_devices_in_columns(capsys: Capture) -> None:
+    arguments = ("llama3-8b", "--phase", "inference", "--seq", "8k,128k", "--batch", "16", "--device", "a10g")
+    code, text = result(capsys, *arguments, "--device", "h100", "--device", "t4")
+    rows = [line for line in text.splitlines() if re.match(r" +[\d,]+ ", line)]
+    assert code == 1  # 128k tokens fit on none
+    assert [re.split(r"  +", line)[-3:] for line in rows] == [
+        ["no, 143%", "yes, 40%", "no bf16"],
+        ["no, 1210%", "no, 342%", "no bf16"],
+    ]
+
+
+def test_formulas_in_every_format(capsys: Capture) -> None:
+    formulas = row(capsys, "llama2-7b", "--explain")["formulas"]
+    assert {formula["unit"] for formula in formulas} == {"bytes", "parameters"}
+    peak = next(formula for formula in formulas if formula["term"] == "peak")
+    assert peak["value"] == row(capsys, "llama2-7b")["peak_bytes"]
+    states = "6,738,415,616 master weights × 4 bytes + 13,476,831,232 moments × 4 bytes"
+    for format in ("table", "markdown", "json"):
+        assert states in result(capsys, "llama2-7b", "--explain", "--format", format)[1]
+        assert states not in result(capsys, "llama2-7b", "--format", format)[1]
+
+
+def test_formulas_of_several_caches(capsys: Capture) -> None:
+    assert run(["kvcache", "llama3-8b", "deepseek-v3", "--explain"]) == 0
+    text = capsys.readouterr().out
+    assert "32 layers × 2 × 8 kv_heads × 128 head_dim × 4,096 tokens × 2 bytes × 1 sequence = 512.00 MiB" in text
+    assert "(512 kv_lora_rank + 64 qk_rope_head_dim) × 4,096 tokens" in text
+    assert run(["kvcache", "llama3-8b", "--explain", "--format", "json"]) == 0
+    (model,) = json.loads(capsys.readouterr().out)["models"]
+    assert [formula["value"] for formula in model["formulas"]] == [model["bytes_total"]]
+
+
+def test_the_timeline_in_json_and_csv(capsys: Capture) -> None:
+    model = row(capsys, "llama2-7b", "--timeline")
+    steps = model["timeline"]
+    assert max(step["total_bytes"] for step in steps) == model["peak_bytes"]
+    assert list(dict.fromkeys(step["part"] for step in steps)) == ["forward", "backward", "optimizer"]
+    _, text = result(capsys, "llama2-7b", "--timeline", "--seq", "4096,8192", "--format", "csv")
+    lines = list(csv.DictReader(io.StringIO(text)))
+    assert {line["seq_len"] for line in lines} == {"4096", "8192"}
+    assert list(lines[0])[3:] == list(steps[0])
+    assert [line["op"] for line in lines[: len(steps)]] == [step["op"] for step in steps]
+    assert row(capsys, "llama2-7b")["timeline"] is None
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 160])
+@pytest.mark.parametrize("model", ["llama2-7b", "t5-base", "deepseek-v3"])
+def test_the_timeline_fits_the_terminal(
+    model: str, width: int, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each row of the timeline is one line of plain characters, and one row has the peak."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    _, text = result(capsys, model, "--timeline", "--device", "h200")
+    assert max(map(len, text.splitlines())) <= width
+    rows = [line for line in text.splitlines() if re.match(r"  (forward|backward|optimizer) ", line)]
+    assert len(rows) <= 50
+    assert len([line for line in rows if line.endswith(("#<peak", ":<peak"))]) == 1
+    bars = [re.search(r"[#:]+", line) for line in rows]
+    assert max(len(bar[0]) for bar in bars if bar is not None) == 12
+
+
+def test_serving_has_no_timeline(capsys: Capture) -> None:
+    assert run(["memory", "gpt2", "--phase", "inference", "--timeline"]) == 2
+    assert "--phase train" in capsys.readouterr().err
