@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from llmbench.errors import CannotRunError, LLMBenchError, SpecError, UnknownNameError, install_hint, suggestion
+from llmbench.errors import SpecError, UnknownNameError, suggestion
 from llmbench.spec.files import parse_spec, read_spec
 from llmbench.spec.model import ModelSpec
 
@@ -37,7 +37,9 @@ def find_model(text: str) -> ModelSpec:
     file is invalid, and UnsupportedError if the config has an unknown model type.
     """
     if text.startswith("hf:"):
-        return _from_hub(text.removeprefix("hf:"))
+        from llmbench.spec.huggingface.hub import read_config
+
+        return read_config(text.removeprefix("hf:"))
     path = Path(text)
     if not text.strip() or (path.is_dir() and not (path / "config.json").is_file()):
         problem = f"no config.json in the folder `{path}` ({path.absolute()})" if text.strip() else "MODEL is empty"
@@ -201,33 +203,3 @@ def _lookup(text: str, names: tuple[str, ...], kind: str) -> str | None:
         if any(_plain(alias) == wanted for alias in _head(kind, name).get("aliases", ())):
             return name
     return None
-
-
-def _from_hub(repository: str) -> ModelSpec:
-    """Read the config.json of a Hugging Face repository.
-
-    huggingface_hub downloads the file, or takes it from its local cache.
-    """
-    from llmbench.spec.huggingface import load_config
-
-    if repository.count("/") != 1:
-        raise SpecError(f"`hf:{repository[:80]}` does not have the form hf:organisation/name")
-    try:
-        from huggingface_hub import hf_hub_download
-    except ImportError:
-        raise CannotRunError("models from the Hugging Face hub need the extra `hf`", hint=install_hint("hf")) from None
-    import logging
-
-    # Below this level, huggingface_hub logs every retry.
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    try:
-        file = hf_hub_download(repository, "config.json")
-    except LLMBenchError:
-        raise
-    except Exception as problem:  # huggingface_hub raises many error classes of its HTTP library
-        reason = str(problem).strip().splitlines() or [type(problem).__name__]
-        raise CannotRunError(
-            f"cannot fetch config.json of {repository}: {reason[0][:200]}",
-            hint="check the name and the network; gated models need `hf auth login`",
-        ) from None
-    return load_config(Path(file), name=repository.split("/")[1])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import pytest
 import llmbench
 from llmbench.cli import COMMANDS, run
 from llmbench.cli.application import build
-from llmbench.errors import install_hint
 from llmbench.report.render import to_json
 from llmbench.sizing.op import Component
 from llmbench.spec.catalog import load_bundled
@@ -344,34 +342,6 @@ def test_wrong_input_is_explained(arguments: list[str], code: int, says: list[st
     err = refusal(capsys, *arguments, code=code)
     for text in says:
         assert text in err
-
-
-def test_the_hub_without_its_package(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    assert install_hint("hf") in refusal(capsys, "params", "hf:openai-community/gpt2", code=3)
-
-
-def test_the_hub_without_a_network(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    hub = types.ModuleType("huggingface_hub")
-
-    def hf_hub_download(*_: object) -> str:
-        raise ConnectionError("Name or service not known\nmore lines")
-
-    hub.hf_hub_download = hf_hub_download  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
-    err = refusal(capsys, "params", "hf:openai-community/gpt2", code=3)
-    assert "Name or service not known" in err
-    assert "hint: " in err
-
-
-def test_the_hub(monkeypatch: pytest.MonkeyPatch, capsys: Capture, tmp_path: Path) -> None:
-    file = tmp_path / "config.json"
-    file.write_text(json.dumps(to_config(load_bundled("gpt2"))))
-    hub = types.ModuleType("huggingface_hub")
-    hub.hf_hub_download = lambda *_: str(file)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
-    (row,) = rows(capsys, "params", "hf:openai-community/gpt2")
-    assert (row["model"], row["parameters"]["total"]) == ("gpt2", 124_439_808)
 
 
 def test_a_bug_of_ours_says_so(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
