@@ -33,9 +33,20 @@ HEAD = """\
 
 [Read the JSON](guides/read-the-json.md) describes the JSON of each command.
 
-**Exit codes.** 0: done. 1: the verdict is negative (does not fit, a regression, a row that is INCORRECT or FAILED).
-2: wrong usage or input. 3: cannot run here (no GPU, a missing extra, no network). 101: a bug of llmbench. Data goes to
-stdout; errors, hints and progress go to stderr.
+Data goes to stdout. Errors, hints and progress go to stderr. The exit code is for scripts:
+
+| exit code | meaning | commands |
+|---|---|---|
+| 0 | done | all |
+| 1 | the model fits on none of the devices that `--device` names | `memory` |
+| 1 | the second file has a regression | `diff` |
+| 1 | a row is INCORRECT or FAILED | `profile`, `bench`, `kernels bench` |
+| 1 | a kernel exceeds its error budget, or its compiled code has a fault | `kernels check`, `kernels inspect` |
+| 1 | logits are not finite | `model` |
+| 2 | wrong usage or input | all |
+| 3 | cannot run here: no GPU, a missing extra, no network, too little memory | all |
+| 101 | a bug of llmbench | all |
+| 130 | stopped by Ctrl-C | all |
 """
 
 

@@ -42,8 +42,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run one command and end the process with the exit code of the command.
 
     0: the command succeeded. 1: the verdict is negative: a result is wrong, an implementation failed, `diff` found a
-    regression, or a model fits on no device. 2: the input is wrong. 3: the command cannot run on this machine. 101:
-    llmbench has a bug.
+    regression, or a model fits on none of the named devices. 2: the input is wrong. 3: the command cannot run on this
+    machine. 101: llmbench has a bug. 130: the user stopped the command.
     """
     import gc
 

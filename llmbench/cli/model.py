@@ -247,6 +247,7 @@ def command(
     """Build a PyTorch model, run a forward pass, and show the modules, the memory and the time.
 
     Weights are random, unless MODEL is a folder with safetensors files. Weights from files are converted to --dtype.
+    The exit code is 1 if a logit is not finite.
 
     With --trace, no memory is allocated: torch's FlopCounterMode counts FLOPs on meta tensors, and autograd's hooks
     count saved bytes on fake tensors. The table shows the predictions of `llmbench flops --attention full` and
@@ -317,6 +318,8 @@ def command(
         blocks=[block],
     )
     answer(document, format, output)
+    if row.run is not None and row.run.ran.finite is False:
+        raise typer.Exit(1)
 
 
 def _weights(model: str, *, changed: bool) -> tuple[Path | None, list[str]]:

@@ -176,6 +176,15 @@ def test_a_folder_gives_its_weights(folder: Path, monkeypatch: pytest.MonkeyPatc
     assert f"{folder} has no .safetensors" in capsys.readouterr().out
 
 
+def test_logits_that_are_not_finite_are_a_negative_verdict(folder: Path, capsys: Capture) -> None:
+    from safetensors.torch import load_file, save_file
+
+    file = folder / "model.safetensors"
+    save_file({name: tensor * float("nan") for name, tensor in load_file(file).items()}, file, {"format": "pt"})
+    assert run(["model", str(folder), "--device", "cpu", "--seq", "8"]) == 1
+    assert "NOT ALL FINITE" in capsys.readouterr().out
+
+
 def test_unknown_figures_of_meta_are_null(capsys: Capture) -> None:
     built = row(capsys, "gpt2", "--device", "meta")["built"]
     assert (built["weights"], built["forward_s"], built["logits_finite"]) == ("none", None, None)
