@@ -48,7 +48,6 @@ MODEL_FIELDS: tuple[Field[AboutModel], ...] = (
         "model",
         value=lambda about: about.spec.name,
         text=lambda about: about.title,
-        unbroken=True,
         description="name of the spec",
     ),
     Field(
@@ -76,6 +75,14 @@ def sweep_fields(
         return msgspec.structs.replace(field, heading=headings[field.name], unit="count")
 
     return tuple(map(column, fields))
+
+
+def comparison_headline(specs: Sequence[ModelSpec], context: str) -> str:
+    """Return the headline of a table with several rows: the description of the model if all rows have the same model,
+    then the context of the figures."""
+    from llmbench.report.describe import headline
+
+    return f"{headline(specs[0])}\n{context}" if all(spec == specs[0] for spec in specs) else context
 
 
 def model_block(about: AboutModel, *, table: Table | None, context: str = "", lines: Sequence[str] = ()) -> Block:

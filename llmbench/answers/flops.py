@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from llmbench.answers.about import MODEL_FIELDS, AboutModel, model_block, sweep_fields
+import msgspec
+
+from llmbench.answers.about import MODEL_FIELDS, AboutModel, comparison_headline, model_block, sweep_fields
 from llmbench.errors import LLMBenchError
 from llmbench.report.document import Block, Document, table
-from llmbench.report.fields import Field, records
+from llmbench.report.fields import Field, fitted, records
 from llmbench.report.units import change, plural, si
 from llmbench.sizing.flops import Flops, count_flops, step_flops
 from llmbench.sizing.lower import lower
@@ -124,10 +126,14 @@ def _blocks(rows: list[Counted], by: str, explain: bool) -> list[Block]:
     """Return a block per model. A sweep over lengths or batches has one table, with a row per model and workload."""
     if all(row.workload == rows[0].workload for row in rows):
         return [_block(row, by, explain) for row in rows]
+    one_model = all(row.spec == rows[0].spec for row in rows)
+    first = msgspec.structs.replace(FIELDS[0], heading=None) if one_model else FIELDS[0]
     columns = (
-        *sweep_fields(FIELDS, rows, {"seq_len": "tokens", "batch": "batch"}),
-        Field[Counted]("step_flops", "step", "flops_whole", lambda row: row.flops.total, in_json=False),
-        Field[Counted]("token_flops", "per token", "flops", lambda row: row.flops.per_token, in_json=False),
+        *sweep_fields((first, *FIELDS[1:]), rows, {"seq_len": "tokens", "batch": "batch"}),
+        Field[Counted]("step_flops", "step", "tflops", lambda row: row.flops.total, in_json=False, scale="step"),
+        Field[Counted](
+            "token_flops", "per token", "gflops", lambda row: row.flops.per_token, in_json=False, scale="token"
+        ),
         Field[Counted](
             "attention_share", "attention", "percent", lambda row: row.flops.attention / row.flops.total, in_json=False
         ),
@@ -139,7 +145,12 @@ def _blocks(rows: list[Counted], by: str, explain: bool) -> list[Block]:
     notes = list(dict.fromkeys(note for row in rows for note in row.notes))
     step = {"prefill": "prefill", "train": "training step", "decode": "one new token after cached tokens"}
     return [
-        Block(headline=f"FLOPs · {step[rows[0].workload.phase]}", table=table(columns, rows), lines=lines, notes=notes)
+        Block(
+            headline=comparison_headline([row.spec for row in rows], f"FLOPs · {step[rows[0].workload.phase]}"),
+            table=table(fitted(columns, rows), rows),
+            lines=lines,
+            notes=notes,
+        )
     ]
 
 
@@ -165,20 +176,20 @@ def _block(row: Counted, by: str, explain: bool) -> Block:
     one_kind = len({layer_group(op) for op in ops if op.layer}) < 2
     first: list[Field[dict[str, Any]]] = [
         Field("op", "op", text=lambda part: f"{part['count']} × {part['op']}" if part.get("count", 1) > 1 else None),
-        Field("layers", None if one_kind else "layers", unbroken=True),
+        Field("layers", None if one_kind else "layers", spare=2),
         Field("count"),
     ]
     columns: list[Field[dict[str, Any]]] = [
         *(first if by == "op" else [Field[dict[str, Any]]("component", "component")]),
-        Field("formula", "formula", wraps=True),
-        Field("flops_per_token", "per token", "flops", value=lambda part: part["flops"] / flops.tokens),
-        Field("flops", "step", "flops_whole"),
+        Field("flops", "step", "tflops", scale="step"),
         Field("share", "share", "percent", value=lambda part: part["flops"] / flops.total if flops.total else None),
+        Field("flops_per_token", value=lambda part: part["flops"] / flops.tokens),
+        Field("formula", "formula", wraps=True, spare=0 if explain else 1),
     ]
     return model_block(
         row,
         context=_context(workload),
-        table=table(columns, rows, total={by: "total", "flops": flops.total}),
+        table=table(fitted(columns, rows), rows, total={by: "total", "flops": flops.total}),
         lines=_lines(row),
     )
 

@@ -7,11 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from llmbench.answers.about import MODEL_FIELDS, AboutModel, length_notes, model_block, sweep_fields
+from llmbench.answers.about import (
+    MODEL_FIELDS,
+    AboutModel,
+    comparison_headline,
+    length_notes,
+    model_block,
+    sweep_fields,
+)
 from llmbench.answers.formulas import FORMULAS, formula_block
 from llmbench.report.document import Block, Document, Table, table
-from llmbench.report.fields import Field, inside, records
-from llmbench.report.units import UNKNOWN, plural, size
+from llmbench.report.fields import Field, fitted, inside, records
+from llmbench.report.units import plural, size
 from llmbench.sizing.dtypes import DType
 from llmbench.sizing.kvcache import KVCache, as_heads, kv_cache
 from llmbench.spec.mixer import SingleMixer, branches
@@ -30,7 +37,7 @@ class Cached(AboutModel, kw_only=True):
 
 FIELDS: tuple[Field[Cached], ...] = (
     *MODEL_FIELDS,
-    Field("kind", "kind", value=lambda row: _kinds(row.spec), wraps=True, in_json=False),
+    Field("kind", "attention", value=lambda row: _kinds(row.spec, windows=True), wraps=True, in_json=False),
     *inside(
         "cache",
         Field("seq_len", description="value of `--seq`: tokens per sequence"),
@@ -40,7 +47,7 @@ FIELDS: tuple[Field[Cached], ...] = (
         Field(
             "bytes_per_token",
             "per token",
-            "bytes",
+            "kib",
             description="bytes that one more token adds, as long as no sliding window is full",
         ),
         Field(
@@ -54,7 +61,6 @@ FIELDS: tuple[Field[Cached], ...] = (
             "state_bytes_per_sequence",
             "fixed state",
             "gib",
-            text=lambda row: None if row.cache.state_bytes_per_sequence else UNKNOWN,
             description="bytes of recurrent and convolution states, which do not depend on the sequence length",
         ),
         Field(
@@ -124,6 +130,7 @@ def document(
         sizes.blocks += _one(rows[0], rows[0].cache.kv_dtype)
     else:
         sizes.blocks.append(_comparison(rows, sorted_by_size=sorted_by_size))
+        sizes.tables = [table(FIELDS, rows)]
     for row in rows:
         if row.formulas:
             where = "" if len(rows) == 1 else f"{row.spec.name} · {_context([row.cache])}"
@@ -131,18 +138,23 @@ def document(
     return sizes
 
 
-def _kinds(spec: ModelSpec) -> str:
-    return " + ".join(dict.fromkeys(mixer.label for mixer in spec.mixers)) or "none"
+def _kinds(spec: ModelSpec, *, windows: bool = False) -> str:
+    """Return the kinds of attention and recurrence of a model. `windows`: say also which layers have a window."""
+
+    def kind(mixer: SingleMixer) -> str:
+        spans = [row.span for row in mixer.cache_rows if row.span is not None]
+        return f"{mixer.label} (window {max(spans):,})" if windows and spans else mixer.label
+
+    return " + ".join(dict.fromkeys(map(kind, spec.mixers))) or "none"
 
 
 def _comparison(rows: list[Cached], *, sorted_by_size: bool) -> Block:
     shown = rows
     if sorted_by_size:
         shown = sorted((row for row in rows if row.cache.bytes_total), key=lambda row: row.cache.bytes_total)
-    lines = [
-        "total: includes fixed states, indexer keys and cross-attention",
-        "reserved: for an engine that allocates whole blocks and ignores sliding windows",
-    ]
+    lines = ["reserved: for an engine that allocates whole blocks and ignores sliding windows"]
+    if any(row.cache.bytes_per_sequence * row.cache.batch != row.cache.bytes_total for row in rows):
+        lines.insert(0, "total: keys, values, fixed states, indexer keys and cross-attention")
     if len(shown) < len(rows):
         lines.append(f"{len(rows) - len(shown)} models without a cache (encoders) are left out")
     for row in shown:
@@ -151,11 +163,25 @@ def _comparison(rows: list[Cached], *, sorted_by_size: bool) -> Block:
         lines += [f"{row.spec.name} is approximate: {reason}" for reason in row.approximate_because]
     notes = [] if sorted_by_size else [note for row in rows for note in length_notes(row.spec, row.tokens)]
     return Block(
-        headline=_context([row.cache for row in rows]),
-        table=table(sweep_fields(FIELDS, rows, {"seq_len": "tokens", "batch": "batch"}), shown),
+        headline=comparison_headline([row.spec for row in rows], _context([row.cache for row in rows])),
+        table=table(_columns(rows), shown),
         lines=list(dict.fromkeys(lines)),
         notes=list(dict.fromkeys(notes)),
     )
+
+
+def _columns(rows: list[Cached]) -> list[Field[Cached]]:
+    """Return the columns of a comparison, the most important one first. Columns that say nothing new are left out."""
+    fields = {field.name: field for field in sweep_fields(FIELDS, rows, {"seq_len": "tokens", "batch": "batch"})}
+    names = ["seq_len", "batch", "bytes_total", "bytes_per_token", "reserved_bytes"]
+    if any(row.spec != rows[0].spec for row in rows):  # else the headline names the model
+        names = ["model", "kind", *names]
+    if any(row.cache.state_bytes_per_sequence for row in rows):
+        names.append("state_bytes_per_sequence")
+    if any(row.cache.bytes_per_sequence != row.cache.bytes_total for row in rows):
+        names.append("bytes_per_sequence")
+    spare = {"reserved_bytes": 1, "state_bytes_per_sequence": 2, "bytes_per_sequence": 3}
+    return [msgspec.structs.replace(fields[name], spare=spare.get(name, 0)) for name in names]
 
 
 def _no_cache(spec: ModelSpec) -> str:
@@ -178,12 +204,12 @@ def _one(row: Cached, kv_dtype: DType) -> list[Block]:
     spec, cache = row.spec, row.cache
     layers = _rows(spec, cache, kv_dtype)
     columns: tuple[Field[dict[str, Any]], ...] = (
-        Field("layers", "layers", unbroken=True),
+        Field("layers", "layers"),
         Field("count", "count", "count"),
-        Field("kind", "kind"),
-        Field("elements_per_token", "elements per token", wraps=True),
-        Field("tokens_kept", "tokens kept"),
-        Field("bytes_per_sequence", "per sequence", "gib"),
+        Field("kind", "attention", wraps=True),
+        Field("bytes_per_sequence", "per sequence", "gib", scale="bytes"),
+        Field("tokens_kept", "tokens kept", wraps=True, spare=1),
+        Field("elements_per_token", "elements per token", wraps=True, spare=2),
     )
     total = {"layers": "total", "bytes_per_sequence": sum(layer["bytes_per_sequence"] for layer in layers)}
     if cache.bytes_total:
@@ -197,7 +223,11 @@ def _one(row: Cached, kv_dtype: DType) -> list[Block]:
             )
     else:
         lines = [_no_cache(spec)]
-    blocks = [model_block(row, context=_context([cache]), table=table(columns, layers, total=total), lines=lines)]
+    blocks = [
+        model_block(
+            row, context=_context([cache]), table=table(fitted(columns, layers), layers, total=total), lines=lines
+        )
+    ]
     variants = _variants(spec, cache, kv_dtype) if cache.bytes_total else None
     if variants is not None:
         blocks.append(Block(about=blocks[0].about, table=variants))
@@ -260,9 +290,10 @@ def _variants(spec: ModelSpec, cache: KVCache, kv_dtype: DType) -> Table | None:
     if not rows:
         return None
     columns: tuple[Field[tuple[str, KVCache]], ...] = (
-        Field("attention", "if attention were", value=lambda row: row[0], unbroken=True),
-        Field("bytes_per_token", "per token", "bytes", value=lambda row: row[1].bytes_per_token),
-        Field("bytes_total", "total", "gib", value=lambda row: row[1].bytes_total),
+        Field("attention", "if attention were", value=lambda row: row[0]),
+        Field("bytes_per_token", "per token", "kib", value=lambda row: row[1].bytes_per_token),
+        Field("bytes_total", "total", "gib", value=lambda row: row[1].bytes_total, scale="bytes"),
         Field("ratio", "ratio", "ratio", value=lambda row: row[1].bytes_total / cache.bytes_total),
     )
-    return table(columns, [*rows, (f"as it is ({_kinds(spec)})", cache)])
+    rows.append((f"as it is ({_kinds(spec)})", cache))
+    return table(fitted(columns, rows), rows)

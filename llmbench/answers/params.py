@@ -216,9 +216,9 @@ def _sum(spec: ModelSpec, ops: list[Op], explain: bool) -> str:
 
 
 LAYER_COLUMNS: tuple[Field[Any], ...] = (
-    Field("parameters_per_layer", "per layer", "count"),
-    Field("parameters", "model", "count"),
+    Field("parameters", "parameters", "count"),
     Field("share", "share", "percent"),
+    Field("parameters_per_layer", "in one layer", "count", spare=1),
 )
 
 
@@ -236,9 +236,9 @@ def _by_component(spec: ModelSpec, ops: list[Op], counted: Parameters, explain: 
             row["parameters_per_layer"] = sums.pop()
         rows.append(row | {"parameters": total, "share": total / counted.total})
     columns: tuple[Field[Any], ...] = (
-        Field("component", "component", unbroken=True),
-        Field("formula", "formula" if explain else "formula (per layer)", wraps=True),
+        Field("component", "component"),
         *LAYER_COLUMNS,
+        Field("formula", "formula" if explain else "formula (one layer)", wraps=True, spare=0 if explain else 2),
     )
     return table(columns, rows, total={"component": "total", "parameters": counted.total, "share": 1.0})
 
@@ -253,7 +253,7 @@ def _by_layer(spec: ModelSpec, ops: list[Op], counted: Parameters, explain: bool
     rest = counted.total - sum(row["parameters"] for row in rows)
     rows.append({"layers": "outside layers", "parameters": rest, "share": rest / counted.total})
     columns: tuple[Field[Any], ...] = (
-        Field("layers", "layers", unbroken=True),
+        Field("layers", "layers"),
         Field("count", "count", "count"),
         *LAYER_COLUMNS,
     )
@@ -275,10 +275,10 @@ def _by_op(spec: ModelSpec, ops: list[Op], counted: Parameters, explain: bool) -
     one_kind = len({row["layers"] for row in rows if row["layers"]}) < 2
     columns: tuple[Field[Any], ...] = (
         Field("op", "op", wraps=True),
-        Field("layers", None if one_kind else "layers", unbroken=True),
+        Field("parameters", "parameters", "count"),
         Field("count", "count", "count"),
-        Field("formula", "formula", wraps=True),
-        Field("parameters_each", "each", "count"),
-        Field("parameters", "model", "count"),
+        Field("parameters_each", "in one op", "count", spare=1),
+        Field("layers", None if one_kind else "layers", spare=2),
+        Field("formula", "formula", wraps=True, spare=0 if explain else 3),
     )
     return table(columns, rows, total={"op": "total", "parameters": counted.total})

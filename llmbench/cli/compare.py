@@ -13,8 +13,8 @@ from llmbench.cli.options import SEQ, As, Models, Output, Seq, Set, answer, load
 from llmbench.cli.versus import VersusCommand, sides
 from llmbench.report.describe import distinct
 from llmbench.report.document import Block, Document, Table, table, transposed
-from llmbench.report.fields import Field, records
-from llmbench.report.units import change, plural, size
+from llmbench.report.fields import Field, fitted, records
+from llmbench.report.units import change, plural
 from llmbench.sizing.flops import count_flops
 from llmbench.sizing.kvcache import KVCache, kv_cache
 from llmbench.sizing.memory import Memory, inference_memory
@@ -89,8 +89,8 @@ FIELDS: tuple[Field[Compared], ...] = (
     Field(
         "weights_bytes",
         "weights",
-        value=lambda row: 2 * row.parameters.total,
-        text=lambda row: size(2 * row.parameters.total),
+        "gib",
+        lambda row: 2 * row.parameters.total,
         description="bytes of the weights in bf16",
     ),
     _texts(
@@ -216,42 +216,45 @@ FIELDS: tuple[Field[Compared], ...] = (
     Field(
         "kv_bytes_per_token",
         "KV cache per token",
-        value=lambda row: row.cache.bytes_per_token,
-        text=lambda row: size(row.cache.bytes_per_token),
+        "kib",
+        lambda row: row.cache.bytes_per_token,
         description="the same figure as `bytes_per_token` of `kvcache`",
     ),
     Field(
         "kv_bytes_per_sequence",
         "keys and values per sequence",
-        value=lambda row: row.cache.bytes_per_sequence,
-        text=lambda row: size(row.cache.bytes_per_sequence),
+        "gib",
+        lambda row: row.cache.bytes_per_sequence,
+        scale="sequence",
         description="bytes of the keys and values per sequence, as `bytes_per_sequence` of `kvcache`. Recurrent "
         "states, the indexer's keys and cross-attention are not included; `kvcache` lists their bytes in other fields",
     ),
     Field(
         "inference_memory_bytes",
         "memory in inference",
-        value=lambda row: row.inference.peak_bytes,
-        text=lambda row: size(row.inference.peak_bytes),
+        "gib",
+        lambda row: row.inference.peak_bytes,
         description="the same figure as `peak_bytes` of `memory --phase inference`",
     ),
     Field(
         "training_memory_bytes",
         "memory in training",
-        value=lambda row: row.training.peak_bytes,
-        text=lambda row: size(row.training.peak_bytes),
+        "gib",
+        lambda row: row.training.peak_bytes,
         description="the same figure as `peak_bytes` of `memory`: one sequence on one GPU, with AdamW",
     ),
     Field(
         "prefill_flops_per_token",
-        "prefill FLOPs per token",
-        "flops",
+        "prefill per token",
+        "gflops",
+        scale="flops",
         description="the same figure as `flops_per_token` of `flops --phase prefill`",
     ),
     Field(
         "decode_flops_per_token",
-        "decode FLOPs per token",
-        "flops",
+        "decode per token",
+        "gflops",
+        scale="flops",
         description="the same figure as `flops_per_token` of `flops --phase decode`; null if the model has no decoder",
     ),
 )
@@ -259,6 +262,18 @@ FIELDS: tuple[Field[Compared], ...] = (
 
 COMMAND_CLASS = VersusCommand
 """The class of the command. It reads the arguments after `--vs`."""
+IMPORTANT = (
+    "changes",
+    "parameters",
+    "active_parameters",
+    "kv_bytes_per_token",
+    "prefill_flops_per_token",
+    "attention",
+    "layers",
+    "hidden_size",
+    "context",
+)
+"""The most important fields for a terminal that is too narrow for a column per model, in their order."""
 
 
 @prints_tables
@@ -332,13 +347,15 @@ def _block(rows: list[Compared], seq: int, *, mark: bool) -> Block:
     """Return a table with a column for each model. A field that is "no" or "none" for every model is left out."""
     fields = [
         field
-        for field in FIELDS
+        for field in fitted(FIELDS, rows)
         if field.heading is not None and any(field.shown(row) not in ("none", "no") for row in rows)
     ]
     models = transposed(fields, [(row.title, row) for row in rows])
+    table_of_models = _marked(models, fields, rows) if mark else models
+    table_of_models.narrow = _narrow(fields, rows)
     return Block(
         headline=f"FLOPs and cache at {plural(seq, 'token')}, bf16",
-        table=_marked(models, fields, rows) if mark else models,
+        table=table_of_models,
         lines=[f"{row.spec.name} is approximate: {reason}" for row in rows for reason in row.approximate_because],
         notes=[
             *distinct(f"{row.spec.name}: {note}" for row in rows for note in row.spec.notes),
@@ -365,9 +382,22 @@ def _marked(models: Table, fields: Sequence[Field[Compared]], rows: list[Compare
 
     marks = [mark(field) for field in fields]
     return Table(
-        columns=[*models.columns, Field("difference", "difference", unbroken=True)],
+        columns=[*models.columns, Field("difference", "difference")],
         rows=[[*row, text] for row, text in zip(models.rows, marks, strict=True)],
     )
+
+
+def _narrow(fields: Sequence[Field[Compared]], rows: list[Compared]) -> Table:
+    """Return a table with a row for each model. A narrow terminal leaves out the least important fields."""
+
+    def rank(field: Field[Compared]) -> int:
+        return IMPORTANT.index(field.name) if field.name in IMPORTANT else len(IMPORTANT)
+
+    columns = [
+        msgspec.structs.replace(field, spare=place, wraps=field.unit == "text")
+        for place, field in enumerate(sorted(fields, key=rank))
+    ]
+    return table([MODEL_FIELDS[0], *columns], rows)
 
 
 def _once(texts: Iterable[str]) -> list[str]:

@@ -25,7 +25,7 @@ from llmbench.cli.options import (
 from llmbench.errors import LLMBenchError
 from llmbench.model.implementations import IMPLEMENTATIONS, PREFERENCE, preferred
 from llmbench.report.document import Block, Document, Table, table
-from llmbench.report.fields import Field, record, records
+from llmbench.report.fields import Field, fitted, record, records
 from llmbench.report.units import change, size
 from llmbench.spec.mixer import AttentionKind, branches
 from llmbench.spec.model import ModelSpec
@@ -67,15 +67,16 @@ MODULES: tuple[Field[TreeRow], ...] = (
         "name",
         "module",
         text=lambda row: _indented(row),
-        unbroken=True,
         description="name of the module; `{}` stands for the index of the layer",
     ),
-    Field("module", "class", description="Python class of the module"),
     Field("instances", description="number of instances of the module in the model, one per layer that has it"),
-    Field("parameters", "parameters", "count", description="parameters of one instance, including its submodules"),
+    Field("parameters", "in one module", "count", description="parameters of one instance, including its submodules"),
     Field("parameter_bytes", description="bytes of the parameters of one instance"),
-    Field("model_parameters", "in the model", "count", lambda row: row.instances * row.parameters, in_json=False),
-    Field("model_bytes", "weights", "gib", lambda row: row.instances * row.parameter_bytes, in_json=False),
+    Field("model_parameters", "parameters", "count", lambda row: row.instances * row.parameters, in_json=False),
+    Field(
+        "model_bytes", "weights", "gib", lambda row: row.instances * row.parameter_bytes, in_json=False, scale="bytes"
+    ),
+    Field("module", "class", wraps=True, spare=1, description="Python class of the module"),
 )
 
 
@@ -135,26 +136,28 @@ BUILT: tuple[Field[Run], ...] = (
 
 
 OPS: tuple[Field[TracedOp], ...] = (
-    Field("name", "op", unbroken=True, description="name of the op; `{}` stands for the index of the layer"),
+    Field("name", "op", description="name of the op; `{}` stands for the index of the layer"),
     Field("layer", description="kind of layer that contains the op; empty if the op is outside the layers"),
     Field("instances", description="number of instances of the op in the model"),
     Field("recurrent", description="whether the op is a recurrence, whose FLOPs are counted step by step"),
     Field(
         "forward_flops",
         "forward",
-        "flops",
+        "gflops",
+        scale="flops",
         description="predicted FLOPs of the op in the forward pass; null if the op table has no such op",
     ),
     Field(
         "traced_flops",
         "traced",
-        "flops",
+        "gflops",
+        scale="flops",
         description="FLOPs of the op in the forward pass, counted by torch's FlopCounterMode",
     ),
     Field(
         "flops_difference",
         "difference",
-        "percent",
+        "error",
         lambda op: _difference(op.traced_flops, op.forward_flops),
         in_json=False,
     ),
@@ -162,6 +165,7 @@ OPS: tuple[Field[TracedOp], ...] = (
         "saved_bytes",
         "saved",
         "gib",
+        scale="saved",
         description="predicted bytes of the op's saved activations with eager kernels; null if the op table has no "
         "such op",
     ),
@@ -169,12 +173,13 @@ OPS: tuple[Field[TracedOp], ...] = (
         "traced_saved_bytes",
         "traced saved",
         "gib",
+        scale="saved",
         description="bytes of the op's saved activations, counted by autograd's hooks",
     ),
     Field(
         "saved_difference",
         "saved difference",
-        "percent",
+        "error",
         lambda op: _difference(op.traced_saved_bytes, op.saved_bytes),
         in_json=False,
     ),
@@ -372,7 +377,7 @@ def _built_block(row: Modelled, run: Run) -> Block:
             *_kernel_lines(row.spec, built, ran, plan.impl),
             f"{tokens}: {ran.forward_s:.3f} s, logits {shape}" + (", NOT ALL FINITE" if ran.finite is False else ""),
         ]
-    return model_block(row, table=table(MODULES, run.modules, total=total), lines=lines)
+    return model_block(row, table=table(fitted(MODULES, run.modules), run.modules, total=total), lines=lines)
 
 
 def _kernel_lines(spec: ModelSpec, built: BuiltModel, ran: ForwardPass, impl: str) -> list[str]:
@@ -464,7 +469,7 @@ def _by_stack(trace: Trace, total: TracedOp, *, several: bool) -> Table:
         count = f" × {op.instances}" if inside and op.instances != instances else ""
         rows.append([("  " if inside else "") + name + count, *(field.value_of(op) for field in OPS[1:])])
     rows.append([field.value_of(total) for field in OPS])
-    return Table(columns=OPS, rows=rows, total=True)
+    return Table(columns=fitted(OPS, trace.ops), rows=rows, total=True)
 
 
 def _difference(value: int, reference: int | None) -> float | None:

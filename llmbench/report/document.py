@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from llmbench.report.fields import Cell, Field, records
-from llmbench.report.units import heading, plural, shown
+from llmbench.report.units import Unit, heading, plural, texts
 
 __all__ = ["Block", "Document", "Table", "View", "listing", "table", "transposed"]
 
@@ -34,11 +34,13 @@ class Table(msgspec.Struct, kw_only=True):
 
     None stands for an unknown value. "" means that the column does not apply to the row.
     `total`: whether the last row is the total, which a terminal shows in bold.
+    `narrow`: the table that a terminal shows instead, if this one is too wide for it.
     """
 
     columns: Sequence[Field[Any]]
     rows: list[list[Any]]
     total: bool = False
+    narrow: Table | None = None
 
     def for_people(self) -> Table:
         """Return the table that people see. Columns without a heading and empty `sparse` columns are left out."""
@@ -63,13 +65,9 @@ class Table(msgspec.Struct, kw_only=True):
 
     def texts(self) -> list[list[str]]:
         """Return the texts of all cells, row by row."""
-        return [
-            [
-                cell.text if isinstance(cell, Cell) else shown(cell, column.unit)
-                for cell, column in zip(row, self.columns, strict=True)
-            ]
-            for row in self.rows
-        ]
+        columns = [[row[place] for row in self.rows] for place in range(len(self.columns))]
+        shown = [cell_texts(cells, column.unit) for cells, column in zip(columns, self.columns, strict=True)]
+        return [list(row) for row in zip(*shown, strict=True)]
 
 
 def table(fields: Sequence[Field[Item]], items: Iterable[Item], *, total: Item | None = None) -> Table:
@@ -88,11 +86,12 @@ def listing(
     *,
     inputs: dict[str, Any] | None = None,
     lines: list[str] | None = None,
+    version: int = 1,
 ) -> Document:
     """Return a document with one table. The table and the JSON have the same rows."""
     block = Block(table=table(fields, items), lines=lines or [])
     rows = records(fields, items)
-    return Document(command=command, inputs=inputs or {}, rows_key=rows_key, rows=rows, blocks=[block])
+    return Document(command=command, version=version, inputs=inputs or {}, rows_key=rows_key, rows=rows, blocks=[block])
 
 
 def transposed(fields: Sequence[Field[Item]], items: Sequence[tuple[str, Item]]) -> Table:
@@ -100,12 +99,18 @@ def transposed(fields: Sequence[Field[Item]], items: Sequence[tuple[str, Item]])
 
     Fields without a heading are left out.
     """
-    rows: list[list[Any]] = []
-    for field in fields:
-        if field.heading is not None:
-            rows.append([field.heading, *(field.shown(item) for _, item in items)])
-    columns: list[Field[Any]] = [Field("field", "", unbroken=True)]
-    return Table(columns=[*columns, *(Field(name, name, wraps=True) for name, _ in items)], rows=rows)
+    rows = [
+        [heading(field.heading, field.unit), *cell_texts([field.cell(item) for _, item in items], field.unit)]
+        for field in fields
+        if field.heading is not None
+    ]
+    return Table(columns=[Field("field", ""), *(Field(name, name, wraps=True) for name, _ in items)], rows=rows)
+
+
+def cell_texts(cells: Sequence[Any], unit: Unit) -> list[str]:
+    """Return the texts of the cells of a column."""
+    plain = [None if isinstance(cell, Cell) else cell for cell in cells]
+    return [cell.text if isinstance(cell, Cell) else text for cell, text in zip(cells, texts(plain, unit), strict=True)]
 
 
 class Block(msgspec.Struct, kw_only=True):
@@ -142,7 +147,8 @@ class Document(msgspec.Struct, kw_only=True):
     facts
         and the versions of llmbench and Python.
     `also`: further keys of the JSON object and their values.
-    `tables`: the tables for CSV. If the list is empty, CSV has the tables of the blocks.
+    `tables`: the tables for CSV. If the list is empty, CSV has the tables of the blocks. CSV has one header, so tables
+        whose columns differ from those of the first table are left out.
     """
 
     command: str
@@ -161,11 +167,11 @@ class Document(msgspec.Struct, kw_only=True):
         A note that an earlier block has is left out. `notes`: whether to return all notes, or at most NOTES per block.
         """
         said: set[str] = set()
-        texts: list[list[str]] = []
+        below: list[list[str]] = []
         for block in self.blocks:
             new = [note for note in dict.fromkeys(block.notes) if note not in said]
             said.update(new)
             shown = new if notes else new[:NOTES]
             more = [f"`--notes` shows {plural(len(new) - NOTES, 'more note')}"] if len(shown) < len(new) else []
-            texts.append([*block.lines, *(f"note: {note}" for note in shown), *more])
-        return texts
+            below.append([*block.lines, *(f"note: {note}" for note in shown), *more])
+        return below

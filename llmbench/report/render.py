@@ -53,8 +53,8 @@ def to_json(document: Document) -> str:
 def _csv(document: Document) -> str:
     """Return the tables as CSV: values in base units, with the names of the fields as headings.
 
-    Each row also has the values of its block's `about`. Tables with the same columns are joined into one table. An
-    empty line separates tables with different columns. A field whose JSON value is an object is left out.
+    Each row also has the values of its block's `about`. CSV is one table: the first one, and all tables that have the
+    same columns. A field whose JSON value is an object is left out.
     """
     import csv
 
@@ -72,9 +72,10 @@ def _csv(document: Document) -> str:
         front = {name: value for name, value in about.items() if not isinstance(value, list)}
         behind = {name: value for name, value in about.items() if isinstance(value, list)}
         names = [*front, *(column.name for column in columns), *behind]
-        if names != header:
-            text.write("\n" if header else "")
+        if not header:
             writer.writerow(header := names)
+        if names != header:
+            continue
         for row in rows:
             writer.writerow(map(_plain, (*front.values(), *row, *behind.values())))
     return text.getvalue()

@@ -1,13 +1,19 @@
-"""Print tables with rich. In a narrow terminal, wrap texts and leave out the columns marked `spare`."""
+"""Print tables. No line is longer than the terminal: texts wrap, and columns that do not fit are left out."""
 
 from __future__ import annotations
 
-import io
 import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from shutil import get_terminal_size
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 from llmbench.report.document import Document, Table, View
+from llmbench.report.fields import Field
+
+__all__ = ["print_tables"]
 
 PIPED_WIDTH = 240
 """The width of output to a pipe or a file, in characters. Every table fits into this width."""
@@ -15,24 +21,21 @@ INDENT = "  "
 """The spaces at the start of each line of a table and of the texts below the table."""
 GAP = 2
 """The number of spaces between two columns."""
+NARROW_TEXT = 20
+"""A column of wrapped texts is at least this wide, in characters, unless no other column can be left out."""
+MOST_LINES = 3
+"""The largest number of lines of a wrapped text in a column that can be left out."""
+
+Style = Literal["", "bold", "dim"]
+_CODES: dict[Style, str] = {"": "", "bold": "\x1b[1m", "dim": "\x1b[2m"}
 
 
 def print_tables(document: Document, stream: TextIO, view: View) -> None:
     """Write the answers, tables and texts of a document to `stream`, which may be a terminal."""
-    from rich.console import Console
-
-    piped = not stream.isatty()
-    buffer = io.StringIO()
-    console = Console(
-        file=buffer if piped else stream,
-        width=_width(stream),
-        highlight=False,
-        emoji=False,
-        markup=False,
-    )
-    _print(document, console, view)
-    if piped:  # rich fills each line with spaces up to the width, and rstrip removes them
-        stream.writelines(line.rstrip() + "\n" for line in buffer.getvalue().splitlines())
+    width, styled = _width(stream), _has_styles(stream)
+    for line, style in _document_lines(document, width, view):
+        text = line.rstrip()
+        stream.write(f"{_CODES[style]}{text}\x1b[0m\n" if styled and style and text else f"{text}\n")
 
 
 def _width(stream: TextIO) -> int:
@@ -42,107 +45,171 @@ def _width(stream: TextIO) -> int:
     return PIPED_WIDTH
 
 
-def _print(document: Document, console: Any, view: View) -> None:
-    from rich.text import Text
+def _has_styles(stream: TextIO) -> bool:
+    """Return whether `stream` is a terminal that shows bold and dim text."""
+    if not stream.isatty() or os.environ.get("TERM") in ("dumb", "unknown"):
+        return False
+    if sys.platform == "win32":
+        os.system("")  # switches on the escape sequences of a Windows console
+    return True
 
-    for index, (block, lines) in enumerate(zip(document.blocks, document.below(notes=view.notes), strict=True)):
+
+def _document_lines(document: Document, width: int, view: View) -> Iterator[tuple[str, Style]]:
+    """Return the lines of a document, each with its style."""
+    for index, (block, below) in enumerate(zip(document.blocks, document.below(notes=view.notes), strict=True)):
         if index:
-            console.print()
+            yield "", ""
         for number, text in enumerate(block.above):
-            console.print(Text(text, style="" if number else "bold"))
+            for line in _wrapped(text, width):
+                yield line, "" if number else "bold"
         if block.table is not None:
             if block.above:
-                console.print()
-            _print_table(block.table.for_people(), console, wide=view.wide)
-        if lines and block.table is not None:
-            console.print()
-        for line in lines:
-            _print_line(line, console)
+                yield "", ""
+            yield from _table_lines(block.table, width - len(INDENT), wide=view.wide)
+            if below:
+                yield "", ""
+        for text in below:
+            for line in _wrapped(text, width - len(INDENT)):
+                yield INDENT + line, ""
 
 
-def _print_line(text: str, console: Any, style: str = "") -> None:
-    """Print an indented text. Long lines wrap at the edge of the terminal. No line ends in spaces."""
-    from rich.text import Text
+def _table_lines(whole: Table, width: int, *, wide: bool) -> Iterator[tuple[str, Style]]:
+    """Return the lines of a table in `width` columns of characters. `wide`: show all columns, however long the lines.
 
-    for line in Text(text, style=style).wrap(console, console.width - len(INDENT)):
-        line.rstrip()
-        console.print(Text(INDENT) + line)
+    If the table does not fit, and it has another form for narrow terminals, that form is shown.
+    """
+    table = whole.for_people()
+    rows, headings = table.texts(), table.headings()
+    places = list(range(len(headings)))
+    widths = [max(map(_length, column)) for column in zip(headings, *rows, strict=True)]
+    if not wide and _total(widths) > width:
+        places, widths = _fitted(table.columns, headings, rows, width)
+        if whole.narrow is not None and len(places) < len(headings):
+            yield from _table_lines(whole.narrow, width, wide=wide)
+            return
 
+    def lines(cells: Sequence[str], style: Style, *, at_the_end: bool = False) -> Iterator[tuple[str, Style]]:
+        parts = [_wrapped(cells[place], room) for place, room in zip(places, widths, strict=True)]
+        height = max(map(len, parts), default=0)
+        for number in range(height):
+            texts = []
+            for place, part, room in zip(places, parts, widths, strict=True):
+                row = number - (height - len(part)) if at_the_end else number
+                text = part[row] if 0 <= row < len(part) else ""
+                padding = " " * (room - _length(text))
+                texts.append(text + padding if table.columns[place].unit == "text" else padding + text)
+            yield INDENT + (" " * GAP).join(texts), style
 
-def _print_table(table: Table, console: Any, *, wide: bool) -> None:
-    from rich.padding import Padding
-    from rich.table import Table as RichTable
-
-    terminal = console.width
-    if wide:
-        console.width = 100_000
-    table, left_out = _without_spare(table, console.width)
-    widths = _widths(table, console.width)
-    narrow = widths is not None
-    grid = RichTable(box=None, show_edge=False, pad_edge=False, padding=(0, GAP, 0, 0), header_style="dim")
-    for place, (column, heading) in enumerate(zip(table.columns, table.headings(), strict=True)):
-        is_number = column.unit != "text"
-        wraps = not is_number and (narrow or column.wraps)
-        grid.add_column(
-            heading.replace(" ", "\n") if is_number and narrow else heading,
-            justify="right" if is_number else "left",
-            no_wrap=not wraps,
-            width=widths[place] if widths and wraps else None,
-            overflow="fold" if wraps else "ellipsis",
-        )
-    for number, cells in enumerate(table.texts()):
-        last = table.total and number == len(table.rows) - 1
-        grid.add_row(*cells, style="bold" if last else None)
-    if widths is not None:  # a line may be longer than the terminal, because numbers and names are never cut
-        console.width = max(terminal, sum(widths) + GAP * len(widths))
-    console.print(Padding(grid, (0, 0, 0, len(INDENT))))
-    console.width = terminal
+    yield from lines(headings, "dim", at_the_end=True)
+    for cells in rows:
+        yield from lines(cells, "bold" if table.total and cells is rows[-1] else "")
+    left_out = [column.heading or "" for place, column in enumerate(table.columns) if place not in places]
     if left_out:
-        _print_line(f"`--wide` also shows: {', '.join(left_out)}", console, "dim")
+        for line in _wrapped(f"`--wide` also shows: {', '.join(left_out)}", width):
+            yield INDENT + line, "dim"
 
 
-def _without_spare(table: Table, terminal: int) -> tuple[Table, list[str]]:
-    """Leave out spare columns until the table fits. Return the table and the headings of the missing columns.
+def _total(widths: Sequence[int]) -> int:
+    return sum(widths) + GAP * (len(widths) - 1)
 
-    `terminal`: the width of the terminal in characters.
+
+def _fitted(
+    columns: Sequence[Field[Any]], headings: Sequence[str], rows: Sequence[Sequence[str]], width: int
+) -> tuple[list[int], list[int]]:
+    """Return the places of the columns that a table of `width` characters shows, and the width of each of them.
+
+    First, headings of numbers and texts marked `wraps` wrap. If that is not enough, the spare columns are left out: the
+    one with the highest rank first. Then all texts wrap, and columns are left out from the right until two remain.
     """
-    left_out: list[str] = []
+    places = list(range(len(columns)))
+    cells = [[row[place] for row in rows] for place in places]
     while True:
-        widths = _widths(table, terminal)
-        spare = max(table.columns, key=lambda column: column.spare, default=None)
-        if widths is None or sum(widths) + GAP * len(widths) <= terminal or spare is None or not spare.spare:
-            return table, left_out
-        left_out.append(spare.heading or "")
-        table = table.only([column is not spare for column in table.columns])
+        spare = max(places, key=lambda place: columns[place].spare)
+        for loose in (False, True) if not columns[spare].spare else (False,):
+            widths = _shares([(columns[place], headings[place], cells[place]) for place in places], width, loose=loose)
+            if _total(widths) <= width and (loose or not _too_tall(columns, cells, places, widths)):
+                return places, widths
+        if not columns[spare].spare:
+            if len(places) <= 2:  # only words that are longer than the line are left: they break
+                texts = [number for number, place in enumerate(places) if columns[place].unit == "text"]
+                longest = max(texts, key=lambda number: widths[number], default=0)
+                widths[longest] = max(1, widths[longest] + width - _total(widths))
+                return places, widths
+            spare = places[-1]
+        places.remove(spare)
 
 
-def _widths(table: Table, terminal: int) -> list[int] | None:
-    """Return the width of each column in characters, or None if the table fits into the terminal as it is.
+def _too_tall(
+    columns: Sequence[Field[Any]], cells: Sequence[Sequence[str]], places: Sequence[int], widths: Sequence[int]
+) -> bool:
+    """Return whether a text in a column that can be left out needs more than MOST_LINES lines."""
+    return any(
+        columns[place].spare and max((len(_wrapped(text, room)) for text in cells[place]), default=0) > MOST_LINES
+        for place, room in zip(places, widths, strict=True)
+    )
 
-    The widest texts and headings wrap first. Numbers, names and words of headings are never split, so a line may be
-    longer than the terminal. `terminal`: the width of the terminal in characters.
+
+def _shares(columns: Sequence[tuple[Field[Any], str, Sequence[str]]], width: int, *, loose: bool) -> list[int]:
+    """Return the width of each column so that the table has `width` characters, or the least widths if it cannot.
+
+    `columns`: the field, the heading and the texts of each column. `loose`: whether all texts may wrap, down to their
+    longest word.
     """
-    from rich.cells import cell_len
+    whole, least = [], []
+    for column, heading, texts in columns:
+        widest = max(map(_length, texts), default=0)
+        words = [_length(word) for word in heading.split()]
+        if column.unit == "text" and (loose or column.wraps):
+            words += [_length(word) for text in texts for word in text.split()]
+            words.append(0 if loose else min(widest, NARROW_TEXT))
+        else:
+            words.append(widest)
+        whole.append(max(widest, _length(heading)))
+        least.append(max(words, default=0))
+    widest = max(whole)
 
-    rows = table.texts()
-    columns = list(zip(*rows, strict=True)) if rows else [()] * len(table.columns)
-    whole: list[int] = []
-    least: list[int] = []
-    for column, heading, cells in zip(table.columns, table.headings(), columns, strict=True):
-        widest = max(map(cell_len, cells), default=0)
-        words = [*heading.split(), *(word for cell in cells for word in cell.split() if column.unbroken)]
-        whole.append(max(widest, cell_len(heading)))
-        least.append(max(widest if column.unit != "text" else min(widest, 6), *map(cell_len, words), 0))
-    room = terminal - GAP * len(whole)  # n − 1 gaps between n columns, and an indent of the same width
-    if sum(whole) <= room:
-        return None
-    room = max(room, sum(least))
-    widths = whole
-    for limit in range(max(whole), -1, -1):
-        widths = [
-            max(low, min(wide, limit)) if column.unit == "text" else low
-            for column, wide, low in zip(table.columns, whole, least, strict=True)
-        ]
-        if sum(widths) <= room:
-            break
-    return widths
+    def widths(numbers: int, texts: int) -> list[int]:
+        """Return the widths of the columns. `numbers`, `texts`: the largest width of a column of numbers or texts."""
+        limits = [texts if column.unit == "text" else numbers for column, _, _ in columns]
+        return [max(low, min(high, limit)) for low, high, limit in zip(least, whole, limits, strict=True)]
+
+    headings_wrap = (widths(limit, widest) for limit in range(widest, 0, -1))
+    texts_wrap = (widths(0, limit) for limit in range(widest, 0, -1))
+    return next((shares for shares in chain(headings_wrap, texts_wrap) if _total(shares) <= width), least)
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Return the lines of a text. A line that is longer than `width` characters continues on the next line.
+
+    Lines break at spaces. A word that is longer than a line breaks after a punctuation mark, or anywhere.
+    """
+    lines: list[str] = []
+    for line in text.split("\n"):
+        if _length(line) <= width:
+            lines.append(line)
+            continue
+        start = line[: len(line) - len(line.lstrip())]
+        current = ""
+        for word in line.split():
+            if current and _length(f"{current} {word}") <= width:
+                current += f" {word}"
+                continue
+            if current:
+                lines.append(current)
+            current = start + word
+            while _length(current) > width:
+                marks = [match.end() for match in re.finditer(r"[-/_,=:]|\.(?!\d)", current)]
+                cut = max((mark for mark in marks if mark <= width), default=max(1, width))
+                lines.append(current[:cut])
+                current = current[cut:]
+        lines.append(current)
+    return lines
+
+
+def _length(text: str) -> int:
+    """Return the number of columns that a text takes in a terminal."""
+    if text.isascii():
+        return len(text)
+    from unicodedata import combining, east_asian_width
+
+    return sum(0 if combining(mark) else 2 if east_asian_width(mark) in "WF" else 1 for mark in text)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
 
 from llmbench.spec.base import plural as plural
 
@@ -17,8 +17,11 @@ Unit = Literal[
     "gib",
     "gb_per_s",
     "percent",
-    "flops",
-    "flops_whole",
+    "error",
+    "mflops",
+    "gflops",
+    "tflops",
+    "pflops",
     "gflops_per_s",
     "tflops_per_s",
     "ratio",
@@ -43,29 +46,33 @@ _PREFIXES = (
     (1e6, "M"),
     (1e3, "k"),
 )
-_BINARY = ((2**60, "EiB"), (2**50, "PiB"), (2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
+_BINARY = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 
 _HEADING_UNITS: dict[Unit, str] = {
-    "bytes": "B",
+    "bytes": "bytes",
     "kib": "KiB",
     "mib": "MiB",
     "gib": "GiB",
     "gb_per_s": "GB/s",
-    "flops": "FLOPs",
-    "flops_whole": "FLOPs",
+    "mflops": "MFLOPs",
+    "gflops": "GFLOPs",
+    "tflops": "TFLOPs",
+    "pflops": "PFLOPs",
     "gflops_per_s": "GFLOP/s",
     "tflops_per_s": "TFLOP/s",
     "joules": "J",
     "seconds": "s",
     "us": "µs",
     "ms": "ms",
+    "parameters": "billions",
 }
 """The text that names a unit in a heading. Headings do not name the other units."""
 
 
 _SCALES: tuple[tuple[tuple[float, Unit], ...], ...] = (
     ((2**30, "gib"), (2**20, "mib"), (0, "kib")),
+    ((1e15, "pflops"), (1e12, "tflops"), (1e9, "gflops"), (0, "mflops")),
     ((1e12, "tflops_per_s"), (0, "gflops_per_s")),
     ((1e-3, "ms"), (0, "us")),
 )
@@ -94,15 +101,55 @@ def heading(title: str, unit: Unit) -> str:
 
 def shown(value: Any, unit: Unit) -> str:
     """Return the text of a value in `unit`. The text of an unknown value (None) is `–`."""
-    if value is None:
-        return UNKNOWN
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, (list, tuple)):
-        return ", ".join(shown(element, unit) for element in value) or "none"
-    return _SHOWN[unit](value)
+    return texts([value], unit)[0]
+
+
+def texts(values: Sequence[Any], unit: Unit) -> list[str]:
+    """Return the texts of the values of a column in `unit`. All numbers have the same number of decimals."""
+    form = _FORMATS.get(unit)
+    numbers = [part / form.scale for part in _numbers(values)] if form else []
+    decimals = 0
+    if form is not None:
+        decimals = _decimals(numbers) if form.decimals is None else form.decimals
+
+    def text(value: Any) -> str:
+        if value is None:
+            return UNKNOWN
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        if isinstance(value, (list, tuple)):
+            return ", ".join(map(text, value)) or "none"
+        if isinstance(value, str) or form is None:
+            return f"{value:.1e}" if unit == "scientific" and isinstance(value, float) else str(value)
+        amount = value / form.scale
+        least = 10**-decimals
+        if 0 < amount < least / 2:
+            return f"<{least:.{decimals}f}{form.suffix}"
+        return signed(f"{amount:{'+' if form.sign else ''},.{decimals}f}{form.suffix}")
+
+    return [text(value) for value in values]
+
+
+def _numbers(values: Iterable[Any]) -> Iterator[float]:
+    """Return the numbers among the values and in lists among the values."""
+    for value in values:
+        if isinstance(value, (list, tuple)):
+            yield from _numbers(value)
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            yield value
+
+
+def _decimals(numbers: Sequence[float]) -> int:
+    """Return the number of decimals, from 0 to 3, for a column of numbers.
+
+    The largest number has from three to six significant digits. The smallest number has three if two decimals are
+    enough for them, else two. Whole numbers have no decimals.
+    """
+    if all(number == int(number) for number in numbers if math.isfinite(number)):
+        return 0
+    sizes = [math.floor(math.log10(abs(number))) for number in numbers if number and math.isfinite(number)]
+    for_smallest = max(min(2, 2 - min(sizes)), 1 - min(sizes))
+    return min(3, max(0, 2 - max(sizes), min(for_smallest, 5 - max(sizes))))
 
 
 def count(value: float) -> str:
@@ -111,19 +158,11 @@ def count(value: float) -> str:
 
 
 def size(value: float) -> str:
-    """Format a number of bytes in the largest unit in which the number is at least one: 512.00 KiB, 12.55 GiB."""
+    """Format a number of bytes in GiB, or in a smaller unit in which the number is at least one: 512.00 KiB."""
     for scale, name in _BINARY:
         if abs(value) >= scale:
             return f"{value / scale:,.2f} {name}"
     return f"{value:,.0f} B"
-
-
-def gib(value: float) -> str:
-    """Format a number of bytes in GiB: with two decimals, or with three significant digits if below 0.1 GiB."""
-    amount = value / 2**30
-    if value and abs(amount) < 0.0995:
-        return f"{amount:.3g}" if abs(amount) >= 1e-4 else f"{amount:.1e}"
-    return f"{amount:,.2f}"
 
 
 def si(value: float, digits: int = 2) -> str:
@@ -162,31 +201,40 @@ def change(value: float, reference: float) -> str:
     return signed(text)
 
 
-def _number(value: float) -> str:
-    if isinstance(value, int) or 9999.5 <= abs(value) < 1e15:
-        return f"{value:,.0f}"
-    return f"{value:,.4g}"
+class _Format(NamedTuple):
+    """The format of the numbers of a unit.
+
+    `scale`: the size of the unit in base units. `decimals`: None means as many as the column needs. `suffix`: the text
+    after each number. `sign`: whether a number above 0 has a plus sign.
+    """
+
+    scale: float
+    decimals: int | None = None
+    suffix: str = ""
+    sign: bool = False
 
 
-_SHOWN: dict[Unit, Callable[[Any], str]] = {
-    "text": str,
-    "count": count,
-    "bytes": count,
-    "kib": lambda value: _number(float(f"{value / 2**10:.4g}")),
-    "mib": lambda value: _number(float(f"{value / 2**20:.4g}")),
-    "gib": gib,
-    "gb_per_s": lambda value: count(value / 1e9) if value >= 1e11 else _number(float(f"{value / 1e9:.3g}")),
-    "percent": percent,
-    "flops": lambda value: si(value).strip(),
-    "flops_whole": count,
-    "gflops_per_s": lambda value: _number(value / 1e9),
-    "tflops_per_s": lambda value: _number(value / 1e12),
-    "joules": lambda value: _number(value),
-    "ratio": lambda value: f"{value:.2f}×",
-    "seconds": lambda value: f"{value:.3g}",
-    "us": lambda value: _number(float(f"{1e6 * value:.4g}")),
-    "ms": lambda value: _number(float(f"{1e3 * value:.4g}")),
-    "number": _number,
-    "scientific": lambda value: f"{value:.1e}",
-    "parameters": billions,
+_FORMATS: dict[Unit, _Format] = {
+    "count": _Format(1, 0),
+    "bytes": _Format(1, 0),
+    "kib": _Format(2**10),
+    "mib": _Format(2**20),
+    "gib": _Format(2**30, 2),
+    "gb_per_s": _Format(1e9),
+    "percent": _Format(0.01, 1, "%"),
+    "error": _Format(0.01, 1, "%", sign=True),
+    "mflops": _Format(1e6),
+    "gflops": _Format(1e9),
+    "tflops": _Format(1e12),
+    "pflops": _Format(1e15),
+    "gflops_per_s": _Format(1e9),
+    "tflops_per_s": _Format(1e12),
+    "ratio": _Format(1, 2, "×"),
+    "joules": _Format(1),
+    "seconds": _Format(1),
+    "us": _Format(1e-6),
+    "ms": _Format(1e-3),
+    "number": _Format(1),
+    "parameters": _Format(1e9, 2),
 }
+"""The formats of the units of numbers."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from llmbench.answers.kvcache import cached, document
 from llmbench.cli import run
 from llmbench.sizing.kvcache import kv_cache
 from llmbench.spec.catalog import bundled_models, load_bundled
@@ -33,9 +34,8 @@ def row(capsys: Capture, *arguments: str) -> dict[str, Any]:
 
 
 def table(capsys: Capture, *arguments: str) -> list[dict[str, str]]:
-    """The first table of a command's CSV."""
-    first = answer(capsys, *arguments, "--format", "csv").split("\n\n")[0]
-    return list(csv.DictReader(io.StringIO(first)))
+    """The rows of a command's CSV."""
+    return list(csv.DictReader(io.StringIO(answer(capsys, *arguments, "--format", "csv"))))
 
 
 # kvcache
@@ -75,12 +75,18 @@ def test_an_encoder_has_no_cache(capsys: Capture) -> None:
     assert "bert-base keeps no cache" in answer(capsys, "kvcache", "bert-base", "gpt2")
 
 
-def test_latent_attention_as_other_heads(capsys: Capture) -> None:
-    text = answer(capsys, "kvcache", "deepseek-v3", "--format", "csv").split("\n\n")[1]
-    as_heads = {line["attention"]: line for line in csv.DictReader(io.StringIO(text))}
+def test_latent_attention_as_other_heads() -> None:
+    _, variants = document(cached([load_bundled("deepseek-v3")], 4096), {}).blocks
+    assert variants.table is not None
+    assert [column.name for column in variants.table.columns] == [
+        "attention",
+        "bytes_per_token",
+        "bytes_total",
+        "ratio",
+    ]
+    as_heads = {name: (per_token, ratio) for name, per_token, _, ratio in variants.table.rows}
     assert list(as_heads) == ["MHA", "GQA, 8 KV heads", "MQA", "as it is (MLA)"]
-    assert int(as_heads["MHA"]["bytes_per_token"]) == 61 * 128 * (192 + 128) * 2
-    assert float(as_heads["MHA"]["ratio"]) == 128 * 320 / 576
+    assert as_heads["MHA"] == (61 * 128 * (192 + 128) * 2, 128 * 320 / 576)
 
 
 # params
@@ -157,14 +163,10 @@ def test_published_counts_with_their_difference(capsys: Capture) -> None:
 
 @pytest.mark.parametrize("command", ["params", "flops"])
 def test_ops_say_their_kind_of_layer_where_there_are_several(command: str, capsys: Capture) -> None:
-    (heading,) = [
-        line for line in answer(capsys, command, "llama2-7b", "--by", "op").splitlines() if " formula " in line
-    ]
-    assert "layers" not in heading
-    (heading,) = [
-        line for line in answer(capsys, command, "jamba-v0.1", "--by", "op").splitlines() if " formula " in line
-    ]
-    assert "layers" in heading
+    for model, several in (("llama2-7b", False), ("jamba-v0.1", True)):
+        lines = answer(capsys, command, model, "--by", "op").splitlines()
+        (heading,) = [line for line in lines if line.endswith(" formula")]
+        assert ("layers" in heading) == several
     kinds = {line["layers"] for line in table(capsys, command, "jamba-v0.1", "--by", "op")}
     assert kinds == {"", "mamba_dense", "mamba_moe", "attention_dense"}
     assert "encoder.block" in {line["layers"] for line in table(capsys, command, "t5-base", "--by", "op")}
@@ -250,7 +252,7 @@ def test_compare_gives_values_not_texts(capsys: Capture) -> None:
     assert bert["biases"] == ["q, k, v", "attention output", "feed-forward"]
     assert (bert["window"], bert["moe"], bert["layers"], bert["encoder_layers"]) == ([], [], 12, None)
     assert bert["approximate_because"] == []
-    (line,) = re.findall(r"decode FLOPs per token +(.*)", answer(capsys, "compare", "bert-base", "gemma3-4b"))
+    (line,) = re.findall(r"decode per token \(GFLOPs\) +(.*)", answer(capsys, "compare", "bert-base", "gemma3-4b"))
     assert line.split()[0] == "–"
 
 
@@ -265,11 +267,11 @@ def test_one_is_singular(capsys: Capture) -> None:
 
 
 def test_dense_models_use_all_their_parameters(capsys: Capture) -> None:
-    by_name = {line["name"]: line for line in csv.DictReader(io.StringIO(answer(capsys, "specs", "list", "-f", "csv")))}
+    by_name = {line["model"]: line for line in table(capsys, "specs", "list")}
     assert by_name["llama2-7b"]["active_parameters"] == by_name["llama2-7b"]["parameters"] == "6738415616"
     assert f"{int(by_name['mixtral-8x7b']['active_parameters']) / 1e9:.2f}" == "12.88"
     (line,) = [line for line in answer(capsys, "specs", "list").splitlines() if line.startswith("  llama2-7b ")]
-    assert line.split()[1:5] == ["6.74", "B"] * 2
+    assert line.split()[1:5] == ["6.74", "6.74", "32", "4,096"]
 
 
 def test_units_of_headings(capsys: Capture) -> None:
@@ -277,8 +279,8 @@ def test_units_of_headings(capsys: Capture) -> None:
     for arguments, heading, name in (
         (("memory", "gpt2"), "at the peak (GiB)", "peak_bytes"),
         (("specs", "list", "--devices"), "bandwidth (GB/s)", "memory_bandwidth_bytes_per_s"),
-        (("specs", "list", "--devices"), "bf16 (TFLOP/s)", "dense_flops_per_s.bf16"),
-        (("flops", "gpt2"), "step (FLOPs)", "flops"),
+        (("specs", "list", "--devices"), "bf16 peak (TFLOP/s)", "dense_flops_per_s.bf16"),
+        (("flops", "gpt2"), "step (GFLOPs)", "flops"),
     ):
         assert heading in answer(capsys, *arguments)
         assert heading in answer(capsys, *arguments, "--format", "markdown")

@@ -18,7 +18,7 @@ from llmbench.cli import run
 from llmbench.report.document import Block, Document, Table, table
 from llmbench.report.fields import Cell, Field, records
 from llmbench.report.render import render
-from llmbench.report.units import Unit, fitting, shown
+from llmbench.report.units import Unit, fitting, shown, texts
 from llmbench.spec.catalog import load_bundled
 from llmbench.spec.files import write_spec
 from llmbench.spec.override import override
@@ -79,7 +79,7 @@ def test_json(arguments: list[str], capsys: Capture) -> None:
     text = answer(capsys, *arguments, "--format", "json")
     document = json.loads(text)
     command = ".".join(arguments[: 2 if arguments[0] == "specs" else 1])
-    assert document["schema"] == f"llmbench.{command}/{2 if command == 'memory' else 1}"
+    assert document["schema"] == f"llmbench.{command}/{2 if command in ('memory', 'specs.list', 'specs.check') else 1}"
     assert text.endswith("\n}\n")
     assert document == json.loads(json.dumps(document))
 
@@ -207,7 +207,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_below_a_table_wider_than_the_terminal_lines_are_wrapped_and_not_padded(
+def test_below_a_wide_table_lines_are_wrapped_and_not_padded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
@@ -219,7 +219,7 @@ def test_below_a_table_wider_than_the_terminal_lines_are_wrapped_and_not_padded(
     out = Terminal()
     render(Document(command="x", inputs={}, rows_key="rows", rows=[], blocks=blocks), "table", out)
     text = [ANSI.sub("", line) for line in out.getvalue().splitlines()]
-    assert max(map(len, text)) > 80  # the table, which nothing is cut from
+    assert max(map(len, text)) <= 80
     wrapped = [
         "  a line that is longer than the terminal is wide, and so goes on in the next",
         "  line, which is short",
@@ -414,16 +414,39 @@ def test_a_column_has_the_unit_of_its_middle_value(unit: Unit, values: list[obje
 @pytest.mark.parametrize(
     ("value", "unit", "text"),
     [
-        (2560, "kib", "2.5"),
-        (3 * 2**19, "mib", "1.5"),
-        (2**24, "kib", "16,380"),
-        (12347e-9, "us", "12.35"),
+        (2560, "kib", "2.50"),
+        (3 * 2**19, "mib", "1.50"),
+        (2**24, "kib", "16,384"),
+        (12347e-9, "us", "12.3"),
+        (0.277, "error", "+27.7%"),
+        (2**20, "gib", "<0.01"),
+        (0.0002, "percent", "<0.1%"),
+        (-0.0002, "error", "−0.0%"),
+        (None, "gib", "–"),
+        (0, "gib", "0.00"),
+        (7e9, "parameters", "7.00"),
         (25e9, "gflops_per_s", "25"),
         (-0.533, "percent", "−53.3%"),
     ],
 )
 def test_values_in_their_units(value: float, unit: Unit, text: str) -> None:
     assert shown(value, unit) == text
+
+
+@pytest.mark.parametrize(
+    ("unit", "values", "shown"),
+    [
+        ("ms", [0.0123, 0.5], ["12", "500"]),
+        ("ms", [0.000123, 0.0005], ["0.123", "0.500"]),
+        ("ms", [0.000012, "OOM", 0.25, None], ["0.012", "OOM", "250.000", "–"]),
+        ("number", [1, 20], ["1", "20"]),
+        ("number", [[1, None], 2.5], ["1.00, –", "2.50"]),
+        ("ms", [1e-9, 0.25], ["<0.001", "250.000"]),
+        ("tflops", [0, 5e12, float("inf")], ["0", "5", "inf"]),
+    ],
+)
+def test_a_column_has_one_number_of_decimals(unit: Unit, values: list[object], shown: list[str]) -> None:
+    assert texts(values, unit) == shown
 
 
 def test_sparse_columns_without_a_value_are_for_machines_only() -> None:
