@@ -28,8 +28,9 @@ from llmbench.spec.model import ModelSpec
 
 OptionalModels = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[MODEL]...", help=MODEL_HELP + " Default: compare all models of `llmbench specs list`."),
+    typer.Argument(metavar="[MODEL]...", help=MODEL_HELP + " Default: a dozen models, one per kind of cache."),
 ]
+All = Annotated[bool, typer.Option("--all", help="Compare all models of `llmbench specs list`.")]
 CacheFormat = Annotated[
     CacheType, typer.Option("--kv-dtype", help="Number format of the cache. Quantisation scales are not counted.")
 ]
@@ -47,6 +48,7 @@ BlockSize = Annotated[
 @prints_tables
 def command(
     models: OptionalModels = None,
+    all: All = False,
     seq: Seqs = SEQS,
     batch: Batches = ONE,
     kv_dtype: CacheFormat = "bf16",
@@ -66,6 +68,8 @@ def command(
 
       llmbench kvcache --seq 4096
 
+      llmbench kvcache --all --format csv
+
       llmbench kvcache llama3-8b --seq 131072 --batch 16
 
       llmbench kvcache deepseek-v3 --kv-dtype fp8 --explain
@@ -74,7 +78,7 @@ def command(
 
       llmbench kvcache gemma3-27b jamba-v0.1 --seq 32768 --format markdown
     """
-    specs = [load(text, set) for text in models] if models else _built_in(set)
+    specs = [load(text, set) for text in models] if models and not all else _built_in(models, set, all=all)
     options: dict[str, Any] = {"kv_dtype": kv_dtype, "block_size": block_size, "explain": explain}
     rows = [
         row
@@ -85,6 +89,7 @@ def command(
     ]
     inputs = {
         "models": models or [],
+        "all": all,
         "seq_len": seq.as_input,
         "batch": batch.as_input,
         "kv_dtype": kv_dtype,
@@ -95,7 +100,26 @@ def command(
     answer(sizes, format, output)
 
 
-def _built_in(changes: list[str] | None) -> list[ModelSpec]:
+REPRESENTATIVE = (
+    "gpt3-175b",  # MHA
+    "llama2-7b",  # MHA
+    "llama3-8b",  # GQA
+    "llama3.1-405b",  # GQA
+    "palm-540b",  # MQA
+    "mixtral-8x7b",  # GQA, mixture of experts
+    "gpt-oss-120b",  # GQA, every second layer with a sliding window
+    "gemma3-27b",  # GQA, five of six layers with a sliding window
+    "deepseek-v3",  # MLA
+    "qwen3-next-80b-a3b",  # linear attention, every fourth layer GQA
+    "jamba-v0.1",  # Mamba, every eighth layer GQA
+    "mamba2-2.7b",  # recurrent only
+)
+"""The models that the command compares by default: each kind of cache, and the range of sizes."""
+
+
+def _built_in(models: list[str] | None, changes: list[str] | None, *, all: bool) -> list[ModelSpec]:
+    if models:
+        raise typer.BadParameter("--all compares all models, so it takes no MODEL")
     if changes:
         raise typer.BadParameter("--set needs a MODEL to change")
-    return [load_bundled(name) for name in bundled_models()]
+    return [load_bundled(name) for name in (bundled_models() if all else REPRESENTATIVE)]
