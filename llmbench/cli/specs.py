@@ -15,7 +15,7 @@ from llmbench.cli.options import MODEL_HELP, As, Output, Set, answer, load, prin
 from llmbench.errors import LLMBenchError, SpecError
 from llmbench.report.describe import headline
 from llmbench.report.document import Block, Document, listing, table
-from llmbench.report.fields import Field, record
+from llmbench.report.fields import Field, fitted, record
 from llmbench.report.units import UNKNOWN
 from llmbench.sizing.params import Parameters, count_parameters
 from llmbench.spec.catalog import (
@@ -41,9 +41,7 @@ class Listed(NamedTuple):
     file: str = ""
 
 
-NAME: Field[Listed] = Field(
-    "name", "name", value=lambda row: row.spec.name, unbroken=True, description="name of the spec"
-)
+NAME: Field[Listed] = Field("model", "model", value=lambda row: row.spec.name, description="name of the spec")
 APPROXIMATE: Field[Listed] = Field(
     "approximate", value=lambda row: bool(row.spec.approximate), description="whether the figures may be inexact"
 )
@@ -60,7 +58,7 @@ MODELS: tuple[Field[Listed], ...] = (
     ),
     Field(
         "active_parameters",
-        "active",
+        "active parameters",
         "parameters",
         value=lambda row: row.parameters.active,
         description="number of trained parameters that one token uses",
@@ -68,8 +66,9 @@ MODELS: tuple[Field[Listed], ...] = (
     Field("layers", "layers", "count", value=lambda row: row.spec.num_hidden_layers, description="number of layers"),
     Field(
         "hidden_size",
-        "hidden",
+        "hidden size",
         "count",
+        spare=1,
         value=lambda row: row.spec.hidden_size,
         description="width of the hidden states",
     ),
@@ -82,9 +81,7 @@ MODELS: tuple[Field[Listed], ...] = (
     ),
     Field(
         "source",
-        "source",
         value=lambda row: row.spec.source,
-        wraps=True,
         description="publication or file from which the spec was written",
     ),
 )
@@ -97,7 +94,7 @@ def _difference(row: Listed) -> int | None:
 
 CHECK: tuple[Field[Listed], ...] = (
     Field("file", description="path of the checked file"),
-    msgspec.structs.replace(NAME, heading="spec", text=lambda row: title(row.spec)),
+    msgspec.structs.replace(NAME, text=lambda row: title(row.spec)),
     APPROXIMATE,
     Field(
         "parameters",
@@ -125,7 +122,7 @@ def _value(figure: Figure | None) -> int | float | None:
 def _peak(dtype: DType) -> Field[DeviceSpec]:
     return Field(
         f"dense_flops_per_s.{dtype}",
-        dtype,
+        f"{dtype} peak",
         "tflops_per_s",
         value=lambda device: _value(device.dense_flops_per_s.get(dtype)),
         in_json=False,
@@ -133,9 +130,9 @@ def _peak(dtype: DType) -> Field[DeviceSpec]:
 
 
 DEVICES: tuple[Field[DeviceSpec], ...] = (
-    Field("name", "name", unbroken=True, description="name of the device"),
+    Field("name", "device", description="name of the device"),
     Field("aliases", value=lambda device: list(device.aliases), description="other names of the device"),
-    Field("architecture", "architecture", description="architecture of the GPU"),
+    Field("architecture", "architecture", spare=1, description="architecture of the GPU"),
     Field(
         "memory_bytes",
         "memory",
@@ -181,30 +178,78 @@ def list_specs(
             "llmbench refuses all other types.",
         ),
     ] = False,
+    family: Annotated[
+        str,
+        typer.Option(
+            "--family",
+            metavar="NAME",
+            help="List only models whose family begins with NAME. The family is the `model_type` of the Hugging Face "
+            "config: `--family qwen3` lists qwen3, qwen3_moe and qwen3_next.",
+            show_default=False,
+        ),
+    ] = "",
+    filter: Annotated[
+        str,
+        typer.Option(
+            "--filter",
+            metavar="TEXT",
+            help="List only models, devices or model types with TEXT in their name, another name, or their family or "
+            "architecture.",
+            show_default=False,
+        ),
+    ] = "",
     format: As = "table",
     output: Output = None,
 ) -> None:
-    """List the built-in models or devices, one per line.
+    """List the built-in models or devices, one per line. `specs show` shows the source of each figure.
 
     Examples:
 
       llmbench specs list
 
-      llmbench specs list --devices
+      llmbench specs list --family deepseek
+
+      llmbench specs list --filter coder
+
+      llmbench specs list --devices --filter h100
 
       llmbench specs list --format json
     """
+    if devices and model_types:
+        raise typer.BadParameter("--devices and --model-types exclude each other")
+    if family and (devices or model_types):
+        raise typer.BadParameter("--family is for models: leave out --devices and --model-types, or use --filter")
+    inputs = {"devices": devices, "model_types": model_types, "family": family, "filter": filter}
     if model_types:
         from llmbench.spec.huggingface import supported_model_types
 
-        document = listing("specs.list", "specs", MODEL_TYPES, supported_model_types())
+        types = [name for name in supported_model_types() if _matches(filter, name)]
+        document = listing("specs.list", "specs", MODEL_TYPES, types, inputs=inputs, version=2)
     elif devices:
-        document = listing("specs.list", "specs", DEVICES, [load_device(name) for name in bundled_devices()])
+        gpus = [load_device(name) for name in bundled_devices()]
+        gpus = [gpu for gpu in gpus if _matches(filter, gpu.name, *gpu.aliases, gpu.architecture)]
+        document = listing("specs.list", "specs", fitted(DEVICES, gpus), gpus, inputs=inputs, version=2)
     else:
         specs = [load_bundled(name) for name in bundled_models()]
-        models = [Listed(spec, count_parameters(spec)) for spec in specs]
-        document = listing("specs.list", "specs", MODELS, models)
+        models = [
+            Listed(spec, count_parameters(spec))
+            for spec in specs
+            if spec.family.lower().startswith(family.lower())
+            and _matches(filter, spec.name, *spec.aliases, spec.family)
+        ]
+        document = listing("specs.list", "specs", MODELS, models, inputs=inputs, version=2)
+    if not document.rows:
+        chosen = {"--family": family, "--filter": filter}
+        options = " ".join(f"{option} {shlex.quote(text)}" for option, text in chosen.items() if text)
+        raise LLMBenchError(
+            f"nothing in the list matches {options}", hint="`llmbench specs list` shows every model and its family"
+        )
     answer(document, format, output)
+
+
+def _matches(text: str, *names: str) -> bool:
+    """Return whether one of the names contains the text. Upper and lower case do not differ."""
+    return any(text.lower() in name.lower() for name in names)
 
 
 @command.command("show")
@@ -305,6 +350,7 @@ def check(
     row = Listed(spec, count_parameters(spec), str(file))
     document = Document(
         command="specs.check",
+        version=2,
         inputs={"file": str(file)},
         rows_key="specs",
         rows=[record(CHECK, row)],

@@ -15,7 +15,7 @@ from llmbench.cli import COMMANDS, run
 from llmbench.cli.application import build
 from llmbench.report.render import to_json
 from llmbench.sizing.op import Component
-from llmbench.spec.catalog import load_bundled
+from llmbench.spec.catalog import bundled_models, load_bundled
 from llmbench.spec.files import write_spec
 
 from ..oracles.huggingface_export import to_config
@@ -138,7 +138,7 @@ def test_json_has_exactly_its_fields(command: str, capsys: Capture) -> None:
     [
         ("params", "models set"),
         ("flops", "models phase seq_len batch attention recompute set"),
-        ("kvcache", "models seq_len batch kv_dtype block_size set"),
+        ("kvcache", "models all seq_len batch kv_dtype block_size set"),
         ("memory", "model phase seq_len micro_batch precision optimizer recompute layout kernels kv_dtype devices set"),
     ],
 )
@@ -217,8 +217,36 @@ def test_models_from_files(tmp_path: Path, capsys: Capture) -> None:
     assert [row["model"] for row in models] == ["some-model", "some-model", "gpt2"]
 
 
-def test_without_a_model_the_bundled_ones_are_compared(capsys: Capture) -> None:
-    assert len(rows(capsys, "kvcache")) >= 100
+def test_without_a_model_a_dozen_kinds_of_caches_are_compared(capsys: Capture) -> None:
+    from llmbench.sizing.kvcache import kv_cache
+
+    every = {row["model"]: row["bytes_total"] for row in rows(capsys, "kvcache", "--all")}
+    assert list(every) == list(bundled_models())
+    some = {row["model"]: row["bytes_total"] for row in rows(capsys, "kvcache", "--seq", "8k")}
+    assert 8 <= len(some) <= 14
+    assert some == {name: kv_cache(load_bundled(name), 8192).bytes_total for name in some}
+    shown = answer(capsys, "kvcache")
+    for kind in ("MHA", "GQA", "MQA", "MLA", "window", "Mamba"):
+        assert kind in shown
+    assert "takes no MODEL" in refusal(capsys, "kvcache", "gpt2", "--all")
+
+
+def test_a_list_of_specs_is_filtered(capsys: Capture) -> None:
+    def listed(*options: str) -> list[dict[str, Any]]:
+        return rows(capsys, "specs", "list", *options)
+
+    families = {row["model"]: row["family"] for row in listed("--family", "Qwen3")}
+    assert set(families.values()) == {"qwen3", "qwen3_moe", "qwen3_next"}
+    assert len(families) == len([name for name in bundled_models() if name.startswith("qwen3")])
+    assert [row["model"] for row in listed("--filter", "coder", "--family", "starcoder2")] == [
+        "starcoder2-15b",
+        "starcoder2-3b",
+        "starcoder2-7b",
+    ]
+    assert [row["name"] for row in listed("--devices", "--filter", "blackwell")]
+    assert "nothing in the list matches --filter zzz" in refusal(capsys, "specs", "list", "--filter", "zzz")
+    assert "--family is for models" in refusal(capsys, "specs", "list", "--devices", "--family", "x")
+    assert "exclude each other" in refusal(capsys, "specs", "list", "--devices", "--model-types")
 
 
 # --set
@@ -384,7 +412,7 @@ SHARED = ["--wide", "--notes"]
 OPTIONS = {
     "params": "--by --explain --set --format --output",
     "flops": "--phase --seq --batch --attention --recompute --by --explain --set --format --output",
-    "kvcache": "--seq --batch --kv-dtype --block-size --explain --set --format --output",
+    "kvcache": "--all --seq --batch --kv-dtype --block-size --explain --set --format --output",
     "memory": "--phase --seq --batch --precision --optimizer --recompute --layout --kernels "
     "--kv-dtype --device --explain --timeline --set --format --output",
     "compare": "--vs --seq --set --format --output",
@@ -396,7 +424,7 @@ OPTIONS = {
     "kernels list": "--format --output",
     "kernels check": "--device --dtype --seeds --fuzz --seed --format --output",
     "kernels inspect": "--arch --dtype --shipped --jobs --format --output",
-    "specs list": "--devices --model-types --format --output",
+    "specs list": "--devices --model-types --family --filter --format --output",
     "specs show": "--set --output",
     "specs import": "--output",
     "specs check": "--format --output",
@@ -431,7 +459,7 @@ def test_a_sweep_has_a_row_per_model_length_and_batch(capsys: Capture) -> None:
     ]
     assert sweep == alone
     table = answer(capsys, "kvcache", "llama3-8b", "--seq", "8k,32k")
-    assert table.splitlines()[2].split()[:3] == ["model", "kind", "tokens"]
+    assert table.startswith("llama3-8b · ")
 
 
 @pytest.mark.parametrize("command", ["flops", "memory"])
@@ -440,9 +468,7 @@ def test_a_sweep_over_lengths(command: str, capsys: Capture) -> None:
     assert [row["seq_len"] for row in sweep] == [1024, 2048, 4096, 8192]
     assert sweep[1] == rows(capsys, command, "llama3-8b", "--seq", "2048")[0]
     table = answer(capsys, command, "llama3-8b", "--seq", "1k..8k")
-    assert [line.split()[0 if command == "memory" else 1] for line in table.splitlines() if "8,192" in line] == [
-        "8,192"
-    ]
+    assert [line.split()[0] for line in table.splitlines() if "8,192" in line] == ["8,192"]
     lines = answer(capsys, command, "llama3-8b", "--seq", "1k..8k", "--format", "csv").splitlines()
     assert len(lines) == 5
     assert len(set(lines[0].split(","))) == len(lines[0].split(","))
