@@ -47,6 +47,19 @@ def in_own_process(words: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, check=False, env=own)
 
 
+@contextlib.contextmanager
+def width_of_screens() -> Iterator[None]:
+    """Inside the `with` block, the width of the screens of llmbench is 80 characters."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "80"
+    try:
+        yield
+    finally:
+        del os.environ["COLUMNS"]
+        if before is not None:
+            os.environ["COLUMNS"] = before
+
+
 def output_of(command: str) -> str:
     """Return the output of a command when stdout is not a terminal.
 
@@ -101,7 +114,8 @@ def actual(page: str, record: bool = False) -> str:
             return match[0]
         done = []
         for command, shown in commands(body):
-            printed = output_of(command)
+            with width_of_screens() if command.startswith("llmbench ") else contextlib.nullcontext():
+                printed = output_of(command)
             done.append(f"$ {command}\n{shown if agrees(shown, printed) else printed}")
         return f"```{info}\n{''.join(done)}```"
 
