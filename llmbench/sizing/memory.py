@@ -140,14 +140,18 @@ class ServingRun(msgspec.Struct, frozen=True, kw_only=True):
         """Return the memory of one stage."""
         ops = stage.ops
         widest = widest_op(ops)
-        caches = (sequence_bytes(op.cache, self.seq_len, self.kv_dtype, self.layout).total for op in ops if op.cache)
+        weights = cache = 0
+        for op, count in stage.counts:
+            weights += count * served_bytes(op, self.dtype)
+            if op.cache is not None:
+                cache += count * sequence_bytes(op.cache, self.seq_len, self.kv_dtype, self.layout).total
         parts = {
-            "weights": sum(served_bytes(op, self.dtype) for op in ops),
+            "weights": weights,
             "gradients": 0,
             "optimizer": 0,
             "activations": 0 if widest is None else _moved_bytes(widest),
             "logits": 4 * self.batch * self.local_vocab if has_head(ops) else 0,
-            "kv_cache": self.batch * sum(caches),
+            "kv_cache": self.batch * cache,
             "overhead": WORKSPACE_BYTES,
         }
         return Memory(

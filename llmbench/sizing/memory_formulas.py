@@ -58,10 +58,7 @@ def serving_formulas(run: ServingRun, memory: Memory) -> list[Formula]:
         vocab = shared(run.spec.vocab_size, run.layout.tp, "vocab")
         text = times(counted(run.batch, "sequences"), vocab, "4 bytes")
         formulas.append(Formula(term="logits", text=text, value=parts["logits"]))
-    counts: dict[int, tuple[Op, int]] = {}
-    for op in ops:
-        counts[id(op)] = op, counts.get(id(op), (op, 0))[1] + 1
-    caches = cache_formulas(run.spec, counts.values(), run.seq_len, run.batch, run.kv_dtype, layout=run.layout)
+    caches = cache_formulas(run.spec, stage.counts, run.seq_len, run.batch, run.kv_dtype, layout=run.layout)
     formulas += caches
     if len(caches) > 1:
         text = plus(*(counted(cache.value) for cache in caches))

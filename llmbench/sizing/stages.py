@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import msgspec
 
 from llmbench.errors import LayoutError
@@ -39,6 +41,13 @@ class Stage(msgspec.Struct, frozen=True):
     def ops(self) -> list[Op]:
         """All ops of the stage. An op occurs once for each of its layers in the stage."""
         return [op for chunk in self.chunks for op in chunk.ops]
+
+    @property
+    def counts(self) -> list[tuple[Op, int]]:
+        """Each op of the stage, with the number of its layers in the stage."""
+        ops = self.ops
+        distinct = {id(op): op for op in ops}
+        return [(distinct[key], count) for key, count in Counter(map(id, ops)).items()]
 
 
 def stages(spec: ModelSpec, ops: list[Op], layout: Layout) -> list[Stage]:

@@ -116,20 +116,23 @@ class TrainingRun(msgspec.Struct, kw_only=True):
 
     def resident(self, stage: Stage) -> Resident:
         """Return the bytes of a stage that do not depend on the moment."""
-        ops, fsdp = stage.ops, self.layout.zero == 3
-        # With a master copy, FSDP stores only shards of the fp32 master copy, which `state_bytes` counts. It gathers
-        # bf16 weights only for the layers that are running.
-        weights = sum(self.stored_bytes(op, 3, bytes_of(op.parameters, self.recipe.weights)) for op in ops)
-        split_from = 4 if self.gathers_stage else 2
+        fsdp, split_from = self.layout.zero == 3, 4 if self.gathers_stage else 2
+        weights = gradients = states = 0
+        for op, count in stage.counts:
+            if op.parameters:
+                stored = self.stored_bytes
+                weights += count * stored(op, 3, bytes_of(op.parameters, self.recipe.weights))
+                gradients += count * stored(op, split_from, bytes_of(op.parameters, self.gradient_dtype))
+                states += count * stored(op, 1, state_bytes(op, self.optimizer, self.recipe))
         saved = [self.saved(chunk) for chunk in stage.chunks]
         return Resident(
+            # With a master copy, FSDP stores only shards of the fp32 master copy, which `state_bytes` counts. It
+            # gathers bf16 weights only for the layers that are running.
             weights=0 if fsdp and self.recipe.master else weights,
             gathered=self.gathered(stage) if fsdp else 0,
-            gradients=sum(
-                self.stored_bytes(op, split_from, bytes_of(op.parameters, self.gradient_dtype)) for op in ops
-            ),
-            states=sum(self.stored_bytes(op, 1, state_bytes(op, self.optimizer, self.recipe)) for op in ops),
-            placeholders=self.placeholders(ops),
+            gradients=gradients,
+            states=states,
+            placeholders=self.placeholders(stage.ops),
             others=(in_flight(stage.index, self.layout, self.passes) - 1) * sum(saved) // len(saved),
         )
 
