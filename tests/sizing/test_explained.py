@@ -137,6 +137,15 @@ def test_serving_and_cache_formulas(name: str) -> None:
     assert sum(parts) == cache.bytes_total
 
 
+@pytest.mark.parametrize(("tp", "heads"), [(1, "8 kv_heads"), (4, "(8 / 4) kv_heads"), (16, "(8 / 8) kv_heads")])
+def test_a_gpu_stores_at_least_one_head(tp: int, heads: str) -> None:
+    spec = load_bundled("llama3-8b")
+    run = ServingRun(spec=spec, seq_len=64, batch=1, layout=Layout(tp=tp), precision="bf16", kv_dtype="bf16")
+    formulas = serving_formulas(run, run.memory())
+    check(formulas, run.memory())
+    assert any(f"2 × {heads} × 128 head_dim" in formula.text for formula in formulas)
+
+
 def test_the_formula_that_people_know() -> None:
     spec = load_bundled("llama3-8b")
     (formula,) = kv_cache_formulas(spec, kv_cache(spec, 4096))
