@@ -128,7 +128,10 @@ def attention(b: Builder, mixer: Attention, *, name: str = "attention", cross: b
     width = product(heads, value_dim)
     if mixer.output_gate is not None:
         gated = b.tokens * width.size // tp
-        b.elementwise(f"{name}.gate", "attention", reads=2 * gated, writes=gated, saves=gated, role="gate")
+        gates = gated if mixer.output_gate == "elementwise" else b.tokens * local_heads
+        # The product saves the gates and the output of attention, which flash attention has already saved.
+        saved = gates if b.workload.attention == "flash" else gates + gated
+        b.elementwise(f"{name}.gate", "attention", reads=gated + gates, writes=gated, saves=saved, role="gate")
     if mixer.output_norm:
         b.norm(f"{name}.o_norm", "attention_norms", width, b.spec.norm, rows=b.tokens, shards=tp)
     # The input of o_proj is usually the output of attention, which flash attention has already saved.

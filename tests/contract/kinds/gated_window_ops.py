@@ -36,5 +36,7 @@ def gated_window(b: Builder, mixer: GatedWindow) -> None:
         read_per_token=kv_heads * mixer.cache_row.width,
     )
     gated = b.tokens * queries.size
-    b.elementwise(f"{name}.gate", "attention", reads=2 * gated, writes=gated, saves=gated, role="gate")
+    # The product saves the gates and the output of attention, which flash attention has already saved.
+    saved = gated if b.workload.attention == "flash" else 2 * gated
+    b.elementwise(f"{name}.gate", "attention", reads=2 * gated, writes=gated, saves=saved, role="gate")
     b.linear(f"{name}.o_proj", "attention", queries, b.hidden)
