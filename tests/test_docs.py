@@ -85,7 +85,8 @@ def test_component_pages_have_every_model_of_a_kind(kind: type) -> None:
     users = {spec.name for spec in components.specs() if uses(spec, kind)}
     tests = [has for features in pages.values() for has in features.values()]
     listed = [{spec.name for spec in components.specs() if has(spec)} for has in tests]
-    assert set().union(*(names for names in listed if names <= users)) == users
+    names = set().union(*(names for names in listed if names <= users))
+    assert names == users, f"add a row for {kind.__name__} to PAGES in tools/component_models.py"
 
 
 def uses(spec: ModelSpec, kind: type) -> bool:

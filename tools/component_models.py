@@ -23,6 +23,7 @@ from llmbench.spec.mixer import (
     LatentAttention,
     Recurrent,
     RecurrentKind,
+    SingleMixer,
     branches,
 )
 from llmbench.spec.model import Layer, ModelSpec
@@ -95,6 +96,13 @@ def scaled(kind: str) -> Uses:
     return has_rope(lambda rope: rope.scaling is not None and rope.scaling.kind == kind)
 
 
+OTHER_ATTENTIONS = [
+    kind
+    for kind in get_args(SingleMixer)
+    if issubclass(kind, AttentionKind) and kind not in (Attention, LatentAttention, CompressedAttention)
+]
+"""The kinds of attention that have no rows of their own below."""
+
 PAGES: dict[str, dict[str, Uses]] = {
     "positions": {
         "RoPE": has_rope(lambda rope: True),
@@ -124,6 +132,7 @@ PAGES: dict[str, dict[str, Uses]] = {
         "placement `parallel_two`": placed("parallel_two"),
     },
     "attention": {
+        **{kind.label: has_mixer(kind) for kind in OTHER_ATTENTIONS},
         "MHA": has_mixer(Attention, lambda mixer: mixer.label == "MHA"),
         "GQA": has_mixer(Attention, lambda mixer: mixer.label == "GQA"),
         "MQA": has_mixer(Attention, lambda mixer: mixer.label == "MQA"),

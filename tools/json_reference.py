@@ -30,8 +30,9 @@ def _table(match: re.Match[str]) -> str:
     package = "answers" if find_spec(f"llmbench.answers.{match[2]}") else "cli"
     fields: tuple[Field[object], ...] = getattr(import_module(f"llmbench.{package}.{match[2]}"), match[3])
     # The fields of a model have their own table, so other tables leave them out.
-    if match[3] != "MODEL_FIELDS" and fields[0].name == MODEL_FIELDS[0].name:
-        fields = fields[len(MODEL_FIELDS) :]
+    of_model = [field.name for field in MODEL_FIELDS]
+    if match[3] != "MODEL_FIELDS" and [field.name for field in fields[: len(of_model)]] == of_model:
+        fields = fields[len(of_model) :]
     lines = ["| field | content |", "|---|---|"]
     for field in fields:
         if field.in_json:

@@ -85,5 +85,6 @@ def test_cases_are_shown_in_words(name: str, device: str, monkeypatch: pytest.Mo
     """Every field of every case, with the shapes of a GPU too, although there is none."""
     monkeypatch.setattr(heads, "free_bytes", lambda device: None)
     for group in find_experiment(name).groups(Ask(quick=False, device=torch.device(device), dtype="bf16")):
-        assert set(group.case) <= set(FIELDS)
+        missing = set(group.case) - set(FIELDS)
+        assert not missing, f"add {missing} to FIELDS in llmbench/bench/results/words.py"
         assert not any("_" in words or "{" in words for words in in_words(group.case)), group.case

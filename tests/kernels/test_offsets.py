@@ -116,17 +116,24 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"tokens": 4, "hidden": 16, "vocabulary": 40, "reduction": reduction} for reduction in ("none", "mean")
     ],
 }
-"""Small cases of each kernel, by the fields of its `Case`. Each dimension of an input has three rows in a case."""
+"""Small cases of a kernel, by the fields of its `Case`. Each dimension of an input has three rows in a case.
+
+A kernel that is not listed is tested with its own cases.
+"""
 
 
-def check_far_strides(kernel: Kernel, fields: dict[str, Any], memory: Memory) -> None:
+def case_of(kernel: Kernel, fields: dict[str, Any]) -> Any:
+    return type(kernel.cases[0])(**fields)
+
+
+def check_far_strides(kernel: Kernel, case: Any, memory: Memory) -> None:
     """Compare the results with those of contiguous inputs, bit for bit, forward and backward."""
     dtype = kernel.formats([torch.float16])[0]
-    inputs = kernel.inputs(type(kernel.cases[0])(**fields), Random(0, dtype, CPU))
+    inputs = kernel.inputs(case, Random(0, dtype, CPU))
     expected = outputs_and_gradients(kernel, inputs, torch.clone)
-    dims = [dim for dim in range(3) if any(has_rows(x, dim) for x in inputs.values())]
-    assert dims
-    for dim in dims:
+    for dim in range(3):
+        if not any(has_rows(x, dim) for x in inputs.values()):
+            continue
         memory.clear()
         results = outputs_and_gradients(
             kernel, inputs, lambda x, dim=dim: memory.spread(x, dim) if has_rows(x, dim) else x.clone()
@@ -137,8 +144,10 @@ def check_far_strides(kernel: Kernel, fields: dict[str, Any], memory: Memory) ->
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_strides_beyond_32_bits_change_nothing(name: str, memory: Memory) -> None:
-    for fields in CASES[name]:
-        check_far_strides(load_kernel(name), fields, memory)
+    kernel = load_kernel(name)
+    cases = [case_of(kernel, fields) for fields in CASES[name]] if name in CASES else kernel.cases
+    for case in cases:
+        check_far_strides(kernel, case, memory)
 
 
 def test_wide_rows_may_be_far_apart(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +155,8 @@ def test_wide_rows_may_be_far_apart(memory: Memory, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(norm, "MAX_FORWARD_WIDTH", 8)
     monkeypatch.setattr(norm, "MAX_BACKWARD_BYTES", 8)
     for name in ("rms_norm", "layer_norm"):
-        check_far_strides(load_kernel(name), CASES[name][0], memory)
+        kernel = load_kernel(name)
+        check_far_strides(kernel, case_of(kernel, CASES[name][0]), memory)
 
 
 # Grids
@@ -168,7 +178,10 @@ LARGE: dict[str, list[dict[str, Any]]] = {
     "cross_entropy": [{"tokens": 70_000, "vocabulary": 50}],
     "linear_cross_entropy": [{"tokens": 10_000_000, "hidden": 16, "vocabulary": 16, "reduction": "none"}],
 }
-"""Cases with more sequences, heads, tokens or rows than a grid may have programs in y and z."""
+"""Cases with more sequences, heads, tokens or rows than a grid may have programs in y and z.
+
+A kernel that is not listed is tested with its `shapes` only.
+"""
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -177,7 +190,7 @@ def test_large_batches_fit_in_a_grid(name: str) -> None:
     model, and no kernel uses z."""
     kernel = load_kernel(name)
     dtype = kernel.formats([torch.bfloat16])[0]
-    for case in (*(type(kernel.cases[0])(**fields) for fields in LARGE[name]), *kernel.shapes):
+    for case in (*(case_of(kernel, fields) for fields in LARGE.get(name, ())), *kernel.shapes):
         with launching.captured(90) as capture:
             outputs_and_gradients(kernel, kernel.inputs(case, Random(0, dtype, CPU, shapes_only=True)), torch.detach)
         for launch in capture.launches:
