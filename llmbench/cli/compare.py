@@ -351,11 +351,13 @@ def _block(rows: list[Compared], seq: int, *, mark: bool) -> Block:
         if field.heading is not None and any(field.shown(row) not in ("none", "no") for row in rows)
     ]
     models = transposed(fields, [(row.title, row) for row in rows])
-    table_of_models = _marked(models, fields, rows) if mark else models
-    table_of_models.narrow = _narrow(fields, rows)
+    if mark:
+        models = _marked(models, fields, rows)
+    else:
+        models.narrow = _narrow(fields, rows)
     return Block(
         headline=f"FLOPs and cache at {plural(seq, 'token')}, bf16",
-        table=table_of_models,
+        table=models,
         lines=[f"{row.spec.name} is approximate: {reason}" for row in rows for reason in row.approximate_because],
         notes=[
             *distinct(f"{row.spec.name}: {note}" for row in rows for note in row.spec.notes),

@@ -77,8 +77,8 @@ def test_rows_that_differ_are_marked(capsys: Capture) -> None:
     marks = {
         cells[1].strip(): cells[-2].strip() for cells in (line.split("|") for line in out.splitlines()) if cells[1:]
     }
-    assert marks["KV cache per token"] == "−75.0%"
-    assert marks["parameters"] == "−12.0%"
+    assert marks["KV cache per token (KiB)"] == "−75.0%"
+    assert marks["parameters (billions)"] == "−12.0%"
     assert marks["attention"] == "differs"
     assert marks["hidden size"] == marks["layers"] == ""
     assert "difference" not in answer(capsys, "llama2-7b", "mistral-7b", "--format", "markdown")
