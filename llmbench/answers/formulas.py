@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from llmbench.sizing.formula import Formula
 
 FORMULAS: tuple[Field[Formula], ...] = (
-    Field("term", "term", unbroken=True, description="the figure that the formula computes"),
+    Field("term", "term", description="the figure that the formula computes"),
     Field(
         "formula",
         "formula",

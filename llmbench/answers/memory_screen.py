@@ -83,7 +83,7 @@ def _device_columns(first: Sized) -> list[Field[Sized]]:
             return f"{'yes' if fit.fits else 'no'}, {fit.filled:.0%}"
 
         name = first.verdicts[place].fit.device
-        return Field(name, name, value=value, in_json=False, unbroken=True)
+        return Field(name, name, value=value, in_json=False)
 
     return [column(place) for place in range(len(first.verdicts))]
 

@@ -63,12 +63,12 @@ def timeline_block(steps: Sequence[Step], headline: str = "") -> Block:
     least, peak = min(step.resident_bytes for step in steps), max(step.total_bytes for step in steps)
     rows = [row for _, group in groupby(steps, key=lambda step: step.part) for row in _rows(list(group), least, peak)]
     columns: tuple[Field[_Row], ...] = (
-        Field("part", "pass", value=lambda row: row.step.part, unbroken=True),
-        Field("op", "op", value=lambda row: row.name, unbroken=True),
+        Field("part", "pass", value=lambda row: row.step.part),
+        Field("op", "op", value=lambda row: row.name),
         Field("resident_bytes", "resident", "gib", value=lambda row: row.step.resident_bytes, spare=2),
         Field("temporary_bytes", "temporary", "gib", value=lambda row: row.step.temporary_bytes, spare=1),
         Field("total_bytes", "total", "gib", value=lambda row: row.step.total_bytes),
-        Field("bar", f"above {size(least)}", value=lambda row: row.bar, unbroken=True),
+        Field("bar", f"above {size(least)}", value=lambda row: row.bar),
     )
     lines = [
         f"bars: # resident, : temporary; {size(least)} are allocated during the whole step",

@@ -60,20 +60,21 @@ class Listed(NamedTuple):
 
 
 LIST: tuple[Field[Listed], ...] = (
-    Field("kernel", "kernel", unbroken=True, description="name of the kernel"),
+    Field("kernel", "kernel", description="name of the kernel"),
     Field("summary", "computes", wraps=True, description="the function that the kernel computes"),
     Field(
         "dtypes",
         "formats",
+        spare=3,
         description="number formats of the inputs that the kernel supports. This field and the next ones are null if "
         "torch or Triton is not installed",
     ),
     Field("backward", "backward", description="whether the kernel has a backward pass"),
-    Field("cases", "cases", "count", description="number of cases that `check` runs"),
-    Field("shapes", "shapes", "count", description="number of shapes that `inspect` compiles"),
+    Field("cases", "cases", "count", spare=2, description="number of cases that `check` runs"),
+    Field("shapes", "shapes", "count", spare=1, description="number of shapes that `inspect` compiles"),
 )
 CHECK: tuple[Field[CheckResult], ...] = (
-    Field("kernel", "kernel", unbroken=True, description="name of the kernel"),
+    Field("kernel", "kernel", description="name of the kernel"),
     Field(
         "dtype",
         "format",
@@ -165,7 +166,7 @@ def _instructions(name: str, heading: str, description: str) -> Field[LoopOf]:
 
 
 LOOPS: tuple[Field[LoopOf], ...] = (
-    Field("function", "function", in_json=False, unbroken=True, value=lambda row: row.compiled.function),
+    Field("function", "function", in_json=False, value=lambda row: row.compiled.function),
     Field("config", "configuration", in_json=False, wraps=True, value=lambda row: row.compiled.config),
     Field(
         "instructions",
@@ -220,7 +221,7 @@ LOOPS: tuple[Field[LoopOf], ...] = (
 )
 INSPECT: tuple[Field[Compiled], ...] = (
     Field("kernel", description="name of the kernel"),
-    Field("function", "function", unbroken=True, description="name of the compiled function"),
+    Field("function", "function", description="name of the compiled function"),
     Field("case", description="the shape that the function was compiled for"),
     Field("dtype", description="the number format that the function was compiled for"),
     Field("config", "configuration", wraps=True, description="the configuration: tile sizes and launch options"),

@@ -24,7 +24,7 @@ GAP = 2
 NARROW_TEXT = 20
 """A column of wrapped texts is at least this wide, in characters, unless no other column can be left out."""
 MOST_LINES = 3
-"""The largest number of lines of a wrapped text in a column that can be left out."""
+"""The largest number of lines of a wrapped text, as long as a column can be left out to give it more room."""
 
 Style = Literal["", "bold", "dim"]
 _CODES: dict[Style, str] = {"": "", "bold": "\x1b[1m", "dim": "\x1b[2m"}
@@ -127,7 +127,7 @@ def _fitted(
         spare = max(places, key=lambda place: columns[place].spare)
         for loose in (False, True) if not columns[spare].spare else (False,):
             widths = _shares([(columns[place], headings[place], cells[place]) for place in places], width, loose=loose)
-            if _total(widths) <= width and (loose or not _too_tall(columns, cells, places, widths)):
+            if _total(widths) <= width and not (columns[spare].spare and _too_tall(cells, places, widths)):
                 return places, widths
         if not columns[spare].spare:
             if len(places) <= 2:  # only words that are longer than the line are left: they break
@@ -139,13 +139,12 @@ def _fitted(
         places.remove(spare)
 
 
-def _too_tall(
-    columns: Sequence[Field[Any]], cells: Sequence[Sequence[str]], places: Sequence[int], widths: Sequence[int]
-) -> bool:
-    """Return whether a text in a column that can be left out needs more than MOST_LINES lines."""
+def _too_tall(cells: Sequence[Sequence[str]], places: Sequence[int], widths: Sequence[int]) -> bool:
+    """Return whether a text needs more than MOST_LINES lines."""
     return any(
-        columns[place].spare and max((len(_wrapped(text, room)) for text in cells[place]), default=0) > MOST_LINES
+        len(_wrapped(text, room)) > MOST_LINES
         for place, room in zip(places, widths, strict=True)
+        for text in cells[place]
     )
 
 

@@ -32,14 +32,17 @@ SCREENS = [
     "kvcache llama3-8b --seq 8k..128k --batch 1,8",
     "memory llama2-7b",
     "memory deepseek-v3 --layout pp=16,ep=64,dp=128,zero=1 --recompute full",
+    "memory llama2-7b --explain --timeline",
     "memory llama3-8b --phase inference --seq 8k,32k,128k --batch 1,16",
     "compare llama2-7b mistral-7b",
+    "compare llama2-7b --vs --set num_key_value_heads=8",
     "compare gpt2 t5-base mamba2-2.7b",
     "compare llama2-7b mistral-7b deepseek-v3 gemma3-27b jamba-v0.1 gpt-oss-20b",
     "specs list",
     "specs list --devices",
     "specs list --model-types",
     "specs check specs/models/gpt2.toml",
+    "model gpt2 --device meta --layers 2",
     "env",
 ]
 """The commands whose screens are checked."""
