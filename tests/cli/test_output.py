@@ -87,11 +87,14 @@ def test_json(arguments: list[str], capsys: Capture) -> None:
 @each_answer
 def test_csv(arguments: list[str], capsys: Capture) -> None:
     text = answer(capsys, *arguments, "--format", "csv")
-    for part in text.split("\n\n"):
-        rows = list(csv.reader(io.StringIO(part), strict=True))
-        assert len(rows) > 1
-        assert {len(row) for row in rows} == {len(rows[0])}
-        assert "–" not in [cell for row in rows[1:] for cell in row]  # unknown is empty to a machine
+    rows = list(csv.reader(io.StringIO(text), strict=True))
+    assert len(rows) > 1
+    assert {len(row) for row in rows} == {len(rows[0])}, "one line of headings for all rows"
+    assert rows.count(rows[0]) == 1
+    assert len(set(rows[0])) == len(rows[0])
+    assert "–" not in [cell for row in rows[1:] for cell in row]  # unknown is empty to a machine
+    if arguments[0] != "env" and "--devices" not in arguments and "--model-types" not in arguments:
+        assert "model" in rows[0]
 
 
 def test_csv_has_base_units(capsys: Capture) -> None:
