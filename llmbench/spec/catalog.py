@@ -67,7 +67,8 @@ def _model_hint(text: str, names: tuple[str, ...]) -> str:
         return f"`hf:{text[:80]}` reads the config of a Hugging Face repository. {listed}"
     device = _lookup(text, bundled_devices(), "devices")
     if device is not None:
-        return f"`{device}` is a device: `llmbench specs show {device}` shows it. {listed}"
+        fits = f"`llmbench memory llama2-7b --device {device}` says whether a model fits on it"
+        return f"`{device}` is a device: {fits}, and `llmbench specs show {device}` shows it. {listed}"
     wanted = _plain(text)
     family = [name for name in names if len(wanted) > 2 and _plain(name).startswith(wanted)]
     if family:

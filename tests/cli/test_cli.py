@@ -329,7 +329,7 @@ def test_the_format_follows_the_file_name(name: str, options: list[str], begins:
         (["params", "llama3.1"], 2, ["models with this name: llama3.1-405b, llama3.1-70b, llama3.1-8b"]),
         (["params", "deepseek"], 2, ["deepseek-v2-lite and ", " more"]),
         (["params", "meta-llama/Llama-2-7b"], 2, ["`hf:meta-llama/Llama-2-7b` reads the config"]),
-        (["params", "h100"], 2, ["`h100-sxm` is a device"]),
+        (["params", "h100"], 2, ["`h100-sxm` is a device", "--device h100-sxm"]),
         (["params", "llama2-7b", "--set", "kv_heads=8"], 2, ["did you mean `num_key_value_heads`?"]),
         (["params", "llama2-7b", "--set", "n_layers=2"], 2, ["did you mean `num_hidden_layers`?"]),
         (["params", "llama2-7b", "--set", "heads=2"], 2, ["did you mean `num_attention_heads`?"]),

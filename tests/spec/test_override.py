@@ -18,11 +18,12 @@ from llmbench.sizing.params import count_parameters
 from llmbench.sizing.workload import Workload
 from llmbench.spec.base import Part
 from llmbench.spec.catalog import load_bundled
+from llmbench.spec.diagnosis import words_of
 from llmbench.spec.field_paths import HUGGING_FACE_NAMES
 from llmbench.spec.mixer import Attention, LatentAttention
 from llmbench.spec.model import ModelSpec, Norm
 from llmbench.spec.override import override, parse_assignments
-from llmbench.spec.position import RopeScaling
+from llmbench.spec.position import SCALING_FIELDS, RopeScaling
 from llmbench.spec.schema import every_place, fields_of, places, plain, tag_of
 
 SEVERAL = ("llama2-7b", "gpt2", "deepseek-v3", "jamba-v0.1", "gemma3-4b", "t5-small", "bloom-560m", "mixtral-8x7b")
@@ -169,6 +170,12 @@ def test_the_scaling_of_rope_keeps_only_its_own_fields() -> None:
     changed = override(load_bundled("deepseek-v3"), {"scaling.kind": "linear"})
     assert getattr(changed.positions, "scaling", None) == RopeScaling(kind="linear", factor=40.0)
     assert "dropped original_max_position_embeddings" in new_notes("deepseek-v3", changed)
+
+
+def test_every_field_of_a_scaling_belongs_to_a_kind() -> None:
+    fields = fields_of(RopeScaling)
+    assert list(SCALING_FIELDS) == words_of(fields["kind"].annotation)
+    assert {name for names in SCALING_FIELDS.values() for name in names} == set(fields) - {"kind", "factor"}
 
 
 def test_the_order_of_changes_has_no_effect() -> None:
