@@ -188,12 +188,12 @@ def traced() -> Block:
         Field("batch", "batch", "count"),
         Field("attention", "attention"),
         Field("recompute", "recompute"),
-        Field("precision", "precision"),
+        Field("precision", "precision", spare=2),
         Field("traced", "traced", "gib"),
         Field("predicted", "predicted", "gib"),
         Field("error", "error", "number"),
-        Field("within_3", "within 3%"),
-        Field("peak_falls_in", "peak falls in"),
+        Field("within_3", "within 3%", spare=1),
+        Field("peak_falls_in", "peak falls in", spare=3),
     ]
     line = (
         f"{sum(error <= TRACED_BOUND for error in errors)} of {len(errors)} within 3%, largest error {max(errors):.2%}"
@@ -243,14 +243,14 @@ def main() -> None:
         )
     columns: list[Field[Any]] = [
         Field("run", "run"),
-        Field("quantity", "quantity"),
-        Field("layout", "layout"),
+        Field("quantity", "quantity", spare=1),
+        Field("layout", "layout", spare=3),
         Field("measured_gib", "measured (GiB)", "number"),
         Field("predicted_gib", "predicted (GiB)", "number"),
         Field("error", "error", "number"),
-        Field("bound", "bound", "number"),
+        Field("bound", "bound", "number", spare=2),
         Field("within", "within"),
-        Field("peak_falls_in", "peak falls in"),
+        Field("peak_falls_in", "peak falls in", spare=4),
     ]
     show(
         Block(
