@@ -163,6 +163,18 @@ def test_python_examples_of_the_pages(path: Path) -> None:
             assert doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example).failed == 0
 
 
+def test_the_page_of_screens_has_every_command_in_80_columns() -> None:
+    text = (ROOT / "docs" / "screens.md").read_text(encoding="utf-8")
+    shown = [pair for block in examples.BLOCK.finditer(text) for pair in examples.commands(block["body"])]
+    for name, (command, _) in COMMANDS.items():
+        if not hasattr(command, "commands"):
+            assert any(f"{text} ".startswith(f"{name} ") for text, _ in shown), f"no screen of {name}"
+    for text, screen in shown:
+        assert screen, f"docs/screens.md shows no output of {text}"
+        if not text.startswith("llmbench specs show"):  # TOML, whose lines are as long as their texts
+            assert max(map(len, screen.splitlines())) <= 80, text
+
+
 @pytest.mark.parametrize("path", PAGES, ids=relative.get)
 def test_the_site_shows_every_block_as_code(path: Path) -> None:
     """MkDocs shows a block with any other first line as a paragraph, without a warning."""

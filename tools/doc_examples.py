@@ -4,10 +4,10 @@
     python tools/doc_examples.py --check [PAGE...]     # compare; exit 1 and show the differences
     python tools/doc_examples.py --record PAGE...      # also run the examples that contain measured times
 
-An example is a fenced block marked `console`. Each command in it begins with `$ llmbench` or `$ python`. The output of
-a command (stdout, then stderr) follows the command. A line that contains only `…` stands for any number of lines. The
-examples of a page run in order, in one temporary folder that is empty at first. A block marked `json title="NAME"` or
-`toml title="NAME"` is first written to the file NAME in that folder.
+An example is a fenced block marked `console`. Each command in it begins with one of PROMPTS. The output of a command
+(stdout, then stderr) follows the command, as in a terminal of 80 columns. A line that contains only `…` stands for any
+number of lines. The examples of a page run in order, in one temporary folder that has only a link to docs/ at first. A
+block marked `json title="NAME"` or `toml title="NAME"` is first written to the file NAME in that folder.
 
 A block marked `console title="recorded"` shows measured times, which differ in every run. It runs with --record only.
 """
@@ -32,7 +32,7 @@ from llmbench.cli import run
 ROOT = Path(__file__).parent.parent
 RECORDED = 'console title="recorded"'
 BLOCK = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
-PROMPTS = ("$ llmbench", "$ python")
+PROMPTS = ("$ llmbench", "$ python", "$ torchrun")
 ANYTHING = "…"
 
 
@@ -42,22 +42,9 @@ def pages() -> list[Path]:
 
 
 def in_own_process(words: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run `llmbench ...` in a process of its own."""
+    """Run `python -m ...` in a process of its own."""
     own = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     return subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, check=False, env=own)
-
-
-@contextlib.contextmanager
-def width_of_screens() -> Iterator[None]:
-    """Inside the `with` block, the width of the screens of llmbench is 80 characters."""
-    before = os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = "80"
-    try:
-        yield
-    finally:
-        del os.environ["COLUMNS"]
-        if before is not None:
-            os.environ["COLUMNS"] = before
 
 
 def output_of(command: str) -> str:
@@ -69,9 +56,12 @@ def output_of(command: str) -> str:
     if command.startswith("python "):
         words = [sys.executable, *command.split()[1:]]
         return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False).stdout
-    apart = ("llmbench kernels check", "llmbench kernels inspect", "llmbench profile", "llmbench bench")
+    if command.startswith("torchrun "):
+        done = in_own_process(["torch.distributed.run", *shlex.split(command)[1:]])
+        return done.stdout + done.stderr
+    kernels = tuple(f"llmbench kernels {name}" for name in ("bench", "check", "inspect"))
     # The imports of these commands decide whether kernels run in the interpreter, so each command needs a new process.
-    if command.startswith(apart):
+    if command.startswith(("llmbench profile", "llmbench bench", *kernels)):
         done = in_own_process(shlex.split(command))
         return done.stdout + done.stderr
     text = io.StringIO()
@@ -91,14 +81,18 @@ def commands(body: str) -> Iterator[tuple[str, str]]:
 
 @contextlib.contextmanager
 def folder() -> Iterator[None]:
-    """Use an empty temporary folder as the working directory inside the `with` block."""
-    before = Path.cwd()
+    """Use a temporary folder as the working directory inside the `with` block, and 80 columns as the width."""
+    before, width = Path.cwd(), os.environ.get("COLUMNS")
     with tempfile.TemporaryDirectory() as path:
+        Path(path, "docs").symlink_to(ROOT / "docs")
         os.chdir(path)
+        os.environ["COLUMNS"] = "80"
         try:
             yield
         finally:
             os.chdir(before)
+            del os.environ["COLUMNS"]
+            os.environ |= {} if width is None else {"COLUMNS": width}
 
 
 def actual(page: str, record: bool = False) -> str:
@@ -114,8 +108,7 @@ def actual(page: str, record: bool = False) -> str:
             return match[0]
         done = []
         for command, shown in commands(body):
-            with width_of_screens() if command.startswith("llmbench ") else contextlib.nullcontext():
-                printed = output_of(command)
+            printed = output_of(command)
             done.append(f"$ {command}\n{shown if agrees(shown, printed) else printed}")
         return f"```{info}\n{''.join(done)}```"
 
