@@ -17,8 +17,8 @@ from llmbench.answers.about import (
 )
 from llmbench.answers.formulas import FORMULAS, formula_block
 from llmbench.report.document import Block, Document, Table, table
-from llmbench.report.fields import Field, fitted, inside, records
-from llmbench.report.units import plural, size
+from llmbench.report.fields import Field, inside, records
+from llmbench.report.units import Unit, fitting, plural, size
 from llmbench.sizing.dtypes import DType
 from llmbench.sizing.kvcache import KVCache, as_heads, kv_cache
 from llmbench.spec.mixer import SingleMixer, branches
@@ -203,11 +203,12 @@ def _context(caches: Sequence[KVCache]) -> str:
 def _one(row: Cached, kv_dtype: DType) -> list[Block]:
     spec, cache = row.spec, row.cache
     layers = _rows(spec, cache, kv_dtype)
+    unit = fitting("gib", [layer["bytes_per_sequence"] for layer in layers])
     columns: tuple[Field[dict[str, Any]], ...] = (
         Field("layers", "layers"),
         Field("count", "count", "count"),
         Field("kind", "attention", wraps=True),
-        Field("bytes_per_sequence", "per sequence", "gib", scale="bytes"),
+        Field("bytes_per_sequence", "per sequence", unit),
         Field("tokens_kept", "tokens kept", wraps=True, spare=1),
         Field("elements_per_token", "elements per token", wraps=True, spare=2),
     )
@@ -223,12 +224,8 @@ def _one(row: Cached, kv_dtype: DType) -> list[Block]:
             )
     else:
         lines = [_no_cache(spec)]
-    blocks = [
-        model_block(
-            row, context=_context([cache]), table=table(fitted(columns, layers), layers, total=total), lines=lines
-        )
-    ]
-    variants = _variants(spec, cache, kv_dtype) if cache.bytes_total else None
+    blocks = [model_block(row, context=_context([cache]), table=table(columns, layers, total=total), lines=lines)]
+    variants = _variants(spec, cache, kv_dtype, unit) if cache.bytes_total else None
     if variants is not None:
         blocks.append(Block(about=blocks[0].about, table=variants))
     return blocks
@@ -270,8 +267,8 @@ def _alone(spec: ModelSpec, name: str, mixer: SingleMixer) -> ModelSpec:
     return msgspec.structs.replace(spec, layers={**spec.layers, name: layer})
 
 
-def _variants(spec: ModelSpec, cache: KVCache, kv_dtype: DType) -> Table | None:
-    """Return a table with the cache size that the model would have as MHA, GQA and MQA.
+def _variants(spec: ModelSpec, cache: KVCache, kv_dtype: DType, unit: Unit) -> Table | None:
+    """Return a table with the cache size that the model would have as MHA, GQA and MQA, in `unit`.
 
     Return None if the number of KV heads cannot be changed in any layer.
     """
@@ -292,8 +289,8 @@ def _variants(spec: ModelSpec, cache: KVCache, kv_dtype: DType) -> Table | None:
     columns: tuple[Field[tuple[str, KVCache]], ...] = (
         Field("attention", "if attention were", value=lambda row: row[0]),
         Field("bytes_per_token", "per token", "kib", value=lambda row: row[1].bytes_per_token),
-        Field("bytes_total", "total", "gib", value=lambda row: row[1].bytes_total, scale="bytes"),
+        Field("bytes_total", "total", unit, value=lambda row: row[1].bytes_total),
         Field("ratio", "ratio", "ratio", value=lambda row: row[1].bytes_total / cache.bytes_total),
     )
     rows.append((f"as it is ({_kinds(spec)})", cache))
-    return table(fitted(columns, rows), rows)
+    return table(columns, rows)
