@@ -33,8 +33,8 @@ class AboutModel(msgspec.Struct, kw_only=True):
 
     @property
     def notes(self) -> list[str]:
-        """The notes of the spec, and a note if the model cannot read a sequence of `tokens` tokens."""
-        return [*self.spec.notes, *length_notes(self.spec, self.tokens)]
+        """A note if the model cannot read a sequence of `tokens` tokens, and the notes of the spec."""
+        return [*length_notes(self.spec, self.tokens), *self.spec.notes]
 
     @property
     def title(self) -> str:

@@ -360,8 +360,8 @@ def _block(rows: list[Compared], seq: int, *, mark: bool) -> Block:
         table=models,
         lines=[f"{row.spec.name} is approximate: {reason}" for row in rows for reason in row.approximate_because],
         notes=[
-            *distinct(f"{row.spec.name}: {note}" for row in rows for note in row.spec.notes),
             *distinct(note for row in rows for note in length_notes(row.spec, seq)),
+            *distinct(f"{row.spec.name}: {note}" for row in rows for note in row.spec.notes),
         ],
     )
 
