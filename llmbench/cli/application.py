@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
 from typing import Annotated, Any, Literal
@@ -34,10 +35,13 @@ WIDEST_HELP = 120
 """The largest number of columns of a help text. A narrower terminal gets a narrower help text."""
 
 
-def run(arguments: list[str]) -> int:
-    """Run one command and return its exit code. Errors and hints are written to stderr."""
+def run(arguments: list[str], *, imported: Callable[[], None] = lambda: None) -> int:
+    """Run one command and return its exit code. Errors and hints are written to stderr.
+
+    `imported`: called when the module of the command is imported, before the command runs.
+    """
     try:
-        code = _run(arguments)
+        code = _run(arguments, imported)
         sys.stdout.flush()
         return code
     except (SystemExit, BrokenPipeError):  # typer raises SystemExit if the pipe is broken
@@ -58,12 +62,14 @@ def run(arguments: list[str]) -> int:
         return BUG
 
 
-def _run(arguments: list[str]) -> int:
+def _run(arguments: list[str], imported: Callable[[], None]) -> int:
     # Typer does not export the base class of its usage errors, so we take the class from the bases of an exported
     # error.
     usage_error: Any = typer.BadParameter.__mro__[2]
+    app = build(arguments)
+    imported()
     try:
-        result = build(arguments)(args=arguments, prog_name="llmbench", standalone_mode=False)
+        result = app(args=arguments, prog_name="llmbench", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except LLMBenchError as problem:
         _report(str(problem), problem.hint)
