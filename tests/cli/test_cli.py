@@ -418,7 +418,7 @@ OPTIONS = {
     "compare": "--vs --seq --set --format --output",
     "model": "--impl --device --dtype --layers --trace --seq --batch --set --format --output",
     "profile": "--impl --model --set --seq --batch --dtype --pass --device --by --trace --format --output",
-    "bench": "--preset --device --dtype --output --resume --plot --format",
+    "bench": "--preset --model --set --seq --batch --device --dtype --output --resume --plot --format",
     "diff": "--all --format --output",
     "env": "--format --output",
     "kernels list": "--format --output",
