@@ -3,39 +3,31 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from llmbench.bench.experiments import EXPERIMENTS, AboutExperiment
-from llmbench.bench.results.metrics import METRICS, Line, MachineLimits, as_json, compared_with
+from llmbench.cli.bench_document import Measured, caption, document
 from llmbench.cli.measured import (
-    IMPLEMENTATION,
     Device,
     DType,
     ModelName,
     check_file,
     chosen_model,
-    extra_field,
     fail_where_wrong,
     listed,
-    machine,
     need_torch,
-    one_table,
-    place,
 )
 from llmbench.cli.options import As, Counts, Set, answer, prints_tables, sequence_counts, token_counts
 from llmbench.errors import CannotRunError, LLMBenchError
-from llmbench.report.document import Block, Document, table
-from llmbench.report.fields import Field, fitted
 from llmbench.report.units import plural
 
 if TYPE_CHECKING:
-    from llmbench.bench.experiments.experiment import Ask, Chart, Experiment, Group
-    from llmbench.measure.environment import Environment
+    from llmbench.bench.experiments.experiment import Ask, Group
     from llmbench.measure.reference import ReferenceMeasurements
     from llmbench.measure.results import Key, Row
 
@@ -138,7 +130,7 @@ def command(
     from llmbench.bench.results.sheets import curves, has_curves, sheets
     from llmbench.measure.ranks import join
     from llmbench.model.devices import device_of
-    from llmbench.report.plots import check_plot, save, terminal
+    from llmbench.report.plots import check_plot, save
 
     path = _result_file(output, resume)
     check_file("--output", output)
@@ -172,20 +164,16 @@ def command(
     measured = _measured(groups, ask, inputs, path, resume=resume is not None)
     if not ranks.first:
         return
-    document = _document(chosen, ask, measured, inputs)
-    common, parts = sheets(measured.rows, chosen.chart)
-    panels = curves(parts, chosen.chart)
-    if panels and plot is None:
-        more = [f"only the first of {len(panels)} panels is shown; --plot draws all panels"] if len(panels) > 1 else []
-        document.blocks.insert(-1, Block(lines=[*terminal(panels[0]), *more]))
-    answer(document, format, None)
+    answer(document(chosen, ask, measured, inputs, curves=plot is None), format, None)
     if measured.path is not None:
         sys.stderr.write(f"{len(measured.rows)} rows in {measured.path}\n")
-    if plot is not None and panels:
-        save(panels, plot, title=f"{chosen.name}: {chosen.question}", caption=_caption(common, measured.environment))
-        sys.stderr.write(f"wrote {plot}\n")
-    elif plot is not None:
-        sys.stderr.write(f"{plot} not written: fewer than two x values measured so far\n")
+    if plot is not None:
+        panels = curves(sheets(measured.rows, chosen.chart)[1], chosen.chart)
+        if panels:
+            save(panels, plot, title=f"{chosen.name}: {chosen.question}", caption=caption(chosen, measured))
+            sys.stderr.write(f"wrote {plot}\n")
+        else:
+            sys.stderr.write(f"{plot} not written: fewer than two x values measured so far\n")
     _end(measured)
 
 
@@ -201,30 +189,9 @@ command.__doc__ = (
 )
 
 
-class _Measured(NamedTuple):
-    """The rows of a run, and the facts about the run that the answer shows.
-
-    `rows`: all rows, in the order of their groups. Rows that an earlier session wrote to the result file are included.
-    `references`: the reference measurements of this session.
-    `environment`: the machine and the software of this session.
-    `earlier`: for each row of an earlier session, the reference measurements of that earlier session.
-    `notes`: lines of text about the result file.
-    `path`: the result file, or None. If the file of --output was lost during the run, it is a new file.
-    `interruption`: the error that interrupted the run, or None.
-    """
-
-    rows: list[Row]
-    references: ReferenceMeasurements
-    environment: Environment
-    earlier: dict[Key, ReferenceMeasurements]
-    notes: list[str]
-    path: Path | None
-    interruption: KeyboardInterrupt | CannotRunError | None
-
-
 def _measured(
     groups: Sequence[Group], ask: Ask, inputs: dict[str, Any], path: Path | None, *, resume: bool
-) -> _Measured:
+) -> Measured:
     """Measure the rows that the result file does not have yet. If the run is interrupted, return the rows so far."""
     from llmbench.bench.experiments.experiment import run
     from llmbench.bench.results.words import in_words
@@ -273,10 +240,10 @@ def _measured(
         )
     order = {key: index for index, key in enumerate(key for group in groups for key in group.row_keys())}
     ordered = sorted(rows.values(), key=lambda row: order.get(row.key, len(order)))
-    return _Measured(ordered, references, this_machine, earlier, notes, path, interruption)
+    return Measured(ordered, references, this_machine, earlier, notes, path, interruption)
 
 
-def _end(measured: _Measured) -> None:
+def _end(measured: Measured) -> None:
     """End the command with the exit code of the run. Call this function after the answer is written."""
     if isinstance(measured.interruption, KeyboardInterrupt):
         next_step = "no file has these rows, because --output is missing"
@@ -323,88 +290,3 @@ def _progress(count: int) -> Iterator[Callable[[str], None]]:
             bar.update(task, description=text, advance=1)
 
         yield advance
-
-
-def _document(experiment: Experiment, ask: Ask, measured: _Measured, inputs: dict[str, Any]) -> Document:
-    import msgspec
-
-    from llmbench.bench.results.sheets import baseline_of, remarks, sheets
-
-    rows, environment = measured.rows, measured.environment
-    limits = MachineLimits.on(measured.references, environment, ask.dtype, measured.earlier)
-    baselines = baseline_of(rows, experiment)
-    every = [
-        Line(row, limits, baselines.get(index), row.extra | dict(experiment.derived(row, limits)))
-        for index, row in enumerate(rows)
-    ]
-    lines = {line.row.key: line for line in every}
-    extra = [extra_field(*column) for column in experiment.columns]
-    metrics = compared_with(experiment.baseline) if experiment.baseline else METRICS
-    fields: list[Field[Line]] = [IMPLEMENTATION, *extra, *metrics]
-    if experiment.chart:
-        fields.insert(0, _x_field(experiment.chart))
-    fields = fitted(fields, list(lines.values()))
-    common, parts = sheets(rows, experiment.chart)
-    blocks = [
-        Block(
-            headline=sheet.title,
-            table=table(fields, [lines[row.key] for row in sheet.rows]),
-            lines=list(remarks(sheet.rows)),
-        )
-        for sheet in parts
-    ]
-    question = (
-        f"{experiment.name}: {experiment.question}\n{common}" if common else f"{experiment.name}: {experiment.question}"
-    )
-    also = {"reference_measurements": msgspec.to_builtins(limits.references)}
-    tables = [one_table(list(lines.values()), extra)]
-    if experiment.summary is not None:
-        summary = experiment.summary(ask, rows)
-        tables.append(summary.table)
-        blocks.append(Block(headline=summary.key, table=summary.table, lines=summary.lines))
-        also[summary.key] = summary.rows
-    return Document(
-        command="bench",
-        version=2,
-        inputs=inputs,
-        rows_key="rows",
-        rows=as_json(every, experiment.derived),
-        blocks=[
-            Block(headline=question),
-            *blocks,
-            Block(
-                lines=[*machine(environment, limits, rows), *_about(experiment, ask, lines.values()), *measured.notes]
-            ),
-        ],
-        environment=msgspec.to_builtins(environment),
-        also=also,
-        tables=tables,
-    )
-
-
-def _x_field(chart: Chart) -> Field[Line]:
-    return Field(chart.x, chart.label, "count", lambda line: line.row.case[chart.x])
-
-
-def _about(experiment: Experiment, ask: Ask, lines: Collection[Line]) -> Iterator[str]:
-    """Yield notes about the preset, the implementations and the columns of the tables."""
-    from llmbench.model.implementations import IMPLEMENTATIONS, described
-    from llmbench.model.implementations.kernels import on_a_cpu
-
-    yield f"the {'quick' if ask.quick else 'full'} preset, with the shapes for a {'GPU' if ask.on_gpu else 'CPU'}"
-    timed = {line.row.implementation for line in lines if line.row.status == "ok"}
-    if not ask.on_gpu and any(described(name).traits.triton for name in timed & set(IMPLEMENTATIONS)):
-        yield on_a_cpu()
-    if any(line.speedup is not None for line in lines):
-        yield f"speed-up: time of {experiment.baseline} / time of the row, median over the pairs of samples"
-    if ask.shape.model is not None and experiment.model_note:
-        yield experiment.model_note
-    yield from experiment.notes
-
-
-def _caption(common: str, environment: Environment) -> str:
-    """Return the caption of a plot: the settings that all rows share, the machine, and the version of llmbench."""
-    commit, code = environment.commit, f"llmbench {environment.llmbench}"
-    if commit is not None:
-        code += f" at {commit[:8]}{'+' * commit.endswith('+')}"
-    return " · ".join(filter(None, (common, place(environment), code)))

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import msgspec
 import typer
 
+from llmbench.bench.results.sentences import about_changes, where
+from llmbench.bench.results.words import in_words
 from llmbench.cli.measured import check_file
 from llmbench.cli.options import As, Output, answer, prints_tables
 from llmbench.report.document import Block, Document, table
 from llmbench.report.fields import Field, fitted, records
-from llmbench.report.units import plural
 
 if TYPE_CHECKING:
     from llmbench.measure.regressions import Change, Difference
@@ -56,10 +55,17 @@ FIELDS: tuple[Field[Change], ...] = (
         value=lambda change: dict(change.key[1]),
         description="the case: an object with the settings of the measurement",
     ),
-    Field("case", "case", value=lambda change: _case(change), wraps=True, unbroken=True, in_json=False),
+    Field(
+        "verdict",
+        "verdict",
+        text=lambda change: f"{change.verdict}, more memory" if change.memory_grew else None,
+        wraps=True,
+        description="`slower`, `faster`, `same`, `unclear` (the noise is too large for a verdict), `broken` or `fixed` "
+        "(the status changed), `new` or `gone` (only one file has the row)",
+    ),
     Field(
         "implementation",
-        "implementation",
+        "candidate",
         value=lambda change: change.key[2],
         unbroken=True,
         description="name of the implementation or baseline",
@@ -68,7 +74,7 @@ FIELDS: tuple[Field[Change], ...] = (
     _time("after_s", "after", lambda change: change.after),
     Field(
         "ratio",
-        "ratio",
+        "time ratio",
         "ratio",
         description="time in the second file / time in the first file; null unless both rows have a time",
     ),
@@ -80,18 +86,11 @@ FIELDS: tuple[Field[Change], ...] = (
     ),
     Field(
         "peak_ratio",
-        "peak",
+        "peak memory",
         "ratio",
         value=lambda change: change.peak_ratio if change.memory_grew else None,
         in_json=False,
         sparse=True,
-    ),
-    Field(
-        "verdict",
-        "verdict",
-        text=lambda change: f"{change.verdict}, more memory" if change.memory_grew else None,
-        description="`slower`, `faster`, `same`, `unclear` (the noise is too large for a verdict), `broken` or `fixed` "
-        "(the status changed), `new` or `gone` (only one file has the row)",
     ),
     Field(
         "memory_grew",
@@ -145,6 +144,7 @@ def command(
         rows=records(FIELDS, difference.changes),
         blocks=[_block(difference, damaged, everything=all)],
         version=2,
+        tables=[table([Field("case", value=_case), *FIELDS], difference.changes)],
         also={"notes": [*difference.notes, *damaged], "regressions": len(difference.regressions)},
     )
     answer(document, format, output)
@@ -152,24 +152,34 @@ def command(
         raise typer.Exit(1)
 
 
+def _case(change: Change, without: Collection[str] = ()) -> str:
+    """Return the case of a change in words, without some of its fields."""
+    return ", ".join(in_words(change.row.case, [name for name in change.row.case if name not in without]))
+
+
 def _block(difference: Difference, damaged: list[str], *, everything: bool) -> Block:
-    shown = [change for change in difference.changes if everything or change.verdict != "same" or change.memory_grew]
-    fields = list(FIELDS)
-    if len({change.key[0] for change in shown}) == 1:
-        fields[0] = msgspec.structs.replace(fields[0], spare=1)
-    counts = Counter(change.verdict for change in difference.changes)
-    tally = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
-    regressions = plural(len(difference.regressions), "regression") if difference.regressions else "no regression"
-    lines = [f"{plural(len(difference.changes), 'row')}: {tally}; {regressions}"]
-    gone = [f"{change.key[2]} at {_case(change)}" for change in difference.changes if change.verdict == "gone"]
-    if gone:
-        more = f"; and {len(gone) - NAMED} more" if len(gone) > NAMED else ""
-        lines.append(f"gone (only the first file has these rows): {'; '.join(gone[:NAMED])}{more}")
-    if counts["unclear"]:
-        lines.append("unclear: the noise could hide a change by 1.3×; measure again on an idle machine or for longer")
-    changes = table(fitted(fields, shown), shown) if shown else None
-    return Block(table=changes, lines=lines, notes=[*difference.notes, *damaged])
+    """Return the block with the changes. Fields of the case that all shown rows share stand above the table."""
+    changed = [change for change in difference.changes if everything or change.verdict != "same" or change.memory_grew]
+    shown = sorted(changed, key=lambda change: (not change.worse, change.verdict in ("unclear", "same")))
+    cases = [dict(change.row.case) for change in shown]
+    shared = [name for name in (cases[0] if cases else {}) if len({str(case.get(name)) for case in cases}) == 1]
+    experiments = list(dict.fromkeys(change.key[0] for change in shown))
+    common = [*(experiments if len(experiments) == 1 else ()), *in_words(cases[0] if cases else {}, shared)]
 
-
-def _case(change: Change) -> str:
-    return " ".join(f"{name}={value}" for name, value in change.key[1])
+    fields = [field for field in FIELDS if field.name != "experiment" or len(experiments) > 1]
+    place = next(index for index, field in enumerate(fields) if field.name == "before_s")
+    if any(len(case) > len(shared) for case in cases):
+        fields.insert(place, Field("case", "case", value=lambda change: _case(change, shared), wraps=True))
+    gone = [where(change) for change in difference.changes if change.verdict == "gone"]
+    more = f"; and {len(gone) - NAMED} more" if len(gone) > NAMED else ""
+    lines = [f"only in the first file: {'; '.join(gone[:NAMED])}{more}"] if gone else []
+    notes = [*difference.notes, *damaged]
+    if any(change.verdict == "unclear" for change in difference.changes):
+        notes.append("unclear: the noise could hide a change by 1.3×; measure again on an idle machine or for longer")
+    return Block(
+        answer=about_changes(difference),
+        headline=" · ".join(common),
+        table=table(fitted(fields, shown), shown) if shown else None,
+        lines=lines,
+        notes=notes,
+    )

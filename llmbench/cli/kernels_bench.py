@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 import typer
 
 from llmbench.bench.results.metrics import Line, MachineLimits, as_json, compared_with
-from llmbench.cli.measured import device_option, machine, one_table
+from llmbench.cli.measured import device_option, machine, machine_notes, one_table
 from llmbench.cli.options import As, Output, answer, prints_tables, working
 from llmbench.errors import CannotRunError, SpecError
 from llmbench.report.document import Block, Document, table
@@ -33,7 +33,7 @@ Device = Annotated[
     ),
 ]
 
-REHEARSAL = "test run in Triton's interpreter, with one small case per kernel: the times have no meaning"
+REHEARSAL = "This is a test run in Triton's interpreter, with one small case per kernel. The times have no meaning."
 
 
 def _case_field(name: str, heading: str, **options: Any) -> Field[Line]:
@@ -43,7 +43,7 @@ def _case_field(name: str, heading: str, **options: Any) -> Field[Line]:
 FIELDS: tuple[Field[Line], ...] = (
     _case_field("kernel", "kernel", unbroken=True),
     _case_field("shape", "shape", wraps=True),
-    _case_field("dtype", "format"),
+    _case_field("dtype", "format", spare=5),
     Field("implementation", "computed by", value=lambda line: line.row.implementation, unbroken=True),
     *compared_with("reference"),
 )
@@ -119,6 +119,7 @@ def _measured(
 
     from llmbench.bench.experiments.experiment import FULL, run
     from llmbench.bench.kernels import REFERENCE, kernel_groups
+    from llmbench.bench.results.sentences import about_kernels
     from llmbench.bench.results.sheets import remarks
     from llmbench.kernels.formats import short
     from llmbench.measure.clock import clock_for
@@ -127,7 +128,8 @@ def _measured(
 
     clock, this_machine = clock_for(device), environment(device)
     lines: list[Line] = []
-    below: list[str] = [REHEARSAL] if rehearsal else []
+    below: list[str] = []
+    notes: list[str] = []
     by_format: dict[str, Any] = {}
     for dtype in dict.fromkeys(dtype for kernel in kernels for dtype in kernel.formats(formats)):
         supporting = [kernel for kernel in kernels if dtype in kernel.formats(formats)]
@@ -141,15 +143,25 @@ def _measured(
         measured.sort(key=lambda row: order[row.key])
         by_case = {str(row.case): row for row in measured if row.implementation == REFERENCE}
         lines += [Line(row, limits, by_case[str(row.case)], row.extra) for row in measured]
-        below += [*machine(this_machine, limits, measured), *remarks(measured)]
-    below.append("predicted: least time that the reference measurements allow for the kernel's FLOPs and bytes")
-    below.append("speed-up: time of the reference / time of the kernel, median over the pairs of samples")
+        below += machine(this_machine, limits)
+        notes += [*remarks(measured), *machine_notes(limits, measured)]
+    notes.append("predicted time: least time that the reference measurements allow for the kernel's FLOPs and bytes")
+    notes.append("speed-up: time of the reference / time of the kernel, median over the pairs of samples")
+    rows = [line.row for line in lines]
+    finding = about_kernels(rows, REFERENCE, timed=not rehearsal)
     return Document(
         command="kernels.bench",
         inputs=inputs,
         rows_key="rows",
         rows=as_json(lines),
-        blocks=[Block(table=table(fitted(FIELDS, lines), lines), lines=list(dict.fromkeys(below)))],
+        blocks=[
+            Block(
+                answer=" ".join(filter(None, (REHEARSAL if rehearsal else "", finding))),
+                table=table(fitted(FIELDS, lines), lines),
+                lines=list(dict.fromkeys(below)),
+                notes=notes,
+            )
+        ],
         environment=msgspec.to_builtins(this_machine),
         also={"reference_measurements": by_format},
         tables=[one_table(lines)],

@@ -16,9 +16,10 @@ from llmbench.cli.options import MODEL_HELP, load
 from llmbench.errors import CannotRunError, LLMBenchError, install_hint
 from llmbench.report.document import Table, table
 from llmbench.report.fields import Field
-from llmbench.report.units import Unit, percent, plural, si
+from llmbench.report.units import percent, plural, si
 
 if TYPE_CHECKING:
+    from llmbench.bench.experiments.experiment import Column
     from llmbench.bench.results.metrics import MachineLimits
     from llmbench.measure.environment import Environment
     from llmbench.measure.results import Row
@@ -122,13 +123,20 @@ def check_file(option: str, path: Path | None) -> None:
 
 
 IMPLEMENTATION: Field[Line] = Field(
-    "implementation", "implementation", value=lambda line: line.row.implementation, unbroken=True
+    "implementation", "candidate", value=lambda line: line.row.implementation, unbroken=True
 )
 
 
-def extra_field(key: str, heading: str, unit: Unit) -> Field[Line]:
-    """Return the field of a figure that one experiment adds to its rows, under `key` of `Line.extra`."""
-    return Field(key, heading, unit, lambda line: line.extra.get(key), sparse=True)
+def extra_field(column: Column) -> Field[Line]:
+    """Return the field of a figure that one experiment adds to its rows."""
+    return Field(
+        column.key,
+        column.heading,
+        column.unit,
+        lambda line: line.extra.get(column.key),
+        sparse=True,
+        spare=column.spare,
+    )
 
 
 def one_table(lines: Sequence[Line], extra: Sequence[Field[Line]] = ()) -> Table:
@@ -160,10 +168,8 @@ def place(environment: Environment) -> str:
     return f"{where} · torch {environment.torch}"
 
 
-def machine(environment: Environment, limits: MachineLimits, rows: Iterable[Row] = ()) -> list[str]:
-    """Return lines about the device, the reference measurements, the datasheet, and rows that exceed their limit."""
-    from llmbench.measure.measurement import merged_remarks
-
+def machine(environment: Environment, limits: MachineLimits) -> list[str]:
+    """Return lines about the device, the reference measurements and the datasheet."""
     references = limits.references
     rates = ", ".join(
         (
@@ -174,22 +180,29 @@ def machine(environment: Environment, limits: MachineLimits, rows: Iterable[Row]
         )
     )
     lines = [place(environment), f"reference measurements of this run: {rates}"]
-    named = ("matrix product", references.matmul), ("copy", references.copy), ("read", references.read)
-    remarks = merged_remarks((name, reference.measurement.remarks_by_kind()) for name, reference in named)
-    lines += [f"reference measurement of {remark}" for remark in remarks]
     if limits.datasheet is not None:
         share = percent(references.matmul.per_s / limits.datasheet.flops_per_s)
         peak, memory = (si(rate) for rate in limits.datasheet)
         lines.append(
             f"datasheet ({environment.datasheet}): {peak}FLOP/s, {memory}B/s; matrix products reach {share} of the peak"
         )
+    return lines
+
+
+def machine_notes(limits: MachineLimits, rows: Iterable[Row]) -> list[str]:
+    """Return notes on rows that exceed their limit, and on disturbed reference measurements."""
+    from llmbench.measure.measurement import merged_remarks
+
+    references, notes = limits.references, []
     causes = {limits.exceeded_by(row) for row in rows}
     if "a cache" in causes:
-        lines.append(
+        notes.append(
             "share of limit above 100%: the data stayed in a cache between calls, but the limit assumes memory reads"
         )
     if "the machine" in causes:
-        lines.append(
+        notes.append(
             "share of limit above 100%: the machine was slower when its limits were measured (turbo or other load)"
         )
-    return lines
+    named = ("matrix product", references.matmul), ("copy", references.copy), ("read", references.read)
+    remarks = merged_remarks((name, reference.measurement.remarks_by_kind()) for name, reference in named)
+    return [*notes, *(f"reference measurement of {remark}" for remark in remarks)]

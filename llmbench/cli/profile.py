@@ -12,6 +12,7 @@ from llmbench.answers.about import approximate_lines
 from llmbench.bench.extra_candidates import CANDIDATES
 from llmbench.bench.pieces import PIECES, default_implementations
 from llmbench.bench.results.metrics import METRICS, Line, as_json
+from llmbench.bench.results.sentences import about_table
 from llmbench.cli.measured import (
     IMPLEMENTATION,
     Device,
@@ -22,6 +23,7 @@ from llmbench.cli.measured import (
     fail_where_wrong,
     listed,
     machine,
+    machine_notes,
     need_torch,
     one_table,
 )
@@ -30,11 +32,11 @@ from llmbench.errors import CannotRunError, LLMBenchError
 from llmbench.report.describe import headline
 from llmbench.report.document import Block, Document, table
 from llmbench.report.fields import Field, fitted
-from llmbench.report.units import plural
+from llmbench.report.units import percent, plural
 
 if TYPE_CHECKING:
     from llmbench.bench.pieces.piece import Piece, Setting
-    from llmbench.bench.profile import Profile
+    from llmbench.bench.profile import Profile, Target
 
 Named = Annotated[
     str, typer.Argument(metavar="PIECE", help="The piece to time, from the list above.", show_default=False)
@@ -119,21 +121,21 @@ def command(
     """
     need_torch("profile")
     from llmbench.bench.pieces import find_piece
-    from llmbench.bench.profile import candidate_names, profile, setting_of
+    from llmbench.bench.profile import candidate_names, profile, target_of
 
     check_file("--trace", trace)
     check_file("--output", output)
     if trace is not None and output is not None and trace.absolute() == output.absolute():
         raise LLMBenchError(f"--output and --trace name the same file: {trace}", hint="use two different files")
-    target = find_piece(piece)
+    timed = find_piece(piece)
     spec = chosen_model(model, set)
-    setting, notes = setting_of(target, spec, seq_len=seq, batch=batch, dtype=dtype, direction=direction, device=device)
-    names = candidate_names(target, impl, setting)
+    target = target_of(timed, spec, seq_len=seq, batch=batch, dtype=dtype, direction=direction, device=device)
+    names = candidate_names(timed, impl, target.setting)
     with working(f"measuring {piece}"):
-        measured = profile(target, setting, names, by_kernel=by is not None or trace is not None)
+        measured = profile(timed, target.setting, names, by_kernel=by is not None or trace is not None)
     document = _document(
+        timed,
         target,
-        setting,
         measured,
         {
             "piece": piece,
@@ -147,7 +149,6 @@ def command(
             "device": device,
             "by": by,
         },
-        notes,
     )
     answer(document, format, output)
     if trace is not None:
@@ -170,7 +171,7 @@ def _save(measured: Profile, trace: Path) -> None:
     sys.stderr.write(f"wrote {trace}\n")
 
 
-def _document(piece: Piece, setting: Setting, measured: Profile, inputs: dict[str, Any], notes: list[str]) -> Document:
+def _document(piece: Piece, target: Target, measured: Profile, inputs: dict[str, Any]) -> Document:
     import msgspec
 
     baseline = measured.rows[-1]
@@ -178,9 +179,9 @@ def _document(piece: Piece, setting: Setting, measured: Profile, inputs: dict[st
     ops = None
     if measured.ops is not None:
         ops = [op._asdict() | {"launches": [launch._asdict() for launch in op.launches]} for op in measured.ops]
-    blocks = [_block(piece, setting, measured, lines, notes)]
+    blocks = [_block(piece, target, measured, lines)]
     if inputs["by"] is not None:
-        blocks.append(_kernel_block(setting, measured))
+        blocks.append(_kernel_block(target.setting, measured))
     return Document(
         command="profile",
         version=2,
@@ -194,21 +195,30 @@ def _document(piece: Piece, setting: Setting, measured: Profile, inputs: dict[st
     )
 
 
-def _block(piece: Piece, setting: Setting, measured: Profile, lines: list[Line], notes: list[str]) -> Block:
+def _title(piece: Piece, target: Target) -> str:
+    """Return the lines that describe what is timed: the model and the shape."""
+    setting = target.setting
+    tokens = plural(setting.seq_len, "token")
+    shape = [piece.name, target.layer, setting.direction, f"batch {setting.batch:,}", tokens, setting.dtype]
+    return f"{headline(target.model)}\n{' · '.join(filter(None, shape))}: {piece.what}"
+
+
+def _block(piece: Piece, target: Target, measured: Profile, lines: list[Line]) -> Block:
     first = measured.rows[0]
-    below = machine(measured.environment, measured.limits, measured.rows)
+    below = machine(measured.environment, measured.limits)
     if first.work_flops is not None and first.work_bytes:
         per_byte = f"{first.work_flops:,} FLOPs, {first.work_flops / first.work_bytes:,.1f} FLOPs per byte"
         products = per_byte if first.work_flops else "no matrix products"
         bound = measured.limits.bound(first)
         below.append(f"work: {first.work_bytes:,} bytes, {products}; limited by {bound} on this machine")
     below += [f"{row.implementation} ran {', '.join(row.kernels)}" for row in measured.rows if row.kernels]
-    tokens = plural(setting.seq_len, "token")
-    shape = f"{piece.name} · {setting.direction} · batch {setting.batch:,} · {tokens} · {setting.dtype}"
+    notes = [*target.notes, *measured.notes, *machine_notes(measured.limits, measured.rows)]
     return Block(
-        headline=f"{headline(setting.spec)}\n{shape}: {piece.what}",
+        answer=f"{target.change} {about_table(lines, measured.rows[-1].implementation)}".lstrip(),
+        headline=_title(piece, target),
         table=table(fitted((IMPLEMENTATION, *METRICS), lines), lines),
-        lines=[*below, *measured.notes, *notes, *approximate_lines(setting.spec)],
+        lines=[*below, *approximate_lines(target.model)],
+        notes=notes,
     )
 
 
@@ -224,10 +234,10 @@ class OpLine(NamedTuple):
 
 OP_FIELDS: tuple[Field[OpLine], ...] = (
     Field("name", "op and its kernels", wraps=True),
-    Field("runs", "runs", "count"),
-    Field("predicted_s", "predicted", "ms"),
-    Field("measured_s", "measured", "ms"),
+    Field("measured_s", "measured time", "ms", scale="time"),
     Field("share", "share", "percent"),
+    Field("predicted_s", "predicted time", "ms", scale="time"),
+    Field("runs", "runs", "count", spare=1),
 )
 
 
@@ -252,11 +262,13 @@ def _kernel_block(setting: Setting, measured: Profile) -> Block:
             lines.append(OpLine(f"  {len(rest)} more", runs, None, seconds, seconds / total))
     predicted = sum(op.predicted_s or 0.0 for op in measured.ops)
     slowed = "" if setting.device.type == "cuda" else " (the profiler slows down torch's ops)"
+    slowest = measured.ops[0]
     return Block(
+        answer=f"{slowest.op} has the largest share of the recorded time: {percent(slowest.measured_s / total)}.",
         headline=f"time of {measured.rows[0].implementation} by op and kernel{slowed}",
-        table=table(OP_FIELDS, lines, total=OpLine("total", None, predicted, total, 1.0)),
+        table=table(fitted(OP_FIELDS, lines), lines, total=OpLine("total", None, predicted, total, 1.0)),
         lines=[
-            "predicted: least time that this run's reference measurements allow (roofline)",
+            "predicted time: least time that this run's reference measurements allow (roofline)",
             "–: the op is not in the op table, or launched no kernel of its own",
         ],
     )

@@ -92,6 +92,13 @@ class Change(NamedTuple):
     verdict: Verdict
 
     @property
+    def row(self) -> Row:
+        """The row after the change, or the row before if only the file before has it."""
+        row = self.after or self.before
+        assert row is not None
+        return row
+
+    @property
     def added_bytes(self) -> tuple[int, int] | None:
         """The peaks of the call's added memory before and after, in bytes; None unless both peaks are known."""
         if self.before is None or self.after is None or self.before.memory is None or self.after.memory is None:

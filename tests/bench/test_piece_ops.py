@@ -12,7 +12,7 @@ from llmbench.bench.experiments.train.step import TrainStep
 from llmbench.bench.pieces import find_piece
 from llmbench.bench.pieces.moe import ROUTER
 from llmbench.bench.pieces.piece import Setting
-from llmbench.bench.profile import setting_of
+from llmbench.bench.profile import target_of
 from llmbench.errors import LLMBenchError
 from llmbench.model.create import build
 from llmbench.sizing.work import need_bytes
@@ -99,7 +99,8 @@ def test_parameters_of_a_mixture_are_those_of_the_timed_piece() -> None:
 
 
 def test_a_mixture_on_a_cpu_is_one() -> None:
-    at, _ = setting_of(find_piece("moe"), None, seq_len=None, batch=None, dtype=None, direction="forward", device="cpu")
+    target = target_of(find_piece("moe"), None, seq_len=None, batch=None, dtype=None, direction="forward", device="cpu")
+    at = target.setting
     ffn = at.spec.layers[at.spec.order[0]].ffn
     assert isinstance(ffn, MoE)
     assert (ffn.num_experts, ffn.num_experts_per_tok) == (8, 2)

@@ -71,9 +71,9 @@ def test_remarks_stand_below_the_rows() -> None:
         *(row(name, status="n/a", reason="no GPU") for name in ("a", "b", "b")),
     ]
     assert list(remarks(rows)) == [
+        "a, b: n/a, no GPU",
         "flash, sdpa: it cannot be captured",
         "flash, sdpa: noisy",
-        "a, b: n/a, no GPU",
         "flash, sdpa ran pytorch_flash::flash_fwd_kernel",
     ]
     assert list(remarks(rows[1:2]))[1].startswith("sdpa: noisy: IQR is 60%")

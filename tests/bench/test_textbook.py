@@ -216,5 +216,5 @@ def test_the_cheap_runs_decide_their_claims(monkeypatch: pytest.MonkeyPatch) -> 
     assert answer.key == "claims"
     assert [line["claim"] for line in answer.rows] == [claim.name for claim in CLAIMS]
     assert len(answer.table.rows) == len(CLAIMS)
-    assert "flash 512: n/a, not run" in answer.lines
+    assert "flash 512: n/a, not run" in answer.notes
     assert EXPERIMENT.summary is summary

@@ -21,7 +21,8 @@ import torch
 
 from llmbench.bench.experiments import EXPERIMENTS
 from llmbench.bench.extra_candidates import EXTRA_CANDIDATES
-from llmbench.bench.pieces import PIECES
+from llmbench.bench.pieces import PIECES, find_piece
+from llmbench.bench.profile import target_of
 from llmbench.bench.profile.by_op import Recording
 from llmbench.cli import run
 from llmbench.errors import LLMBenchError, install_hint
@@ -29,6 +30,8 @@ from llmbench.measure import environment
 from llmbench.measure.results import Row, read
 from llmbench.model.implementations import IMPLEMENTATIONS
 from llmbench.report import plots
+from llmbench.spec.catalog import load_bundled
+from llmbench.spec.ffn import MoE
 
 Capture = pytest.CaptureFixture[str]
 
@@ -72,6 +75,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     commands = {**PROFILES, "traced": TRACED, **BENCHES}
     commands = {name: [*arguments, "--device", "cpu", "--format", "json"] for name, arguments in commands.items()}
     commands["norms.table"] = ["bench", "norms", "--device", "cpu"]
+    commands["block.table"] = ["profile", "block", *SMALL, "--device", "cpu"]
     commands["norm.table"] = ["profile", "norm", "--device", "cpu", "--by", "kernel"]
     clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     clean["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # this process resumes files with as many threads
@@ -232,9 +236,27 @@ def test_tables_describe_themselves(folder: Path) -> None:
         assert "reference measurements of this run" in text
         assert re.search(r"predicted \((ms|µs)\)", text)
         assert "datasheet" not in text  # a CPU has none, and an empty column is left out
-    assert "the quick preset, with the shapes for a CPU" in bench
+    assert "quick preset, with the shapes for a CPU" in bench
     assert "defaults on a CPU are small" in profile
     assert "time of standard by op and kernel" in profile
+
+
+def test_the_headline_of_profile_describes_the_whole_model(folder: Path) -> None:
+    """The model as it was named, not as it is reduced to the piece. The default of `moe` says what was left out."""
+    lines = (folder / "block.table.out").read_text().splitlines()
+    assert any(line.startswith("smollm2-135m · 30 layers · ") and "vocab 49152" in line for line in lines)
+    moe = find_piece("moe")
+    target = target_of(moe, None, seq_len=8, batch=1, dtype=None, direction="forward", device="cpu")
+    experts, whole = (spec.layers["block"].ffn for spec in (target.model, load_bundled("olmoe-1b-7b")))
+    assert isinstance(experts, MoE)
+    assert isinstance(whole, MoE)
+    assert f"{experts.num_experts} of {whole.num_experts} experts" in target.change
+    assert f"{experts.num_experts_per_tok} of {whole.num_experts_per_tok} per token" in target.change
+    named = target_of(
+        moe, load_bundled("olmoe-1b-7b"), seq_len=8, batch=1, dtype=None, direction="forward", device="cpu"
+    )
+    assert (named.change, named.model) == ("", load_bundled("olmoe-1b-7b"))
+    assert named.setting.spec.layers == named.model.layers
 
 
 def test_memory_is_near_what_was_predicted(folder: Path) -> None:

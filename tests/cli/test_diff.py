@@ -97,7 +97,9 @@ def test_a_planted_slow_down_is_found(tmp_path: Path, capsys: Capture) -> None:
     assert run(["diff", str(before), str(after)]) == 1
     text = capsys.readouterr().out
     assert "1.30×" in text
-    assert "6 rows: 1 slower, 5 same; 1 regression" in text
+    assert text.startswith("1 of 6 rows became worse. flash in attention (seq 64, causal True) takes 1.30× as long")
+    assert "5 rows did not change by more than the noise." in text
+    assert "attention · seq 64 · causal True" in text
     after.write_bytes(after.read_bytes()[:-9])
     assert run(["diff", str(before), str(after)]) == 1
     assert "after.jsonl:7: " in capsys.readouterr().out
@@ -114,8 +116,8 @@ def test_memory_that_grew_and_rows_that_are_gone(tmp_path: Path, capsys: Capture
     fewer = file_of([quiet("a", 2**23)], tmp_path / "fewer.jsonl")
     assert run(["diff", str(before), str(fewer)]) == 0
     text = capsys.readouterr().out
-    assert "2 rows: 1 same, 1 gone; no regression" in text
-    assert "gone (only the first file has these rows): b at causal=True seq=512" in text
+    assert text.startswith("None of 2 rows became worse. 1 row did not change by more than the noise. 1 row is only in")
+    assert "only in the first file: b in attention (seq 512, causal True)" in text
 
 
 def test_noisy_samples_are_unclear(tmp_path: Path, capsys: Capture) -> None:
@@ -123,7 +125,7 @@ def test_noisy_samples_are_unclear(tmp_path: Path, capsys: Capture) -> None:
     noisy = file_of([row("a", *(0.01 * (0.6 + 0.2 * (n % 5)) for n in range(10)))], tmp_path / "noisy.jsonl")
     assert run(["diff", str(before), str(noisy)]) == 0
     text = capsys.readouterr().out
-    assert "1 row: 1 unclear; no regression" in text
+    assert "The only row did not become worse. 1 row is unclear, because its noise is too large." in text
     assert "unclear: the noise could hide a change by 1.3×" in text
 
 

@@ -10,7 +10,7 @@ from itertools import product
 from typing import NamedTuple
 
 from llmbench.bench.candidates import Entry, entry_group
-from llmbench.bench.experiments.experiment import Ask, Experiment, Group
+from llmbench.bench.experiments.experiment import Ask, Column, Experiment, Group
 from llmbench.bench.experiments.synthetic import model_of
 from llmbench.bench.pieces.moe import FFN as FEED_FORWARD
 from llmbench.bench.pieces.reduce import layer_of, with_layer
@@ -110,5 +110,5 @@ EXPERIMENT = Experiment(
     question="how much does each activation cost in feed-forwards with equal parameter counts?",
     groups=groups,
     baseline="GELU",
-    columns=(("intermediate_size", "intermediate", "count"), ("parameters", "parameters", "count")),
+    columns=(Column("intermediate_size", "width", "count", spare=5), Column("parameters", "parameters", "count")),
 )

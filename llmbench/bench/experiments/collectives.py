@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from llmbench.bench.experiments.experiment import Ask, Chart, Experiment, Group
+from llmbench.bench.experiments.experiment import Ask, Chart, Column, Experiment, Group
 from llmbench.bench.results.metrics import MachineLimits
 from llmbench.kernels.proof.accuracy import Verdict
 from llmbench.measure.check_and_time import Candidate
@@ -162,8 +162,8 @@ EXPERIMENT = Experiment(
     groups=groups,
     baseline="",
     columns=(
-        ("algorithm_bytes_per_s", "algorithm", "gb_per_s"),
-        ("bus_bytes_per_s", "bus", "gb_per_s"),
+        Column("bus_bytes_per_s", "bus bandwidth", "gb_per_s", spare=0),
+        Column("algorithm_bytes_per_s", "algorithm bandwidth", "gb_per_s"),
     ),
     chart=Chart("bytes", "bytes"),
     derived=derived,

@@ -34,7 +34,7 @@ from llmbench.report.units import Unit
 from llmbench.sizing.work import Pass
 from llmbench.spec.model import ModelSpec
 
-__all__ = ["FULL", "QUICK", "Ask", "Chart", "Experiment", "Group", "Pace", "Shape", "Summary", "run"]
+__all__ = ["FULL", "QUICK", "Ask", "Chart", "Column", "Experiment", "Group", "Pace", "Shape", "Summary", "run"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,14 +170,27 @@ class Chart(NamedTuple):
     label: str
 
 
+class Column(NamedTuple):
+    """A figure that an experiment adds to its table. `key`: its key in `Line.extra`. `spare`: as in `Field`."""
+
+    key: str
+    heading: str
+    unit: Unit
+    spare: int = 4
+
+
 class Summary(NamedTuple):
-    """A summary of all rows of an experiment. The terminal shows `table`, and `lines` below the table. JSON contains
-    `rows` under the key `key`."""
+    """A summary of all rows of an experiment.
+
+    The terminal shows `table` before the other tables, `answer` above it, and `notes` below it. JSON contains `rows`
+    under the key `key`.
+    """
 
     key: str
     rows: list[dict[str, Any]]
     table: Table
-    lines: list[str]
+    answer: str
+    notes: list[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,8 +198,9 @@ class Experiment:
     """A question, and the groups of candidates that answer the question.
 
     - `baseline`: the candidate with which the other candidates of a group are compared.
-    - `columns`: the extra figures that the table shows, each as (key, heading, unit).
+    - `columns`: the extra figures that the table shows.
     - `derived(row, limits)` computes more figures from the time of a row.
+    - `finding(rows)` returns a sentence on the figures of `columns` in one table, or "".
     - `summary(ask, rows)` computes a table over all rows.
     - `model_note`: the line that says what the experiment takes from a model that the user named.
     - `notes`: the lines that explain the figures below the table.
@@ -197,9 +211,10 @@ class Experiment:
     question: str
     groups: Callable[[Ask], list[Group]]
     baseline: str
-    columns: tuple[tuple[str, str, Unit], ...] = ()
+    columns: tuple[Column, ...] = ()
     chart: Chart | None = None
     derived: Callable[[Row, MachineLimits], Mapping[str, Scalar]] = lambda row, limits: {}
+    finding: Callable[[Sequence[Row]], str] = lambda rows: ""
     summary: Callable[[Ask, Sequence[Row]], Summary] | None = None
     processes: Processes = "one"
     model_note: str = ""

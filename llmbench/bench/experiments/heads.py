@@ -12,18 +12,19 @@ depth (32 layers) and the feed-forward ratio of LLaMA-2-7B.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 from typing import NamedTuple
 
 from msgspec.structs import replace
 
 from llmbench.bench.candidates import Entry, entry_group
-from llmbench.bench.experiments.experiment import Ask, Experiment, Group
+from llmbench.bench.experiments.experiment import Ask, Column, Experiment, Group
 from llmbench.bench.experiments.synthetic import heads, model_of
 from llmbench.bench.pieces import find_piece
 from llmbench.bench.pieces.blocks import STEP
 from llmbench.bench.pieces.reduce import attention_of, with_attention
-from llmbench.measure.results import Scalar
+from llmbench.measure.results import Row, Scalar
 from llmbench.model.devices import free_bytes
 from llmbench.sizing.kvcache import kv_cache
 from llmbench.sizing.memory import inference_memory
@@ -178,15 +179,26 @@ def _served(model: ModelSpec | None, hidden: int, mixer: Mixer) -> ModelSpec:
     return replace(model, layers=layers, positions=Rope(), published_parameters=None).check()
 
 
+def smallest_cache(rows: Sequence[Row]) -> str:
+    """Return a sentence on the kind of attention with the smallest cache per token."""
+    sizes = {row.implementation: row.extra.get("kv_bytes_per_token") for row in rows}
+    known = {name: size for name, size in sizes.items() if isinstance(size, int)}
+    if "MHA" not in known:
+        return ""
+    least = min(known, key=lambda name: known[name])
+    return f"{least} has the smallest cache: {known[least] / known['MHA']:.1%} of that of MHA."
+
+
 EXPERIMENT = Experiment(
     question="how do MHA, GQA, MQA and MLA of equal hidden size differ in cache size, speed and largest batch?",
     groups=groups,
     baseline="MHA",
     columns=(
-        ("parameters", "parameters", "count"),
-        ("kv_bytes_per_token", "cache per token", "bytes"),
-        ("largest_batch", "largest batch", "count"),
+        Column("kv_bytes_per_token", "cache per token", "bytes", spare=0),
+        Column("largest_batch", "largest batch", "count", spare=1),
+        Column("parameters", "parameters", "count"),
     ),
+    finding=smallest_cache,
     model_note="the attention has the sizes of the model's attention, without its windows, norms and biases",
     notes=(
         "parameters, cache per token: the values of the timed attention layer with its projections",

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from llmbench.bench.candidates import Entry, entry_group
-from llmbench.bench.experiments.experiment import Ask, Chart, Experiment, Group
+from llmbench.bench.experiments.experiment import Ask, Chart, Column, Experiment, Group
 from llmbench.bench.experiments.synthetic import ROUTINGS, Routing, choices, model_of
 from llmbench.bench.pieces import find_piece
 from llmbench.bench.pieces import moe as pieces
@@ -186,9 +186,9 @@ EXPERIMENT = Experiment(
     groups=groups,
     baseline="loop",
     columns=(
-        ("parameters", "parameters", "count"),
-        ("active_parameters", "active", "count"),
-        ("load", "busiest expert", "ratio"),
+        Column("load", "busiest expert", "ratio"),
+        Column("active_parameters", "active parameters", "count", spare=5),
+        Column("parameters", "parameters", "count", spare=6),
     ),
     chart=Chart("experts", "experts"),
     model_note="the mixtures have the sizes of the model's experts, but a plain router and no shared experts",

@@ -116,6 +116,8 @@ class Piece:
     - `fuses`: whether implementations with fused kernels run all ops of the piece in one kernel.
     - `phase`: the phase of the ops. A decoding piece has no backward pass.
     - `shapes`: the default shape on a GPU and on a CPU, as (model, changes to the model, batch, tokens per sequence).
+    - `default_change`: in words, how the default model on a CPU differs from the model with its name, and why; "" if it
+      does not differ.
     - `check_seq`: the tokens per sequence in the fp64 check.
     - `name`, `what`: the name and the description.
     - `impl`, `cpu_impl`: the default implementation on a GPU and on a CPU.
@@ -129,6 +131,7 @@ class Piece:
     has: Callable[[Op], bool]
     build: Callable[[Setting], BuiltPiece]
     shapes: dict[Literal["cuda", "cpu"], tuple[str, dict[str, Any], int, int]] = field(default_factory=dict)
+    default_change: str = ""
     phase: Literal["train", "decode"] = "train"
     impl: str = "fused"
     cpu_impl: str = "standard"

@@ -27,7 +27,7 @@ from llmbench.sizing.work import Pass
 from llmbench.spec.catalog import find_model
 from llmbench.spec.model import ModelSpec
 
-__all__ = ["Profile", "candidate_names", "profile", "setting_of"]
+__all__ = ["Profile", "Target", "candidate_names", "profile", "target_of"]
 
 
 class Profile(NamedTuple):
@@ -48,7 +48,28 @@ class Profile(NamedTuple):
     unrecorded: str = ""
 
 
-def setting_of(
+class Target(NamedTuple):
+    """What `profile` times.
+
+    `setting`: the setting of the piece, with the model reduced to the piece. `model`: the whole model. `change`: in
+    words, how the default model differs from the model with its name; "" if it does not differ. `notes`: notes about
+    the defaults that were used.
+    """
+
+    setting: Setting
+    model: ModelSpec
+    change: str
+    notes: list[str]
+
+    @property
+    def layer(self) -> str:
+        """The layer that is timed, in words, if the model has several kinds of layers; otherwise ""."""
+        kinds = list(self.model.layers)
+        timed = list(self.setting.spec.layers)
+        return f"layer kind `{timed[0]}` of {', '.join(kinds)}" if len(kinds) > 1 and len(timed) == 1 else ""
+
+
+def target_of(
     piece: Piece,
     spec: ModelSpec | None,
     *,
@@ -57,22 +78,19 @@ def setting_of(
     dtype: Format | None,
     direction: Pass,
     device: str,
-) -> tuple[Setting, list[str]]:
-    """Return the setting at which a piece is timed, and notes about the defaults that were used. On a GPU, the default
-    shapes are larger than on a CPU, and the default format is bf16. On a CPU, the default format is fp32."""
+) -> Target:
+    """Return the setting at which a piece is timed. On a GPU, the default shapes are larger than on a CPU, and the
+    default format is bf16. On a CPU, the default format is fp32."""
     where = device_of(device)
     if where.type == "meta":
         raise LLMBenchError("--device meta cannot be timed: it allocates no memory", hint="choose cpu, cuda or auto")
     kind: Literal["cuda", "cpu"] = "cuda" if where.type == "cuda" else "cpu"
     model, changes, default_batch, default_seq = piece.shapes[kind]
-    notes = []
+    notes, change = [], ""
     if spec is None:
         from llmbench.spec.override import override
 
-        spec = override(find_model(model), changes)
-    if kind == "cpu" and (seq_len is None or batch is None):
-        shape = f"{default_batch} × {default_seq:,} tokens, fp32"
-        notes.append(f"defaults on a CPU are small: {shape}; --seq, --batch, --dtype and --model change them")
+        spec, change = override(find_model(model), changes), piece.default_change if changes else ""
     setting = Setting(
         spec=piece.reduce(spec),
         batch=batch or default_batch,
@@ -81,10 +99,13 @@ def setting_of(
         device=where,
         direction=direction,
     )
+    if kind == "cpu" and (seq_len is None or batch is None):
+        shape = f"{setting.batch:,} × {setting.seq_len:,} tokens, {setting.dtype}"
+        notes.append(f"defaults on a CPU are small, here {shape}; --seq, --batch, --dtype and --model change them")
     if piece.name == "model":
         refuse_beyond_positions(spec, setting.seq_len)
     check_direction(piece, setting)
-    return setting, notes
+    return Target(setting, spec, change, notes)
 
 
 def candidate_names(piece: Piece, impl: str | None, setting: Setting) -> list[str]:

@@ -150,13 +150,95 @@ class Line:
         except LLMBenchError:  # the rows come from two sessions, or a time is 0
             return None
 
-    @metric("tokens per second; null if the row has no value `tokens`", "tokens/s", "count")
-    def tokens_per_s(self) -> float | None:
-        return self._tokens / self.row.seconds if self._tokens and self.row.seconds else None
-
     @metric("median time of one call", "time", "ms", scale="time", sparse=False, text=_status)
     def seconds(self) -> float | None:
         return self.row.seconds or None
+
+    @metric("interquartile range of the samples, as a share of the median", "spread", "percent")
+    def spread(self) -> float | None:
+        return self._times.spread if self._times else None
+
+    @metric(
+        "time of the baseline / time of the row: median of the ratios of paired samples",
+        "speed-up",
+        "ratio",
+        scale="",
+    )
+    def speedup(self) -> float | None:
+        return self._speedup.median if self._speedup else None
+
+    @metric("(predicted time − measured time) / measured time", "prediction error", "error")
+    def prediction_error(self) -> float | None:
+        predicted, seconds = self.row.predicted_s, self.row.seconds
+        return predicted / seconds - 1 if predicted and seconds else None
+
+    @metric(
+        "least time that the reference measurements allow (roofline) / median time. The reference measurements come "
+        "from the session that measured the row",
+        "share of limit",
+        "percent",
+        spare=3,
+    )
+    def share_of_limit(self) -> float | None:
+        return _share(self.row, self.limits.limits_of(self.row))
+
+    @metric(
+        "peak memory of one call: its inputs and everything that it allocates",
+        "peak memory",
+        "gib",
+        spare=2,
+        scale="bytes",
+    )
+    def peak_bytes(self) -> int | None:
+        return peak_bytes(self.row) if self._times else None
+
+    @metric("tokens per second; null if the row has no value `tokens`", "tokens/s", "count", spare=6)
+    def tokens_per_s(self) -> float | None:
+        return self._tokens / self.row.seconds if self._tokens and self.row.seconds else None
+
+    @metric(
+        "predicted time: sum of the least times of the implementation's ops",
+        "predicted time",
+        "ms",
+        spare=7,
+        scale="time",
+    )
+    def predicted_s(self) -> float | None:
+        return self.row.predicted_s
+
+    @metric("achieved rate: FLOPs of one call / median time", "compute rate", "tflops_per_s", spare=8)
+    def flops_per_s(self) -> float | None:
+        return self.row.flops_per_s
+
+    @metric("peak memory of one call that the op table predicts", "predicted peak", "gib", spare=9, scale="bytes")
+    def need_bytes(self) -> int | None:
+        return self.row.need_bytes
+
+    @metric(
+        "achieved memory traffic: least bytes that one call must read and write / median time",
+        "memory traffic",
+        "gb_per_s",
+        spare=10,
+    )
+    def bytes_per_s(self) -> float | None:
+        return self.row.bytes_per_s
+
+    @metric("least time that the datasheet allows (roofline) / median time", "share of datasheet", "percent", spare=11)
+    def share_of_datasheet(self) -> float | None:
+        return _share(self.row, self.limits.datasheet)
+
+    @metric("energy of the whole GPU board per token", "energy per token", "joules", spare=12)
+    def joules_per_token(self) -> float | None:
+        joules = self.joules_per_call
+        return joules / self._tokens if joules is not None and self._tokens else None
+
+    @metric("energy of the whole GPU board per call", "energy per call", "joules", spare=13)
+    def joules_per_call(self) -> float | None:
+        return self.row.energy.joules_per_call if self._times and self.row.energy else None
+
+    @metric("number of samples")
+    def n(self) -> int | None:
+        return self._times.n if self._times else None
 
     @metric("10th percentile of the samples, in seconds")
     def p10_s(self) -> float | None:
@@ -170,66 +252,6 @@ class Line:
     def iqr_s(self) -> float | None:
         return self._times.iqr_s if self._times else None
 
-    @metric("number of samples")
-    def n(self) -> int | None:
-        return self._times.n if self._times else None
-
-    @metric("interquartile range of the samples, as a share of the median", "spread", "percent", spare=4)
-    def spread(self) -> float | None:
-        return self._times.spread if self._times else None
-
-    @metric("achieved rate: FLOPs of one call / median time", "rate", "tflops_per_s", spare=1)
-    def flops_per_s(self) -> float | None:
-        return self.row.flops_per_s
-
-    @metric(
-        "achieved memory traffic: least bytes that one call must read and write / median time",
-        "traffic",
-        "gb_per_s",
-        spare=6,
-    )
-    def bytes_per_s(self) -> float | None:
-        return self.row.bytes_per_s
-
-    @metric(
-        "least time that the reference measurements allow (roofline) / median time. The reference measurements come "
-        "from the session that measured the row",
-        "share of limit",
-        "percent",
-    )
-    def share_of_limit(self) -> float | None:
-        return _share(self.row, self.limits.limits_of(self.row))
-
-    @metric("least time that the datasheet allows (roofline) / median time", "share of datasheet", "percent", spare=2)
-    def share_of_datasheet(self) -> float | None:
-        return _share(self.row, self.limits.datasheet)
-
-    @metric("peak memory of one call: its inputs and everything that it allocates", "peak", "gib", scale="bytes")
-    def peak_bytes(self) -> int | None:
-        return peak_bytes(self.row) if self._times else None
-
-    @metric("peak memory of one call that the op table predicts", "analytic", "gib", spare=3, scale="bytes")
-    def need_bytes(self) -> int | None:
-        return self.row.need_bytes
-
-    @metric("predicted time: sum of the least times of the implementation's ops", "predicted", "ms", scale="time")
-    def predicted_s(self) -> float | None:
-        return self.row.predicted_s
-
-    @metric("(predicted time − measured time) / measured time", "pred. error", "percent", spare=5)
-    def prediction_error(self) -> float | None:
-        predicted, seconds = self.row.predicted_s, self.row.seconds
-        return predicted / seconds - 1 if predicted and seconds else None
-
-    @metric("energy of the whole GPU board per call", "energy per call", "joules", spare=7)
-    def joules_per_call(self) -> float | None:
-        return self.row.energy.joules_per_call if self._times and self.row.energy else None
-
-    @metric("energy of the whole GPU board per token", "energy per token", "joules")
-    def joules_per_token(self) -> float | None:
-        joules = self.joules_per_call
-        return joules / self._tokens if joules is not None and self._tokens else None
-
     @metric("10th percentile of the speed-up over the pairs of samples")
     def speedup_p10(self) -> float | None:
         return self._speedup.p10 if self._speedup else None
@@ -238,18 +260,9 @@ class Line:
     def speedup_p90(self) -> float | None:
         return self._speedup.p90 if self._speedup else None
 
-    @metric(
-        "time of the baseline / time of the row: median of the ratios of paired samples",
-        "speed-up",
-        "ratio",
-        scale="",
-    )
-    def speedup(self) -> float | None:
-        return self._speedup.median if self._speedup else None
-
 
 METRICS: tuple[Field[Line], ...] = tuple(metric.field for metric in vars(Line).values() if isinstance(metric, Metric))
-"""The metrics of a measured row, in the order of the columns of a table."""
+"""The metrics of a measured row, in the order of the columns of a table: the most important one first."""
 
 
 def compared_with(baseline: str) -> tuple[Field[Line], ...]:

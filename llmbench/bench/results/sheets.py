@@ -65,13 +65,10 @@ def _case(row: Row) -> tuple[tuple[str, Scalar], ...]:
 def remarks(rows: Sequence[Row]) -> Iterator[str]:
     """Yield the lines below a table: the reasons for rows without a time, remarks on the times, and the attention
     kernels that ran. Candidates with the same remark share a line."""
-    yield from merged_remarks(
-        (
-            row.implementation,
-            row.measurement.remarks_by_kind() if row.measurement else {f"{row.status}, {row.reason}": ""},
-        )
-        for row in rows
-    )
+    untimed = [row for row in rows if row.measurement is None]
+    yield from merged_remarks((row.implementation, {f"{row.status}, {row.reason}": ""}) for row in untimed)
+    timed = [(row.implementation, row.measurement) for row in rows if row.measurement is not None]
+    yield from merged_remarks((name, measurement.remarks_by_kind()) for name, measurement in timed)
     ran: dict[str, list[str]] = {}
     for row in rows:
         if row.kernels:

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from llmbench.bench.experiments.experiment import Ask, Experiment, Group, Summary
-from llmbench.bench.experiments.textbook.claims import CLAIMS, NEAR, Claim, Outcome, outcome
+from llmbench.bench.experiments.experiment import Ask, Column, Experiment, Group, Summary
+from llmbench.bench.experiments.textbook.claims import CLAIMS, NEAR, Claim, Outcome, Verdict, outcome
 from llmbench.bench.experiments.textbook.runs import RUNS, is_own
 from llmbench.bench.results.words import in_words
 from llmbench.measure.results import Row
@@ -37,20 +37,31 @@ def outcomes(rows: Sequence[Row]) -> list[Outcome]:
 
 
 def summary(ask: Ask, rows: Sequence[Row]) -> Summary:
-    """Return the table of the claims and the lines below the table.
-
-    The first line counts the claims per verdict. Then one line for each claim with the verdict "n/a" gives the reason.
-    """
+    """Return the table of the claims. The sentence above it counts the claims per verdict. A note below it gives the
+    reason of each claim without a figure."""
     decided = [_as_json(decision, rows) for decision in outcomes(rows)]
     verdicts = [line["verdict"] for line in decided]
-    counted = (f"{name} {verdicts.count(name)}" for name in dict.fromkeys(verdicts))
-    lines = [f"{len(verdicts)} claims: {', '.join(counted)}"]
-    lines += [f"{line['claim']}: n/a, {line['reason']}" for line in decided if line["verdict"] == "n/a"]
-    return Summary("claims", decided, table(FIELDS, zip(CLAIMS, decided, strict=True)), lines)
+    counted = [
+        f"{verdicts.count(verdict)} {one if verdicts.count(verdict) == 1 else many}"
+        for verdict, (one, many) in COUNTED.items()
+        if verdict in verdicts
+    ]
+    answer = f"Of {len(verdicts)} claims, {', '.join(counted)}."
+    notes = [f"{line['claim']}: n/a, {line['reason']}" for line in decided if line["verdict"] == "n/a"]
+    return Summary("claims", decided, table(FIELDS, zip(CLAIMS, decided, strict=True)), answer, notes)
+
+
+COUNTED: dict[Verdict, tuple[str, str]] = {
+    "holds": ("holds", "hold"),
+    "does not": ("does not hold", "do not hold"),
+    "n/a here": ("cannot be decided at the small shapes of this run",) * 2,
+    "n/a": ("has no figure", "have no figure"),
+}
+"""For each verdict, what the sentence above the table says of one claim and of several claims."""
 
 
 FIELDS: tuple[Field[tuple[Claim, dict[str, Any]]], ...] = (
-    Field("says", "claim", value=lambda pair: pair[1]["says"], wraps=True),
+    Field("verdict", "verdict", value=lambda pair: pair[1]["verdict"]),
     Field("claimed", "claimed", value=lambda pair: pair[1]["claimed"], text=lambda pair: _bounded(pair[0])),
     Field(
         "measured",
@@ -58,9 +69,9 @@ FIELDS: tuple[Field[tuple[Claim, dict[str, Any]]], ...] = (
         value=lambda pair: pair[1]["measured"],
         text=lambda pair: _shown(pair[0], pair[1]["measured"]),
     ),
-    Field("verdict", "verdict", value=lambda pair: pair[1]["verdict"]),
-    Field("kind", "kind", value=lambda pair: pair[1]["kind"]),
-    Field("setting", "setting", value=lambda pair: pair[1]["setting"], wraps=True),
+    Field("says", "claim", value=lambda pair: pair[1]["says"], wraps=True),
+    Field("kind", "kind", value=lambda pair: pair[1]["kind"], spare=2),
+    Field("setting", "setting", value=lambda pair: pair[1]["setting"], wraps=True, spare=1),
 )
 """The fields of the table. Each field reads a pair: a claim, and the JSON object of the claim."""
 
@@ -120,7 +131,10 @@ EXPERIMENT = Experiment(
     question="do a textbook's claims about speed and memory hold on this machine?",
     groups=groups,
     baseline="",
-    columns=(("loss_of_guessing", "loss of guessing", "percent"), ("loss_at_length", "loss at length", "percent")),
+    columns=(
+        Column("loss_of_guessing", "loss of guessing", "percent"),
+        Column("loss_at_length", "loss at length", "percent"),
+    ),
     summary=summary,
     notes=(
         f"holds: the measured figure differs from the claimed figure by at most {NEAR:.0%}. Changes are compared as"

@@ -27,7 +27,7 @@ from llmbench.spec.ffn import Gated, MoE
 from llmbench.spec.model import ModelSpec
 from llmbench.spec.override import override
 
-__all__ = ["CLAIMS", "Claim", "Outcome", "outcome"]
+__all__ = ["CLAIMS", "Claim", "Outcome", "Verdict", "outcome"]
 
 Rows = Mapping[str, Row]
 """The rows of a run, by the name of the candidate."""

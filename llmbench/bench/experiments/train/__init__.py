@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any
 
-from llmbench.bench.experiments.experiment import Ask, Experiment, Group
+from llmbench.bench.experiments.experiment import Ask, Column, Experiment, Group
 from llmbench.bench.experiments.synthetic import heads, model_of
 from llmbench.bench.experiments.train.sharding import Sharding
 from llmbench.bench.experiments.train.step import Trainer, TrainStep, verdicts
@@ -258,7 +258,7 @@ EXPERIMENT = Experiment(
     question="how fast does a model train, and how much memory does it need?",
     groups=groups,
     baseline="sdpa",
-    columns=(("mfu", "MFU", "percent"), ("hfu", "HFU", "percent")),
+    columns=(Column("mfu", "MFU", "percent", spare=0), Column("hfu", "HFU", "percent")),
     derived=derived,
     processes="any",
     notes=(
@@ -268,8 +268,8 @@ EXPERIMENT = Experiment(
         " of the datasheet; without a datasheet, it is the rate of matrix products in this run",
         "HFU: defined like MFU, but recomputed FLOPs count too. Recomputed are the scores in the backward pass of flash"
         " attention, and layers with recomputation",
-        "analytic: the peak memory that `llmbench memory` predicts",
-        "predicted: the sum of the roofline times of all ops, without communication",
+        "predicted peak: the peak memory that `llmbench memory` predicts",
+        "predicted time: the sum of the roofline times of all ops, without communication",
         "batch: the number of sequences of all ranks together. FSDP gives each rank an equal part of the batch. Tensor"
         " parallelism (TP) gives the whole batch to every rank",
     ),

@@ -1,0 +1,160 @@
+"""The sentences that open measured tables: they claim what the rows show, and nothing else."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmbench.bench.results.metrics import Line, MachineLimits
+from llmbench.bench.results.sentences import about_cases, about_changes, about_kernels, about_table, comparison
+from llmbench.measure.measurement import Measurement, quantile
+from llmbench.measure.memory import MemoryPeak
+from llmbench.measure.regressions import NOISE_FLOOR, diff
+from llmbench.measure.results import Row, Status
+from llmbench.report.units import shown
+from tests.measure.rows import references, results
+
+LIMITS = MachineLimits(references(), None)
+WRONG = ("INCORRECT", "FAILED")
+
+
+def row(name: str, samples: list[float] | float, *, status: Status = "ok", added: int = 0, **case: Any) -> Row:
+    """A row with these samples, or with ten equal ones."""
+    fields: dict[str, Any] = {"reason": "for a reason"}
+    if status == "ok":
+        times = [samples] * 10 if isinstance(samples, float) else samples
+        fields = {"measurement": Measurement(samples_s=tuple(times), clock="cpu")}
+        fields["memory"] = MemoryPeak(added_bytes=added, by="tensors") if added else None
+    return Row(experiment="attention", case={"seq_len": 64} | case, implementation=name, status=status, **fields)
+
+
+def about(*rows: Row, x: str | None = None) -> str:
+    """The sentences of a table with the baseline `standard`."""
+    bases = {row.case["seq_len"]: row for row in rows if row.implementation == "standard"}
+    return about_table([Line(row, LIMITS, bases.get(row.case["seq_len"])) for row in rows], "standard", x)
+
+
+times = st.lists(st.floats(1e-6, 1e-2), min_size=5, max_size=5)
+candidates = st.lists(
+    st.tuples(times, st.sampled_from(("ok", "ok", "ok", "n/a", "OOM", *WRONG)), st.integers(0, 2**24)),
+    min_size=1,
+    max_size=5,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(times, candidates, st.floats(0.3, 3))
+def test_a_claim_is_what_the_rows_show(base: list[float], others: list[Any], factor: float) -> None:
+    """The ratio in a sentence is the speed-up of the row. Nothing is claimed if the samples of both rows point in both
+    directions, or if the medians are closer than the noise. Candidates with an error are named."""
+    standard = row("standard", base, added=2**20)
+    rows = [standard]
+    for number, (samples, status, added) in enumerate(others):
+        close = [sample * factor for sample in base] if number % 2 else samples
+        rows.append(row(f"c{number}", close, status=status, added=added))
+    text = about(*rows)
+    lines = {one.implementation: Line(one, LIMITS, standard) for one in rows[1:]}
+    claimed = {name: (ratio, verb) for name, verb, ratio in re.findall(r"(c\d) (is|takes) ([\d.,]+×)", text)}
+    for part in re.findall(r"[^.]*?(?: are faster than| take longer than| takes longer than)", text):
+        verb = "is" if "faster" in part else "takes"
+        claimed |= {name: (ratio, verb) for name, ratio in re.findall(r"(c\d) \(([\d.,]+×)\)", part)}
+    for name, (ratio, verb) in claimed.items():
+        speedup = lines[name].speedup
+        assert speedup is not None
+        assert ratio == shown(speedup if verb == "is" else 1 / speedup, "ratio")
+        assert (speedup > 1) == (verb == "is")
+        pairs = [a / b for a, b in zip(base, lines[name].row.measurement.samples_s, strict=True)]  # type: ignore[union-attr]
+        assert quantile(pairs, 0.1) > 1 or quantile(pairs, 0.9) < 1
+        change = math.log(lines[name].row.seconds / standard.seconds)  # type: ignore[operator]
+        assert abs(change) > NOISE_FLOOR["cpu"]
+    for one in rows:
+        if one.status in WRONG:
+            assert re.search(rf"{one.implementation}\b.*: {one.status}\.|more: {one.status}\.", text), text
+    assert not re.search(r"\b[A-Z][a-z]+ [A-Z][a-z]", text)
+
+
+def test_a_clear_difference_is_claimed_with_its_memory_and_limit() -> None:
+    standard, flash = row("standard", 1.82e-3, added=3 * 2**20), row("flash", 1e-3, added=2**20)
+    assert about(standard, flash) == "flash is 1.82× faster than standard and uses a third of the memory."
+    assert about(standard, row("flash", 3.64e-3)) == "flash takes 2.00× as long as standard."
+    assert about(standard, row("flash", 1.8e-3)) == "flash does not differ from standard by more than the noise."
+    work = {"work_flops": 10**8, "work_bytes": 1}  # 0.1 ms at 1 TFLOP/s
+    limited = [Row(**{name: getattr(one, name) for name in one.__struct_fields__} | work) for one in (standard, flash)]
+    assert about(*limited).endswith(" Both are far from the limit of this machine (at most 10.0% of it).")
+
+
+def test_the_largest_x_is_compared_and_errors_are_named_for_every_x() -> None:
+    rows = [
+        row("standard", 1e-3),
+        row("flash", 0.0, status="INCORRECT"),
+        row("standard", 4e-3, seq_len=128),
+        row("flash", 1e-3, seq_len=128),
+        row("flex", 0.0, status="OOM", seq_len=128),
+        row("cudnn", 0.0, status="n/a", seq_len=128),
+    ]
+    assert about(*rows, x="seq_len") == (
+        "flash: INCORRECT. At 128 tokens, flash is 4.00× faster than standard. flex ran out of memory. "
+        "cudnn cannot run here."
+    )
+    assert about(row("a", 0.0, status="FAILED")) == "a: FAILED. No row has a time."
+
+
+def test_cases_are_counted() -> None:
+    rows = [
+        one
+        for length, flash_s in ((64, 0.5e-3), (128, 0.25e-3), (256, 1e-3), (512, 2e-3))
+        for one in (row("standard", 1e-3, seq_len=length), row("flash", flash_s, seq_len=length))
+    ]
+    assert about_cases(rows, "standard") == (
+        "flash is faster than standard in 2 of 4 cases (2.00× to 4.00×) and slower in 1 (2.00×)."
+    )
+    assert about_cases(rows[4:6], "standard") == ""
+    equal = [row(name, 1e-3, seq_len=length) for length in (1, 2) for name in ("standard", "flash", "b")]
+    assert about_cases(equal, "standard") == "No candidate differs from standard by more than the noise."
+
+
+def kernel_rows(**times: float) -> list[Row]:
+    """A kernel and its reference, which takes 1 ms, for each kernel."""
+    return [
+        row(name, seconds, kernel=kernel)
+        for kernel, kernel_s in times.items()
+        for name, seconds in (("kernel", kernel_s), ("reference", 1e-3))
+    ]
+
+
+def test_kernels_are_compared_with_their_references() -> None:
+    assert about_kernels(kernel_rows(glu=0.5e-3), "reference") == (
+        "glu is faster than its reference in its only case (2.00×)."
+    )
+    many = kernel_rows(a=0.5e-3, b=0.25e-3, c=1e-3, d=2e-3)
+    assert about_kernels(many, "reference") == (
+        "A kernel is faster than its reference in 2 of 4 cases (2.00× to 4.00×) and slower in 1 (2.00×). "
+        "Slower in at least one case: d."
+    )
+    wrong = [*many, row("kernel", 0.0, status="INCORRECT", kernel="e")]
+    assert about_kernels(wrong, "reference", timed=False) == "e: INCORRECT."
+
+
+def test_changes_are_told_in_words() -> None:
+    before = [row(name, 1e-3, mask="causal") for name in ("flash", "sdpa", "old")]
+    after = [row("flash", 1.3e-3, mask="causal"), *before[1:2], row("new", 1e-3, mask="causal")]
+    assert about_changes(diff(results(*before), results(*after))) == (
+        "1 of 4 rows became worse. flash in attention (64 tokens, causal) takes 1.30× as long (noise can explain at "
+        "most 1.11×). 1 row did not change by more than the noise. 1 row is only in the second file. 1 row is only in "
+        "the first file."
+    )
+    broken = [row("flash", 0.0, status="FAILED", mask="causal"), *before[1:]]
+    assert "flash in attention (64 tokens, causal) is now FAILED." in about_changes(
+        diff(results(*before), results(*broken))
+    )
+    assert about_changes(diff(results(*before), results(*before))) == (
+        "None of 3 rows became worse. 3 rows did not change by more than the noise."
+    )
+
+
+def test_rows_of_two_sessions_are_not_compared() -> None:
+    assert comparison(row("a", [1e-3] * 3), row("b", [1e-3] * 4)) is None

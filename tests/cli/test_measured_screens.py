@@ -1,0 +1,127 @@
+"""The screens of the measuring commands: no line is wider than the terminal, and the essential columns stay."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+import torch
+
+from llmbench.bench.experiments import EXPERIMENTS, find_experiment, heads
+from llmbench.bench.experiments.experiment import Ask, Shape
+from llmbench.bench.pieces import PIECES, find_piece
+from llmbench.bench.profile import Profile, target_of
+from llmbench.bench.results.metrics import MachineLimits
+from llmbench.cli import diff as diff_command
+from llmbench.cli.bench_document import Measured, document
+from llmbench.cli.profile import _document as profile_document
+from llmbench.measure.memory import MemoryPeak
+from llmbench.measure.regressions import diff
+from llmbench.measure.results import Row
+from llmbench.report.document import Document, View
+from llmbench.report.render import render
+from llmbench.spec.catalog import load_bundled
+from tests.measure.rows import ENVIRONMENT, references, results, timed
+
+WIDTHS = (60, 80, 100, 160)
+ESSENTIAL = ("time", "spread", "error")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heads, "free_bytes", lambda device: 2**37)
+
+
+def measured(row: Row, **extra: Any) -> Row:
+    """The row with a time, a peak and figures of the usual sizes."""
+    fields = {name: getattr(row, name) for name in row.__struct_fields__}
+    fields |= {"status": "ok", "reason": None, "measurement": timed(*(1e-4 * (10 + n) for n in range(10)))}
+    fields |= {"memory": MemoryPeak(added_bytes=123_456_789, by="tensors"), "need_bytes": 98_765_432}
+    fields |= {"work_flops": 10**9, "work_bytes": 10**8, "predicted_s": 1.1e-3, "extra": {"tokens": 4096} | extra}
+    return Row(**fields)
+
+
+def bench_document(name: str, shape: Shape = Shape()) -> tuple[Document, list[Row]]:
+    """The answer of an experiment on a CPU, with a time in every row but the last one."""
+    experiment = find_experiment(name)
+    ask = Ask(quick=True, device=CPU, dtype="fp32", shape=shape)
+    extra = {column.key: 1_234_567 if column.unit in ("count", "bytes") else 0.789 for column in experiment.columns}
+    bare = [
+        Row(experiment=name, case=dict(group.case), implementation=own, status="n/a", reason="a reason of some length")
+        for group in experiment.groups(ask)
+        for own in group.names
+    ]
+    rows = [*(measured(row, **extra) for row in bare[:-1]), bare[-1]]
+    inputs = {"experiment": name}
+    return document(experiment, ask, Measured(rows, references(), ENVIRONMENT, {}, []), inputs), rows
+
+
+def lines_of(answer: Document, width: int, monkeypatch: pytest.MonkeyPatch, *, notes: bool = True) -> list[str]:
+    """The lines of an answer in a terminal of that width."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    out = io.StringIO()
+    render(answer, "table", out, View(notes=notes))
+    return out.getvalue().splitlines()
+
+
+def fits(answer: Document, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check that no line is wider than the terminal."""
+    for width in WIDTHS:
+        for line in lines_of(answer, width, monkeypatch):
+            assert len(line) <= width, line
+
+
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name != "collectives"])
+def test_a_screen_of_bench_fits_the_terminal(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = [Shape()]
+    if EXPERIMENTS[name].model:
+        model = load_bundled("olmoe-1b-7b" if name == "moe" else "llama3.2-3b")
+        shapes.append(Shape(model=model, changes=("num_hidden_layers=2",), seq_lens=(64, 128)))
+    for shape in shapes:
+        answer, _ = bench_document(name, shape)
+        fits(answer, monkeypatch)
+        for block in answer.blocks:
+            assert block.table is None or block.answer, block.headline
+        text = " ".join(" ".join(lines_of(answer, 80, monkeypatch, notes=False)).split())
+        assert all(heading in text for heading in ESSENTIAL)
+        assert text.split(".")[0]
+    first = answer.blocks[0]
+    assert first.answer
+    assert first.headline.startswith(f"{name}: ")
+    if name == "textbook":
+        assert first.table is not None
+        assert first.table.columns[0].heading == "verdict"
+
+
+@pytest.mark.parametrize("name", PIECES)
+def test_a_screen_of_profile_fits_the_terminal(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    piece = find_piece(name)
+    target = target_of(piece, None, seq_len=64, batch=None, dtype=None, direction="forward", device="cpu")
+    case = {"piece": name, "model": target.model.name}
+    rows = [
+        measured(Row(experiment="profile", case=case, implementation=impl, status="n/a", reason="none"))
+        for impl in (piece.impl, "standard")
+    ]
+    profile = Profile(rows, MachineLimits(references(), None), ENVIRONMENT, ["a note"])
+    answer = profile_document(piece, target, profile, {"by": None})
+    fits(answer, monkeypatch)
+    assert answer.blocks[0].answer.endswith(".")
+    text = " ".join(lines_of(answer, 80, monkeypatch))
+    assert all(heading in text for heading in ESSENTIAL)
+
+
+def test_a_screen_of_diff_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, rows = bench_document("attention")
+    before, after = results(*rows[:-2]), results(*rows[1:])
+    difference = diff(before, after)
+    answer = Document(
+        command="diff",
+        inputs={},
+        rows_key="changes",
+        rows=[],
+        blocks=[diff_command._block(difference, [], everything=True)],
+    )
+    fits(answer, monkeypatch)
+    assert answer.blocks[0].answer.startswith("None of ")
