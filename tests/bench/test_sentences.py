@@ -85,6 +85,9 @@ def test_a_clear_difference_is_claimed_with_its_memory_and_limit() -> None:
     work = {"work_flops": 10**8, "work_bytes": 1}  # 0.1 ms at 1 TFLOP/s
     limited = [Row(**{name: getattr(one, name) for name in one.__struct_fields__} | work) for one in (standard, flash)]
     assert about(*limited).endswith(" Both are far from the limit of this machine (at most 10.0% of it).")
+    work["work_flops"] = 2 * 10**9
+    limited = [Row(**{name: getattr(one, name) for name in one.__struct_fields__} | work) for one in (standard, flash)]
+    assert about(*limited).endswith(" flash exceeds its limit (200.0% of it); a note says why.")
 
 
 def test_the_largest_x_is_compared_and_errors_are_named_for_every_x() -> None:

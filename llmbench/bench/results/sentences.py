@@ -195,7 +195,9 @@ def _limit(lines: Sequence[Line]) -> Iterator[str]:
         return
     best = max(shares, key=lambda name: shares[name] or 0.0)
     most = shares[best] or 0.0
-    if most >= FAR:
+    if most > 1:
+        yield f"{best} exceeds its limit ({percent(most)} of it); a note says why."
+    elif most >= FAR:
         yield f"{best} reaches {percent(most)} of the limit of this machine."
     elif len(shares) == 1:
         yield f"It is far from the limit of this machine ({percent(most)} of it)."
