@@ -16,6 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from llmbench.printable import printable
+
 __all__ = [
     "CannotRunError",
     "LLMBenchError",
@@ -28,6 +30,10 @@ __all__ = [
 ]
 
 
+MOST_CHARACTERS = 4000
+"""The largest length of a message or a hint. A name in a damaged file can have any length."""
+
+
 class LLMBenchError(Exception):
     """An error that the user can understand and correct.
 
@@ -37,8 +43,8 @@ class LLMBenchError(Exception):
     exit_code = 2
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.hint = hint
+        super().__init__(printable(message, most=MOST_CHARACTERS, lines=True))
+        self.hint = None if hint is None else printable(hint, most=MOST_CHARACTERS, lines=True)
 
 
 class UnknownNameError(LLMBenchError):

@@ -54,6 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
 
         print("\n".join(complete(words, shell)))
         return
+    _fill_closed_streams()
     import io
 
     for stream in (sys.stdout, sys.stderr):
@@ -72,6 +73,24 @@ def main(arguments: list[str] | None = None) -> None:
         # time of a sizing command. Triton reports objects that are not freed, so they are not frozen.
         gc.freeze()
     raise SystemExit(code)
+
+
+def _fill_closed_streams() -> None:
+    """Open the null device in place of each standard stream that is closed.
+
+    Otherwise the next file that a command opens would get the number of the stream, and answers would go into it.
+    """
+    numbers = [number for number, stream in enumerate((sys.stdin, sys.stdout, sys.stderr)) if stream is None]
+    for number in numbers:
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        if nowhere != number:
+            os.dup2(nowhere, number)
+            os.close(nowhere)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False)
+    if sys.stdout is None:
+        sys.stderr.write("error: stdout is closed, so the answer cannot be written\n")
+        raise SystemExit(2)
 
 
 def run(arguments: list[str]) -> int:

@@ -14,6 +14,7 @@ import typer
 from llmbench._version import __version__
 from llmbench.cli import COMMANDS
 from llmbench.cli.help import HelpfulCommand, HelpfulGroup
+from llmbench.cli.messages import say
 from llmbench.errors import LLMBenchError
 
 BUG = 101
@@ -155,10 +156,7 @@ def _root(
 
 
 def _report(message: str, hint: str | None = None) -> None:
-    text = f"error: {message}\n"
-    if hint:
-        text += f"\nhint: {hint}\n"
-    sys.stderr.write(text)
+    say(f"error: {message}" + (f"\n\nhint: {hint}" if hint else ""))
 
 
 def _usage_hint(problem: Any) -> str:

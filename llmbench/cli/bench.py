@@ -22,6 +22,7 @@ from llmbench.cli.measured import (
     listed,
     need_torch,
 )
+from llmbench.cli.messages import say
 from llmbench.cli.options import As, Counts, Set, answer, prints_tables, sequence_counts, token_counts
 from llmbench.errors import CannotRunError, LLMBenchError
 from llmbench.report.units import plural
@@ -166,14 +167,14 @@ def command(
         return
     answer(document(chosen, ask, measured, inputs, curves=plot is None), format, None)
     if measured.path is not None:
-        sys.stderr.write(f"{len(measured.rows)} rows in {measured.path}\n")
+        say(f"{len(measured.rows)} rows in {measured.path}")
     if plot is not None:
         panels = curves(sheets(measured.rows, chosen.chart)[1], chosen.chart)
         if panels:
             save(panels, plot, title=f"{chosen.name}: {chosen.question}", caption=caption(chosen, measured))
-            sys.stderr.write(f"wrote {plot}\n")
+            say(f"wrote {plot}")
         else:
-            sys.stderr.write(f"{plot} not written: fewer than two x values measured so far\n")
+            say(f"{plot} not written: fewer than two x values measured so far")
     _end(measured)
 
 
@@ -249,7 +250,7 @@ def _end(measured: Measured) -> None:
         next_step = "no file has these rows, because --output is missing"
         if measured.path is not None:
             next_step = f"`--resume {measured.path}` continues the run"
-        sys.stderr.write(f"interrupted: {len(measured.rows)} rows were measured; {next_step}\n")
+        say(f"interrupted: {len(measured.rows)} rows were measured; {next_step}")
         raise typer.Exit(130)
     if measured.interruption is not None:
         raise measured.interruption

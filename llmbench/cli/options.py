@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from llmbench.cli.help import OUTPUT
+from llmbench.cli.messages import say
 from llmbench.errors import LLMBenchError
 from llmbench.report.document import NOTES, Document, View
 from llmbench.report.render import Format, render
@@ -235,4 +236,4 @@ def answer(document: Document, format: Format, output: Path | None) -> None:
             render(document, format, stream, _view.get(View()))
     except OSError as problem:
         raise LLMBenchError(f"cannot write {output}: {problem.strerror}") from None
-    sys.stderr.write(f"wrote {output}\n")
+    say(f"wrote {output}")

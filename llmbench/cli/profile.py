@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
@@ -27,6 +26,7 @@ from llmbench.cli.measured import (
     need_torch,
     one_table,
 )
+from llmbench.cli.messages import say
 from llmbench.cli.options import As, Output, Set, answer, positive_integer, prints_tables, token_count, working
 from llmbench.errors import CannotRunError, LLMBenchError
 from llmbench.report.describe import headline
@@ -168,7 +168,7 @@ def _save(measured: Profile, trace: Path) -> None:
     if measured.recording is None:
         raise CannotRunError(f"no trace: {measured.unrecorded}")
     measured.recording.save(trace)
-    sys.stderr.write(f"wrote {trace}\n")
+    say(f"wrote {trace}")
 
 
 def _document(piece: Piece, target: Target, measured: Profile, inputs: dict[str, Any]) -> Document:

@@ -11,6 +11,7 @@ import msgspec
 import typer
 
 from llmbench.answers.about import approximate_lines, title
+from llmbench.cli.messages import say
 from llmbench.cli.options import MODEL_HELP, As, Output, Set, answer, load, prints_tables
 from llmbench.errors import LLMBenchError, SpecError
 from llmbench.report.describe import headline
@@ -309,7 +310,7 @@ def import_config(
     """
     spec = load(config, None)
     for line in approximate_lines(spec):
-        sys.stderr.write(line + "\n")
+        say(line)
     spec = msgspec.structs.replace(
         spec,
         name=spec.name if output is None else output.stem,
@@ -379,4 +380,4 @@ def _write(text: str, output: Path | None) -> None:
         output.write_text(text, encoding="utf-8")
     except OSError as problem:
         raise LLMBenchError(f"cannot write {output}: {problem.strerror}") from None
-    sys.stderr.write(f"wrote {output}\n")
+    say(f"wrote {output}")

@@ -21,6 +21,7 @@ from llmbench.measure.energy import Energy
 from llmbench.measure.environment import Environment
 from llmbench.measure.measurement import Measurement, MemoryPeak
 from llmbench.measure.reference import ReferenceMeasurements
+from llmbench.printable import printable
 from llmbench.spec.reading import read_bytes
 
 __all__ = [
@@ -222,7 +223,7 @@ def read(path: str | Path) -> Results:
         try:
             decoded = _decode(results.path, line)
         except (msgspec.DecodeError, UnicodeDecodeError) as problem:
-            results.damaged.append(Damage(results.path, number, str(problem)))
+            results.damaged.append(Damage(results.path, number, printable(str(problem), most=300)))
             if _may_be_header(line):  # of the rows that follow
                 open_session = None
             continue

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
+from llmbench.errors import MOST_CHARACTERS
+from llmbench.printable import printable
 from llmbench.report.fields import Cell, Field, records
 from llmbench.report.units import Unit, heading, plural, texts
 
@@ -61,13 +63,13 @@ class Table(msgspec.Struct, kw_only=True):
 
     def headings(self) -> list[str]:
         """Return the headings of the columns, with their units."""
-        return [heading(column.heading or "", column.unit) for column in self.columns]
+        return [_cell(heading(column.heading or "", column.unit)) for column in self.columns]
 
     def texts(self) -> list[list[str]]:
         """Return the texts of all cells, row by row."""
         columns = [[row[place] for row in self.rows] for place in range(len(self.columns))]
         shown = [cell_texts(cells, column.unit) for cells, column in zip(columns, self.columns, strict=True)]
-        return [list(row) for row in zip(*shown, strict=True)]
+        return [list(map(_cell, row)) for row in zip(*shown, strict=True)]
 
 
 def table(fields: Sequence[Field[Item]], items: Iterable[Item], *, total: Item | None = None) -> Table:
@@ -113,6 +115,10 @@ def cell_texts(cells: Sequence[Any], unit: Unit) -> list[str]:
     return [cell.text if isinstance(cell, Cell) else text for cell, text in zip(cells, texts(plain, unit), strict=True)]
 
 
+def _cell(text: str) -> str:
+    return printable(text, most=MOST_CHARACTERS)
+
+
 class Block(msgspec.Struct, kw_only=True):
     """One section of an answer for people: a headline, a table, and lines of text below the table.
 
@@ -134,7 +140,7 @@ class Block(msgspec.Struct, kw_only=True):
     @property
     def above(self) -> list[str]:
         """The texts above the table. The first one is shown in bold."""
-        return [text for text in (self.answer, self.headline) if text]
+        return [printable(text, lines=True) for text in (self.answer, self.headline) if text]
 
 
 class Document(msgspec.Struct, kw_only=True):
@@ -173,5 +179,5 @@ class Document(msgspec.Struct, kw_only=True):
             said.update(new)
             shown = new if notes else new[:NOTES]
             more = [f"`--notes` shows {plural(len(new) - NOTES, 'more note')}"] if len(shown) < len(new) else []
-            below.append([*block.lines, *(f"note: {note}" for note in shown), *more])
+            below.append(list(map(printable, (*block.lines, *(f"note: {note}" for note in shown), *more))))
         return below

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from typing import Any, Literal, TextIO
 
 import msgspec
 
 from llmbench._version import __version__
+from llmbench.printable import json_escaped, printable
 from llmbench.report.document import Block, Document, Table, View
 from llmbench.report.fields import Cell, Field
 
@@ -43,7 +45,7 @@ def to_json(document: Document) -> str:
         document.rows_key: document.rows,
     }
     try:
-        return msgspec.json.format(msgspec.json.encode(content), indent=2).decode() + "\n"
+        return json_escaped(msgspec.json.format(msgspec.json.encode(content), indent=2).decode()) + "\n"
     except UnicodeEncodeError:  # `inputs` has a command-line argument that is not valid UTF-8
         import json
 
@@ -73,7 +75,7 @@ def _csv(document: Document) -> str:
         behind = {name: value for name, value in about.items() if isinstance(value, list)}
         names = [*front, *(column.name for column in columns), *behind]
         if not header:
-            writer.writerow(header := names)
+            writer.writerow(map(printable, header := names))
         if names != header:
             continue
         for row in rows:
@@ -97,23 +99,29 @@ def _plain(value: Any) -> Any:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (list, tuple)):
-        return "; ".join("" if part is None else str(part) for part in value)
-    return "" if value is None else value
+        return printable("; ".join("" if part is None else str(part) for part in value))
+    return printable(value) if isinstance(value, str) else "" if value is None else value
 
 
 def _markdown(document: Document, view: View) -> str:
     parts: list[str] = []
     for block, lines in zip(document.blocks, document.below(notes=view.notes), strict=True):
-        parts += [text if number else f"**{text}**" for number, text in enumerate(block.above)]
+        above = map(_escaped, block.above)
+        parts += [text if number else f"**{text}**" for number, text in enumerate(above)]
         if block.table is not None:
             parts.append(_markdown_table(block.table.for_people()))
-        parts += lines
+        parts += map(_escaped, lines)
     return "\n\n".join(parts) + "\n"
+
+
+def _escaped(text: str) -> str:
+    """Return the text with a backslash before each `<` that may begin an HTML tag or a link."""
+    return re.sub(r"<(?=[A-Za-z/!?])", r"\\<", text)
 
 
 def _markdown_table(table: Table) -> str:
     def line(cells: list[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(_escaped(cell).replace("|", "\\|") for cell in cells) + " |"
 
     head = table.headings()
     rule = ["---" if column.unit == "text" else "---:" for column in table.columns]

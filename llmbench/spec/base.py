@@ -11,6 +11,8 @@ from typing import Annotated, NamedTuple
 
 import msgspec
 
+from llmbench.printable import UNSAFE
+
 Size = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
 """A dimension or a number of things, from 1 to 2³¹."""
 
@@ -23,7 +25,7 @@ LARGEST = 1e30
 A product of larger numbers can overflow fp32. A product of numbers below 1 / LARGEST can underflow.
 """
 
-Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=f"^[^{UNSAFE}]+$")]
 
 
 class Fault(NamedTuple):

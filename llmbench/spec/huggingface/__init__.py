@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from llmbench.errors import SpecError, UnsupportedError, suggestion
+from llmbench.printable import printable
 from llmbench.spec.huggingface.composite import text_part
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.facts import facts
@@ -68,18 +69,13 @@ def from_config(values: dict[str, Any], *, name: str, source: str = "Hugging Fac
     config.doubt_unread()
     named = msgspec.structs.replace(
         spec,
-        name=_text(name)[:200],
-        source=_text(source),
-        approximate=tuple(map(_text, (*spec.approximate, *config.approximate))),
-        undescribed=tuple(map(_text, (*spec.undescribed, *config.undescribed))),
-        notes=tuple(map(_text, (*spec.notes, *config.notes))),
+        name=printable(name)[:200],
+        source=printable(source),
+        approximate=tuple(map(printable, (*spec.approximate, *config.approximate))),
+        undescribed=tuple(map(printable, (*spec.undescribed, *config.undescribed))),
+        notes=tuple(map(printable, (*spec.notes, *config.notes))),
     )
     return validated(named)
-
-
-def _text(text: str) -> str:
-    """Replace lone surrogates with `?`. JSON and file names can contain them, but they cannot be encoded in UTF-8."""
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def validated(spec: ModelSpec) -> ModelSpec:
