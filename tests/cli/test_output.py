@@ -439,7 +439,7 @@ def test_values_in_their_units(value: float, unit: Unit, text: str) -> None:
 @pytest.mark.parametrize(
     ("unit", "values", "shown"),
     [
-        ("ms", [0.0123, 0.5], ["12", "500"]),
+        ("ms", [0.0123, 0.5], ["12.3", "500.0"]),
         ("ms", [0.000123, 0.0005], ["0.123", "0.500"]),
         ("ms", [0.000012, "OOM", 0.25, None], ["0.012", "OOM", "250.000", "–"]),
         ("number", [1, 20], ["1", "20"]),
