@@ -371,8 +371,9 @@ def _as_bfloat16(x: float) -> float:
 def t5(c: Config) -> ModelSpec:
     """T5 and its versions are encoder-decoders with a relative position bias.
 
-    LongT5 has a sliding window in the encoder. Switch has experts in every n-th layer. n is the number of layers
-    divided by the number of layers with experts. The encoder and the decoder can have different values of n.
+    LongT5 has a sliding window in the encoder. Switch has experts in every n-th layer. The key `encoder_sparse_step` or
+    `decoder_sparse_step` states n. Without this key, n is the number of layers divided by the number of layers with
+    experts, or the number of layers if no layer shall have experts.
     """
     hidden = c.size("hidden_size")
     heads, head_dim = c.size("num_attention_heads"), c.size("d_kv")
@@ -402,16 +403,13 @@ def t5(c: Config) -> ModelSpec:
     decoder_depth = c.size("num_decoder_layers", depth)
     expect_depths(c, depth, decoder_depth)
 
-    def stack(count: int, sparse_key: str, *, causal: bool) -> list[tuple[str, Layer]]:
-        """Return the layers of the decoder if `causal`, otherwise the layers of the encoder.
-
-        `sparse_key`: the config key of the number of layers with experts (Switch).
-        """
+    def stack(count: int, *, causal: bool) -> list[tuple[str, Layer]]:
+        """Return the layers of the decoder if `causal`, otherwise the layers of the encoder."""
         layers = []
         step = 0
         if switch:
-            sparse = c.count(sparse_key)
-            step = count // sparse if sparse else 0
+            side = "decoder" if causal else "encoder"
+            step = c.count(f"{side}_sparse_step", count // (c.count(f"num_sparse_{side}_layers") or 1))
         for index in range(count):
             has_experts = step > 0 and (index % step == 1 or step == 1)
             name = "moe" if has_experts else "block"
@@ -430,11 +428,10 @@ def t5(c: Config) -> ModelSpec:
             changed.append((f"{name}_first" if index == 0 else name, self_attention))
         return changed
 
-    encoder = stack(depth, "num_sparse_encoder_layers", causal=False)
+    encoder = stack(depth, causal=False)
     encoder_layers, encoder_pattern = per_layer(c, with_globals(encoder) if global_weights else encoder)
     c.ignore(
-        "encoder_sparse_step",
-        "decoder_sparse_step",
+        "feed_forward_proj",
         "is_gated_act",
         "dense_act_fn",
         "add_router_probs",
@@ -452,7 +449,7 @@ def t5(c: Config) -> ModelSpec:
     scaled = c.flag("scale_decoder_outputs", c.flag("tie_word_embeddings")) and c.model_type != "mt5"
     return decoder(
         c,
-        stack(decoder_depth, "num_sparse_decoder_layers", causal=True),
+        stack(decoder_depth, causal=True),
         norm=norm(c),
         positions=positions,
         encoder=Stack(layers=encoder_layers, pattern=encoder_pattern, positions=positions),
@@ -461,14 +458,21 @@ def t5(c: Config) -> ModelSpec:
 
 
 def _t5_ffn(c: Config) -> Dense | Gated:
-    """Return T5's feed-forward. The config key `feed_forward_proj` states its activation and whether it is gated."""
-    projection = c.text("feed_forward_proj", "relu")
+    """Return T5's feed-forward.
+
+    The config key `feed_forward_proj` states its activation and whether it is gated. The keys `dense_act_fn` and
+    `is_gated_act` have precedence over it, as in transformers. Switch has only `dense_act_fn` and no gate.
+    """
     width = c.size("d_ff")
-    is_gated = projection.startswith("gated-")
-    act = activation(c, "dense_act_fn", default=projection.removeprefix("gated-"))
-    if projection == "gated-gelu":
-        act = "gelu_tanh"
-    if is_gated:
+    if c.model_type == "switch_transformers":
+        return Dense(intermediate_size=width, activation=activation(c, "dense_act_fn", default="relu"))
+    projection = c.text("feed_forward_proj", "relu")
+    first, *rest = projection.split("-")
+    if rest and (first != "gated" or len(rest) > 1):
+        raise c.error("feed_forward_proj", f"must be ACTIVATION or gated-ACTIVATION, not {projection[:40]}")
+    stated = "gelu_new" if projection == "gated-gelu" else projection.removeprefix("gated-")
+    act = activation(c, "dense_act_fn", default=stated)
+    if c.flag("is_gated_act", bool(rest)):
         return Gated(intermediate_size=width, activation=act)
     return Dense(intermediate_size=width, activation=act)
 

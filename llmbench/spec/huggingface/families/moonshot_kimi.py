@@ -57,6 +57,7 @@ def kimi_linear(c: Config) -> ModelSpec:
         "rope_parameters",
         "head_dim",
         "moe_layer_freq",
+        "tie_word_embeddings",
     )
     if c.count("moe_layer_freq", 1) != 1:
         c.doubt(f"config key moe_layer_freq = {c.get('moe_layer_freq')} is not understood; only 1 is supported")
@@ -86,7 +87,8 @@ def kimi_linear(c: Config) -> ModelSpec:
         conv_kernel=of_kda("linear_conv_kernel_dim", "short_conv_kernel_size"),
     )
     layers = kda_layers(c, kinds, latent_attention(c, positions=NoPositions()), delta, gate=False)
-    return decoder(c, layers, norm=norm(c), positions=NoPositions())
+    # transformers never ties the head to the embedding, whatever the config says.
+    return decoder(c, layers, norm=norm(c), positions=NoPositions(), tie_word_embeddings=False)
 
 
 def kda_layers(

@@ -54,7 +54,7 @@ def inkling(c: Config) -> ModelSpec:
         *"""
         log_scaling_n_floor log_scaling_alpha shared_expert_sink rms_norm_eps_moe_gate route_scale
         num_mtp_layers chain_hidden_post_norm mtp_hidden_states_first mtp_local_layer_ids
-        unpadded_vocab_size
+        unpadded_vocab_size tie_word_embeddings
         """
     )
     full = attention(c, qk_norm=HEAD_NORM)
@@ -87,5 +87,11 @@ def inkling(c: Config) -> ModelSpec:
         layers += mixture_layers([(name, mixer)], [has_experts], ffn, gated(c, bias=False), extra=tuple(extra))
     scale = 1 / (c.number("logits_mup_width_multiplier", 1.0) or 1.0)
     return decoder(
-        c, layers, norm=norm(c), positions=NoPositions(), embedding=Embedding(norm=True), head=Head(scale=scale)
+        c,
+        layers,
+        norm=norm(c),
+        positions=NoPositions(),
+        embedding=Embedding(norm=True),
+        head=Head(scale=scale),
+        tie_word_embeddings=False,  # transformers never ties the head to the embedding
     )
