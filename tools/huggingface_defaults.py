@@ -18,6 +18,8 @@ line per model type. A composite is a config with several parts, for example tex
 - ``undeclared``: keys that ``__post_init__`` reads although no field declares them, with their literal defaults.
 - ``text_config``: the key and the model type of the text part of a composite, and the values of that part if the config
   does not contain it (``when_missing``).
+- ``other_modalities``: the keys of the parts of a composite for vision, audio and other modalities. llmbench does not
+  size them.
 - ``sub_configs``: the model types of the other parts that belong to the language model (the encoder of t5gemma).
 """
 
@@ -146,6 +148,10 @@ def _record(config_class: type, model_class: str | None) -> tuple[dict[str, Any]
     defaults = {key: value for key, value in _declared(config_class).items() if key not in parts}
     defaults["tie_word_embeddings"] = bool(instance.get("tie_word_embeddings", defaults.get("tie_word_embeddings")))
     record: dict[str, Any] = {"defaults": defaults}
+    if others := sorted(
+        key for key, value in instance.items() if isinstance(value, PreTrainedConfig) and key not in parts
+    ):
+        record["other_modalities"] = others
     if model_class is not None:
         record["class"] = model_class
     if config_class.attribute_map:
@@ -164,8 +170,8 @@ def _record(config_class: type, model_class: str | None) -> tuple[dict[str, Any]
         if spec is not None and (missing := _plain(spec.init_kwargs)):
             text["when_missing"] = missing
         record["text_config"] = text
-    if others := {key: part.model_type for key, part in own.items() if key != text_key}:
-        record["sub_configs"] = others
+    if language := {key: part.model_type for key, part in own.items() if key != text_key}:
+        record["sub_configs"] = language
     return record, [type(part) for part in own.values()]
 
 

@@ -15,7 +15,7 @@ import msgspec
 
 from llmbench.errors import SpecError, UnsupportedError, suggestion
 from llmbench.printable import printable
-from llmbench.spec.huggingface.composite import text_part
+from llmbench.spec.huggingface.composite import other_modalities, text_part
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.facts import facts
 from llmbench.spec.model import ModelSpec
@@ -51,6 +51,7 @@ def from_config(values: dict[str, Any], *, name: str, source: str = "Hugging Fac
     from llmbench.spec.huggingface.families import FAMILIES
 
     notes: list[str] = []
+    left_out = other_modalities(values)
     values = text_part(values, notes)
     model_type = values.get("model_type")
     if not isinstance(model_type, str) or not model_type:
@@ -58,6 +59,9 @@ def from_config(values: dict[str, Any], *, name: str, source: str = "Hugging Fac
     known = facts().get(model_type, {})
     defaults = {**known.get("defaults", {}), "default_theta": known.get("default_theta")}
     config = Config(values, model_type=model_type, defaults=defaults, aliases=known.get("attribute_map", {}))
+    if left_out and not notes:
+        keys = ", ".join(key[:40] for key in left_out[:8])
+        notes.append(f"multimodal config `{model_type}`: the figures cover only its text part, without {keys}")
     config.notes += notes
     importer = FAMILIES.get(model_type)
     if importer is None:

@@ -1,4 +1,7 @@
-"""Finds the text part of a multimodal config (vision, audio, speech). All figures cover only this text part."""
+"""Finds the text part of a multimodal config (vision, audio, speech). All figures cover only this text part.
+
+Each multimodal config gets a note that says so.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import re
 from typing import Any
 
 from llmbench.errors import SpecError, UnsupportedError
+from llmbench.spec.huggingface.config import TOKEN_KEYS
 from llmbench.spec.huggingface.facts import facts
 
 TEXT_KEYS = ("text_config", "llm_config", "language_config", "thinker_config")
@@ -29,11 +33,26 @@ _VISION_KEYS = re.compile(
 )
 """Matches the config keys that belong to the vision part, in the older configs that `_FLAT` describes."""
 
+_OTHER_MODALITIES = re.compile(
+    "vision|visual|image|(^|_)img_|video|audio|speech|pixel|projector(?!s)|perceiver|qformer|resampler|(^|_)mm_|embd_layer$"
+)
+"""Matches the config keys that belong to vision, audio and other modalities."""
+
 _REFUSED = {
     "florence2": "its text part is an encoder-decoder inside a larger model",
     "minicpmv": "its config does not name the type of the language model",
     "minicpmo": "its config does not name the type of the language model",
 }
+
+
+def other_modalities(values: dict[str, Any]) -> list[str]:
+    """Return the config keys of the parts for other modalities than text. The figures do not cover these parts.
+
+    The keys are those that the config has, except the ids of tokens, and those that its class in transformers adds.
+    """
+    own = [key for key, value in values.items() if value and _OTHER_MODALITIES.search(key)]
+    added = facts().get(str(values.get("model_type")), {}).get("other_modalities", [])
+    return sorted({key for key in own if not key.endswith(TOKEN_KEYS)} | {key for key in added if key not in values})
 
 
 def text_part(values: dict[str, Any], notes: list[str], depth: int = 0) -> dict[str, Any]:

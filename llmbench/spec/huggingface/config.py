@@ -13,7 +13,7 @@ from llmbench.errors import SpecError
 from llmbench.spec.base import LARGEST
 from llmbench.spec.huggingface.harmless import HARMLESS_KEYS
 
-_TOKEN_KEYS = ("_token_id", "_token_ids", "_token_index", "_token")
+TOKEN_KEYS = ("_token_id", "_token_ids", "_token_index", "_token")
 """Endings of the config keys whose value is a token id."""
 
 _NOTHING: tuple[object, ...] = (None, False, "", 0, 0.0, [], {})
@@ -267,7 +267,7 @@ class Config:
         Each of these keys gives one reason.
         """
         for key, value in self._values.items():
-            if key in self._read or key in HARMLESS_KEYS or key.startswith("_") or key.endswith(_TOKEN_KEYS):
+            if key in self._read or key in HARMLESS_KEYS or key.startswith("_") or key.endswith(TOKEN_KEYS):
                 continue
             if key in self._defaults:
                 if _same(value, self._defaults[key]):
@@ -281,7 +281,7 @@ class Config:
 
         A list may replace a number: some models have one number per layer. The reader of the key then decides.
         """
-        if value is None or default is None or key.endswith(_TOKEN_KEYS) or key in _SEVERAL_TYPES:
+        if value is None or default is None or key.endswith(TOKEN_KEYS) or key in _SEVERAL_TYPES:
             return
         if isinstance(default, bool):
             fits, what = value in (0, 1) and isinstance(value, int), "true or false"

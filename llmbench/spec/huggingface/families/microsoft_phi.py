@@ -40,8 +40,7 @@ def phi(c: Config) -> ModelSpec:
 def phi3(c: Config) -> ModelSpec:
     """Phi-3 and Phi-4 have Llama's architecture with fused projections. Some models have a sliding window or partial
     RoPE."""
-    if c.model_type in ("phi3_v", "phi4mm"):
-        c.note(f"multimodal config `{c.model_type}`: the figures cover only its text part, without adapters")
+    if c.model_type != "phi3":  # multimodal
         c.ignore("embd_layer", "img_processor", "audio_processor", "vision_lora", "speech_lora")
     c.require("lm_head_bias", False)
     mixer = attention(c, sliding_window=c.window())

@@ -41,9 +41,7 @@ def qwen(c: Config) -> ModelSpec:
         c.unbuildable(
             "use_dynamic_ntk or use_logn_attn: the scaling of RoPE or queries above seq_length is not supported"
         )
-    c.ignore("softmax_in_fp32", "onnx_safe", "params_dtype", "pos_emb", "tokenizer_type")
-    if c.get("visual"):
-        c.note("multimodal config `qwen`: the figures cover only its text part")
+    c.ignore("softmax_in_fp32", "onnx_safe", "params_dtype", "pos_emb", "tokenizer_type", "visual")
     mixer = attention(c, num_key_value_heads=heads, head_dim=head_dim, qkv_bias=True, output_bias=bias)
     ffn = gated(c, bias=bias, width=max(1, c.size("intermediate_size") // 2))
     return decoder(c, block(mixer, ffn), norm=norm(c), positions=rope(c, head_dim=head_dim))
