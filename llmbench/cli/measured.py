@@ -72,11 +72,15 @@ def listed(names: Mapping[str, str]) -> str:
 
 
 def need_torch(command: str) -> None:
-    """Raise CannotRunError unless torch is installed."""
+    """Raise CannotRunError unless torch is installed. Check the cache folder of torch's compiler before torch is
+    imported."""
     from importlib.util import find_spec
+
+    from llmbench.measure.compiler_cache import compiler_cache_fault
 
     if find_spec("torch") is None:
         raise CannotRunError(f"`llmbench {command}` needs PyTorch, which is not installed", hint=install_hint("gpu"))
+    compiler_cache_fault()
 
 
 def fail_where_wrong(rows: Iterable[Row]) -> None:

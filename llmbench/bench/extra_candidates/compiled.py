@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch._functorch import config as functorch
 
 from llmbench.errors import CannotRunError
+from llmbench.measure.compiler_cache import compiler_cache_fault
 from llmbench.model.implementations.interface import Implementation
 from llmbench.model.implementations.plain import STANDARD
 
@@ -24,9 +25,13 @@ def compiled(
     """Compile `function` with torch.compile, once for each input shape. The backward pass of the compiled function can
     run more than once.
 
-    Raises CannotRunError if torch reaches its recompile limit, because torch would then run the function uncompiled.
-    This function changes two settings of torch.compile for the whole process.
+    Raises CannotRunError if the cache folder of torch.compile cannot be written, or if torch reaches its recompile
+    limit, because torch would then run the function uncompiled. This function changes two settings of torch.compile for
+    the whole process.
     """
+    fault = compiler_cache_fault()
+    if fault is not None:
+        raise CannotRunError(fault, hint="set TORCHINDUCTOR_CACHE_DIR to a folder that can be written")
     _configure_compiler()
     fast: Callable[..., Any] = torch.compile(function, backend=backend, dynamic=False, fullgraph=fullgraph)
 
@@ -50,6 +55,8 @@ def _configure_compiler() -> None:
     return code that was compiled with the other value. Other threads would not see the change, and on a GPU autograd
     runs in another thread.
     """
+    from torch._functorch import config as functorch  # imports the compiler, which takes seconds
+
     functorch.donated_buffer = False
     functorch._config["donated_buffer"].default = False  # type: ignore[attr-defined]
     torch._dynamo.config.fail_on_recompile_limit_hit = True
@@ -58,7 +65,8 @@ def _configure_compiler() -> None:
 def forget_compiled() -> None:
     """Delete all compiled code, and reset torch's count of compilations. Without the reset, torch compiles no function
     more than eight times."""
-    torch._dynamo.reset()
+    if "torch._dynamo" in sys.modules:  # otherwise nothing was compiled
+        torch._dynamo.reset()
 
 
 def build() -> Implementation:

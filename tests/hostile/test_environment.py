@@ -1,0 +1,89 @@
+"""Variables, folders and signals of the environment end no command with a traceback and lose no answer."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from llmbench.errors import CannotRunError
+from llmbench.measure.compiler_cache import compiler_cache_fault
+from llmbench.report.plots import check_plot
+from tests.own_process import run_module
+
+
+def python(code: str, **options: object) -> subprocess.CompletedProcess[str]:
+    """Run Python code in a new process."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload,no-any-return]
+
+
+def test_without_a_compiler_cache_only_compiled_candidates_cannot_run(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    options = ["--model", "smollm2-135m", "--device", "cpu", "--seq", "2", "--format", "json"]
+    command = ["llmbench", "profile", "norm", "--impl", "standard", "--impl", "compiled", *options]
+    done = run_module(*command, TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "file"))
+    rows = {row["implementation"]: row for row in json.loads(done.stdout)["implementations"]}
+    assert [rows[name]["status"] for name in ("standard", "compiled")] == ["ok", "n/a"]
+    assert f"cache folder {tmp_path / 'file'}: File exists" in rows["compiled"]["reason"]
+    assert done.returncode == 0
+
+
+def test_torch_can_import_its_compiler_without_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Optimizers import the compiler, and the import creates the folder."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "file" / "below"))
+    fault = compiler_cache_fault.__wrapped__
+    assert "Not a directory" in (fault() or "")
+    assert Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]).is_dir()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "new"))
+    assert fault() is None
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "new")
+
+
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "wrong"])
+def test_a_plot_needs_no_backend(backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MPLBACKEND", backend)
+    code = "from llmbench.report.plots import *; from pathlib import Path; path = Path('x.svg'); check_plot(path)"
+    panel = "Panel('time', '', 'tokens', 's', [Series('x', [(1, 1e-3), (2, 1e-2)])])"
+    done = python(f"{code}; save([{panel}], path)", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "x.svg").read_bytes().startswith(b"<?xml")
+
+
+def test_a_matplotlib_that_cannot_draw_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.figure import Figure
+
+    def broken(*arguments: object, **options: object) -> None:
+        raise RuntimeError("Failed to process string with tex")
+
+    monkeypatch.setattr(Figure, "savefig", broken)
+    with pytest.raises(CannotRunError, match="matplotlib cannot draw: RuntimeError: Failed to process"):
+        check_plot(Path("x.svg"))
+
+
+INTERRUPT = "os.kill(os.getpid(), signal.SIGINT)"
+DURING_IMPORTS = f"""
+class Finder:
+    def find_spec(name, *arguments):
+        if name == "typer":
+            {INTERRUPT}
+sys.meta_path.insert(0, Finder)
+"""
+AT_EXIT = f"atexit.register(lambda: {INTERRUPT})"
+
+
+@pytest.mark.parametrize("moment", [DURING_IMPORTS, AT_EXIT], ids=["imports", "exit"])
+def test_ctrl_c_outside_a_command_ends_the_process(moment: str) -> None:
+    code = f"import atexit, os, signal, sys; from llmbench.cli import main\n{moment}\nmain(['params', 'gpt2'])"
+    done = python(code)
+    assert (done.returncode, done.stderr) == (130, "")
+    assert ("gpt2" in done.stdout) == (moment == AT_EXIT)
+    ignored: Callable[[], object] = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
+    assert python(code, preexec_fn=ignored).returncode == 0  # as nohup does
