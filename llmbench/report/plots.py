@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,7 +53,7 @@ class Panel(NamedTuple):
 
 
 def check_plot(path: Path) -> None:
-    """Raise LLMBenchError for an unknown picture format, and CannotRunError if matplotlib is not installed.
+    """Raise LLMBenchError for an unknown picture format, and CannotRunError if matplotlib cannot write a picture.
 
     A command calls this function before it measures.
     """
@@ -63,6 +65,26 @@ def check_plot(path: Path) -> None:
 
     if find_spec("matplotlib") is None:
         raise CannotRunError("--plot needs matplotlib, which is not installed", hint=install_hint("plot"))
+    try:
+        figure = _figure((1, 1))
+        figure.text(0.5, 0.5, "0")
+        figure.savefig(BytesIO(), format=path.suffix[1:])
+    except Exception as problem:  # a broken installation or configuration can raise any error
+        raise CannotRunError(
+            f"--plot: matplotlib cannot draw: {type(problem).__name__}: {problem}", hint="leave out --plot"
+        ) from None
+
+
+def _figure(size_inches: tuple[float, float], **options: Any) -> Any:
+    """Return an empty figure, which is drawn without a display.
+
+    matplotlib refuses to be imported if MPLBACKEND names a backend that is not installed, such as that of a notebook.
+    The backend is for windows, and a figure without a window needs none.
+    """
+    os.environ.pop("MPLBACKEND", None)
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=size_inches, **options)
 
 
 _SHOWN_IN: dict[str, Unit] = {"s": "ms", "B": "gib"}
@@ -74,11 +96,9 @@ def save(panels: list[Panel], path: Path, *, title: str = "", caption: str = "")
 
     Raises LLMBenchError if the file cannot be written.
     """
-    from matplotlib.figure import Figure
-
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(5.6 * columns, 3.4 * rows + 0.7), dpi=150, layout="constrained")
+    figure = _figure((5.6 * columns, 3.4 * rows + 0.7), dpi=150, layout="constrained")
     names = dict.fromkeys(series.name for panel in panels for series in panel.series)
     styles = {name: _style(number) for number, name in enumerate(names)}
     for index, panel in enumerate(panels, 1):
