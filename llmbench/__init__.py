@@ -10,11 +10,14 @@ A `ModelSpec` describes a model once. All predictions and measurements of the mo
 The functions are in `llmbench.api`, which is imported when a function is first used.
 """
 
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
 from llmbench._version import __version__
 
+TYPE_CHECKING = False  # without an import of typing, the command line sooner begins to handle Ctrl-C
 if TYPE_CHECKING:
+    from typing import Any
+
     from llmbench.api import Answer, build, flops, kv_cache, load, memory, params
 
 __all__ = ["Answer", "__version__", "build", "flops", "kv_cache", "load", "memory", "params"]

@@ -46,7 +46,12 @@ def main(arguments: list[str] | None = None) -> None:
     machine. 101: llmbench has a bug. 130: the user stopped the command.
     """
     import gc
+    import signal
 
+    # The handler is another one if the parent process ignores Ctrl-C, as nohup does.
+    handles_interrupts = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if handles_interrupts:  # until the command runs, because an import can lose a KeyboardInterrupt
+        signal.signal(signal.SIGINT, _stop)
     words = sys.argv[1:] if arguments is None else arguments
     shell = os.environ.get(COMPLETE)
     if shell is not None:
@@ -66,13 +71,25 @@ def main(arguments: list[str] | None = None) -> None:
     def collect() -> None:
         gc.freeze()  # what is imported stays, so no collection visits it
         gc.enable()
+        if handles_interrupts:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    code = application.run(words, imported=collect)
+    try:
+        code = application.run(words, imported=collect)
+        if handles_interrupts:
+            signal.signal(signal.SIGINT, _stop)
+    except KeyboardInterrupt:  # a second one, while the command was ending
+        code = 130
     if "torch" not in sys.modules:
         # When the process ends, the interpreter visits every object that is not frozen. This would take a fifth of the
         # time of a sizing command. Triton reports objects that are not freed, so they are not frozen.
         gc.freeze()
     raise SystemExit(code)
+
+
+def _stop(*_: object) -> None:
+    """End the process at once, because the user pressed Ctrl-C. Call this only while no command runs."""
+    os._exit(130)
 
 
 def _fill_closed_streams() -> None:
