@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from llmbench.answers.about import MODEL_FIELDS, AboutModel, model_block
@@ -151,8 +151,9 @@ def _summary(spec: ModelSpec, counted: Parameters) -> str:
 def _formula(spec: ModelSpec, ops: list[Op], explain: bool) -> str:
     """Return the formula of a component: weights in one layer of each kind, plus weights that exist only once."""
     texts: dict[str, list[str]] = {}
-    once = [op for op in ops if _exists_once(op, spec)]
-    for group, chosen in _groups([op for op in ops if op not in once]).items():
+    counts = _layer_counts(spec)
+    once = [op for op in ops if _exists_once(op, counts)]
+    for group, chosen in _groups([op for op in ops if not _exists_once(op, counts)]).items():
         texts.setdefault(_sum(spec, chosen, explain), []).append(group)
     named = {text: groups for text, groups in texts.items() if text}
     inside = "; ".join(f"{', '.join(groups)}: {text}" if len(texts) > 1 else text for text, groups in named.items())
@@ -162,9 +163,9 @@ def _formula(spec: ModelSpec, ops: list[Op], explain: bool) -> str:
     return inside + outside
 
 
-def _exists_once(op: Op, spec: ModelSpec) -> bool:
+def _exists_once(op: Op, layer_counts: Mapping[str, int]) -> bool:
     """Return whether the weights of an op exist only once: outside the layers, or shared by several layers."""
-    return not op.layer or op.count < _layer_counts(spec)[layer_group(op)]
+    return not op.layer or op.count < layer_counts[layer_group(op)]
 
 
 def _groups(ops: list[Op]) -> dict[str, list[Op]]:
@@ -224,11 +225,12 @@ LAYER_COLUMNS: tuple[Field[Any], ...] = (
 
 def _by_component(spec: ModelSpec, ops: list[Op], counted: Parameters, explain: bool) -> Table:
     rows: list[dict[str, Any]] = []
+    counts = _layer_counts(spec)
     for component in ROWS:
         chosen = [op for op in ops if op.component == component and op.parameters]
         if not chosen:
             continue
-        inside = _groups([op for op in chosen if not _exists_once(op, spec)])
+        inside = _groups([op for op in chosen if not _exists_once(op, counts)])
         sums = {sum(op.parameters for op in group) for group in inside.values()}
         total = counted.components[component]
         row: dict[str, Any] = {"component": component, "formula": _formula(spec, chosen, explain)}

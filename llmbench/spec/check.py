@@ -6,6 +6,7 @@ layer name, or a position encoding that a mixer does not support.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, assert_never, get_args
@@ -99,12 +100,13 @@ def _layer_faults(layers: dict[str, Layer], order: Sequence[str], at: str) -> It
             hint = f"choose from {names}, the entries of `{at}layers`" if names else f"`{at}layers` has no entries"
             yield Fault(f"{at}pattern", f"`{at}layers` has no entry `{name}`", hint)
     used = set(order)
+    tags = Counter(layer.shared_weights for layer in layers.values())
     for name, layer in layers.items():
         if name not in used:
             hint = f"use `{name}` in the pattern, or remove the kind of layer"
             yield Fault(f"{at}layers.{name}", f"is not used in `{at}pattern`", hint)
         tag = layer.shared_weights
-        if tag is not None and any(tag == other.shared_weights for key, other in layers.items() if key != name):
+        if tag is not None and tags[tag] > 1:
             what = f"another kind of layer also uses the name `{tag}`"
             yield Fault(f"{at}layers.{name}.shared_weights", what)
 

@@ -161,11 +161,11 @@ def _tensors(path: Path) -> dict[str, _Stored]:
 
 
 def _without_duplicates(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise SpecError(f"{path}: the header has the name {_short(twice)} twice")
+    fields: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in fields:
+            raise SpecError(f"{path}: the header has the name {_short(name)} twice")
+        fields[name] = value
     return fields
 
 
