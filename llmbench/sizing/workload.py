@@ -120,6 +120,11 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             raise LayoutError(f"layout zero: must be 0, 1, 2 or 3, not {self.zero}")
         if self.sp and self.tp == 1:
             raise LayoutError("layout sp: needs tp of at least 2, because it splits norms over the tp group")
+        if self.zero and self.dp * self.cp == 1:
+            raise LayoutError(
+                f"layout zero={self.zero}: needs dp or cp of at least 2, because it splits the states over these GPUs",
+                hint=f"--layout dp=8,zero={self.zero}",
+            )
         if self.interleave > 1 and self.pp == 1:
             raise LayoutError("layout interleave: needs pp of at least 2")
         if (self.dp * self.cp) % self.ep:

@@ -157,8 +157,8 @@ def test_figures_of_the_readme(capsys: Capture) -> None:
     assert (cache["bytes_per_token"], cache["bytes_total"]) == (70_272, 3 * 7_027_200)
     (flops,) = rows(capsys, "flops", "llama2-7b", "--phase", "decode", "--seq", "4096", "--batch", "8")
     assert (flops["phase"], flops["tokens"]) == ("decode", 8)
-    (memory,) = rows(capsys, "memory", "llama2-7b", "--layout", "tp=8,sp,zero=1", "--seq", "512")
-    assert memory["layout"] == "tp=8,sp,zero=1"
+    (memory,) = rows(capsys, "memory", "llama2-7b", "--layout", "tp=8,sp", "--seq", "512")
+    assert memory["layout"] == "tp=8,sp"
     assert memory["peak_bytes"] == sum(memory["parts_bytes"].values())
     assert "h100-sxm" in memory["fits_on"]
 

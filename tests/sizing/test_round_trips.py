@@ -192,13 +192,22 @@ def test_one_gpu_is_a_layout(text: str) -> None:
     ("text", "layout"),
     [
         ("tp=8,sp,pp=8,interleave=3,dp=2,ep=2", Layout(tp=8, sp=True, pp=8, interleave=3, dp=2, ep=2)),
-        (" tp = 2 , sp=false , zero=3", Layout(tp=2, zero=3)),
+        (" tp = 2 , sp=false , dp=2, zero=3", Layout(tp=2, dp=2, zero=3)),
         ("sp=1,tp=2", Layout(sp=True, tp=2)),
         ("cp=4,,", Layout(cp=4)),
     ],
 )
 def test_layouts_as_people_type_them(text: str, layout: Layout) -> None:
     assert Layout.parse(text) == layout
+
+
+@pytest.mark.parametrize("text", ["zero=1", "zero=3", "tp=2,sp,zero=2", "pp=2,zero=3", "dp=1,cp=1,zero=1"])
+def test_zero_needs_gpus_that_share_the_states(text: str) -> None:
+    with pytest.raises(LayoutError, match=r"zero=[123]: needs dp or cp of at least 2") as raised:
+        Layout.parse(text)
+    assert raised.value.hint in [f"--layout dp=8,zero={stage}" for stage in (1, 2, 3)]
+    assert Layout.parse("zero=0") == Layout()
+    assert Layout.parse("cp=2,zero=3").zero == 3
 
 
 layer_names = st.sampled_from(("a", "b", "long_name", "x-1"))

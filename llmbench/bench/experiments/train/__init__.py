@@ -45,7 +45,9 @@ __all__ = ["EXPERIMENT", "candidate", "derived", "group_of", "layout_of", "memor
 
 def layout_of(step: TrainStep, ranks: int) -> Layout:
     """Return the parallel layout of a step on `ranks` GPUs."""
-    return {None: Layout(), "fsdp": Layout(dp=ranks, zero=3), "tp": Layout(tp=ranks)}[step.sharding]
+    if step.sharding == "fsdp":
+        return Layout(dp=ranks, zero=3)
+    return Layout(tp=ranks) if step.sharding == "tp" else Layout()
 
 
 def workload(setting: Setting, step: TrainStep, ranks: int) -> Workload:
