@@ -10,7 +10,7 @@ from llmbench.answers.about import model_block, sweep_fields
 from llmbench.answers.memory import FIELDS, Sized, Verdict
 from llmbench.report.document import Block, table
 from llmbench.report.fields import Field
-from llmbench.report.units import billions, plural, size
+from llmbench.report.units import plural, size
 from llmbench.sizing.devices import HEADROOM
 from llmbench.sizing.memory import CONTEXT_BYTES, PARTS, Memory
 from llmbench.sizing.recipe import product_dtype, training_precision
@@ -221,10 +221,4 @@ def _assumptions(memory: Memory) -> list[str]:
         notes.append("assumption: twice as many micro-batches as pipeline stages, so that every stage has work")
     if _only_shards(memory):
         notes.append("weights at the peak are gathered copies; the fp32 shards are counted with the optimizer")
-    if memory.phase == "train" and memory.layout.zero < 3:
-        weights = 2 * memory.parameters
-        notes.append(
-            f"the peak is {memory.peak_bytes / weights:.1f}× the bf16 weights on each GPU ({size(weights)}, "
-            f"{billions(memory.parameters)} parameters); textbooks say 12–16×"
-        )
     return notes
