@@ -183,6 +183,7 @@ def _wrapped(text: str, width: int) -> list[str]:
     Lines break at spaces. A word that is longer than a line breaks after a punctuation mark, or anywhere.
     """
     lines: list[str] = []
+    width = max(1, width)
     for line in text.split("\n"):
         if _length(line) <= width:
             lines.append(line)
@@ -198,7 +199,7 @@ def _wrapped(text: str, width: int) -> list[str]:
             current = start + word
             while _length(current) > width:
                 marks = [match.end() for match in re.finditer(r"[-/_,=:]|\.(?!\d)", current)]
-                cut = max((mark for mark in marks if mark <= width), default=max(1, width))
+                cut = max((mark for mark in marks if mark <= width), default=width)
                 lines.append(current[:cut])
                 current = current[cut:]
         lines.append(current)
