@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from llmbench.cli import run
 from llmbench.errors import CannotRunError
 from llmbench.measure.compiler_cache import compiler_cache_fault
 from llmbench.report.plots import check_plot
@@ -87,3 +88,21 @@ def test_ctrl_c_outside_a_command_ends_the_process(moment: str) -> None:
     assert ("gpt2" in done.stdout) == (moment == AT_EXIT)
     ignored: Callable[[], object] = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
     assert python(code, preexec_fn=ignored).returncode == 0  # as nohup does
+
+
+@pytest.mark.parametrize("columns", ["0", "-5", "abc", "1", "2", "100000"])
+@pytest.mark.parametrize("arguments", [["params", "llama2-7b"], ["memory", "gpt2"], ["--help"]], ids=" ".join)
+def test_every_width_of_a_terminal_gets_the_whole_answer(
+    columns: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    assert run(arguments) == 0
+    assert len("".join(capsys.readouterr().out.split())) > 100
+
+
+@pytest.mark.parametrize("name", ["typing", "json"])
+def test_a_file_of_the_current_folder_replaces_no_package(name: str, tmp_path: Path) -> None:
+    (tmp_path / f"{name}.py").write_text("raise SystemExit(99)")
+    command = [sys.executable, "-m", "llmbench", "params", "gpt2", "--format", "json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
