@@ -33,8 +33,10 @@ def printable(text: str, *, most: int | None = None, lines: bool = False) -> str
     if text.isprintable():  # most texts
         return text
     if lines:
-        return "\n".join(_UNSAFE.sub(_escape, line) for line in text.split("\n"))
-    return _UNSAFE.sub(_escape, text)
+        escaped = "\n".join(_UNSAFE.sub(_escape, line) for line in text.split("\n"))
+    else:
+        escaped = _UNSAFE.sub(_escape, text)
+    return escaped if most is None or len(escaped) <= most + 1 else f"{escaped[:most]}…"
 
 
 def json_escaped(text: str) -> str:

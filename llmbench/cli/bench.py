@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -217,14 +218,20 @@ def _measured(
         interruption: KeyboardInterrupt | CannotRunError | None = None
         with nullcontext() if path is None else ask.ranks.store(path, header, resume=resume) as store:
             if store is not None and store.existing is not None:
-                rows = store.existing.by_key()
+                known = {key for group in groups for key in group.row_keys()}
+                existing = store.existing.by_key()
+                rows = {key: row for key, row in existing.items() if key in known}
                 sessions = store.existing.headers_by_key()
                 earlier = {
                     key: head.reference_measurements
                     for key, head in sessions.items()
-                    if head and head.reference_measurements
+                    if head and head.reference_measurements and key in known
                 }
                 notes = [f"ignored: {damage}" for damage in store.existing.damaged]
+                if len(rows) < len(existing):
+                    notes.append(
+                        f"ignored: {plural(len(existing) - len(rows), 'row')} of cases that are not in this run"
+                    )
             try:
                 for row in run(groups, clock=clock, references=references, store=store, started=started):
                     rows[row.key] = row
@@ -267,7 +274,7 @@ def _result_file(output: Path | None, resume: Path | None) -> Path | None:
             "--output and --resume cannot be used together",
             hint="--output starts a new result file, --resume continues an existing result file",
         )
-    if resume is not None and not resume.is_file():
+    if resume is not None and not os.path.isfile(resume):
         raise LLMBenchError(f"--resume {resume}: no such file", hint="--output starts a new result file")
     return output or resume
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
@@ -333,7 +334,7 @@ def _weights(model: str, *, changed: bool) -> tuple[Path | None, list[str]]:
     The folder is None if the weights are random.
     """
     folder = Path(model)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return None, []
     if not any(folder.glob("*.safetensors")):
         return None, [f"no weights were read: {folder} has no .safetensors file"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -332,9 +333,9 @@ def check(
 
       llmbench specs check my-model.toml
     """
-    if not file.exists():
+    if not os.path.exists(file):
         raise SpecError(f"no file `{file}`")
-    if file.suffix == ".json" or file.is_dir():
+    if file.suffix == ".json" or os.path.isdir(file):
         raise SpecError(
             f"{file} is not a spec .toml",
             hint=f"`llmbench specs import {shlex.quote(str(file))}` converts a Hugging Face config to a spec",

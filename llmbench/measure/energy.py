@@ -27,6 +27,11 @@ class Energy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     calls: int
     seconds: float
 
+    def __post_init__(self) -> None:
+        # msgspec turns a ValueError into a ValidationError, which names the position in the result file.
+        if self.calls < 1:
+            raise ValueError("energy needs at least one call")
+
     @property
     def joules_per_call(self) -> float:
         """The energy per call in joules."""

@@ -56,6 +56,11 @@ class ReferenceMeasurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
     work: int
     measurement: Measurement
 
+    def __post_init__(self) -> None:
+        # msgspec turns a ValueError into a ValidationError, which names the position in the result file.
+        if self.work < 1 or self.measurement.median_s <= 0:
+            raise ValueError("a reference measurement needs work of at least 1 and a time above 0")
+
     @property
     def per_s(self) -> float:
         """The rate: `work` per second, computed from the median time."""

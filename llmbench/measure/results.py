@@ -10,6 +10,7 @@ If the fields change, `SCHEMA` gets a new version. Files of `OLDER_SCHEMAS` can 
 from __future__ import annotations
 
 import math
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -51,6 +52,9 @@ ENDED_SESSION = "ended_session"
 
 MOST_BYTES = 2**32
 """The largest size of a result file, in bytes."""
+
+_HUGE_INTEGER = re.compile(rb"(?<=[:,\[\s-])\d{31}")
+"""Matches an integer that no measurement has, and that a float cannot represent if it has some hundred digits."""
 
 Scalar: TypeAlias = bool | int | float | str | None
 Status = Literal["ok", "INCORRECT", "OOM", "n/a", "FAILED"]
@@ -129,6 +133,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
             raise ValueError("a row must have a measurement if its status is ok, and no measurement otherwise")
         if (self.status == "ok") != (self.reason is None):
             raise ValueError("a row must have a reason if its status is not ok, and no reason otherwise")
+        if min(self.need_bytes or 0, self.work_flops or 0, self.work_bytes or 0) < 0:
+            raise ValueError("need_bytes, work_flops and work_bytes must not be negative")
 
     @property
     def key(self) -> Key:
@@ -248,7 +254,12 @@ def _may_be_header(line: bytes) -> bool:
 
 def _decode(path: str, line: bytes) -> Line:
     """Decode one line of a result file. Raises LLMBenchError for an unknown schema, DecodeError for a damaged line."""
-    fields = msgspec.json.decode(line)
+    if _HUGE_INTEGER.search(line):
+        raise msgspec.DecodeError("it has an integer of more than 30 digits")
+    try:
+        fields = msgspec.json.decode(line)
+    except RecursionError:
+        raise msgspec.DecodeError("it is nested too deeply") from None
     if isinstance(fields, dict):
         schema = fields.get("schema", SCHEMA)
         if schema not in (SCHEMA, *OLDER_SCHEMAS):

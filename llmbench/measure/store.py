@@ -46,8 +46,8 @@ class Store:
         self.existing: Results | None = None
         self.notes: list[str] = []
         self._lines: list[Header | Row] = []
-        if self.path.exists() and not self.path.is_file():
-            kind = "a folder" if self.path.is_dir() else "not a regular file"
+        if os.path.exists(self.path) and not os.path.isfile(self.path):
+            kind = "a folder" if os.path.isdir(self.path) else "not a regular file"
             raise LLMBenchError(f"{path} is {kind}", hint="give the path of a file")
         self._file = _open(self.path)
         try:

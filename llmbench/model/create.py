@@ -7,6 +7,7 @@ with 7 billion parameters is ready in seconds.
 from __future__ import annotations
 
 import math
+import os
 from functools import reduce
 from pathlib import Path
 from typing import Literal, get_args
@@ -91,7 +92,7 @@ def load(
     """
     device = device_of(device)
     folder = Path(folder)
-    if folder.name == "config.json" and not folder.is_dir():
+    if folder.name == "config.json" and not os.path.isdir(folder):
         folder = folder.parent
     spec = load_config(folder)
     table_of(spec)

@@ -266,6 +266,8 @@ class TrainingRun(msgspec.Struct, kw_only=True):
         cache: dict[int, tuple[Moment, int]] = {}
         for index in range(len(chunk.layers) - 1, -1, -1):
             layer = chunk.layers[index]
+            if not layer:  # it has neither a mixer nor a feed-forward
+                continue
             if id(layer[0]) not in cache:
                 own: list[Moment] = []
                 added = self.through(layer, 0, 0, own, "layer")

@@ -7,6 +7,7 @@ its folder, or `hf:organisation/name`. The comparison of names ignores case, hyp
 
 from __future__ import annotations
 
+import os
 import tomllib
 from functools import lru_cache
 from pathlib import Path
@@ -41,13 +42,13 @@ def find_model(text: str) -> ModelSpec:
 
         return read_config(text.removeprefix("hf:"))
     path = Path(text)
-    if not text.strip() or (path.is_dir() and not (path / "config.json").is_file()):
+    if not text.strip() or (os.path.isdir(path) and not os.path.isfile(path / "config.json")):
         problem = f"no config.json in the folder `{path}` ({path.absolute()})" if text.strip() else "MODEL is empty"
         raise UnknownNameError(problem, hint="`llmbench specs list` shows the built-in models")
-    if text.endswith((".toml", ".json")) or "/" in text or path.is_dir():
-        if path.suffix == ".toml" and path.is_file():
+    if text.endswith((".toml", ".json")) or "/" in text or os.path.isdir(path):
+        if path.suffix == ".toml" and os.path.isfile(path):
             return read_spec(path)
-        if path.exists():
+        if os.path.exists(path):
             from llmbench.spec.huggingface import load_config
 
             return load_config(path)

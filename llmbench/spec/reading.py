@@ -1,6 +1,8 @@
 """Read files that a user names.
 
 A device or a pipe is refused, because reading it may never end. A file that is too large is refused too.
+
+Whether a path exists is asked with `os.path`: `Path.exists` raises an error if the path is too long for the system.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import warnings
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
@@ -103,15 +104,15 @@ def _paths(folder: Path) -> list[Path]:
     """Return the files of a checkpoint. Other safetensors files in the folder are ignored."""
     index = folder / "model.safetensors.index.json"
     single = folder / "model.safetensors"
-    if index.is_file():
+    if os.path.isfile(index):
         files = sorted(set(_index(index).weight_map.values()))
         for name in files:
             if Path(name).name != name:
-                raise SpecError(f"{index}: `{name}` is not the name of a file in the folder")
-            if not (folder / name).is_file():
-                raise SpecError(f"{folder}: the index names {name}, which is missing")
+                raise SpecError(f"{index}: `{_short(name)}` is not the name of a file in the folder")
+            if not os.path.isfile(folder / name):
+                raise SpecError(f"{folder}: the index names {_short(name)}, which is missing")
         return [folder / name for name in files]
-    if single.is_file():
+    if os.path.isfile(single):
         return [single]
     raise SpecError(f"{folder} has no model.safetensors", hint="llmbench reads weights only from safetensors files")
 
@@ -154,7 +155,8 @@ def _tensors(path: Path) -> dict[str, _Stored]:
                 f"{path}: tensor {_short(name)} has the format {dtype}, which is not supported"
                 f" (supported formats: {', '.join(_DTYPES)})"
             )
-        if any(length >= 2**63 for length in fields["shape"]):
+        # torch cannot create an empty tensor whose other lengths are too large
+        if math.prod(max(1, length) for length in fields["shape"]) >= 2**63:
             raise SpecError(f"{path}: tensor {_short(name)} has the impossible shape {fields['shape']}")
         tensors[name] = _Stored(content, _DTYPES[dtype], tuple(fields["shape"]), 8 + size + fields["data_offsets"][0])
     return tensors

@@ -8,6 +8,7 @@ unknown `model_type` raises UnsupportedError, because a missing figure is better
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def load_config(path: Path, *, name: str | None = None) -> ModelSpec:
     the default is the name of the file. Raises SpecError if the file cannot be read or is invalid, and UnsupportedError
     if no importer knows the model type.
     """
-    file = path / "config.json" if path.is_dir() else path
+    file = path / "config.json" if os.path.isdir(path) else path
     text = read_text(file)
     try:
         values = json.loads(text)  # msgspec does not accept the NaN and Infinity of some configs
@@ -39,7 +40,7 @@ def load_config(path: Path, *, name: str | None = None) -> ModelSpec:
         raise SpecError(f"{file} is not valid JSON: {problem}") from None
     if not isinstance(values, dict):
         raise SpecError(f"{file} must contain a JSON object, not {type(values).__name__}")
-    stem = path.name if path.is_dir() else path.parent.name if path.name == "config.json" else path.stem
+    stem = path.name if os.path.isdir(path) else path.parent.name if path.name == "config.json" else path.stem
     return from_config(values, name=name or stem or "model", source=str(path))
 
 
