@@ -50,18 +50,35 @@ candidates = st.lists(
 @given(times, candidates, st.floats(0.3, 3))
 def test_a_claim_is_what_the_rows_show(base: list[float], others: list[Any], factor: float) -> None:
     """The ratio in a sentence is the speed-up of the row. Nothing is claimed if the samples of both rows point in both
-    directions, or if the medians are closer than the noise. Candidates with an error are named."""
+    directions, or if the medians are closer than the noise. A large difference within the noise is not decided, and a
+    candidate that is as fast as the baseline has a small difference. Candidates with an error are named."""
     standard = row("standard", base, added=2**20)
-    rows = [standard]
+    rows, base_s = [standard], quantile(base, 0.5)
     for number, (samples, status, added) in enumerate(others):
         close = [sample * factor for sample in base] if number % 2 else samples
         rows.append(row(f"c{number}", close, status=status, added=added))
     text = about(*rows)
     lines = {one.implementation: Line(one, LIMITS, standard) for one in rows[1:]}
     claimed = {name: (ratio, verb) for name, verb, ratio in re.findall(r"(c\d) (is|takes) ([\d.,]+×)", text)}
-    for part in re.findall(r"[^.]*?(?: are faster than| take longer than| takes longer than)", text):
-        verb = "is" if "faster" in part else "takes"
-        claimed |= {name: (ratio, verb) for name, ratio in re.findall(r"(c\d) \(([\d.,]+×)\)", part)}
+    sentences = text.split(". ")
+    for part in sentences:
+        if " are faster than" in part or "longer than" in part:
+            verb = "is" if "faster" in part else "takes"
+            claimed |= {name: (ratio, verb) for name, ratio in re.findall(r"(c\d) \(([\d.,]+×)\)", part)}
+    undecided = [part for part in sentences if part.startswith("Not decided: ")]
+    for name, verb, ratio in re.findall(r"(c\d) (was|took) ([\d.,]+×)", " ".join(undecided)):
+        speedup = lines[name].speedup
+        assert speedup is not None
+        assert ratio == shown(speedup if verb == "was" else 1 / speedup, "ratio")
+    for name, ratio in re.findall(r"(c\d) \(([\d.,]+×)\)", " ".join(undecided)):
+        assert ratio == shown(lines[name].speedup, "ratio")
+    equal = " ".join(part for part in sentences if " as fast as " in part)
+    if " other candidates" not in text and " more" not in text:
+        for name, line in lines.items():
+            if line.speedup is None or line.row.seconds is None:
+                continue
+            far = max(abs(math.log(line.speedup)), abs(math.log(line.row.seconds / base_s))) > NOISE_FLOOR["cpu"]
+            assert (name in claimed or name in " ".join(undecided)) if far else name in claimed or name in equal
     for name, (ratio, verb) in claimed.items():
         speedup = lines[name].speedup
         assert speedup is not None
@@ -81,7 +98,7 @@ def test_a_clear_difference_is_claimed_with_its_memory_and_limit() -> None:
     standard, flash = row("standard", 1.82e-3, added=3 * 2**20), row("flash", 1e-3, added=2**20)
     assert about(standard, flash) == "flash is 1.82× faster than standard and uses a third of the memory."
     assert about(standard, row("flash", 3.64e-3)) == "flash takes 2.00× as long as standard."
-    assert about(standard, row("flash", 1.8e-3)) == "flash does not differ from standard by more than the noise."
+    assert about(standard, row("flash", 1.8e-3)) == "flash is as fast as standard within the noise."
     work = {"work_flops": 10**8, "work_bytes": 1}  # 0.1 ms at 1 TFLOP/s
     limited = [Row(**{name: getattr(one, name) for name in one.__struct_fields__} | work) for one in (standard, flash)]
     assert about(*limited).endswith(" Both are far from the limit of this machine (at most 10.0% of it).")
@@ -117,7 +134,32 @@ def test_cases_are_counted() -> None:
     )
     assert about_cases(rows[4:6], "standard") == ""
     equal = [row(name, 1e-3, seq_len=length) for length in (1, 2) for name in ("standard", "flash", "b")]
-    assert about_cases(equal, "standard") == "No candidate differs from standard by more than the noise."
+    assert about_cases(equal, "standard") == "Every candidate is as fast as standard within the noise."
+    noisy = [
+        one for length in (1, 2) for one in (row("standard", NOISY, seq_len=length), row("flash", 1e-3, seq_len=length))
+    ]
+    assert about_cases(noisy, "standard") == (
+        "Not decided: whether flash is faster than standard, because the noise of this run is as large as the "
+        "difference. Measure again on an idle machine."
+    )
+
+
+NOISY = [0.2e-3, 8e-3, 3e-3, 0.3e-3, 9e-3, 2.8e-3, 0.1e-3, 7e-3, 3e-3, 2.9e-3]
+"""Samples with a median of 2.95 ms and a large spread."""
+
+
+def test_a_large_difference_within_the_noise_is_not_decided() -> None:
+    """The ratios are those of the row: the medians of the pairs."""
+    standard, flash = row("standard", NOISY), row("flash", 1e-3)
+    assert about(standard, flash) == (
+        "Not decided: flash was 2.95× faster than standard, but the noise of this run is as large. "
+        "Measure again on an idle machine."
+    )
+    assert about(row("standard", 1e-3), row("flash", NOISY)).startswith("Not decided: flash took 2.95× as long as")
+    assert about(standard, flash, row("b", 2e-3)) == (
+        "Not decided: the speed-ups of flash (2.95×) and b (1.48×), because the noise of this run is as large. "
+        "Measure again on an idle machine."
+    )
 
 
 def kernel_rows(**times: float) -> list[Row]:

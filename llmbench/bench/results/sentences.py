@@ -2,7 +2,9 @@
 
 A candidate is called faster or slower than the baseline only if two things hold. The difference is larger than the
 noise that `diff` would grant two runs of unchanged code (`regressions.noise`), for the speed-up and for the two median
-times. And at least 90% of the paired samples show the same direction. This module imports no torch.
+times. And at least 90% of the paired samples show the same direction. Otherwise the two are called equally fast if the
+measured difference is small. If it is large, the sentence says that the noise leaves the comparison undecided. This
+module imports no torch.
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from llmbench.bench.results.metrics import Line, peak_bytes
 from llmbench.bench.results.words import in_words
 from llmbench.errors import LLMBenchError
-from llmbench.measure.measurement import Ratio, ratio
-from llmbench.measure.regressions import MEMORY_SHARE, noise
+from llmbench.measure.measurement import NOISY_SPREAD, Ratio, ratio
+from llmbench.measure.regressions import MEMORY_SHARE, NOISE_FLOOR, noise
 from llmbench.report.units import percent, plural, shown
 
 if TYPE_CHECKING:
@@ -30,14 +32,17 @@ FAR = 0.5
 NAMED = 3
 """A sentence names at most this many candidates or rows. It counts the others."""
 
-Verdict = Literal["faster", "slower", "same"]
+SMALL = 0.10
+"""A difference within the noise is small if both the noise and the difference are at most this log ratio."""
+
+Verdict = Literal["faster", "slower", "equal", "undecided"]
 
 
 class Comparison(NamedTuple):
     """The comparison of a row with the baseline of its case.
 
-    `speedup`: time of the baseline / time of the row, over the pairs of samples. `verdict`: "same" if no difference can
-    be seen in the noise.
+    `speedup`: time of the baseline / time of the row, over the pairs of samples. `verdict`: "equal" if the difference
+    is within the noise and small, "undecided" if it is within the noise and large.
     """
 
     row: Row
@@ -47,9 +52,14 @@ class Comparison(NamedTuple):
 
     @property
     def factor(self) -> str:
-        """The speed-up of a faster row, or how many times as long a slower row takes."""
+        """The speed-up, or how many times as long the row takes if the speed-up is below 1."""
         median = self.speedup.median
-        return shown(1 / median if self.verdict == "slower" else median, "ratio")
+        return shown(1 / median if self.longer else median, "ratio")
+
+    @property
+    def longer(self) -> bool:
+        """Whether the row takes longer than the baseline by the speed-up, with or without noise."""
+        return 0 < self.speedup.median < 1
 
 
 def comparison(row: Row, baseline: Row) -> Comparison | None:
@@ -68,7 +78,10 @@ def comparison(row: Row, baseline: Row) -> Comparison | None:
         return Comparison(row, baseline, speedup, "faster")
     if verdicts == {"slower"} and speedup.p90 < 1:
         return Comparison(row, baseline, speedup, "slower")
-    return Comparison(row, baseline, speedup, "same")
+    largest, bound = max(map(abs, changes)), max(-interval.low, interval.high)
+    floor = max(NOISE_FLOOR[before.clock], NOISE_FLOOR[after.clock])
+    small = largest <= floor or max(largest, bound) <= SMALL
+    return Comparison(row, baseline, speedup, "equal" if small else "undecided")
 
 
 # One table
@@ -119,7 +132,8 @@ def _compared(rows: Sequence[Row], baseline: str) -> list[str]:
     sentences = []
     faster = sorted((one for one in against if one.verdict == "faster"), key=lambda one: -one.speedup.median)
     slower = sorted((one for one in against if one.verdict == "slower"), key=lambda one: one.speedup.median)
-    same = [one.row.implementation for one in against if one.verdict == "same"]
+    equal = [one.row.implementation for one in against if one.verdict == "equal"]
+    undecided = [one for one in against if one.verdict == "undecided"]
     said = None
     if len(faster) == 1 or (len(others) == 1 and slower):
         one = faster[0] if faster else slower[0]
@@ -133,18 +147,39 @@ def _compared(rows: Sequence[Row], baseline: str) -> list[str]:
     if slower:
         verb = "takes" if len(slower) == 1 else "take"
         sentences.append(f"{_with_factors(slower)} {verb} longer than {name}.")
-    if same:
-        sentences.append(_no_difference(same, base.implementation, len(others)))
+    if equal:
+        who = f"All {len(equal)} other candidates" if NAMED < len(equal) == len(others) else _names(equal)
+        sentences.append(_equally_fast(who, name, len(equal)))
+    if undecided:
+        sentences.append(_undecided(undecided, name))
     return [*sentences, *([] if said is not None and len(others) == 1 else _least_memory(others, base, said))]
 
 
-def _no_difference(names: Sequence[str], baseline: str, candidates: int = 0) -> str:
-    """Return a sentence on the candidates without a difference from the baseline. `candidates`: the number of all
-    candidates."""
-    noise = f"from {_names([baseline])} by more than the noise"
-    if len(names) > NAMED and len(names) == candidates:
-        return f"None of the {candidates} other candidates differs {noise}."
-    return f"{_names(names)} {'does' if len(names) == 1 else 'do'} not differ {noise}."
+def _equally_fast(who: str, baseline: str, count: int = 1) -> str:
+    """Return a sentence on candidates that are as fast as the baseline. `count`: the number of candidates in `who`."""
+    return f"{who} {'is' if count == 1 else 'are'} as fast as {baseline} within the noise."
+
+
+AGAIN = "Measure again on an idle machine."
+
+
+def _undecided(compared: Sequence[Comparison], baseline: str) -> str:
+    """Return the sentences on candidates of one case whose difference is large, but within the noise."""
+    if len(compared) == 1:
+        one = compared[0]
+        what = f"took {one.factor} as long as" if one.longer else f"was {one.factor} faster than"
+        name = _names([one.row.implementation])
+        return f"Not decided: {name} {what} {baseline}, but the noise of this run is as large. {AGAIN}"
+    speedups = _with_ratios((one.row.implementation, shown(one.speedup.median, "ratio")) for one in compared)
+    return f"Not decided: the speed-ups of {speedups}, because the noise of this run is as large. {AGAIN}"
+
+
+def _undecided_cases(who: str, baseline: str) -> str:
+    """Return the sentences on candidates without a clear difference in any case, of which at least one is undecided."""
+    return (
+        f"Not decided: whether {who} faster than {baseline}, because the noise of this run is as large as the "
+        f"difference. {AGAIN}"
+    )
 
 
 def _time(row: Row) -> str:
@@ -153,7 +188,11 @@ def _time(row: Row) -> str:
 
 
 def _with_factors(compared: Sequence[Comparison]) -> str:
-    return _names([f"{_names([one.row.implementation])} ({one.factor})" for one in compared]).replace('""', '"')
+    return _with_ratios((one.row.implementation, one.factor) for one in compared)
+
+
+def _with_ratios(named: Iterable[tuple[str, str]]) -> str:
+    return _names([f"{_names([name])} ({ratio})" for name, ratio in named]).replace('""', '"')
 
 
 def _memory(row: Row, baseline: Row) -> str:
@@ -234,8 +273,11 @@ def about_cases(rows: Sequence[Row], baseline: str) -> str:
     sentences = _wrong(rows)
     if baseline and len({_case(row) for row in rows}) > 1:
         by_name = _grouped(_against(rows, baseline), lambda row: row.implementation)
-        if len(by_name) > 1 and all(one.verdict == "same" for some in by_name.values() for one in some):
-            return " ".join((*sentences, f"No candidate differs from {_names([baseline])} by more than the noise."))
+        verdicts = {one.verdict for some in by_name.values() for one in some}
+        if len(by_name) > 1 and verdicts == {"equal"}:
+            return " ".join((*sentences, _equally_fast("Every candidate", _names([baseline]))))
+        if len(by_name) > 1 and verdicts <= {"equal", "undecided"}:
+            return " ".join((*sentences, _undecided_cases("any candidate is", _names([baseline]))))
         counted = sorted(by_name, key=lambda name: -sum(one.verdict == "faster" for one in by_name[name]))
         sentences += _counted({name: by_name[name] for name in counted[:NAMED]}, baseline)
         if len(counted) > NAMED:
@@ -289,10 +331,16 @@ def _counted(by_name: Mapping[str, Sequence[Comparison]], baseline: str) -> list
     """Return sentences on the number of cases in which each candidate is faster or slower than the baseline."""
     if not by_name:
         return [f"No row can be compared with {baseline}."]
-    same = [name for name, some in by_name.items() if all(one.verdict == "same" for one in some)]
-    sentences = [f"{_names([name])} {_tally(some, baseline)}." for name, some in by_name.items() if name not in same]
-    if same:
-        sentences.append(_no_difference(same, baseline))
+    verdicts = {name: {one.verdict for one in some} for name, some in by_name.items()}
+    clear = [name for name, some in verdicts.items() if some & {"faster", "slower"}]
+    equal = [name for name, some in verdicts.items() if some == {"equal"}]
+    undecided = [name for name in by_name if name not in (*clear, *equal)]
+    sentences = [f"{_names([name])} {_tally(by_name[name], baseline)}." for name in clear]
+    if equal:
+        sentences.append(_equally_fast(_names(equal), _names([baseline]), len(equal)))
+    if undecided:
+        who = f"{_names(undecided)} {'is' if len(undecided) == 1 else 'are'}"
+        sentences.append(_undecided_cases(who, _names([baseline])))
     return sentences
 
 
