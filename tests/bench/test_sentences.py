@@ -6,6 +6,7 @@ import math
 import re
 from typing import Any
 
+import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -105,6 +106,14 @@ def test_a_clear_difference_is_claimed_with_its_memory_and_limit() -> None:
     work["work_flops"] = 2 * 10**9
     limited = [Row(**{name: getattr(one, name) for name in one.__struct_fields__} | work) for one in (standard, flash)]
     assert about(*limited).endswith(" flash exceeds its limit (200.0% of it); a note says why.")
+
+
+def test_the_share_of_a_noisy_row_is_left_out() -> None:
+    work = {"work_flops": 8 * 10**8, "work_bytes": 1}  # 0.8 ms at 1 TFLOP/s
+    samples = ([1e-3] * 10, [0.5e-3, 1e-3, 1e-3, 1e-3, 1.2e-3, 0.8e-3, 1.3e-3, 0.7e-3, 1e-3, 1e-3])
+    quiet, noisy = (msgspec.structs.replace(row("flash", times), **work) for times in samples)
+    assert about(quiet) == "flash takes 1 ms. flash reaches 80.0% of the limit of this machine."
+    assert about(noisy) == "flash takes 1 ms."
 
 
 def test_the_largest_x_is_compared_and_errors_are_named_for_every_x() -> None:

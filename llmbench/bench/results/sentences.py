@@ -228,12 +228,15 @@ def _share(value: float) -> str:
 
 
 def _limit(lines: Sequence[Line]) -> Iterator[str]:
-    """Yield a sentence on the limit of the machine, if the rows have a share of it."""
+    """Yield a sentence on the limit of the machine, if the rows have a share of it. A noisy row has no reliable share, so
+    the sentence is left out if the row with the largest share is noisy."""
     shares = {line.row.implementation: line.share_of_limit for line in lines if line.share_of_limit is not None}
     if not shares:
         return
     best = max(shares, key=lambda name: shares[name] or 0.0)
     most = shares[best] or 0.0
+    if any(line.row.implementation == best and (line.spread or 0.0) >= NOISY_SPREAD for line in lines):
+        return
     if most > 1:
         yield f"{best} exceeds its limit ({percent(most)} of it); a note says why."
     elif most >= FAR:
