@@ -10,7 +10,7 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmbench.bench.results.metrics import Line, MachineLimits
+from llmbench.bench.results.metrics import METRICS, Line, MachineLimits, as_json
 from llmbench.bench.results.sentences import about_cases, about_changes, about_kernels, about_table, comparison
 from llmbench.measure.measurement import Measurement, quantile
 from llmbench.measure.memory import MemoryPeak
@@ -114,6 +114,16 @@ def test_the_share_of_a_noisy_row_is_left_out() -> None:
     quiet, noisy = (msgspec.structs.replace(row("flash", times), **work) for times in samples)
     assert about(quiet) == "flash takes 1 ms. flash reaches 80.0% of the limit of this machine."
     assert about(noisy) == "flash takes 1 ms."
+
+
+def test_tables_show_a_spread_above_one_as_more_than_100_per_cent() -> None:
+    (spread,) = (field for field in METRICS if field.name == "spread")
+    wide, narrow = Line(row("a", NOISY), LIMITS), Line(row("a", 1e-3), LIMITS)
+    assert (spread.shown(wide), spread.shown(narrow)) == (">100%", "0.0%")
+    assert spread.value_of(wide) == wide.spread
+    assert wide.spread is not None
+    assert wide.spread > 1
+    assert as_json([wide])[0]["derived"]["spread"] == wide.spread
 
 
 def test_the_largest_x_is_compared_and_errors_are_named_for_every_x() -> None:

@@ -120,6 +120,11 @@ def _status(line: Line) -> str | None:
     return None if line.row.status == "ok" else line.row.status
 
 
+def _large_spread(line: Line) -> str | None:
+    """Return the text for a spread above 100%, whose exact value says nothing more. Return None for other spreads."""
+    return ">100%" if line.spread is not None and line.spread > 1 else None
+
+
 class Line:
     """A measured row with its metrics. None means unknown: a row without a time has only predictions.
 
@@ -154,7 +159,7 @@ class Line:
     def seconds(self) -> float | None:
         return self.row.seconds or None
 
-    @metric("interquartile range of the samples, as a share of the median", "spread", "percent")
+    @metric("interquartile range of the samples, as a share of the median", "spread", "percent", text=_large_spread)
     def spread(self) -> float | None:
         return self._times.spread if self._times else None
 
