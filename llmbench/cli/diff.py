@@ -25,6 +25,9 @@ Everything = Annotated[bool, typer.Option("--all", help="Also show rows that did
 NAMED = 3
 """A line below the table names at most this many rows that only the first file has. JSON lists all of them."""
 
+UNCHANGED = ("same", "untimed")
+"""The verdicts on rows that the table shows only with `--all`."""
+
 
 def _side(row: Row | None) -> dict[str, Any] | None:
     """Return the JSON object for the row of one result file, or None if the file has no such row."""
@@ -61,7 +64,7 @@ FIELDS: tuple[Field[Change], ...] = (
         text=lambda change: f"{change.verdict}, more memory" if change.memory_grew else None,
         wraps=True,
         description="`slower`, `faster`, `same`, `unclear` (the noise is too large for a verdict), `broken` or `fixed` "
-        "(the status changed), `new` or `gone` (only one file has the row)",
+        "(the status changed), `new` or `gone` (only one file has the row), `untimed` (no time in either file)",
     ),
     Field(
         "implementation",
@@ -159,8 +162,10 @@ def _case(change: Change, without: Collection[str] = ()) -> str:
 
 def _block(difference: Difference, damaged: list[str], *, everything: bool) -> Block:
     """Return the block with the changes. Fields of the case that all shown rows share stand above the table."""
-    changed = [change for change in difference.changes if everything or change.verdict != "same" or change.memory_grew]
-    shown = sorted(changed, key=lambda change: (not change.worse, change.verdict in ("unclear", "same")))
+    changed = [
+        change for change in difference.changes if everything or change.verdict not in UNCHANGED or change.memory_grew
+    ]
+    shown = sorted(changed, key=lambda change: (not change.worse, change.verdict in ("unclear", *UNCHANGED)))
     cases = [dict(change.row.case) for change in shown]
     shared = [name for name in (cases[0] if cases else {}) if len({str(case.get(name)) for case in cases}) == 1]
     experiments = list(dict.fromkeys(change.key[0] for change in shown))

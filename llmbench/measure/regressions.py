@@ -65,7 +65,7 @@ the case use, so the part above the limit does not count as noise."""
 MOST_BARRIER_CHANGE = 2.5
 """The largest slow-down that barrier cost can cause. The most affected of 50 measured ops took 2.4 times as long."""
 
-Verdict = Literal["slower", "faster", "same", "unclear", "broken", "fixed", "new", "gone"]
+Verdict = Literal["slower", "faster", "same", "unclear", "broken", "fixed", "new", "gone", "untimed"]
 Case = tuple[str, tuple[tuple[str, object], ...]]
 
 
@@ -82,6 +82,7 @@ class Change(NamedTuple):
         "broken": only the row before has a time, or only the row after has an error.
         "fixed": only the row after has a time.
         "new", "gone": only the file after, or only the file before, has the row.
+        "untimed": neither row has a time, and the row is not "broken".
     """
 
     key: Key
@@ -294,10 +295,10 @@ def _verdict_of_statuses(before: Row | None, after: Row | None) -> Verdict:
     if before is None or after is None:
         return "new" if before is None else "gone"
     if before.status == after.status:
-        return "unclear" if before.status == "ok" else "same"  # if both rows are "ok", a time is 0
+        return "unclear" if before.status == "ok" else "untimed"  # if both rows are "ok", a time is 0
     if "ok" in (before.status, after.status):
         return "broken" if before.status == "ok" else "fixed"
-    return "broken" if after.status in FAULTS and before.status not in FAULTS else "same"
+    return "broken" if after.status in FAULTS and before.status not in FAULTS else "untimed"
 
 
 def _notes(before: Results, after: Results, common: Mapping[Case, float], pairs: list[tuple[Row, Row]]) -> list[str]:

@@ -218,6 +218,11 @@ def test_changes_are_told_in_words() -> None:
     assert about_changes(diff(results(*before), results(*before))) == (
         "None of 3 rows became worse. 3 rows did not change by more than the noise."
     )
+    untimed = [before[0], *(row(name, 0.0, status="n/a", mask="causal") for name in ("sdpa", "old"))]
+    assert about_changes(diff(results(*untimed), results(*untimed))) == (
+        "None of 3 rows became worse. 1 row did not change by more than the noise. "
+        "2 rows have no time in either file (n/a)."
+    )
 
 
 def test_rows_of_two_sessions_are_not_compared() -> None:

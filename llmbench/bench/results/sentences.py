@@ -228,8 +228,8 @@ def _share(value: float) -> str:
 
 
 def _limit(lines: Sequence[Line]) -> Iterator[str]:
-    """Yield a sentence on the limit of the machine, if the rows have a share of it. A noisy row has no reliable share, so
-    the sentence is left out if the row with the largest share is noisy."""
+    """Yield a sentence on the limit of the machine, if the rows have a share of it. The sentence is left out if the row
+    with the largest share is noisy, because the share is then not reliable."""
     shares = {line.row.implementation: line.share_of_limit for line in lines if line.share_of_limit is not None}
     if not shares:
         return
@@ -381,6 +381,12 @@ def about_changes(difference: Difference) -> str:
         for verdict, (one, many) in CHANGED.items()
         if counts[verdict]
     ]
+    untimed = [change for change in changes if change.verdict == "untimed"]
+    if untimed:
+        sides = [side for change in untimed for side in (change.before, change.after) if side is not None]
+        statuses = ", ".join(dict.fromkeys(side.status for side in sides))
+        have = "has" if len(untimed) == 1 else "have"
+        sentences.append(f"{plural(len(untimed), 'row')} {have} no time in either file ({statuses}).")
     return " ".join(sentences)
 
 
@@ -392,7 +398,7 @@ CHANGED: dict[str, tuple[str, str]] = {
     "new": ("is only in the second file", "are only in the second file"),
     "gone": ("is only in the first file", "are only in the first file"),
 }
-"""For each verdict of a change that is no regression: what a sentence says of one row, and of several rows."""
+"""What a sentence says of one row, and of several rows, for each verdict that is no regression, except "untimed"."""
 
 
 def where(change: Change) -> str:
