@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmbench.bench.results.metrics import METRICS, Line, MachineLimits, as_json, compared_with
-from llmbench.cli.measured import IMPLEMENTATION, extra_field, machine, machine_notes, one_table, place
+from llmbench.cli.measured import IMPLEMENTATION, extra_field, machine, machine_notes, one_table, place, speedup_note
 from llmbench.report.document import Block, Document, table
 from llmbench.report.fields import Field, fitted
 
@@ -142,7 +142,7 @@ def _notes(experiment: Experiment, ask: Ask, lines: Sequence[Line]) -> Iterator[
         yield experiment.model_note
     yield from experiment.notes
     if any(line.speedup is not None for line in lines):
-        yield f"speed-up: time of {experiment.baseline} / time of the row, median over the pairs of samples"
+        yield speedup_note(experiment.baseline, "the row")
 
 
 def caption(experiment: Experiment, measured: Measured) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 import typer
 
 from llmbench.bench.results.metrics import Line, MachineLimits, as_json, compared_with
-from llmbench.cli.measured import device_option, machine, machine_notes, one_table
+from llmbench.cli.measured import device_option, machine, machine_notes, one_table, speedup_note
 from llmbench.cli.options import As, Output, answer, prints_tables, working
 from llmbench.errors import CannotRunError, SpecError
 from llmbench.report.document import Block, Document, table
@@ -146,7 +146,7 @@ def _measured(
         below += machine(this_machine, limits)
         notes += [*remarks(measured), *machine_notes(limits, measured)]
     notes.append("predicted time: least time that the reference measurements allow for the kernel's FLOPs and bytes")
-    notes.append("speed-up: time of the reference / time of the kernel, median over the pairs of samples")
+    notes.append(speedup_note("the reference", "the kernel"))
     rows = [line.row for line in lines]
     finding = about_kernels(rows, REFERENCE, timed=not rehearsal)
     return Document(

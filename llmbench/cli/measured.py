@@ -193,6 +193,14 @@ def machine(environment: Environment, limits: MachineLimits) -> list[str]:
     return lines
 
 
+def speedup_note(baseline: str, candidate: str) -> str:
+    """Return the note that explains the speed-up: what is divided, and why it can differ from the times beside it."""
+    return (
+        f"speed-up: time of {baseline} / time of {candidate}, median over the pairs of samples. If the samples are "
+        "noisy, it differs from the ratio of the two times"
+    )
+
+
 def machine_notes(limits: MachineLimits, rows: Iterable[Row]) -> list[str]:
     """Return notes on rows that exceed their limit, and on disturbed reference measurements."""
     from llmbench.measure.measurement import merged_remarks
