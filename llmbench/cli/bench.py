@@ -45,7 +45,7 @@ Lengths = Annotated[
     typer.Option(
         "--seq",
         metavar="TOKENS",
-        help="Tokens, for example 8192 or 8k. A sweep: 8k,32k,128k, or 8k..128k, which doubles.",
+        help="Tokens, for example 8192 or 8k. A sweep: 8k,32k,128k, or 8k..128k, which doubles up to the last.",
         parser=token_counts,
         show_default=False,
     ),
@@ -55,7 +55,7 @@ Sequences = Annotated[
     typer.Option(
         "--batch",
         metavar="N",
-        help="Number of sequences. A sweep: 1,8,64, or 1..64, which doubles.",
+        help="Number of sequences. A sweep: 1,8,64, or 1..64, which doubles up to the last.",
         parser=sequence_counts,
         show_default=False,
     ),

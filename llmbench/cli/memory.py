@@ -34,7 +34,7 @@ MicroBatch = Annotated[
         "--micro-batch",
         metavar="N",
         help="Sequences per data-parallel replica. Training: sequences of one micro-batch. Inference: sequences that "
-        "are served at the same time. A sweep: 1,8,64, or 1..64, which doubles.",
+        "are served at the same time. A sweep: 1,8,64, or 1..64, which doubles up to the last.",
         parser=sequence_counts,
     ),
 ]

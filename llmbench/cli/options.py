@@ -67,7 +67,7 @@ MOST_STEPS = 64
 
 
 def _counts(text: str | Counts, parse: Callable[[str], int]) -> Counts:
-    """Parse `8,32`, or `8..64`, which doubles from the first number to the last: 8, 16, 32, 64."""
+    """Parse `8,32`, or `8..100`, which doubles up to the last number and ends with it: 8, 16, 32, 64, 100."""
     if isinstance(text, Counts):  # the default
         return text
     values: list[int] = []
@@ -79,9 +79,12 @@ def _counts(text: str | Counts, parse: Callable[[str], int]) -> Counts:
             raise typer.BadParameter(f"{part!r}: the range ends before it begins")
         while values[-1] * 2 <= end:
             values.append(values[-1] * 2)
+        if dots:
+            values.append(end)  # a repetition is removed below
+    values = list(dict.fromkeys(values))
     if len(values) > MOST_STEPS:
         raise typer.BadParameter(f"{len(values)} values are more than {MOST_STEPS}")
-    return Counts(dict.fromkeys(values))
+    return Counts(values)
 
 
 def token_counts(text: str | Counts) -> Counts:
@@ -151,7 +154,8 @@ Seqs = Annotated[
     typer.Option(
         "--seq",
         metavar="TOKENS",
-        help="Tokens per sequence, for example 8192 or 8k. A sweep: 8k,32k,128k, or 8k..128k, which doubles.",
+        help="Tokens per sequence, for example 8192 or 8k. A sweep: 8k,32k,128k, or 8k..128k, which doubles up to the "
+        "last.",
         parser=token_counts,
     ),
 ]
@@ -166,7 +170,7 @@ Batches = Annotated[
     typer.Option(
         "--batch",
         metavar="N",
-        help="Number of sequences. A sweep: 1,8,64, or 1..64, which doubles.",
+        help="Number of sequences. A sweep: 1,8,64, or 1..64, which doubles up to the last.",
         parser=sequence_counts,
     ),
 ]

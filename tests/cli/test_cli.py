@@ -488,3 +488,8 @@ def test_sweeps_that_make_no_sense(capsys: Capture) -> None:
     assert "ends before it begins" in refusal(capsys, "kvcache", "llama3-8b", "--seq", "8k..4k")
     assert "not a number of tokens" in refusal(capsys, "kvcache", "llama3-8b", "--seq", "8k,")
     assert "more than 64" in refusal(capsys, "kvcache", "llama3-8b", "--seq", ",".join(map(str, range(1, 67))))
+
+
+def test_a_range_ends_with_its_last_number(capsys: Capture) -> None:
+    sweep = rows(capsys, "kvcache", "llama3-8b", "--seq", "4k..10k")
+    assert [row["seq_len"] for row in sweep] == [4096, 8192, 10_240]
