@@ -493,3 +493,11 @@ def test_sweeps_that_make_no_sense(capsys: Capture) -> None:
 def test_a_range_ends_with_its_last_number(capsys: Capture) -> None:
     sweep = rows(capsys, "kvcache", "llama3-8b", "--seq", "4k..10k")
     assert [row["seq_len"] for row in sweep] == [4096, 8192, 10_240]
+
+
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [("kvcache llama3-8b --seq", "kvcache"), ("kernels compiled", "kernels"), ("nonsense", ""), ("memory", "memory")],
+)
+def test_a_usage_hint_names_the_help_of_the_command(words: str, command: str, capsys: Capture) -> None:
+    assert f"`llmbench {command} --help`".replace("  ", " ") in refusal(capsys, *words.split())
