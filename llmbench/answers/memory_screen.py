@@ -11,7 +11,7 @@ from llmbench.answers.memory import FIELDS, Sized, Verdict
 from llmbench.report.document import Block, table
 from llmbench.report.fields import Field
 from llmbench.report.units import plural, size
-from llmbench.sizing.devices import HEADROOM
+from llmbench.sizing.devices import HEADROOM, SPLITS
 from llmbench.sizing.memory import CONTEXT_BYTES, PARTS, Memory
 from llmbench.sizing.recipe import product_dtype, training_precision
 from llmbench.spec.catalog import device_heads
@@ -136,7 +136,7 @@ def _answer(row: Sized) -> str:
     where = "one GPU" if gpus == 1 else f"{gpus:,} GPUs"
     needs = f"{doing} {row.spec.name} on {where} needs {size(memory.needed_bytes)}{' per GPU' if gpus > 1 else ''}."
     if row.asked:
-        return "\n".join([needs, *map(_verdict, row.verdicts)])
+        return "\n".join([needs, *(_verdict(verdict, memory, row.recompute) for verdict in row.verdicts)])
     fits = [verdict.fit for verdict in row.verdicts]
     if not fits:
         largest = device_heads()[-1]
@@ -149,18 +149,24 @@ def _answer(row: Sized) -> str:
     return f"{needs} It fits on {listed}" + (f" and {plural(rest, 'larger device')}." if rest else ".")
 
 
-def _verdict(verdict: Verdict) -> str:
-    """Return the answer for one device that the user named."""
+def _verdict(verdict: Verdict, memory: Memory, recompute: str | None) -> str:
+    """Return the answer for one device that the user named. `memory`, `recompute`: those of the run."""
     fit = verdict.fit
-    memory = size(fit.memory_bytes)
+    total = size(fit.memory_bytes)
     if fit.missing_format is not None:
         return f"{fit.device}: no. Its matrix units do not compute {fit.missing_format}."
     if fit.fits:
-        return f"{fit.device}: yes. It fills {fit.filled:.0%} of {memory}."
-    text = f"{fit.device}: no. It exceeds the usable {size(fit.usable_bytes)} of {memory} by {size(fit.exceeds_bytes)}."
+        return f"{fit.device}: yes. It fills {fit.filled:.0%} of {total}."
+    text = f"{fit.device}: no. It exceeds the usable {size(fit.usable_bytes)} of {total} by {size(fit.exceeds_bytes)}."
     if verdict.split is not None and verdict.split_memory is not None:
         needed = size(verdict.split_memory.needed_bytes)
         text += f" {verdict.split.num_gpus} of them suffice with --layout {verdict.split}: {needed} per GPU."
+    elif memory.layout.num_gpus == 1:
+        text += f" No layout from {SPLITS[memory.phase][0]} to {SPLITS[memory.phase][-1]} suffices."
+        if memory.phase == "train":
+            parts = memory.parts_bytes["activations"] + memory.parts_bytes["logits"]
+            options = "a smaller --seq" if recompute == "full" else "--recompute full or a smaller --seq"
+            text += f" Activations and logits need {size(parts)} at the peak: {options} reduces them."
     return text
 
 

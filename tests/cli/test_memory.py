@@ -80,6 +80,13 @@ def test_devices_of_ones_own(capsys: Capture) -> None:
     assert whole["split_layout"] == "dp=2,zero=3"
 
 
+def test_no_number_of_devices_suffices(capsys: Capture) -> None:
+    code, text = result(capsys, "llama2-7b", "--seq", "64k", "--device", "h100")
+    assert code == 1
+    assert "No layout from dp=2,zero=3 to dp=64,zero=3 suffices." in " ".join(text.split())
+    assert row(capsys, "llama2-7b", "--seq", "64k", "--device", "h100")["devices"][0]["split_layout"] is None
+
+
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
