@@ -262,6 +262,7 @@ FIELDS: tuple[Field[Compared], ...] = (
 
 COMMAND_CLASS = VersusCommand
 """The class of the command. It reads the arguments after `--vs`."""
+EVERY_MODEL = "--set changed every model; `--vs --set KEY=VALUE` compares a model with its variant"
 IMPORTANT = (
     "changes",
     "parameters",
@@ -308,11 +309,7 @@ def command(
     """
     first, second = sides(models, set or [])
     both = [first, *([] if second is None else [second])]
-    rows = [
-        _compared(load(text, side.changes), seq, tuple(side.changes) if vs else ())
-        for side in both
-        for text in side.models
-    ]
+    rows = [_compared(load(text, side.changes), seq, tuple(side.changes)) for side in both for text in side.models]
     document = Document(
         command="compare",
         inputs={
@@ -360,6 +357,7 @@ def _block(rows: list[Compared], seq: int, *, mark: bool) -> Block:
         table=models,
         lines=[f"{row.spec.name} is approximate: {reason}" for row in rows for reason in row.approximate_because],
         notes=[
+            *([] if mark or not rows[0].changes else [EVERY_MODEL]),
             *distinct(note for row in rows for note in length_notes(row.spec, seq)),
             *distinct(f"{row.spec.name}: {note}" for row in rows for note in row.spec.notes),
         ],

@@ -56,6 +56,10 @@ def test_without_vs_a_change_applies_to_all_models(capsys: Capture) -> None:
     content = document(capsys, "llama2-7b", "mistral-7b", "--set", "num_key_value_heads=4")
     assert content["inputs"]["vs"] is None
     assert [row["kv_bytes_per_token"] for row in content["models"]] == [65_536, 65_536]
+    assert [row["changes"] for row in content["models"]] == [["num_key_value_heads=4"]] * 2
+    shown = " ".join(answer(capsys, "llama2-7b", "mistral-7b", "--set", "num_key_value_heads=4").split())
+    assert "--set changed every model" in shown
+    assert "--set changed every model" not in answer(capsys, "llama2-7b", "mistral-7b")
 
 
 def test_another_model_can_follow(capsys: Capture) -> None:
