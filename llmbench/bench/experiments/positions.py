@@ -39,7 +39,7 @@ def groups(ask: Ask) -> list[Group]:
 
 
 def _group(ask: Ask, model: ModelSpec, batch: int, length: int) -> Group:
-    rope = model.positions if isinstance(model.positions, Rope) else Rope()
+    rope = model.positions if model.positions.acts_on == "queries and keys" else Rope()
     kinds: dict[str, tuple[Positions, str]] = {
         "none": (NoPositions(), "flash"),
         "learned": (LearnedPositions(num_positions=length), "flash"),
