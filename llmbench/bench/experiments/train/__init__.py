@@ -46,7 +46,7 @@ __all__ = ["EXPERIMENT", "candidate", "derived", "group_of", "layout_of", "memor
 def layout_of(step: TrainStep, ranks: int) -> Layout:
     """Return the parallel layout of a step on `ranks` GPUs."""
     if step.sharding == "fsdp":
-        return Layout(dp=ranks, zero=3)
+        return Layout(dp=ranks, zero=3 if ranks > 1 else 0)  # one rank has nothing to split
     return Layout(tp=ranks) if step.sharding == "tp" else Layout()
 
 
