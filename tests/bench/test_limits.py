@@ -17,9 +17,8 @@ from llmbench.bench.extra_candidates import traits_of
 from llmbench.bench.pieces import find_piece
 from llmbench.bench.pieces.pointwise import ADD_NORM
 from llmbench.bench.results.metrics import Line, MachineLimits
-from llmbench.cli.measured import machine
+from llmbench.cli.measured import machine_notes
 from llmbench.measure.check_and_time import Candidate
-from llmbench.measure.environment import environment
 from llmbench.measure.measurement import Measurement
 from llmbench.measure.results import Row
 from llmbench.sizing.work import Pass
@@ -100,7 +99,7 @@ def test_a_line_says_why_a_row_exceeds_its_limit(flops: int, seconds: float, col
     candidate = Candidate(name="a", prepare=lambda: lambda: None, work_flops=flops, work_bytes=10**8)
     row = row_of(candidate, seconds, cold=cold)
     assert LIMITS.exceeded_by(row) == said
-    lines = machine(environment(CPU), LIMITS, [row])
+    lines = machine_notes(LIMITS, [row])
     assert any("stayed in a cache" in line for line in lines) == (said == "a cache")
     assert any("the machine was slower when" in line for line in lines) == (said == "the machine")
 
@@ -108,15 +107,14 @@ def test_a_line_says_why_a_row_exceeds_its_limit(flops: int, seconds: float, col
 def test_disturbed_reference_measurements_are_reported() -> None:
     """A disturbed reference measurement makes every share of the limit too high."""
     quiet = references()
-    assert not any("measurement of" in line for line in machine(environment(CPU), MachineLimits(quiet, None)))
+    assert not any("measurement of" in line for line in machine_notes(MachineLimits(quiet, None), []))
     disturbed = msgspec.structs.replace(
         quiet,
         matmul=msgspec.structs.replace(quiet.matmul, measurement=timed(1e-3, run_queue_share=0.5)),
         copy=msgspec.structs.replace(quiet.copy, measurement=timed(1e-2, run_queue_share=0.25)),
     )
-    assert "reference measurement of matrix product, copy: CPU contention" in machine(
-        environment(CPU), MachineLimits(disturbed, None)
-    )
+    notes = machine_notes(MachineLimits(disturbed, None), [])
+    assert notes == ["reference measurement of matrix product, copy: CPU contention"]
 
 
 def test_a_row_without_a_time_exceeds_nothing() -> None:

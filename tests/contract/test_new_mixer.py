@@ -67,7 +67,7 @@ def test_words_are_right(folder: Path) -> None:
     assert "4 heads (gated window)" in table.out
     assert "leaky average" in table.out
     assert "the last 5" in table.out
-    assert "2 × kv_heads × head_dim = 2 × 2 × 6 = 24" in " ".join(table.out.split())
+    assert "2 × 2 kv_heads × 6 head_dim × 5 tokens" in " ".join(table.out.split())
     assert "a fixed state" in table.out
     assert "fixed size" in table.out
     assert "MHA" in table.out  # the cache with other heads
