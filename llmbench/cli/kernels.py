@@ -343,7 +343,7 @@ def check_kernels(
 
       llmbench kernels check rope --dtype bf16 --seeds 8
 
-      llmbench kernels check attention moe --fuzz 60 --seed 7
+      llmbench kernels check attention moe --fuzz 10 --seed 7
     """
     if device not in ("auto", "cpu", "cuda"):
         raise SpecError(f"--device {device}: unknown device", hint="choose from auto, cuda and cpu (the interpreter)")
