@@ -11,6 +11,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # process that compiles starts a pool of further processes.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+os.environ.pop("COLUMNS", None)  # pytest-xdist sets it, and tables would have this width
 
 import torch
 
