@@ -17,6 +17,8 @@ from huggingface_hub import constants
 from llmbench.cli import run
 from llmbench.errors import install_hint
 from llmbench.spec.catalog import load_bundled
+from llmbench.spec.huggingface import hub as reader
+from llmbench.spec.huggingface.hub import TIMEOUT_S
 
 from ..oracles.huggingface_export import to_config
 
@@ -67,6 +69,7 @@ def hub(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.
     """huggingface_hub with the local server and an empty cache."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(reader, "TIMEOUT_S", 30)  # a loaded machine answers late
     use(monkeypatch, server)
     return monkeypatch
 
@@ -120,6 +123,7 @@ def test_refusals_of_the_hub(name: str, code: int, says: list[str], hub: pytest.
 
 def test_without_a_network(hub: pytest.MonkeyPatch, capsys: Capture) -> None:
     """A closed port refuses at once, an open port that never answers must not hold the command up."""
+    hub.setattr(reader, "TIMEOUT_S", TIMEOUT_S)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         for endpoint in ("http://127.0.0.1:1", f"http://127.0.0.1:{silent.getsockname()[1]}"):
             use(hub, endpoint)
