@@ -169,7 +169,7 @@ def test_a_folder_gives_its_weights(folder: Path, monkeypatch: pytest.MonkeyPatc
     assert row(capsys, str(folder / "config.json"), "--device", "cpu", "--seq", "8")["built"]["weights"] == "random"
     assert run(["model", str(folder), "--device", "meta"]) == 0
     assert f"the weights in {folder} were not read" in capsys.readouterr().out
-    monkeypatch.setattr("llmbench.model.weights.families.TABLES", {})
+    monkeypatch.setattr("llmbench.spec.weights.families.TABLES", {})
     assert "config.json` builds the model with random weights" in refusal(capsys, 2, *arguments)
     (folder / "model.safetensors").unlink()
     assert run(["model", *arguments]) == 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from llmbench.model.weights import supported_families
+from llmbench.model.weights.transforms import TRANSFORMS
+from llmbench.spec.weights.families import TABLES
 
 from . import test_encoders, test_latent, test_parity, test_recurrent
 
@@ -15,3 +17,9 @@ def test_every_table_is_tested() -> None:
     modules = (test_parity, test_latent, test_recurrent, test_encoders)
     tried = {case[0] for module in modules for case in module.CASES.values()}
     assert tried | TESTED_UNDER_ANOTHER_NAME == set(supported_families())
+
+
+def test_every_transform_of_a_table_exists() -> None:
+    named = {name for table in TABLES.values() for rule in table.rules for name in rule.transforms}
+    assert named
+    assert named <= set(TRANSFORMS)

@@ -16,26 +16,27 @@ from torch import Tensor, nn
 from llmbench.errors import SpecError, UnsupportedError
 from llmbench.model.formats import holds_weights
 from llmbench.model.weights.checkpoint import Checkpoint
-from llmbench.model.weights.rules import TRANSFORMS, Rule, Target
+from llmbench.model.weights.transforms import TRANSFORMS, Target
 from llmbench.sizing.params import count_parameters
 from llmbench.spec.model import Layer, ModelSpec
+from llmbench.spec.weights.rules import Rule
 
 if TYPE_CHECKING:
-    from llmbench.model.weights.families import Table
+    from llmbench.spec.weights.families import Table
 
 __all__ = ["Checkpoint", "fill", "formats_of", "refuse_missing_weights", "supported_families", "table_of"]
 
 
 def supported_families() -> list[str]:
     """Return the sorted names (Hugging Face `model_type`) of all families whose weights can be read."""
-    from llmbench.model.weights.families import TABLES
+    from llmbench.spec.weights.families import TABLES
 
     return sorted(TABLES)
 
 
 def table_of(spec: ModelSpec) -> Table:
     """Return the table of the model's family. Raises UnsupportedError for a family without a table."""
-    from llmbench.model.weights.families import TABLES
+    from llmbench.spec.weights.families import TABLES
 
     if spec.family not in TABLES:
         raise UnsupportedError(

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from llmbench.errors import SpecError, UnsupportedError
-from llmbench.model.weights.families import TABLES
 from llmbench.spec.mixer import AttentionKind
 from llmbench.spec.model import ModelSpec
 from llmbench.spec.position import Rope
 from llmbench.spec.reading import read_text
+from llmbench.spec.weights.families import TABLES
 
 _WITH_HEAD = ("ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForConditionalGeneration", "ForPreTraining")
 """Endings of class names in transformers. Classes with these endings compute logits over the vocabulary."""

@@ -1,8 +1,0 @@
-"""Weight names of IQuest-Coder."""
-
-from __future__ import annotations
-
-from llmbench.model.weights.families import table
-from llmbench.model.weights.families.common import ATTENTION, GATED, PRE_NORMS, TOP
-
-table("iquestcoder", top=TOP, layers=ATTENTION + GATED + PRE_NORMS)

@@ -1,9 +1,0 @@
-"""Weight names of Kimi K2 and Kimi Linear (Moonshot AI)."""
-
-from __future__ import annotations
-
-from llmbench.model.weights.families import table
-from llmbench.model.weights.families.common import PRE_NORMS, TOP
-from llmbench.model.weights.families.deepseek import DEEPSEEK_MOE, LATENT
-
-table("kimi_k2", top=TOP, layers=LATENT + DEEPSEEK_MOE + PRE_NORMS)

@@ -1,0 +1,1 @@
+"""The weights of a model in files: the names of their tensors."""
