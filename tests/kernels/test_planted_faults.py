@@ -16,7 +16,7 @@ import torch
 from llmbench.kernels import launching
 from llmbench.kernels.proof.check import check
 from llmbench.kernels.registry import load_kernel
-from tests.kernels.test_offsets import CASES, Memory, check_far_strides
+from tests.kernels.test_offsets import CASES, Memory, case_of, check_far_strides
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif(not launching.interpreted(), reason="the copies run in Triton's interpreter")
@@ -203,7 +203,7 @@ def test_an_offset_of_32_bits_is_found(
     plant(fault, tmp_path, monkeypatch)
     kernel = load_kernel(fault.kernel)
     with pytest.raises(AssertionError, match="not equal"):
-        [check_far_strides(kernel, fields, memory) for fields in CASES[fault.kernel]]
+        [check_far_strides(kernel, case_of(kernel, fields), memory) for fields in CASES[fault.kernel]]
 
 
 @pytest.mark.parametrize("name", FAULTS)

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from llmbench.printable import UNSAFE
 from llmbench.spec.ffn import FFN, Dense, Gated, MoE, Router, SharedExperts
 from llmbench.spec.mixer import (
     RGLRU,
@@ -57,7 +58,7 @@ widths = st.integers(1, 8).map(lambda n: 8 * n)
 heads = st.sampled_from((4, 8))
 maybe = st.booleans()
 texts = st.text(st.characters(codec="utf-8"), max_size=12)
-names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
+names = st.from_regex(f"[^{UNSAFE}]{{1,12}}", fullmatch=True)
 scales = st.floats(1e-6, 1e6)
 PLACEMENTS = ("pre", "post", "output", "sandwich", "parallel", "parallel_two", "none")
 ACTIVATIONS = ("relu", "gelu", "silu", "relu2")
