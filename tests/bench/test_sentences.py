@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmbench.bench.results.metrics import METRICS, Line, MachineLimits, as_json
-from llmbench.bench.results.sentences import about_cases, about_changes, about_kernels, about_table, comparison
+from llmbench.bench.results.sentences import SMALL, about_cases, about_changes, about_kernels, about_table, comparison
 from llmbench.measure.measurement import Measurement, quantile
 from llmbench.measure.memory import MemoryPeak
 from llmbench.measure.regressions import NOISE_FLOOR, diff
@@ -78,8 +78,8 @@ def test_a_claim_is_what_the_rows_show(base: list[float], others: list[Any], fac
         for name, line in lines.items():
             if line.speedup is None or line.row.seconds is None:
                 continue
-            far = max(abs(math.log(line.speedup)), abs(math.log(line.row.seconds / base_s))) > NOISE_FLOOR["cpu"]
-            assert (name in claimed or name in " ".join(undecided)) if far else name in claimed or name in equal
+            change = max(abs(math.log(line.speedup)), abs(math.log(line.row.seconds / base_s)))
+            assert name in claimed or name in " ".join(undecided) or (name in equal and change <= SMALL)
     for name, (ratio, verb) in claimed.items():
         speedup = lines[name].speedup
         assert speedup is not None
@@ -179,6 +179,15 @@ def test_a_large_difference_within_the_noise_is_not_decided() -> None:
         "Not decided: the speed-ups of flash (2.95×) and b (1.48×), because the noise of this run is as large. "
         "Measure again on an idle machine."
     )
+
+
+def test_a_small_difference_within_a_large_noise_is_not_decided() -> None:
+    unstable = [sample * factor for sample, factor in zip(NOISY, (1.02, 0.98) * 5, strict=True)]
+    assert about(row("standard", NOISY), row("flash", unstable)) == (
+        "Not decided: whether flash is as fast as standard. The noise of this run is too large. "
+        "Measure again on an idle machine."
+    )
+    assert about(row("standard", 1e-3), row("flash", 1.001e-3)) == "flash is as fast as standard within the noise."
 
 
 def kernel_rows(**times: float) -> list[Row]:

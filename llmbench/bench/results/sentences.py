@@ -3,8 +3,8 @@
 A candidate is called faster or slower than the baseline only if two things hold. The difference is larger than the
 noise that `diff` would grant two runs of unchanged code (`regressions.noise`), for the speed-up and for the two median
 times. And at least 90% of the paired samples show the same direction. Otherwise the two are called equally fast if the
-measured difference is small. If it is large, the sentence says that the noise leaves the comparison undecided. This
-module imports no torch.
+measured difference and the noise are both small. If one of them is large, the sentence says that the comparison is not
+decided. This module imports no torch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from llmbench.bench.results.metrics import Line, peak_bytes
 from llmbench.bench.results.words import in_words
 from llmbench.errors import LLMBenchError
 from llmbench.measure.measurement import NOISY_SPREAD, Ratio, ratio
-from llmbench.measure.regressions import MEMORY_SHARE, NOISE_FLOOR, noise
+from llmbench.measure.regressions import MEMORY_SHARE, noise
 from llmbench.report.units import percent, plural, shown
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ NAMED = 3
 """A sentence names at most this many candidates or rows. It counts the others."""
 
 SMALL = 0.10
-"""A difference within the noise is small if both the noise and the difference are at most this log ratio."""
+"""The noise and a difference are small up to this log ratio."""
 
 Verdict = Literal["faster", "slower", "equal", "undecided"]
 
@@ -42,7 +42,7 @@ class Comparison(NamedTuple):
     """The comparison of a row with the baseline of its case.
 
     `speedup`: time of the baseline / time of the row, over the pairs of samples. `verdict`: "equal" if the difference
-    is within the noise and small, "undecided" if it is within the noise and large.
+    is within the noise and both are small, "undecided" if the difference is within the noise and one of them is large.
     """
 
     row: Row
@@ -78,9 +78,7 @@ def comparison(row: Row, baseline: Row) -> Comparison | None:
         return Comparison(row, baseline, speedup, "faster")
     if verdicts == {"slower"} and speedup.p90 < 1:
         return Comparison(row, baseline, speedup, "slower")
-    largest, bound = max(map(abs, changes)), max(-interval.low, interval.high)
-    floor = max(NOISE_FLOOR[before.clock], NOISE_FLOOR[after.clock])
-    small = largest <= floor or max(largest, bound) <= SMALL
+    small = max(*map(abs, changes), -interval.low, interval.high) <= SMALL
     return Comparison(row, baseline, speedup, "equal" if small else "undecided")
 
 
@@ -164,7 +162,11 @@ AGAIN = "Measure again on an idle machine."
 
 
 def _undecided(compared: Sequence[Comparison], baseline: str) -> str:
-    """Return the sentences on candidates of one case whose difference is large, but within the noise."""
+    """Return the sentences on candidates of one case whose difference is not decided."""
+    if all(math.exp(-SMALL) <= one.speedup.median <= math.exp(SMALL) for one in compared):
+        names = _names([one.row.implementation for one in compared])
+        verb = "is" if len(compared) == 1 else "are"
+        return f"Not decided: whether {names} {verb} as fast as {baseline}. The noise of this run is too large. {AGAIN}"
     if len(compared) == 1:
         one = compared[0]
         what = f"took {one.factor} as long as" if one.longer else f"was {one.factor} faster than"
@@ -353,8 +355,8 @@ def _tally(compared: Sequence[Comparison], baseline: str) -> str:
     for verdict in ("faster", "slower"):
         some = [one for one in compared if one.verdict == verdict]
         if some:
-            of = "its only case" if len(compared) == 1 else f"{len(some)} of {len(compared)} cases"
-            than = f"than {_names([baseline])} in {of}" if not counts else f"in {len(some)}"
+            cases = "its only case" if len(compared) == 1 else f"{len(some)} of {len(compared)} cases"
+            than = f"than {_names([baseline])} in {cases}" if not counts else f"in {len(some)}"
             counts.append(f"{verdict} {than} ({_range(some)})")
     return f"is {' and '.join(counts)}"
 
