@@ -70,7 +70,6 @@ FIELDS: tuple[Field[Change], ...] = (
         "implementation",
         "candidate",
         value=lambda change: change.key[2],
-        unbroken=True,
         description="name of the implementation or baseline",
     ),
     _time("before_s", "before", lambda change: change.before),

@@ -41,10 +41,10 @@ def _case_field(name: str, heading: str, **options: Any) -> Field[Line]:
 
 
 FIELDS: tuple[Field[Line], ...] = (
-    _case_field("kernel", "kernel", unbroken=True),
+    _case_field("kernel", "kernel"),
     _case_field("shape", "shape", wraps=True),
     _case_field("dtype", "format", spare=5),
-    Field("implementation", "computed by", value=lambda line: line.row.implementation, unbroken=True),
+    Field("implementation", "computed by", value=lambda line: line.row.implementation),
     *compared_with("reference"),
 )
 

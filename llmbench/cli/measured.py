@@ -126,9 +126,7 @@ def check_file(option: str, path: Path | None) -> None:
         raise LLMBenchError(f"{option} {path}: the file cannot be written")
 
 
-IMPLEMENTATION: Field[Line] = Field(
-    "implementation", "candidate", value=lambda line: line.row.implementation, unbroken=True
-)
+IMPLEMENTATION: Field[Line] = Field("implementation", "candidate", value=lambda line: line.row.implementation)
 
 
 def extra_field(column: Column) -> Field[Line]:

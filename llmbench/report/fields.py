@@ -29,7 +29,6 @@ class Field(msgspec.Struct, Generic[Item], frozen=True):
     `in_json`: whether JSON has the field. False: only tables have the field.
     `scale`: the name of a group of fields. `fitted` gives all fields of a group the same unit.
     `wraps`: whether a long text may continue on the next line.
-    `unbroken`: whether words are never split, even in a narrow terminal.
     `sparse`: whether tables leave out the column if no row has a value.
     `spare`: a rank above 0 if a narrow terminal may leave out the column. The column with the highest rank is left out
         first.
@@ -44,7 +43,6 @@ class Field(msgspec.Struct, Generic[Item], frozen=True):
     in_json: bool = True
     scale: str = ""
     wraps: bool = False
-    unbroken: bool = False
     sparse: bool = False
     spare: int = 0
 
