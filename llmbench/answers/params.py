@@ -82,7 +82,7 @@ FIELDS: tuple[Field[Counted], ...] = (
     ),
     Field(
         "bf16_bytes",
-        value=lambda row: 2 * row.parameters.total,
+        value=lambda row: row.parameters.bf16_bytes,
         description="bytes of the weights in bf16: 2 × `parameters.total`",
     ),
 )
@@ -136,7 +136,7 @@ def _block(row: Counted, by: str, explain: bool) -> Block:
 
 def _summary(spec: ModelSpec, counted: Parameters) -> str:
     parts = [
-        f"bf16 weights {size(2 * counted.total)}",
+        f"bf16 weights {size(counted.bf16_bytes)}",
         f"rule of thumb 12·L·d² = {billions(counted.rule_12_l_d2)} ({change(counted.rule_12_l_d2, counted.total)})",
     ]
     published = spec.published_parameters

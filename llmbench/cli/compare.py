@@ -90,7 +90,7 @@ FIELDS: tuple[Field[Compared], ...] = (
         "weights_bytes",
         "weights",
         "gib",
-        lambda row: 2 * row.parameters.total,
+        lambda row: row.parameters.bf16_bytes,
         description="bytes of the weights in bf16",
     ),
     _texts(
@@ -263,6 +263,8 @@ FIELDS: tuple[Field[Compared], ...] = (
 COMMAND_CLASS = VersusCommand
 """The class of the command. It reads the arguments after `--vs`."""
 EVERY_MODEL = "--set changed every model; `--vs --set KEY=VALUE` compares a model with its variant"
+"""The note of a table in which `--set` changed every model."""
+
 IMPORTANT = (
     "changes",
     "parameters",

@@ -6,6 +6,7 @@ from typing import get_args
 
 import msgspec
 
+from llmbench.sizing.dtypes import bytes_of
 from llmbench.sizing.lower import lower, lower_next_token_prediction
 from llmbench.sizing.op import Component, Op
 from llmbench.sizing.workload import Layout, Workload
@@ -47,6 +48,11 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
     rule_12_l_d2: int
     components: dict[str, int]
     layers: dict[str, int]
+
+    @property
+    def bf16_bytes(self) -> int:
+        """Bytes of the trained elements in bf16."""
+        return bytes_of(self.total, "bf16")
 
 
 def count_parameters(spec: ModelSpec, layout: Layout | None = None) -> Parameters:
