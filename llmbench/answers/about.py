@@ -9,6 +9,7 @@ import msgspec
 
 from llmbench.report.document import Block, Table
 from llmbench.report.fields import Field, record
+from llmbench.report.units import Unit
 from llmbench.sizing.lengths import beyond_positions
 from llmbench.spec.model import ModelSpec
 
@@ -67,12 +68,17 @@ MODEL_FIELDS: tuple[Field[AboutModel], ...] = (
 def sweep_fields(
     fields: Sequence[Field[Item]], items: Sequence[Item], headings: Mapping[str, str]
 ) -> tuple[Field[Item], ...]:
-    """Return the fields of the table of a sweep. A field in `headings` becomes a column if the items differ in it."""
+    """Return the fields of the table of a sweep. A field in `headings` becomes a column if the items differ in it.
+
+    A field with numbers gets the unit "count".
+    """
 
     def column(field: Field[Item]) -> Field[Item]:
-        if field.name not in headings or len({field.value_of(item) for item in items}) == 1:
+        values = {field.value_of(item) for item in items} if field.name in headings else set()
+        if len(values) < 2:
             return field
-        return msgspec.structs.replace(field, heading=headings[field.name], unit="count")
+        unit: Unit = "count" if all(isinstance(value, int) for value in values) else "text"
+        return msgspec.structs.replace(field, heading=headings[field.name], unit=unit)
 
     return tuple(map(column, fields))
 

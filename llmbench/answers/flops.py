@@ -46,6 +46,7 @@ FIELDS: tuple[Field[Counted], ...] = (
         description="value of `--attention`: whether masked (query, key) pairs are counted too (`full`) or not "
         "(`causal`)",
     ),
+    Field("recompute", description="value of `--recompute`"),
     Field(
         "absorbed_mla",
         value=lambda row: absorbs(row.spec, row.workload),
@@ -123,17 +124,30 @@ def document(
 
 
 def _blocks(rows: list[Counted], by: str, explain: bool) -> list[Block]:
-    """Return a block per model. A sweep over lengths or batches has one table, with a row per model and workload."""
-    if all(row.workload == rows[0].workload for row in rows):
+    """Return a block per model. A sweep has one table, with a row per model, workload and recomputation."""
+    if all((row.workload, row.recompute) == (rows[0].workload, rows[0].recompute) for row in rows):
         return [_block(row, by, explain) for row in rows]
     one_model = all(row.spec == rows[0].spec for row in rows)
     first = msgspec.structs.replace(FIELDS[0], heading=None) if one_model else FIELDS[0]
+    again = [
+        Field[Counted](
+            "again_flops",
+            "computed again",
+            "tflops",
+            lambda row: row.flops.recompute,
+            in_json=False,
+            scale="step",
+        )
+    ]
+    if all(row.recompute == rows[0].recompute for row in rows):
+        again = []
     columns = (
-        *sweep_fields((first, *FIELDS[1:]), rows, {"seq_len": "tokens", "batch": "batch"}),
+        *sweep_fields((first, *FIELDS[1:]), rows, {"seq_len": "tokens", "batch": "batch", "recompute": "recompute"}),
         Field[Counted]("step_flops", "step", "tflops", lambda row: row.flops.total, in_json=False, scale="step"),
         Field[Counted](
             "token_flops", "per token", "gflops", lambda row: row.flops.per_token, in_json=False, scale="token"
         ),
+        *again,
         Field[Counted](
             "attention_share", "attention", "percent", lambda row: row.flops.attention / row.flops.total, in_json=False
         ),

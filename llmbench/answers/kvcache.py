@@ -170,10 +170,14 @@ def _comparison(rows: list[Cached], *, sorted_by_size: bool) -> Block:
     )
 
 
+SWEPT = {"seq_len": "tokens", "batch": "batch", "kv_dtype": "KV format"}
+"""The headings of the options that a sweep can vary."""
+
+
 def _columns(rows: list[Cached]) -> list[Field[Cached]]:
     """Return the columns of a comparison, the most important one first. Columns that say nothing new are left out."""
-    fields = {field.name: field for field in sweep_fields(FIELDS, rows, {"seq_len": "tokens", "batch": "batch"})}
-    names = ["seq_len", "batch", "bytes_total", "bytes_per_token", "reserved_bytes"]
+    fields = {field.name: field for field in sweep_fields(FIELDS, rows, SWEPT)}
+    names = [*SWEPT, "bytes_total", "bytes_per_token", "reserved_bytes"]
     if any(row.spec != rows[0].spec for row in rows):  # else the headline names the model
         names = ["model", "kind", *names]
     if any(row.cache.state_bytes_per_sequence for row in rows):
@@ -197,7 +201,9 @@ def _context(caches: Sequence[KVCache]) -> str:
         parts.append(plural(first.seq_len, "token"))
     if all(cache.batch == first.batch for cache in caches):
         parts.append(f"batch {first.batch:,}")
-    return " · ".join([*parts, first.kv_dtype, f"blocks of {first.block_size:,}"])
+    if all(cache.kv_dtype == first.kv_dtype for cache in caches):
+        parts.append(first.kv_dtype)
+    return " · ".join([*parts, f"blocks of {first.block_size:,}"])
 
 
 def _one(row: Cached, kv_dtype: DType) -> list[Block]:

@@ -11,7 +11,7 @@ from llmbench.answers.memory import FIELDS, Sized, Verdict
 from llmbench.report.document import Block, table
 from llmbench.report.fields import Field
 from llmbench.report.units import plural, size
-from llmbench.sizing.devices import HEADROOM, SPLITS
+from llmbench.sizing.devices import HEADROOM, SPLITS, DeviceFit
 from llmbench.sizing.memory import CONTEXT_BYTES, PARTS, Memory
 from llmbench.sizing.recipe import product_dtype, training_precision
 from llmbench.spec.catalog import device_heads
@@ -24,7 +24,7 @@ def blocks(rows: list[Sized]) -> list[Block]:
     """Return the answer, the formulas and the timeline of each row."""
     shown = [_block(rows[0]) if len(rows) == 1 else _sweep(rows)]
     for row in rows:
-        where = "" if len(rows) == 1 else f"{plural(row.memory.seq_len, 'token')} · batch {row.memory.micro_batch:,}"
+        where = "" if len(rows) == 1 else _where(rows, row)
         if row.formulas is not None:
             from llmbench.answers.formulas import formula_block
 
@@ -36,8 +36,26 @@ def blocks(rows: list[Sized]) -> list[Block]:
     return shown
 
 
+SWEPT = {"seq_len": "tokens", "micro_batch": "batch", "recompute": "recompute", "kv_dtype": "KV format"}
+"""The headings of the options that a sweep can vary."""
+
+
+def _differs(rows: list[Sized], name: str) -> bool:
+    """Return whether the rows differ in the field of this name."""
+    field = next(field for field in FIELDS if field.name == name)
+    return any(field.value_of(row) != field.value_of(rows[0]) for row in rows)
+
+
+def _where(rows: list[Sized], row: Sized) -> str:
+    """Return the headline of the formulas or the timeline of one row: what sets it apart from the other rows."""
+    parts = [plural(row.memory.seq_len, "token"), f"batch {row.memory.micro_batch:,}"]
+    parts += [f"recompute {row.recompute}"] if _differs(rows, "recompute") else []
+    parts += [f"cache {row.kv_dtype}"] if _differs(rows, "kv_dtype") else []
+    return " · ".join(parts)
+
+
 def _sweep(rows: list[Sized]) -> Block:
-    """Return a table with a row for each length and batch of a sweep."""
+    """Return a table with a row for each combination of the options of a sweep."""
     first = rows[0]
     names = _part_names(first.memory)
 
@@ -53,15 +71,13 @@ def _sweep(rows: list[Sized]) -> Block:
     # The headline names the model, so the table has no column for it. CSV has the model and the notes of each row.
     fields = (msgspec.structs.replace(FIELDS[0], heading=None), *FIELDS[1:])
     columns = (
-        *sweep_fields(fields, rows, {"seq_len": "tokens", "micro_batch": "batch"}),
+        *sweep_fields(fields, rows, SWEPT),
         *(part(name, 1 + by_size.index(name)) for name in parts),
         *_device_columns(first),
     )
-    same_tokens = all(row.memory.seq_len == first.memory.seq_len for row in rows)
-    same_batch = all(row.memory.micro_batch == first.memory.micro_batch for row in rows)
     block = model_block(
         first,
-        context=_context(first, tokens=same_tokens, batch=same_batch),
+        context=_context(rows),
         table=table(columns, rows),
         lines=[_rule(first)],
     )
@@ -71,21 +87,27 @@ def _sweep(rows: list[Sized]) -> Block:
 
 
 def _device_columns(first: Sized) -> list[Field[Sized]]:
-    """Return a column for each device that the user named, or a column with the smallest device that suffices."""
+    """Return the columns of each device that the user named, or a column with the smallest device that suffices."""
     if not first.asked:
         return [Field("smallest", "smallest device", value=lambda row: next(iter(row.fits_on), "none"), in_json=False)]
 
-    def column(place: int) -> Field[Sized]:
-        def value(row: Sized) -> str:
-            fit = row.verdicts[place].fit
-            if fit.missing_format is not None:
-                return f"no {fit.missing_format}"
-            return f"{'yes' if fit.fits else 'no'}, {fit.filled:.0%}"
+    def columns(place: int) -> tuple[Field[Sized], Field[Sized]]:
+        """Return the verdict, which the table shows as `yes, 60%`, and the share of the memory, for CSV."""
 
-        name = first.verdicts[place].fit.device
-        return Field(name, name, value=value, in_json=False)
+        def fit(row: Sized) -> DeviceFit:
+            return row.verdicts[place].fit
 
-    return [column(place) for place in range(len(first.verdicts))]
+        def text(row: Sized) -> str:
+            missing = fit(row).missing_format
+            return f"no {missing}" if missing else f"{'yes' if fit(row).fits else 'no'}, {fit(row).filled:.0%}"
+
+        name = fit(first).device
+        return (
+            Field(f"{name}.fits", name, value=lambda row: fit(row).fits, text=text, in_json=False),
+            Field(f"{name}.filled", value=lambda row: fit(row).filled, in_json=False),
+        )
+
+    return [column for place in range(len(first.verdicts)) for column in columns(place)]
 
 
 _PART_NAMES = {
@@ -120,7 +142,7 @@ def _block(row: Sized) -> Block:
     )
     block = model_block(
         row,
-        context=_context(row),
+        context=_context([row]),
         table=table(columns, parts, total={"part": "peak", "peak_bytes": memory.peak_bytes}),
         lines=[_moment(memory), _rule(row)],
     )
@@ -184,30 +206,33 @@ def _only_shards(memory: Memory) -> bool:
     return memory.layout.zero == 3 and not memory.full_bytes["weights"]
 
 
-def _context(row: Sized, *, tokens: bool = True, batch: bool = True) -> str:
-    """Return two lines with the options that the figures depend on. `tokens`, `batch`: whether to say their values."""
+def _context(rows: list[Sized]) -> str:
+    """Return two lines with the options that the figures of all rows depend on."""
+    row = rows[0]
     memory, layout = row.memory, row.memory.layout
     gpus = f"{layout.num_gpus:,} GPUs: {layout}" if layout.num_gpus > 1 else "one GPU"
     replica = " per replica" if layout.dp > 1 else ""
     sequences = "batch" if memory.phase == "inference" else "micro-batch"
-    workload = [plural(memory.seq_len, "token")] if tokens else []
-    workload += [f"{sequences} {memory.micro_batch:,}{replica}"] if batch else []
+    workload = [] if _differs(rows, "seq_len") else [plural(memory.seq_len, "token")]
+    workload += [] if _differs(rows, "micro_batch") else [f"{sequences} {memory.micro_batch:,}{replica}"]
     said = " · ".join([*workload, gpus])
     if memory.phase == "inference":
-        formats = f"weights {row.precision} · cache {row.kv_dtype}"
+        formats = f"weights {row.precision}" + ("" if _differs(rows, "kv_dtype") else f" · cache {row.kv_dtype}")
         return f"serving · {said}\n{formats}"
     recipe = training_precision(row.precision)
     formats = f"weights {recipe.weights}, gradients {recipe.gradients}"
     if layout.zero == 3 and recipe.master and recipe.gradients != "fp32":
         formats += " (fp32 after reduction)"
     formats += ", master weights fp32" if recipe.master else ", no master copy"
-    recompute = "no recomputation" if row.recompute == "none" else f"recompute {row.recompute}"
+    recompute = "no recomputation · " if row.recompute == "none" else f"recompute {row.recompute} · "
+    if _differs(rows, "recompute"):
+        recompute = ""
     kernels = {
         "fused": "fused kernels, flash attention",
         "eager": "plain torch, flash attention",
         "standard": "plain torch, attention stores its scores",
     }[row.kernels or "fused"]
-    return f"training step · {said}\n{row.precision} precision: {formats} · {row.optimizer} · {recompute} · {kernels}"
+    return f"training step · {said}\n{row.precision} precision: {formats} · {row.optimizer} · {recompute}{kernels}"
 
 
 def _moment(memory: Memory) -> str:

@@ -7,7 +7,23 @@ from typing import Annotated
 import typer
 
 from llmbench.answers.flops import By, ScoredPairs, counted, document, workload_of
-from llmbench.cli.options import ONE, SEQS, As, Batches, Explain, Models, Output, Seqs, Set, answer, load, prints_tables
+from llmbench.cli.options import (
+    NO_RECOMPUTE,
+    ONE,
+    SEQS,
+    As,
+    Batches,
+    Choices,
+    Explain,
+    Models,
+    Output,
+    Seqs,
+    Set,
+    answer,
+    choices_of,
+    load,
+    prints_tables,
+)
 from llmbench.sizing.workload import Phase, Recompute
 
 PhaseOption = Annotated[
@@ -27,11 +43,13 @@ ScorePairs = Annotated[
     ),
 ]
 RecomputeOption = Annotated[
-    Recompute,
+    Choices,
     typer.Option(
         "--recompute",
         help="Activations that the backward pass computes again. selective: attention scores. every-second: all "
-        "activations except those of attention and of every second matrix product. full: all activations of a layer.",
+        "activations except those of attention and of every second matrix product. full: all activations of a layer. "
+        "A sweep: none,full.",
+        **choices_of(Recompute),
     ),
 ]
 ByOption = Annotated[By, typer.Option("--by", help="Show one row per component, or one row per op.")]
@@ -44,7 +62,7 @@ def command(
     seq: Seqs = SEQS,
     batch: Batches = ONE,
     attention: ScorePairs = "causal",
-    recompute: RecomputeOption = "none",
+    recompute: RecomputeOption = NO_RECOMPUTE,
     by: ByOption = "component",
     explain: Explain = False,
     set: Set = None,
@@ -72,14 +90,20 @@ def command(
         workload_of(phase, tokens, sequences, masked_pairs=attention == "full") for tokens in seq for sequences in batch
     ]
     specs = [load(text, set) for text in models]
-    rows = [row for spec in specs for workload in workloads for row in counted([spec], workload, recompute)]
+    rows = [
+        row
+        for spec in specs
+        for workload in workloads
+        for again in recompute
+        for row in counted([spec], workload, again)
+    ]
     inputs = {
         "models": models,
         "phase": phase,
         "seq_len": seq.as_input,
         "batch": batch.as_input,
         "attention": attention,
-        "recompute": recompute,
+        "recompute": recompute.as_input,
         "set": set or [],
     }
     answer(document(rows, inputs, by=by, explain=explain, tables=format != "json"), format, output)

@@ -8,17 +8,20 @@ import typer
 
 from llmbench.answers.kvcache import cached, document
 from llmbench.cli.options import (
+    BF16,
     MODEL_HELP,
     ONE,
     SEQS,
     As,
     Batches,
     CacheType,
+    Choices,
     Explain,
     Output,
     Seqs,
     Set,
     answer,
+    choices_of,
     load,
     positive_integer,
     prints_tables,
@@ -32,7 +35,12 @@ OptionalModels = Annotated[
 ]
 All = Annotated[bool, typer.Option("--all", help="Compare all models of `llmbench specs list`.")]
 CacheFormat = Annotated[
-    CacheType, typer.Option("--kv-dtype", help="Number format of the cache. Quantisation scales are not counted.")
+    Choices,
+    typer.Option(
+        "--kv-dtype",
+        help="Number format of the cache. Quantisation scales are not counted. A sweep: bf16,fp8.",
+        **choices_of(CacheType),
+    ),
 ]
 BlockSize = Annotated[
     int,
@@ -51,7 +59,7 @@ def command(
     all: All = False,
     seq: Seqs = SEQS,
     batch: Batches = ONE,
-    kv_dtype: CacheFormat = "bf16",
+    kv_dtype: CacheFormat = BF16,
     block_size: BlockSize = 16,
     explain: Explain = False,
     set: Set = None,
@@ -76,23 +84,26 @@ def command(
 
       llmbench kvcache llama3-8b --seq 8k..128k --batch 1,8
 
+      llmbench kvcache llama3-8b mixtral-8x7b --kv-dtype bf16,fp8
+
       llmbench kvcache gemma3-27b jamba-v0.1 --seq 32768 --format markdown
     """
     specs = [load(text, set) for text in models] if models and not all else _built_in(models, set, all=all)
-    options: dict[str, Any] = {"kv_dtype": kv_dtype, "block_size": block_size, "explain": explain}
+    options: dict[str, Any] = {"block_size": block_size, "explain": explain}
     rows = [
         row
         for spec in specs
         for tokens in seq
         for sequences in batch
-        for row in cached([spec], tokens, batch=sequences, **options)
+        for number_format in kv_dtype
+        for row in cached([spec], tokens, batch=sequences, kv_dtype=number_format, **options)
     ]
     inputs = {
         "models": models or [],
         "all": all,
         "seq_len": seq.as_input,
         "batch": batch.as_input,
-        "kv_dtype": kv_dtype,
+        "kv_dtype": kv_dtype.as_input,
         "block_size": block_size,
         "set": set or [],
     }

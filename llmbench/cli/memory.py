@@ -8,10 +8,12 @@ import typer
 
 from llmbench.answers.memory import Kernels, Phase, document, sized
 from llmbench.cli.options import (
+    NO_RECOMPUTE,
     ONE,
     SEQS,
     As,
     CacheType,
+    Choices,
     Counts,
     Explain,
     OneModel,
@@ -19,6 +21,7 @@ from llmbench.cli.options import (
     Seqs,
     Set,
     answer,
+    choices_of,
     load,
     prints_tables,
     sequence_counts,
@@ -49,12 +52,13 @@ Precision = Annotated[
 ]
 OptimizerOption = Annotated[Optimizer, typer.Option("--optimizer", help="Optimizer (training only).")]
 RecomputeOption = Annotated[
-    Recompute,
+    Choices,
     typer.Option(
         "--recompute",
         help="Activations that the backward pass computes again (training only). selective: attention scores. "
         "every-second: all activations except those of attention and of every second matrix product. full: all "
-        "activations of a layer.",
+        "activations of a layer. A sweep: none,full.",
+        **choices_of(Recompute),
     ),
 ]
 LayoutOption = Annotated[
@@ -75,9 +79,12 @@ KernelsOption = Annotated[
     ),
 ]
 CacheFormat = Annotated[
-    CacheType | None,
+    Choices | None,
     typer.Option(
-        "--kv-dtype", help="Number format of the KV cache (inference only). Default: bf16.", show_default=False
+        "--kv-dtype",
+        help="Number format of the KV cache (inference only). Default: bf16. A sweep: bf16,fp8.",
+        show_default=False,
+        **choices_of(CacheType),
     ),
 ]
 
@@ -109,7 +116,7 @@ def command(
     batch: MicroBatch = ONE,
     precision: Precision = None,
     optimizer: OptimizerOption = "adamw",
-    recompute: RecomputeOption = "none",
+    recompute: RecomputeOption = NO_RECOMPUTE,
     layout: LayoutOption = "",
     kernels: KernelsOption = "fused",
     kv_dtype: CacheFormat = None,
@@ -155,16 +162,18 @@ def command(
             batch=sequences,
             precision=precision,
             optimizer=optimizer,
-            recompute=recompute,
+            recompute=again,
             layout=layout,
             kernels=kernels,
-            kv_dtype=kv_dtype,
+            kv_dtype=cache,
             devices=device or (),
             explain=explain,
             timeline=timeline,
         )
         for tokens in seq
         for sequences in batch
+        for again in recompute
+        for cache in kv_dtype or (None,)
     ]
     inputs = {
         "model": model,
@@ -173,10 +182,10 @@ def command(
         "micro_batch": batch.as_input,
         "precision": precision,
         "optimizer": optimizer,
-        "recompute": recompute,
+        "recompute": recompute.as_input,
         "layout": layout,
         "kernels": kernels,
-        "kv_dtype": kv_dtype,
+        "kv_dtype": kv_dtype.as_input if kv_dtype else None,
         "devices": device or [],
         "set": set or [],
     }

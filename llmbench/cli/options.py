@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import typer
 
@@ -20,6 +20,8 @@ from llmbench.report.document import NOTES, Document, View
 from llmbench.report.render import Format, render
 from llmbench.spec.catalog import find_model
 from llmbench.spec.model import ModelSpec
+
+Item = TypeVar("Item")
 
 MODEL_HELP = (
     "Model: a name from `llmbench specs list`, a spec .toml, a Hugging Face config.json or its folder, or "
@@ -53,13 +55,21 @@ def token_count(text: str | int) -> int:
     return positive_integer(int(number[:20]) * unit)
 
 
-class Counts(tuple[int, ...]):
-    """The values of an option that takes one number, or several numbers for a sweep."""
+class _Values(tuple[Item, ...]):
+    """The values of an option that takes one value, or several values for a sweep."""
 
     @property
-    def as_input(self) -> int | list[int]:
-        """The only number, or the list of the numbers. JSON repeats it in `inputs`."""
+    def as_input(self) -> Item | list[Item]:
+        """The only value, or the list of the values. JSON repeats it in `inputs`."""
         return self[0] if len(self) == 1 else list(self)
+
+
+class Counts(_Values[int]):
+    """One or several numbers."""
+
+
+class Choices(_Values[Any]):
+    """One or several of the choices of an option."""
 
 
 MOST_STEPS = 64
@@ -95,6 +105,22 @@ def token_counts(text: str | Counts) -> Counts:
 def sequence_counts(text: str | Counts) -> Counts:
     """Parse one or several numbers of sequences: `8`, `1,8,64`, or `1..64`."""
     return _counts(text, positive_integer)
+
+
+def choices_of(kind: Any) -> dict[str, Any]:
+    """Return the arguments of `typer.Option` for one or several of the choices in the Literal type `kind`: `bf16,fp8`."""
+    known = get_args(kind)
+
+    def parse(text: str | Choices) -> Choices:
+        if isinstance(text, Choices):  # the default
+            return text
+        values = [part.strip() for part in text.split(",")]
+        for value in values:
+            if value not in known:
+                raise typer.BadParameter(f"{value!r} is not one of {', '.join(map(repr, known))}")
+        return Choices(dict.fromkeys(values))
+
+    return {"parser": parse, "metavar": f"<{'|'.join(known)}>"}
 
 
 Models = Annotated[list[str], typer.Argument(metavar="MODEL...", help=MODEL_HELP, show_default=False)]
@@ -164,6 +190,8 @@ SEQ = 4096
 SEQS = Counts([SEQ])
 ONE = Counts([1])
 CacheType = Literal["bf16", "fp16", "fp32", "fp8", "int8", "int4"]
+BF16 = Choices(["bf16"])
+NO_RECOMPUTE = Choices(["none"])
 Batch = Annotated[int, typer.Option("--batch", metavar="N", help="Number of sequences.", parser=positive_integer)]
 Batches = Annotated[
     Counts,

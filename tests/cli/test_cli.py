@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ FIELDS: dict[str, dict[str, Any]] = {
         "bf16_bytes": INT,
     },
     "flops": MARK
-    | {"phase": TEXT, "attention": TEXT, "absorbed_mla": BOOL, "flops_per_token": FLOAT}
+    | {"phase": TEXT, "attention": TEXT, "recompute": TEXT, "absorbed_mla": BOOL, "flops_per_token": FLOAT}
     | dict.fromkeys(
         (
             "seq_len",
@@ -472,6 +473,32 @@ def test_a_sweep_over_lengths(command: str, capsys: Capture) -> None:
     lines = answer(capsys, command, "llama3-8b", "--seq", "1k..8k", "--format", "csv").splitlines()
     assert len(lines) == 5
     assert len(set(lines[0].split(","))) == len(lines[0].split(","))
+
+
+@pytest.mark.parametrize(
+    ("words", "option", "values", "field"),
+    [
+        ("kvcache llama3-8b gemma3-4b", "--kv-dtype", "bf16,fp8", "kv_dtype"),
+        ("memory llama3-8b --phase inference", "--kv-dtype", "bf16,fp8,int4", "kv_dtype"),
+        ("memory llama3-8b", "--recompute", "none,full", "recompute"),
+        ("flops llama3-8b --phase train", "--recompute", "none,full", "recompute"),
+    ],
+)
+def test_a_sweep_over_choices(words: str, option: str, values: str, field: str, capsys: Capture) -> None:
+    """Each row equals the row of the command with one value, and the table has a column for the option."""
+    arguments, each = words.split(), values.split(",")
+    sweep = rows(capsys, *arguments, option, values)
+    assert [row[field] for row in sweep] == each * (len(sweep) // len(each))
+    assert sweep[1] == rows(capsys, *arguments, option, each[1])[0]
+    sheet = list(csv.DictReader(answer(capsys, *arguments, option, values, "-f", "csv").splitlines()))
+    assert [line[field] for line in sheet] == [row[field] for row in sweep]
+    table = answer(capsys, *arguments, option, values)
+    for value in each:
+        lines = [line for line in table.splitlines() if re.search(rf"(^| ) {value}  ", line)]
+        assert len(lines) == len(sweep) // len(each), table
+    assert f"'x' is not one of '{'none' if field == 'recompute' else 'bf16'}'" in refusal(
+        capsys, *arguments, option, f"{values},x"
+    )
 
 
 def test_each_row_of_a_sweep_has_its_own_notes(capsys: Capture) -> None:

@@ -135,6 +135,11 @@ def test_a_sweep_names_the_devices_in_columns(capsys: Capture) -> None:
         ["no, 143%", "yes, 40%", "no bf16"],
         ["no, 1210%", "no, 342%", "no bf16"],
     ]
+    _, text = result(capsys, *arguments, "--device", "h100", "--device", "t4", "--format", "csv")
+    first = next(csv.DictReader(io.StringIO(text)))
+    assert [first[f"{device}.fits"] for device in ("a10g", "h100-sxm", "t4")] == ["false", "true", "false"]
+    alone = row(capsys, *arguments[:3], "--batch", "16", "--seq", "8k", "--device", "h100")["devices"][0]
+    assert float(first["h100-sxm.filled"]) == alone["filled"]
 
 
 def test_formulas_in_every_format(capsys: Capture) -> None:

@@ -34,6 +34,7 @@ SCREENS = [
     "memory deepseek-v3 --layout pp=16,ep=64,dp=128,zero=1 --recompute full",
     "memory llama2-7b --explain --timeline",
     "memory llama3-8b --phase inference --seq 8k,32k,128k --batch 1,16",
+    "memory llama3-8b --recompute none,every-second --seq 8k,32k --explain",
     "compare llama2-7b mistral-7b",
     "compare llama2-7b --vs --set num_key_value_heads=8",
     "compare gpt2 t5-base mamba2-2.7b",
