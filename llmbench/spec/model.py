@@ -15,6 +15,7 @@ from llmbench.spec.ffn import FFN
 from llmbench.spec.mixer import Attention, AttentionKind, Mixer, SingleMixer, branches
 from llmbench.spec.pattern import MAX_LAYERS, parse_pattern
 from llmbench.spec.position import NoPositions, Positions
+from llmbench.spec.weights.stored import Weights
 
 Placement = Literal["pre", "post", "output", "sandwich", "parallel", "parallel_two", "none"]
 """The placement of the norms in a layer. A sublayer is the mixer, the cross-attention or the feed-forward.
@@ -268,10 +269,13 @@ class NextTokenPrediction(Part, frozen=True):
 
     - count: number of modules.
     - layer: name of the kind of layer that each module contains.
+    - files: what the published files have of each module. "all": its weights, and copies of the embedding and of the
+      head (DeepSeek-V3). "own": only its own weights (Qwen3-Next). "none": nothing (MiniMax-M2).
     """
 
     count: Size
     layer: Name
+    files: Literal["all", "own", "none"] = "all"
 
     def faults(self) -> Iterator[Fault]:
         if self.count > MAX_LAYERS:
@@ -306,6 +310,7 @@ class ModelSpec(Part, frozen=True):
     - next_token_prediction: the multi-token-prediction modules.
     - hyper_connections: the additional residual streams.
     - extra: weights outside the layers that no other field describes.
+    - weights: how the published files store the weights.
     """
 
     name: Name
@@ -331,6 +336,7 @@ class ModelSpec(Part, frozen=True):
     next_token_prediction: NextTokenPrediction | None = None
     hyper_connections: HyperConnections | None = None
     extra: tuple[ExtraWeight, ...] = ()
+    weights: Weights = Weights()
 
     @property
     def order(self) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from llmbench.errors import LLMBenchError, UnsupportedError
 from llmbench.spec.huggingface import from_config
 from llmbench.spec.huggingface.facts import facts as all_facts
 from llmbench.spec.model import Layer, ModelSpec
+from llmbench.spec.weights.stored import Weights
 
 from .huggingface_forms import FORMS
 from .huggingface_keys import View
@@ -66,7 +67,7 @@ def to_config(spec: ModelSpec) -> dict[str, Any]:
 
 
 def same_model(spec: ModelSpec) -> ModelSpec:
-    """The spec without names, sources and notes, and with standard names of its kinds of layers.
+    """The spec without names, sources, notes and weight format, and with standard names of its kinds of layers.
 
     Two specs of one model are equal after this.
     """
@@ -87,6 +88,7 @@ def same_model(spec: ModelSpec) -> ModelSpec:
         undescribed=(),
         notes=(),
         published_parameters=None,
+        weights=Weights(),
         layers=layers,
         pattern=pattern,
         encoder=encoder,

@@ -14,7 +14,7 @@ from llmbench.spec.huggingface.families import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[2]
 IMPORTERS = ROOT / "llmbench" / "spec" / "huggingface" / "families"
-WEIGHTS = ROOT / "llmbench" / "model" / "weights" / "families"
+WEIGHTS = ROOT / "llmbench" / "spec" / "weights" / "families"
 MOST_LINES = 650
 
 

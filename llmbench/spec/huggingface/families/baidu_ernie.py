@@ -101,7 +101,7 @@ def ernie4_5_moe(c: Config) -> ModelSpec:
         norm=norm(c),
         positions=rope(c, head_dim=mixer.head_dim, interleaved=True),
         head=Head(bias=bias and c.model_type == "ernie4_5_moe"),
-        next_token_prediction=NextTokenPrediction(count=mtp, layer=layers[0][0]) if mtp else None,
+        next_token_prediction=NextTokenPrediction(count=mtp, layer=layers[0][0], files="own") if mtp else None,
     )
 
 

@@ -118,7 +118,7 @@ def minimax_m2(c: Config) -> ModelSpec:
         block(mixer, ffn),
         norm=norm(c),
         positions=rope(c, head_dim=mixer.head_dim),
-        next_token_prediction=NextTokenPrediction(count=mtp, layer="block") if mtp else None,
+        next_token_prediction=NextTokenPrediction(count=mtp, layer="block", files="none") if mtp else None,
     )
 
 

@@ -191,7 +191,7 @@ def qwen3_next(c: Config) -> ModelSpec:
         layers,
         norm=norm(c, unit_offset=True),
         positions=rope(c, head_dim=full.head_dim, partial=0.25),
-        next_token_prediction=NextTokenPrediction(count=mtp, layer="attention")
+        next_token_prediction=NextTokenPrediction(count=mtp, layer="attention", files="own")
         if mtp and any(name == "attention" for name, _ in layers)
         else None,
     )

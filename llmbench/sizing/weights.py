@@ -1,0 +1,280 @@
+"""Bytes of the weights as they are stored: in the files of a checkpoint, and in the memory of an engine.
+
+A `Recipe` says for each matrix of the op table how it is stored. The bytes of a format are sums over the tensors that
+replace the matrices. All figures can be those of one GPU of a layout, because the op table has the shapes of one GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+from llmbench.errors import UnsupportedError
+from llmbench.sizing.dtypes import DType, bits_of
+from llmbench.sizing.lower import lower, lower_next_token_prediction
+from llmbench.sizing.op import Op
+from llmbench.sizing.recipe import Tensors
+from llmbench.sizing.workload import Layout, Workload
+from llmbench.spec.model import ModelSpec
+from llmbench.spec.weights.formats import Chosen, Role, Storage, StoredTensor, chosen
+
+if TYPE_CHECKING:
+    from llmbench.spec.weights.modules import ModuleNames
+    from llmbench.spec.weights.patterns import Patterns
+
+__all__ = ["Recipe", "StoredWeights", "WeightRecipe", "op_bytes", "role_of", "stored_tensors", "stored_weights"]
+
+ONE_TOKEN = Workload.prefill(1)
+NEXT_TOKEN_PREDICTION = "next_token_prediction"
+"""The entry of `StoredWeights.components` for the multi-token-prediction modules."""
+
+
+class Recipe(Protocol):
+    """Says how each weight of a model is stored."""
+
+    @property
+    def title(self) -> str:
+        """A description of the format."""
+
+    @property
+    def products(self) -> DType:
+        """The number format in which the matrix products run."""
+
+    def storage(self, op: Op, layer: int | None) -> Storage | None:
+        """Return how the matrices of an op are stored in one layer. None: they are not quantised.
+
+        layer: index of the layer in its stack, or None for an op outside the layers.
+        """
+
+    def plain_bits(self, op: Op) -> int:
+        """Return the bits per element of the weights of an op that are not quantised."""
+
+
+def role_of(op: Op) -> Role | None:
+    """Return what the matrix of an op does. None: the op has no matrix, or one that no format quantises.
+
+    No format quantises the small matrices of hyper-connections, the head weights of an indexer, and the projection of a
+    multi-token-prediction module.
+    """
+    if op.matrix is None:
+        return None
+    if op.kind == "embedding":
+        return "embedding"
+    if op.name.endswith(("_hc.fn", ".weights_proj")) or (op.stack == "mtp" and op.name.endswith(".proj")):
+        return None
+    match op.component:
+        case "lm_head":
+            return "head"
+        case "router" | "attention" | "mlp" | "experts":
+            return op.component
+        case "shared_experts":
+            return "shared_gate" if op.name.endswith(".shared_gate") else "shared_experts"
+        case "attention_extra":
+            return "indexer"
+        case "mixer_ssm":
+            return "mixer"
+        case _:
+            return "other" if op.layer else "outside"
+
+
+class WeightRecipe:
+    """The recipe of a format, or of the published files of a model.
+
+    text: a format such as `gptq,bits=8`. None: the format of the published files. Patterns of module names apply only
+        to the published files.
+
+    Raises UnsupportedError if the format of the published files is not known.
+    """
+
+    def __init__(self, spec: ModelSpec, text: str | None = None) -> None:
+        self.spec = spec
+        own = spec.weights
+        if text is None and own.unknown:
+            raise UnsupportedError(
+                f"{spec.name}: the bytes of the weights are not known, because {own.unknown}",
+                hint="say the format with --weights, for example --weights fp8",
+            )
+        self.published = text is None
+        self._format = chosen(text or own.format) if text or own.format else None
+        plain = None if self._format is None else self._format.format.plain
+        self._plain: DType = plain or own.dtype or "bf16"
+        self._fp32 = own.fp32 if self._format is None or plain is None else ()
+        self._by_role: dict[Role, Storage | None] = {}
+        self._overrides = [(o.modules, chosen(o.format).storage() if o.format else None) for o in own.overrides]
+        self.by_module = self.published and bool(own.keeps or own.overrides)
+
+    @cached_property
+    def title(self) -> str:
+        """A description of the format: `fp8, one scale per block of 128 × 128`."""
+        formats: list[Chosen] = [] if self._format is None else [self._format]
+        if self.published:
+            formats += [chosen(o.format) for o in self.spec.weights.overrides if o.format]
+        return " and ".join(dict.fromkeys(each.title for each in formats)) or self._plain
+
+    @property
+    def text(self) -> str:
+        """The format as `--weights` accepts it: `gptq,bits=8`."""
+        return self._plain if self._format is None else self._format.text
+
+    @property
+    def products(self) -> DType:
+        """The number format in which the matrix products run."""
+        return self._plain if self._format is None else self._format.format.products
+
+    @property
+    def without_next_token_prediction(self) -> bool:
+        """Whether files of this format leave out the multi-token-prediction modules."""
+        return self._format is not None and self._format.format.without_next_token_prediction
+
+    def storage(self, op: Op, layer: int | None) -> Storage | None:
+        """Return how the matrices of an op are stored in one layer. None: they are not quantised."""
+        found = self._stored(op, layer) if self.by_module else self._usual(op)
+        if found is None or op.matrix is None or (found.divides and _sides(op)[0] % found.divides):
+            return None
+        return found
+
+    def _usual(self, op: Op) -> Storage | None:
+        """Return how the matrices of an op are stored if no pattern matches."""
+        role = role_of(op)
+        if role is None or self._format is None:
+            return None
+        if role not in self._by_role:
+            self._by_role[role] = self._format.storage(role, self.spec.family)
+        return self._by_role[role]
+
+    def _stored(self, op: Op, layer: int | None) -> Storage | None:
+        names = self._modules.of(op.name, layer)
+        keeps, overrides = self._patterns
+        kept = keeps.match(names)
+        for patterns, (_, storage) in zip(overrides, self._overrides, strict=True):
+            if patterns.match(names):
+                return None if kept else storage
+        return None if kept else self._usual(op)
+
+    @cached_property
+    def _modules(self) -> ModuleNames:
+        from llmbench.spec.weights.modules import ModuleNames  # loads the tables of all families
+
+        return ModuleNames(self.spec)
+
+    @cached_property
+    def _patterns(self) -> tuple[Patterns, list[Patterns]]:
+        from llmbench.spec.weights.patterns import Patterns
+
+        return Patterns(self.spec.weights.keeps), [Patterns(modules) for modules, _ in self._overrides]
+
+    def plain_bits(self, op: Op) -> int:
+        """Return the bits per element of the weights of an op that are not quantised.
+
+        The files of every checkpoint with a score correction store it in fp32 (DeepSeek-V3, GLM-4.5, MiniMax-M2).
+        """
+        name = op.name.partition("{}.")[2] or op.name
+        if op.buffers and name.endswith("router.correction"):
+            return 32
+        return 32 if name in self._fp32 else bits_of(self._plain)
+
+
+def _sides(op: Op) -> tuple[int, int]:
+    """Return the inputs and outputs of the matrix of an op. The rows of an embedding table are its outputs."""
+    assert op.matrix is not None
+    _, first, second = op.matrix
+    return (second, first) if op.kind == "embedding" else (first, second)
+
+
+def stored_tensors(op: Op, storage: Storage | None, plain_bits: int, *, loaded: bool = False) -> list[Tensors]:
+    """Return the tensors that one instance of an op stores.
+
+    plain_bits: bits per element of the weights that are not quantised. loaded: whether the tensors are in the memory of
+        an engine, which stores some scales with more bits than the files.
+    """
+    plain = op.parameters + op.buffers
+    tensors = []
+    if storage is not None and op.matrix is not None:
+        copies, inputs, outputs = op.matrix[0], *_sides(op)
+        if op.parameters >= copies * inputs * outputs:  # else another op owns the matrix
+            plain -= copies * inputs * outputs
+            for tensor in storage.tensors:
+                numbers = copies * _numbers(tensor, inputs, outputs)
+                bits = plain_bits if tensor.bits is None else tensor.bits
+                bits = tensor.loaded_bits if loaded and tensor.loaded_bits is not None else bits
+                tensors.append(Tensors(f"{storage.name} {tensor.name}", numbers, bits))
+    if plain:
+        tensors.append(Tensors("weights in fp32" if plain_bits == 32 else "weights in 16 bits", plain, plain_bits))
+    return tensors
+
+
+def _numbers(tensor: StoredTensor, inputs: int, outputs: int) -> int:
+    if tensor.flat:
+        return tensor.numbers * -(-inputs * outputs // tensor.flat)
+    rows = -(-outputs // tensor.outputs) if tensor.outputs else 1
+    columns = -(-inputs // tensor.inputs) if tensor.inputs else 1
+    return tensor.numbers * rows * columns
+
+
+def op_bytes(op: Op, layer: int | None, recipe: Recipe, *, loaded: bool = False) -> int:
+    """Return the bytes of the weights of an op in one layer (see `stored_tensors`)."""
+    if not (op.parameters or op.buffers):
+        return 0
+    tensors = stored_tensors(op, recipe.storage(op, layer), recipe.plain_bits(op), loaded=loaded)
+    return sum(tensor.bytes for tensor in tensors)
+
+
+class StoredWeights(msgspec.Struct, frozen=True, kw_only=True):
+    """The bytes of the weights in the files of a checkpoint.
+
+    format: the format as `--weights` accepts it. title: its description.
+    total_bytes: bytes of all tensors. The headers of the files are not included.
+    components: bytes of each component, buffers included, and of the multi-token-prediction modules.
+    """
+
+    format: str
+    title: str
+    total_bytes: int
+    components: dict[str, int]
+
+
+def stored_weights(
+    spec: ModelSpec, text: str | None = None, *, layout: Layout | None = None, loaded: bool = False
+) -> StoredWeights:
+    """Compute the bytes of the weights of a model, or of one GPU of a layout, without pipeline stages.
+
+    text: a format such as `gptq,bits=8`. None: the format of the published files. loaded: whether the weights are in
+        the memory of an engine, which does not load the multi-token-prediction modules.
+
+    Raises UnsupportedError if the format of the published files is not known, and UnknownNameError or SpecError for a
+    wrong text.
+    """
+    recipe = WeightRecipe(spec, text)
+    ops = lower(spec, ONE_TOKEN, layout or Layout())
+    components: dict[str, int] = {}
+    for op in ops:
+        stored = _instances_bytes(op, recipe, loaded=loaded)
+        if stored:
+            components[op.component] = components.get(op.component, 0) + stored
+    mtp = spec.next_token_prediction
+    if mtp is not None and mtp.files != "none" and not loaded and not recipe.without_next_token_prediction:
+        more = lower_next_token_prediction(spec, ONE_TOKEN, layout or Layout())
+        stored = sum(_instances_bytes(op, recipe, loaded=False) for op in more)
+        if mtp.files == "all":
+            tables = [op for op in ops if op.name in ("embedding", "lm_head") and op.parameters]
+            stored += mtp.count * sum(stored_plain(op, recipe) for op in tables)
+        components[NEXT_TOKEN_PREDICTION] = stored
+    return StoredWeights(
+        format=recipe.text, title=recipe.title, total_bytes=sum(components.values()), components=components
+    )
+
+
+def stored_plain(op: Op, recipe: Recipe) -> int:
+    """Return the bytes of the weights of one instance of an op if they are not quantised."""
+    return sum(tensor.bytes for tensor in stored_tensors(op, None, recipe.plain_bits(op)))
+
+
+def _instances_bytes(op: Op, recipe: WeightRecipe, *, loaded: bool) -> int:
+    """Return the bytes of all instances of an op."""
+    if not recipe.by_module:
+        return op.count * op_bytes(op, op.layers[0] if op.layers else None, recipe, loaded=loaded)
+    layers: Iterable[int | None] = op.layers or (None,)
+    return sum(op_bytes(op, layer, recipe, loaded=loaded) for layer in layers)

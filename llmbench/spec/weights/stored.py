@@ -1,0 +1,62 @@
+"""`Weights`, the part of a ModelSpec that says how the files of a checkpoint store the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from llmbench.spec.base import Fault, Part
+
+
+class ModuleFormat(Part, frozen=True):
+    """Modules that are stored in another format than the rest.
+
+    - modules: patterns of module names (see `Weights.keeps`).
+    - format: format of these modules, as in `Weights.format`.
+    """
+
+    modules: tuple[str, ...]
+    format: str
+
+
+class Weights(Part, frozen=True):
+    """How the published files of a model store its weights.
+
+    - format: name of a format, with the parameters that differ from its defaults: `fp8-block`, `gptq,bits=8,group=32`.
+      Empty: no matrix is quantised.
+    - dtype: number format of all tensors that `format` does not quantise. None: the source does not say it, and 2 bytes
+      per element are assumed.
+    - keeps: patterns of the names of modules that are not quantised. The names are those of the files. A pattern is one
+      or several whole parts of a name (`lm_head`, `mlp.gate`), where `*` stands for any characters. A pattern that
+      begins with `re:` is a regular expression, which must match from the beginning of the name.
+    - overrides: modules with another format. The first entry that matches applies. `keeps` comes before them.
+    - fp32: the weights that are stored in fp32, by their name in llmbench inside a layer: `delta_net.A_log`.
+    - source: where these fields come from, if it is not the spec file itself: `quantization_config`.
+    - unknown: why the format is not known. The number of bytes is then not known either.
+    """
+
+    format: str = ""
+    dtype: Literal["bf16", "fp16", "fp32"] | None = None
+    keeps: tuple[str, ...] = ()
+    overrides: tuple[ModuleFormat, ...] = ()
+    fp32: tuple[str, ...] = ()
+    source: str = ""
+    unknown: str = ""
+
+    def faults(self) -> Iterator[Fault]:
+        from llmbench.errors import LLMBenchError
+        from llmbench.spec.weights.formats import chosen
+        from llmbench.spec.weights.patterns import faulty_pattern
+
+        texts = [("format", self.format), *((f"overrides.{i}.format", o.format) for i, o in enumerate(self.overrides))]
+        for field, text in texts:
+            if text:
+                try:
+                    chosen(text)
+                except LLMBenchError as problem:
+                    yield Fault(field, str(problem), problem.hint)
+        named = [("keeps", self.keeps), *((f"overrides.{i}.modules", o.modules) for i, o in enumerate(self.overrides))]
+        for field, patterns in named:
+            wrong = next(filter(None, map(faulty_pattern, patterns)), None)
+            if wrong is not None:
+                yield Fault(field, wrong)
