@@ -59,7 +59,8 @@ MODEL_FIELDS: tuple[Field[AboutModel], ...] = (
     Field("approximate_because", description="list of reasons why the figures may be inexact"),
     Field(
         "notes",
-        description="list of notes: the notes of the spec, and a note if the model cannot read so long a sequence",
+        description="list of notes: the notes of the spec, a note if the sequence is too long for the model, and notes "
+        "on the names of devices",
     ),
 )
 """The first fields of each row about a model."""

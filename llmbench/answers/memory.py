@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from msgspec.structs import replace
+
 from llmbench.answers.about import MODEL_FIELDS, AboutModel
 from llmbench.answers.formulas import FORMULAS
 from llmbench.answers.timeline import STEPS
@@ -17,7 +19,7 @@ from llmbench.sizing.memory import CONTEXT_BYTES, Memory, ServingRun
 from llmbench.sizing.recipe import Optimizer, PrecisionName, product_dtype
 from llmbench.sizing.training import training_run
 from llmbench.sizing.workload import Layout, Recompute
-from llmbench.spec.catalog import find_device_head
+from llmbench.spec.catalog import devices_named, find_device_head
 from llmbench.spec.model import ModelSpec
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ class Sized(AboutModel, kw_only=True):
     An option that has no effect in the chosen phase is None.
 
     run: the settings from which the memory was computed.
-    asked: whether the user named the devices of `verdicts`. If not, these are the built-in devices that fit.
+    asked: the names that the user gave to the devices of `verdicts`. Empty: these are the built-in devices that fit.
     formulas, steps: the formulas and the timeline, if the user asked for them.
     """
 
@@ -58,10 +60,21 @@ class Sized(AboutModel, kw_only=True):
     recompute: Recompute | None
     kernels: str | None
     kv_dtype: DType | None
-    asked: bool
+    asked: tuple[str, ...]
     verdicts: list[Verdict]
     formulas: list[Formula] | None
     steps: list[Step] | None
+
+    @property
+    def notes(self) -> list[str]:
+        """A note for each name of several devices, which says which of them is meant, then the notes of the model."""
+        chosen = {name: (find_device_head(name).name, devices_named(name)) for name in self.asked}
+        several = [
+            f"{name} is taken as {device}; the other devices of this name: {', '.join(sorted({*named} - {device}))}"
+            for name, (device, named) in chosen.items()
+            if device != name and len(named) > 1
+        ]
+        return [*several, *super().notes]
 
     @property
     def fits_on(self) -> list[str]:
@@ -253,7 +266,7 @@ def sized(
         recompute=recompute if training else None,
         kernels=kernels if training else None,
         kv_dtype=None if training else kv_dtype or "bf16",
-        asked=bool(devices),
+        asked=tuple(devices),
         verdicts=_verdicts(run, memory, product_dtype(chosen), devices),
         formulas=_formulas(run, memory) if explain else None,
         steps=_steps(run, memory) if timeline else None,
@@ -334,9 +347,12 @@ def _refuse_options_of_the_other_phase(
             hint="leave out --timeline, or use --phase train",
         )
     if layout.zero:
+        served = replace(layout, zero=0)
+        if layout.zero == 3 and layout.tp == 1:
+            served = replace(served, tp=layout.dp, dp=1)
         raise LLMBenchError(
             f"layout zero={layout.zero}: ZeRO splits training states, which do not exist in serving",
-            hint="leave out zero; tp, pp and ep split the weights of a served model",
+            hint=f"tp, pp and ep split the weights of a served model, for example --layout {served}",
         )
 
 

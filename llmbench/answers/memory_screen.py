@@ -17,7 +17,7 @@ from llmbench.sizing.recipe import product_dtype, training_precision
 from llmbench.spec.catalog import device_heads
 
 NAMED = 3
-"""The largest number of devices that the first sentence names."""
+"""The largest number of devices that the first sentence names without `--wide`."""
 
 
 def blocks(rows: list[Sized]) -> list[Block]:
@@ -69,8 +69,9 @@ def _sweep(rows: list[Sized]) -> Block:
     parts = [name for name in PARTS if any(row.memory.parts_bytes[name] for row in rows)]
     by_size = sorted(parts, key=lambda name: -max(row.memory.parts_bytes[name] for row in rows))
     # The headline names the model, so the table has no column for it. CSV has the model and the notes of each row.
-    fields = (msgspec.structs.replace(FIELDS[0], heading=None), *FIELDS[1:])
+    fields = [field for field in FIELDS[1:] if field.name != "fits_on"]
     columns = (
+        msgspec.structs.replace(FIELDS[0], heading=None),
         *sweep_fields(fields, rows, SWEPT),
         *(part(name, 1 + by_size.index(name)) for name in parts),
         *_device_columns(first),
@@ -79,7 +80,7 @@ def _sweep(rows: list[Sized]) -> Block:
         first,
         context=_context(rows),
         table=table(columns, rows),
-        lines=[_rule(first)],
+        lines=_rules(first),
     )
     block.about = {}
     block.notes = list(dict.fromkeys(note for row in rows for note in row.notes))
@@ -88,8 +89,12 @@ def _sweep(rows: list[Sized]) -> Block:
 
 def _device_columns(first: Sized) -> list[Field[Sized]]:
     """Return the columns of each device that the user named, or a column with the smallest device that suffices."""
+    every = next(field for field in FIELDS if field.name == "fits_on")
     if not first.asked:
-        return [Field("smallest", "smallest device", value=lambda row: next(iter(row.fits_on), "none"), in_json=False)]
+        return [
+            Field("smallest", "smallest device", value=lambda row: next(iter(row.fits_on), "none"), in_json=False),
+            msgspec.structs.replace(every, heading="all devices that fit", spare=len(PARTS) + 1),
+        ]
 
     def columns(place: int) -> tuple[Field[Sized], Field[Sized]]:
         """Return the verdict, which the table shows as `yes, 60%`, and the share of the memory, for CSV."""
@@ -107,7 +112,7 @@ def _device_columns(first: Sized) -> list[Field[Sized]]:
             Field(f"{name}.filled", value=lambda row: fit(row).filled, in_json=False),
         )
 
-    return [column for place in range(len(first.verdicts)) for column in columns(place)]
+    return [*(column for place in range(len(first.verdicts)) for column in columns(place)), every]
 
 
 _PART_NAMES = {
@@ -138,21 +143,24 @@ def _block(row: Sized) -> Block:
         Field("part", "part", text=lambda part: names.get(part["part"])),
         Field("peak_bytes", "at the peak", "gib"),
         Field("share", "share", "percent", value=lambda part: part["peak_bytes"] / memory.peak_bytes),
-        Field("full_bytes", "in full", "gib"),
+        Field("full_bytes", "in full, without temporaries", "gib"),
     )
     block = model_block(
         row,
         context=_context([row]),
         table=table(columns, parts, total={"part": "peak", "peak_bytes": memory.peak_bytes}),
-        lines=[_moment(memory), _rule(row)],
+        lines=[_moment(memory), *_rules(row)],
     )
-    block.answer = _answer(row)
+    block.answer, block.long_answer = _answer(row, named=NAMED), _answer(row, named=len(row.verdicts))
     block.notes = [*_assumptions(memory), *block.notes]
     return block
 
 
-def _answer(row: Sized) -> str:
-    """Return the first sentence: the memory that a GPU needs, and the devices that can run the model."""
+def _answer(row: Sized, *, named: int) -> str:
+    """Return the first sentence: the memory that a GPU needs, and the devices that can run the model.
+
+    `named`: the largest number of devices to name, if the user asked for none by name.
+    """
     memory, gpus = row.memory, row.memory.layout.num_gpus
     doing = "Training" if memory.phase == "train" else "Serving"
     where = "one GPU" if gpus == 1 else f"{gpus:,} GPUs"
@@ -165,10 +173,11 @@ def _answer(row: Sized) -> str:
         return (
             f"{needs} It fits on no built-in device; the largest is {largest.name} with {size(largest.memory_bytes)}."
         )
-    named = [f"{fit.device} ({fit.filled:.0%} filled)" for fit in fits[:NAMED]]
-    rest = len(fits) - len(named)
-    listed = ", ".join(named) if rest or len(named) < 2 else f"{', '.join(named[:-1])} and {named[-1]}"
-    return f"{needs} It fits on {listed}" + (f" and {plural(rest, 'larger device')}." if rest else ".")
+    devices = [f"{fit.device} ({fit.filled:.0%} filled)" for fit in fits[:named]]
+    if len(fits) > named:
+        devices.append(f"{plural(len(fits) - named, 'larger device')} (see --wide)")
+    *others, last = devices
+    return f"{needs} It fits on {', '.join(others)}{' and ' if others else ''}{last}."
 
 
 def _verdict(verdict: Verdict, memory: Memory, recompute: str | None) -> str:
@@ -192,13 +201,14 @@ def _verdict(verdict: Verdict, memory: Memory, recompute: str | None) -> str:
     return text
 
 
-def _rule(row: Sized) -> str:
-    """Return the rule by which a device can run the model."""
+def _rules(row: Sized) -> list[str]:
+    """Return the rule by which a device can run the model, and in training the option that asks about serving."""
     units = f", and its matrix units compute {product_dtype(row.precision)}" if row.precision != "fp32" else ""
-    return (
+    rule = (
         f"a device fits if the peak and a CUDA context of {CONTEXT_BYTES // 2**20} MiB leave {HEADROOM:.0%} of its "
         f"memory free{units}"
     )
+    return [rule, "for serving instead of training: --phase inference"] if row.memory.phase == "train" else [rule]
 
 
 def _only_shards(memory: Memory) -> bool:

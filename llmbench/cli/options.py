@@ -108,7 +108,7 @@ def sequence_counts(text: str | Counts) -> Counts:
 
 
 def choices_of(kind: Any) -> dict[str, Any]:
-    """Return the arguments of `typer.Option` for one or several of the choices in the Literal type `kind`: `bf16,fp8`."""
+    """Return the arguments of `typer.Option` for one or several choices of the Literal type `kind`: `bf16,fp8`."""
     known = get_args(kind)
 
     def parse(text: str | Choices) -> Choices:

@@ -123,6 +123,7 @@ class Block(msgspec.Struct, kw_only=True):
     """One section of an answer for people: a headline, a table, and lines of text below the table.
 
     `answer`: a sentence that answers the question of the command. It comes first.
+    `long_answer`: the answer with all details, which `--wide` shows instead of `answer`. Empty: `answer` has them.
     `headline`: what the figures are about, for example the model and the options.
     `about`: values that all rows of the table share, for example the model. CSV repeats these values in every row.
     `lines`: texts below the table.
@@ -131,16 +132,17 @@ class Block(msgspec.Struct, kw_only=True):
     """
 
     answer: str = ""
+    long_answer: str = ""
     headline: str = ""
     about: dict[str, Any] = {}
     table: Table | None = None
     lines: list[str] = []
     notes: list[str] = []
 
-    @property
-    def above(self) -> list[str]:
-        """The texts above the table. The first one is shown in bold."""
-        return [printable(text, lines=True) for text in (self.answer, self.headline) if text]
+    def above(self, *, wide: bool) -> list[str]:
+        """Return the texts above the table. The first one is shown in bold. `wide`: whether to show all details."""
+        answer = (wide and self.long_answer) or self.answer
+        return [printable(text, lines=True) for text in (answer, self.headline) if text]
 
 
 class Document(msgspec.Struct, kw_only=True):

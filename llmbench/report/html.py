@@ -13,8 +13,9 @@ def to_html(document: Document) -> str:
     """Return the headlines, tables and lines of a document as HTML. All text is escaped."""
     parts: list[str] = []
     for block, lines in zip(document.blocks, document.below(notes=True), strict=True):
-        if block.above:
-            first, *others = map(_text, block.above)
+        above = block.above(wide=False)
+        if above:
+            first, *others = map(_text, above)
             parts.append(f"<p>{'<br>'.join([f'<strong>{first}</strong>', *others])}</p>")
         if block.table is not None:
             parts.append(_table(block.table.for_people()))

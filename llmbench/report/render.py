@@ -106,7 +106,7 @@ def _plain(value: Any) -> Any:
 def _markdown(document: Document, view: View) -> str:
     parts: list[str] = []
     for block, lines in zip(document.blocks, document.below(notes=view.notes), strict=True):
-        above = map(_escaped, block.above)
+        above = map(_escaped, block.above(wide=view.wide))
         parts += [text if number else f"**{text}**" for number, text in enumerate(above)]
         if block.table is not None:
             parts.append(_markdown_table(block.table.for_people()))

@@ -59,11 +59,12 @@ def _document_lines(document: Document, width: int, view: View) -> Iterator[tupl
     for index, (block, below) in enumerate(zip(document.blocks, document.below(notes=view.notes), strict=True)):
         if index:
             yield "", ""
-        for number, text in enumerate(block.above):
+        above = block.above(wide=view.wide)
+        for number, text in enumerate(above):
             for line in _wrapped(text, width):
                 yield line, "" if number else "bold"
         if block.table is not None:
-            if block.above:
+            if above:
                 yield "", ""
             yield from _table_lines(block.table, width - len(INDENT), wide=view.wide)
             if below:

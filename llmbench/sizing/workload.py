@@ -146,6 +146,12 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             return cls()
         for item in filter(None, (part.strip() for part in text.split(","))):
             key, equals, value = (part.strip() for part in item.partition("="))
+            if key == "auto":
+                raise LayoutError(
+                    "layout: llmbench does not choose a layout",
+                    hint="try tp=8 or dp=8,zero=3, for several nodes tp=8,sp,pp=4,dp=2,zero=1. For a model on one GPU, "
+                    "--device NAME names the smallest layout with which it fits on several of these devices",
+                )
             if key not in cls.__struct_fields__:
                 raise LayoutError(
                     f"layout: unknown item `{key[:40]}`", hint=f"choose from {', '.join(cls.__struct_fields__)}"

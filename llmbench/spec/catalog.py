@@ -152,6 +152,11 @@ def find_device_head(text: str) -> DeviceHead:
     return head
 
 
+def devices_named(text: str) -> list[str]:
+    """Return the devices whose names begin with the text, for example several for `a100`. Case does not matter."""
+    return [head.name for head in device_heads() if _plain(head.name).startswith(_plain(text))]
+
+
 @lru_cache(maxsize=1)
 def device_heads() -> tuple[DeviceHead, ...]:
     """Return the facts about each bundled device, with the smallest memory first. Boards with two GPUs are skipped."""

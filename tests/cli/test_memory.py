@@ -121,7 +121,11 @@ def test_the_answer_comes_first(capsys: Capture) -> None:
     first = text.splitlines()[0]
     assert re.match(r"Serving llama3-70b on 4 GPUs needs \S+ GiB per GPU\. It fits on ", first)
     assert first.count("% filled") == 3
-    assert first.endswith("larger devices.")
+    assert first.endswith("larger devices (see --wide).")
+    _, text = result(capsys, "llama3-70b", "--phase", "inference", "--layout", "tp=4", "--wide")
+    every = row(capsys, "llama3-70b", "--phase", "inference", "--layout", "tp=4")["devices"]
+    named = re.findall(r"([a-z0-9-]+) \((\d+%) filled\)", " ".join(text.split()))
+    assert named == [(device["device"], f"{device['filled']:.0%}") for device in every]
     _, text = result(capsys, "llama3.1-405b")
     assert "It fits on no built-in device; the largest is mi355x with 287.98 GiB." in text.splitlines()[0]
 
@@ -140,6 +144,11 @@ def test_a_sweep_names_the_devices_in_columns(capsys: Capture) -> None:
     assert [first[f"{device}.fits"] for device in ("a10g", "h100-sxm", "t4")] == ["false", "true", "false"]
     alone = row(capsys, *arguments[:3], "--batch", "16", "--seq", "8k", "--device", "h100")["devices"][0]
     assert float(first["h100-sxm.filled"]) == alone["filled"]
+    _, text = result(capsys, *arguments[:5], "--wide")
+    few, many = (
+        set(re.split(r"  +", line)[-1].split(", ")) for line in text.splitlines() if re.match(r" +[\d,]+ ", line)
+    )
+    assert few == {"none"} or few > many > {"h200"}
 
 
 def test_formulas_in_every_format(capsys: Capture) -> None:
@@ -190,6 +199,30 @@ def test_the_timeline_fits_the_terminal(
     assert len([line for line in rows if line.endswith(("#<peak", ":<peak"))]) == 1
     bars = [re.search(r"[#:]+", line) for line in rows]
     assert max(len(bar[0]) for bar in bars if bar is not None) == 12
+
+
+def test_the_other_phase_and_other_devices_of_a_name_are_named(capsys: Capture) -> None:
+    _, text = result(capsys, "gpt2", "--device", "a100", "--device", "h200", "--device", "H100-SXM")
+    assert "--phase inference" in text
+    note = (
+        "a100 is taken as a100-80gb-sxm; the other devices of this name: a100-40gb-pcie, a100-40gb-sxm, a100-80gb-pcie"
+    )
+    assert f"note: {note}\n" in text
+    assert text.count(" is taken as ") == 1
+    assert note in row(capsys, "gpt2", "--device", "a100")["notes"]
+    assert "--phase" not in result(capsys, "gpt2", "--phase", "inference")[1]
+
+
+def test_a_layout_that_cannot_serve_names_one_that_can(capsys: Capture) -> None:
+    for layout, served in (("dp=2,zero=3", "tp=2"), ("tp=8,dp=2,zero=1", "tp=8,dp=2")):
+        arguments = ["memory", "llama2-7b", "--phase", "inference", "--layout"]
+        assert run([*arguments, layout]) == 2
+        assert capsys.readouterr().err.endswith(f"for example --layout {served}\n")
+        assert run([*arguments, served]) == 0
+        capsys.readouterr()
+    assert run(["memory", "gpt2", "--layout", "auto"]) == 2
+    for example in re.findall(r"\w+=\d+[^ ]*?(?=[, .] )", capsys.readouterr().err):
+        assert result(capsys, "llama3-70b", "--layout", example)[0] == 0
 
 
 def test_serving_has_no_timeline(capsys: Capture) -> None:
