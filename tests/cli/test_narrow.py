@@ -64,7 +64,7 @@ def test_no_line_is_too_long_and_no_word_is_cut(
         assert run([*shlex.split(command), *options]) == 0
         return capsys.readouterr().out
 
-    whole = set(screen(5000, "--wide", "--notes").split())
+    whole = {*screen(5000, "--wide", "--notes").split(), *screen(5000).split()}
     identifiers = [word for word in whole if len(word) > 16 and ("_" in word or "." in word)]
     for width in WIDTHS:
         text = screen(width)
