@@ -1,99 +1,26 @@
-"""Compare predicted training memory with published measurements and with traced steps.
+"""Compare predicted training memory with traced steps.
 
-    python benchmarks/memory_accuracy.py             # published runs; no torch needed
-    python benchmarks/memory_accuracy.py --traced    # steps on fake tensors; needs torch, takes a minute
+    python benchmarks/memory_accuracy.py             # steps on fake tensors; needs torch, takes a minute
 
-The script prints one row per run: the measured memory, the prediction and the error. No parameter is fitted to the
-measurements. A run is described only by its layout and recipe, and all runs of a source have the same precision and
-kernels.
+The script prints one row per step: the traced memory, the prediction and the error. `llmbench validate memory
+benchmarks/published/training_runs.csv` compares predictions with published measurements.
 """
 
 from __future__ import annotations
 
 import sys
-import tomllib
 from pathlib import Path
 from typing import Any
 
 from llmbench.report.document import Block, Document, Table
 from llmbench.report.fields import Field
 from llmbench.report.render import render
-from llmbench.sizing.memory import Memory
 from llmbench.sizing.training import training_memory
-from llmbench.sizing.workload import Layout
 from llmbench.spec.catalog import load_bundled
 from llmbench.spec.ffn import Dense, Gated
 from llmbench.spec.mixer import Attention
-from llmbench.spec.model import Layer, ModelSpec, Norm
 from llmbench.spec.override import override
 from llmbench.spec.position import LearnedPositions
-
-BOUNDS = {"korthikanti": 0.02, "simumax": 0.05, "torchtitan": 0.10}
-"""The largest error of a good prediction, as a share of the measured memory, by source."""
-
-STACK = {"korthikanti": "fused", "simumax": "fused", "torchtitan": "eager"}
-"""The kernels of the measured runs, by source: Megatron's fused kernels, or plain torch modules."""
-
-
-def model_of(described: dict[str, Any]) -> ModelSpec:
-    """Return the spec of a run's model: a GPT with the given widths and depth, or a bundled model with fewer layers."""
-    if described.get("preset") == "gpt":
-        hidden, heads, layers = described["hidden_size"], described["heads"], described["num_hidden_layers"]
-        mixer = Attention(
-            num_attention_heads=heads,
-            num_key_value_heads=heads,
-            head_dim=hidden // heads,
-            qkv_bias=True,
-            output_bias=True,
-        )
-        return ModelSpec(
-            name=f"gpt-{layers}x{hidden}",
-            source="arXiv 2205.05198",
-            pattern=f"{layers}*block",
-            layers={"block": Layer(mixer=mixer, ffn=Dense(intermediate_size=4 * hidden, bias=True))},
-            vocab_size=described["vocab_size"],
-            hidden_size=hidden,
-            tie_word_embeddings=True,
-            positions=LearnedPositions(num_positions=2048),
-            norm=Norm(kind="layernorm", bias=True),
-        )
-    changes = {key: value for key, value in described.items() if key != "name"}
-    return override(load_bundled(described["name"]), changes)
-
-
-def predict(run: dict[str, Any]) -> Memory:
-    """Return the predicted memory of a run."""
-    return training_memory(
-        model_of(run["model"]),
-        run["seq"],
-        micro_batch=run.get("micro_batch", 1),
-        micro_batches=run.get("micro_batches"),
-        layout=Layout.parse(run["layout"]),
-        precision="mixed-fp32-grads",
-        recompute=run.get("recompute", "none"),
-        attention=run.get("attention", "flash"),
-        kernels=STACK[run["source"]],  # type: ignore[arg-type]
-        dropout=run.get("dropout", False),
-    )
-
-
-def figure(run: dict[str, Any], memory: Memory) -> float:
-    """Return the bytes of `memory` that correspond to the run's published figure."""
-    if run["quantity"] == "activations":
-        return memory.full_bytes["activations"]
-    # The source counts 12·L·h² parameters (L layers, hidden size h), divided equally among all stages.
-    if run["quantity"] == "states":
-        layout, sizes = Layout.parse(run["layout"]), run["model"]
-        count = model_of(sizes)
-        layers = training_memory(
-            override(count, {"vocab_size": 1, "positions": {"kind": "none"}}),
-            run["seq"],
-            layout=layout,
-            precision="mixed-fp32-grads",
-        )
-        return sum(layers.full_bytes[part] for part in ("weights", "gradients", "optimizer"))
-    return memory.reserved_bytes if run["quantity"] == "reserved" else memory.peak_bytes
-
 
 TRACED = [
     # Each entry: (model, --set, tokens, batch, attention, recompute, precision).
@@ -205,60 +132,9 @@ def traced() -> Block:
     )
 
 
-def summary(errors: dict[str, list[float]]) -> list[str]:
-    """Return one line per source: the number of good predictions, and the mean and largest error."""
-    return [
-        f"{source}: {sum(abs(error) <= BOUNDS[source] for error in runs)} of {len(runs)} within {BOUNDS[source]:.0%}, "
-        f"mean error {sum(map(abs, runs)) / len(runs):.1%}, largest {max(runs, key=abs):+.1%}"
-        for source, runs in errors.items()
-    ]
-
-
 def main() -> None:
-    """Print the comparison that the command line asks for."""
-    if "--traced" in sys.argv[1:]:
-        show(traced())
-        return
-    errors: dict[str, list[float]] = {}
-    runs = tomllib.loads((Path(__file__).with_name("memory_published.toml")).read_text())["runs"]
-    rows: list[list[Any]] = []
-    for run in runs:
-        memory = predict(run)
-        ours, measured = figure(run, memory) / 2**30, run["gib"]
-        error = ours / measured - 1
-        bound = BOUNDS[run["source"]]
-        errors.setdefault(run["source"], []).append(error)
-        rows.append(
-            [
-                run["id"],
-                run["quantity"],
-                run["layout"],
-                measured,
-                ours,
-                f"{error:+.1%}",
-                f"{bound:.0%}",
-                "yes" if abs(error) <= bound else "NO",
-                memory.moment,
-            ]
-        )
-    columns: list[Field[Any]] = [
-        Field("run", "run"),
-        Field("quantity", "quantity", spare=1),
-        Field("layout", "layout", spare=3),
-        Field("measured_gib", "measured (GiB)", "number"),
-        Field("predicted_gib", "predicted (GiB)", "number"),
-        Field("error", "error", "number"),
-        Field("bound", "bound", "number", spare=2),
-        Field("within", "within"),
-        Field("peak_falls_in", "peak falls in", spare=4),
-    ]
-    show(
-        Block(
-            headline="training memory: published measurements and predictions",
-            table=Table(columns=columns, rows=rows),
-            lines=summary(errors),
-        )
-    )
+    """Print the comparison."""
+    show(traced())
 
 
 def show(block: Block) -> None:

@@ -53,6 +53,7 @@ COMMANDS = [
     ["env"],
     ["kernels", "list"],
     ["diff", "tests/measure/data/results-1.jsonl", "tests/measure/data/results-1.jsonl"],
+    ["validate", "memory", "benchmarks/published/training_runs.csv"],
     ["params", "CONFIG"],
 ]
 
@@ -106,12 +107,13 @@ FLOORS = {
     "measure": {"errors", "printable", "_version", "spec", "sizing", "model", "kernels"},
     "bench": {"errors", "_version", "spec", "sizing", "model", "kernels", "measure", "report"},
     "report": {"errors", "printable", "_version", "spec"},
-    "answers": {"errors", "spec", "sizing", "report"},
+    "validation": {"errors", "spec", "sizing"},
+    "answers": {"errors", "spec", "sizing", "report", "validation"},
     "api": {"errors", "answers", "report", "sizing", "spec", "model"},
     "__init__": {"_version", "api"},
     "cli": {
         *("errors", "printable", "_version", "spec", "sizing", "report"),
-        *("answers", "model", "kernels", "measure", "bench"),
+        *("validation", "answers", "model", "kernels", "measure", "bench"),
     },
 }
 """Each part of the package and what it may import beside itself: the parts below it."""
@@ -119,6 +121,7 @@ FLOORS = {
 THIRD_PARTY = {
     "spec": {"msgspec", "huggingface_hub"},
     "sizing": {"msgspec"},
+    "validation": {"msgspec"},
     "report": {"msgspec", "matplotlib"},
     "answers": {"msgspec"},
     "api": set(),

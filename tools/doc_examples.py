@@ -6,8 +6,9 @@
 
 An example is a fenced block marked `console`. Each command in it begins with one of PROMPTS. The output of a command
 (stdout, then stderr) follows the command, as in a terminal of 80 columns. A line that contains only `…` stands for any
-number of lines. The examples of a page run in order, in one temporary folder that has only a link to docs/ at first. A
-block marked `json title="NAME"` or `toml title="NAME"` is first written to the file NAME in that folder.
+number of lines. The examples of a page run in order, in one temporary folder that has only links to benchmarks/ and
+docs/ at first. A block marked `json title="NAME"` or `toml title="NAME"` is first written to the file NAME in that
+folder.
 
 A block marked `console title="recorded"` shows measured times, which differ in every run. It runs with --record only.
 """
@@ -84,7 +85,8 @@ def folder() -> Iterator[None]:
     """Use a temporary folder as the working directory inside the `with` block, and 80 columns as the width."""
     before, width = Path.cwd(), os.environ.get("COLUMNS")
     with tempfile.TemporaryDirectory() as path:
-        Path(path, "docs").symlink_to(ROOT / "docs")
+        for name in ("benchmarks", "docs"):
+            Path(path, name).symlink_to(ROOT / name)
         os.chdir(path)
         os.environ["COLUMNS"] = "80"
         try:

@@ -15,6 +15,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "kvcache": "llmbench.cli.kvcache",
         "memory": "llmbench.cli.memory",
         "compare": "llmbench.cli.compare",
+        "validate": "llmbench.cli.validate",
     },
     "Measure": {
         "model": "llmbench.cli.model",

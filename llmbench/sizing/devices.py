@@ -19,7 +19,7 @@ HEADROOM = 0.10
 
 The prediction does not count rounding and fragmentation of the allocator, communication buffers, and the scratch memory
 of some kernels. The memory that nine of twelve published torchtitan runs reserve is predicted within 10%
-(`benchmarks/memory_published.toml`). vLLM leaves the same share free by default (`gpu_memory_utilization=0.9`).
+(`benchmarks/published/training_runs.csv`). vLLM leaves the same share free by default (`gpu_memory_utilization=0.9`).
 """
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import tomllib
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -23,6 +20,7 @@ from llmbench.spec.mixer import Attention
 from llmbench.spec.model import Layer, ModelSpec, Norm
 from llmbench.spec.override import override
 from llmbench.spec.position import LearnedPositions, Rope
+from llmbench.validation.kinds import validate
 
 from ..oracles.training_memory import Trace, trace
 from ..oracles.training_transformer import Dims, Setup
@@ -157,34 +155,18 @@ def test_accumulated_gradients_as_traced() -> None:
 
 # Published runs
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-RUNS = {run["id"]: run for run in tomllib.loads((BENCHMARKS / "memory_published.toml").read_text())["runs"]}
-OURS = {"korthikanti": 0.02, "simumax": 0.05}
-"""The largest allowed error, by source."""
+PUBLISHED = Path(__file__).parents[2] / "benchmarks" / "published"
 
 
-@pytest.fixture(scope="module")
-def accuracy() -> ModuleType:
-    """benchmarks/memory_accuracy.py, which knows how each source ran."""
-    where = importlib.util.spec_from_file_location("memory_accuracy", BENCHMARKS / "memory_accuracy.py")
-    assert where is not None
-    assert where.loader is not None
-    module = importlib.util.module_from_spec(where)
-    where.loader.exec_module(module)
-    return module
-
-
-def test_there_are_published_runs_of_both_sources() -> None:
-    sources = [run["source"] for run in RUNS.values()]
-    assert sources.count("korthikanti") >= 6
-    assert sources.count("simumax") >= 8
-
-
-@pytest.mark.parametrize("run", [key for key, run in RUNS.items() if run["source"] in OURS])
-def test_published_runs(run: str, accuracy: ModuleType) -> None:
-    described = RUNS[run]
-    figure = accuracy.figure(described, accuracy.predict(described)) / 2**30
-    assert figure == pytest.approx(described["gib"], rel=OURS[described["source"]])
+def test_published_runs() -> None:
+    """Korthikanti's activations and states, and the peaks of SimuMax's Megatron-LM runs."""
+    items = validate("memory", PUBLISHED / "training_runs.csv").items
+    errors = {item.name: item.answer.figures[0].error for item in items if item.answer is not None}
+    assert len(errors) == len(items)
+    for source, count, bound in (("korthikanti", 6, 0.003), ("simumax", 8, 0.023)):
+        own = [error for name, error in errors.items() if name.startswith(source)]
+        assert len(own) == count
+        assert max(map(abs, own)) <= bound
 
 
 def test_korthikanti_by_the_papers_own_formula() -> None:

@@ -1,0 +1,161 @@
+"""Answers of `llmbench validate`: measured figures next to ours, as rows and tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llmbench.report.document import Block, Document, table
+from llmbench.report.fields import Field, inside, record, records
+from llmbench.report.units import plural, shown
+from llmbench.validation.comparison import Figure, Item
+from llmbench.validation.kinds import Validation
+from llmbench.validation.metrics import Metrics, Summary, answered, by_group, by_quantity, figures_of, metrics
+
+METRICS: tuple[Field[Metrics], ...] = (
+    Field("median_ape", "median error", "percent", description="median of the absolute relative errors"),
+    Field("mape", "mean error", "percent", description="mean of the absolute relative errors", spare=3),
+    Field("worst", "worst", "percent", description="largest absolute relative error"),
+    Field("within_1pct", "within 1%", "percent", description="share of figures with an error of at most 1%", spare=2),
+    Field("within_3pct", "within 3%", "percent", description="share of figures with an error of at most 3%"),
+    Field(
+        "within_10pct", "within 10%", "percent", description="share of figures with an error of at most 10%", spare=1
+    ),
+    Field("exact", "exact", "percent", description="share of figures that are equal, up to the rounding of the file"),
+)
+"""The metrics of some figures. They are fractions of one, or null if there are no figures."""
+
+SUMMARIES: tuple[Field[Summary], ...] = (
+    Field("value", "", value=lambda summary: summary.what, description="the value of the column, or the quantity"),
+    Field("rows", "rows", "count", description="number of rows"),
+    Field("answered", "answered", "count", description="number of rows with a figure of llmbench"),
+    Field("metrics", value=lambda summary: record(METRICS, summary.metrics), description="their metrics"),
+)
+
+FIGURES: tuple[Field[Figure], ...] = (
+    Field("quantity", description="what was measured, with its unit"),
+    Field("measured", description="measured figure"),
+    Field("ours", description="figure of llmbench"),
+    Field("error", description="(ours − measured) / measured"),
+    Field("exact", description="whether the figures are equal, up to the rounding of the measured figure"),
+)
+"""The fields of the objects in the field `figures`."""
+
+
+def _figure(item: Item) -> Figure | None:
+    return None if item.answer is None else item.answer.figures[0]
+
+
+def _of(name: str) -> Any:
+    return lambda item: None if _figure(item) is None else getattr(_figure(item), name)
+
+
+FIELDS: tuple[Field[Item], ...] = (
+    Field("line", "line", "count", description="line of the row in the file", spare=2),
+    Field("name", "row", description="what the row is about", wraps=True),
+    Field("group", "group", sparse=True, description="value of the column of `--by`; null without `--by`", spare=3),
+    Field("quantity", "quantity", value=_of("quantity"), description="what was measured, with its unit", spare=1),
+    Field("measured", "measured", "number", value=_of("measured"), text=lambda item: _text(item, "measured"),
+          description="measured figure; null if llmbench refuses the row"),
+    Field("ours", "ours", "number", value=_of("ours"), text=lambda item: _text(item, "ours"),
+          description="figure of llmbench; null if it refuses the row"),
+    Field("error", "error", "error", value=_of("error"), description="(ours − measured) / measured"),
+    Field("exact", value=_of("exact"),
+          description="whether the figures are equal, up to the rounding of the measured figure"),
+    Field("doubt", value=lambda item: None if item.answer is None else item.answer.doubt or None,
+          description="why the settings of the row are uncertain, or null. The metrics leave out such a row"),
+    Field("reason", description="why llmbench refuses the row, or null"),
+    Field("figures", value=lambda item: [] if item.answer is None else records(FIGURES, item.answer.figures),
+          description="all figures of the row; the first one is `measured` and `ours`"),
+    Field("parts", value=lambda item: {} if item.answer is None else item.answer.parts,
+          description="terms of `ours` by name, in its unit"),
+)  # fmt: skip
+"""The fields of a row."""
+
+
+def _text(item: Item, name: str) -> str | None:
+    """Return a figure with its unit. The name of its quantity ends with the unit."""
+    figure = _figure(item)
+    if figure is None:
+        return None
+    return shown(getattr(figure, name), "gib") + " GiB" if figure.quantity.endswith("bytes") else None
+
+
+def document(validation: Validation, inputs: dict[str, Any], *, bound: float | None) -> Document:
+    """Return the answer for a file. bound: the largest error that is allowed, as a fraction of one, or None."""
+    items = validation.items
+    certain = metrics(figures_of(items))
+    quantities = by_quantity(items)
+    return Document(
+        command="validate",
+        inputs=inputs,
+        rows_key="items",
+        rows=records(FIELDS, items),
+        also={
+            "kind": validation.file.kind,
+            "file": validation.file.name,
+            "rows": len(items),
+            "answered": answered(items),
+            "metrics": record(METRICS, certain),
+            "quantities": records(SUMMARIES, quantities),
+            "groups": records(SUMMARIES, by_group(items)),
+        },
+        blocks=_blocks(validation, certain, quantities, bound),
+        tables=[table(FIELDS, items)],
+    )
+
+
+def within(validation: Validation, bound: float) -> bool:
+    """Return whether a row was answered, and no row whose settings are certain has an error over `bound`."""
+    figures = figures_of(validation.items)
+    return bool(figures) and all(abs(figure.error) <= bound for figure in figures)
+
+
+def _blocks(validation: Validation, certain: Metrics, quantities: list[Summary], bound: float | None) -> list[Block]:
+    items = validation.items
+    count = answered(items)
+    parts = [f"llmbench answers {count} of {plural(len(items), 'row')}"]
+    if certain.median_ape is not None:
+        parts.append(f"median error {shown(certain.median_ape, 'percent')}, worst {shown(certain.worst, 'percent')}")
+        parts.append(f"{shown(certain.exact, 'percent')} exact")
+    if bound is not None:
+        verdict = "no error is over" if within(validation, bound) else "not all errors are within"
+        parts.append(f"{verdict} the bound of {shown(bound, 'percent')}")
+    some = [item for item in items if item.answer is not None]
+    blocks = [
+        Block(
+            answer="; ".join(parts),
+            headline=f"kind {validation.file.kind}, columns of {validation.file.name}",
+            table=table([field for field in FIELDS if field.name != "reason"], some) if some else None,
+            lines=_doubtful(items),
+        )
+    ]
+    groups = by_group(items)
+    if groups:
+        blocks.append(_summary_block("by group", groups))
+    if len(quantities) > 1:
+        blocks.append(_summary_block("by quantity", quantities))
+    refused = [item for item in items if item.answer is None]
+    if refused:
+        reasons: list[Field[Item]] = [
+            Field("line", "line", "count"),
+            Field("name", "row", wraps=True),
+            Field("reason", "reason", wraps=True),
+        ]
+        blocks.append(Block(headline="refused rows", table=table(reasons, refused)))
+    return blocks
+
+
+def _summary_block(headline: str, summaries: list[Summary]) -> Block:
+    columns = [field for field in SUMMARIES if field.name != "metrics"]
+    measures = inside("metrics", *METRICS)
+    return Block(headline=headline, table=table([*columns, *measures], summaries))
+
+
+def _doubtful(items: list[Item]) -> list[str]:
+    """Return a line about the rows that the metrics leave out."""
+    doubtful = [item for item in items if item.answer is not None and item.answer.doubt]
+    if not doubtful:
+        return []
+    reasons = "; ".join(dict.fromkeys(item.answer.doubt for item in doubtful if item.answer is not None))
+    lines = ", ".join(str(item.line) for item in doubtful)
+    return [f"the metrics leave out {plural(len(doubtful), 'row')} with uncertain settings (lines {lines}): {reasons}"]

@@ -1,0 +1,252 @@
+"""Compare the memory that Megatron-LM logs with the predicted memory of the GPU that logs it.
+
+The last global rank logs. It belongs to the last pipeline stage. A setting that a row leaves out has the default of
+Megatron's command line, which `megatron/training/arguments.py` gives: 4 × hidden for the feed-forward, dropout 0.1,
+GELU, LayerNorm, biases, learned positions, a tied head, and fp32 gradient buffers with bf16 weights.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from llmbench.sizing.memory import Memory
+from llmbench.sizing.recipe import PrecisionName
+from llmbench.sizing.training import training_run
+from llmbench.sizing.workload import Layout, Recompute
+from llmbench.spec.ffn import FFN, Dense, Gated, MoE, Router, SharedExperts
+from llmbench.spec.mixer import Attention, LatentAttention, QKNorm
+from llmbench.spec.model import Layer, ModelSpec, Norm
+from llmbench.spec.position import LearnedPositions, NoPositions, Positions, Rope
+from llmbench.validation.comparison import Answer, Figure
+from llmbench.validation.rows import RefusedError, Row, first_known
+
+__all__ = ["answer", "model_of"]
+
+_NORMS: dict[str, Norm] = {
+    "": Norm(kind="layernorm", bias=True),
+    "LayerNorm": Norm(kind="layernorm", bias=True),
+    "RMSNorm": Norm(kind="rmsnorm"),
+}
+_ACTIVATIONS: dict[str, Literal["gelu_tanh", "silu", "relu2"]] = {
+    "": "gelu_tanh",
+    "gelu": "gelu_tanh",
+    "swiglu": "silu",
+    "squared_relu": "relu2",
+}
+_PRECISIONS: dict[tuple[str, str], PrecisionName] = {
+    ("bf16", "fp32"): "mixed-fp32-grads",
+    ("bf16", "bf16"): "mixed",
+    ("fp16", "fp16"): "mixed",
+    ("fp16", "fp32"): "mixed-fp32-grads",
+    ("fp32", "fp32"): "fp32",
+}
+
+
+def answer(row: Row) -> Answer:
+    """Compare the peak since the start of the process, and the bytes that are allocated after an optimizer step."""
+    stage, static = logged(row)
+    figures = [Figure(quantity="peak_bytes", measured=row.needed("mem_max_last"), ours=stage.peak_bytes)]
+    allocated = row.number("mem_allocated_last")
+    if allocated is not None:
+        figures.append(Figure(quantity="static_bytes", measured=allocated, ours=static))
+    return Answer(figures=tuple(figures), doubt=row.text("suspect"), parts=dict(stage.parts_bytes))
+
+
+def logged(row: Row) -> tuple[Memory, int]:
+    """Return the memory of the stage that logs, and its bytes after the optimizer step.
+
+    Raises RefusedError for a setting that llmbench cannot compute.
+    """
+    _refuse_unknown(row)
+    spec = model_of(row)
+    layout = layout_of(row)
+    run = training_run(
+        spec,
+        row.need("seq_len"),
+        micro_batch=row.need("micro_batch"),
+        micro_batches=first_known(row.count("micro_batches"), 2 * layout.pp),
+        layout=layout,
+        precision=_precision(row),
+        recompute=_recompute(row),
+        attention="standard" if row.text("attention_kind").startswith("unfused") else "flash",
+        kernels="fused",
+        dropout=bool(first_known(row.number("hidden_dropout"), 0.1)),
+    )
+    index = row.need("logging_stage")
+    if index >= len(run.stages):
+        raise RefusedError(f"column `logging_stage`: {index}, but the layout has {len(run.stages)} stages")
+    stage = run.stages[index]
+    memory, resident = run.stage_peak(stage), run.resident(stage)
+    static = resident.weights + resident.states + memory.parts_bytes["overhead"] + resident.placeholders
+    static += resident.gradients if run.persistent else 0
+    return memory, static
+
+
+def model_of(row: Row) -> ModelSpec:
+    """Return the spec of the model of a row."""
+    layers = row.need("layers")
+    dense = _layer(row, _feed_forward(row))
+    if not row.count("experts"):
+        kinds, pattern = {"block": dense}, f"{layers}*block"
+    else:
+        routed = first_known(row.count("moe_layers"), layers)
+        if not routed <= layers:
+            raise RefusedError(f"column `moe_layers`: {routed} is more than the {layers} layers")
+        kinds = {"dense": dense, "moe": _layer(row, _mixture(row))}
+        kinds = kinds if routed < layers else {"moe": kinds["moe"]}
+        pattern = f"{layers - routed}*dense {routed}*moe" if routed < layers else f"{layers}*moe"
+    return ModelSpec(
+        name=row.text("id") or "run",
+        source="columns of the file",
+        pattern=pattern,
+        layers=kinds,
+        vocab_size=_vocabulary(row),
+        hidden_size=row.need("hidden"),
+        tie_word_embeddings=first_known(row.flag("tied"), True),
+        positions=_positions(row),
+        norm=row.choice("norm", _NORMS),
+    )
+
+
+def _vocabulary(row: Row) -> int:
+    """Return the rows of the embedding. Megatron pads the vocabulary to a multiple of 128 × tp."""
+    padded = row.count("vocab_padded")
+    if padded:
+        return padded
+    multiple = 128 * row.need("tp")
+    return -(-row.need("vocab") // multiple) * multiple
+
+
+def _positions(row: Row) -> Positions:
+    rope: Positions = Rope()
+    learned: Positions = LearnedPositions(num_positions=first_known(row.count("max_positions"), row.need("seq_len")))
+    return row.choice(
+        "position",
+        {
+            "": learned,
+            "learned_absolute": learned,
+            "not passed": learned,
+            "rope": rope,
+            "rope (MLA)": rope,
+            "none": NoPositions(),
+        },
+    )
+
+
+def _layer(row: Row, ffn: FFN) -> Layer:
+    heads = row.need("heads")
+    norm: Literal["rmsnorm", "layernorm"] = row.choice("norm", _NORMS).kind
+    if row.count("kv_lora"):
+        latent = LatentAttention(
+            num_attention_heads=heads,
+            q_lora_rank=row.count("q_lora") or None,
+            kv_lora_rank=row.need("kv_lora"),
+            qk_nope_head_dim=row.need("qk_head_dim"),
+            qk_rope_head_dim=row.need("rope_head_dim"),
+            v_head_dim=row.need("v_head_dim"),
+            latent_norms=first_known(row.flag("qk_norm"), False),
+        )
+        return Layer(mixer=latent, ffn=ffn)
+    attention = Attention(
+        num_attention_heads=heads,
+        num_key_value_heads=first_known(row.count("query_groups"), heads),
+        head_dim=first_known(row.count("head_dim"), row.need("hidden") // max(1, heads)),
+        qkv_bias=first_known(row.flag("qkv_bias"), row.flag("linear_bias"), True),
+        output_bias=first_known(row.flag("linear_bias"), True),
+        qk_norm=QKNorm(norm=norm) if row.flag("qk_norm") else None,
+    )
+    return Layer(mixer=attention, ffn=ffn)
+
+
+def _feed_forward(row: Row) -> Dense | Gated:
+    width = first_known(row.count("ffn"), 4 * row.need("hidden"))
+    activation, bias = row.choice("activation", _ACTIVATIONS), first_known(row.flag("linear_bias"), True)
+    return (Gated if activation == "silu" else Dense)(intermediate_size=width, activation=activation, bias=bias)
+
+
+def _mixture(row: Row) -> MoE:
+    activation = row.choice("activation", _ACTIVATIONS)
+    bias, shared = first_known(row.flag("linear_bias"), True), row.count("shared_ffn")
+    sigmoid = row.text("router_score") == "sigmoid"
+    return MoE(
+        num_experts=row.need("experts"),
+        num_experts_per_tok=row.need("topk"),
+        intermediate_size=first_known(row.count("moe_ffn"), row.count("ffn"), 4 * row.need("hidden")),
+        activation=activation,
+        gated=activation == "silu",
+        bias=bias,
+        router=Router(scores="sigmoid" if sigmoid else "softmax"),
+        shared=SharedExperts(intermediate_size=shared, bias=bias) if shared else None,
+        capacity_factor=row.number("capacity_factor"),
+    )
+
+
+def layout_of(row: Row) -> Layout:
+    """Return the parallel layout of a row."""
+    tp, pp, cp = row.need("tp"), row.need("pp"), first_known(row.count("cp"), 1)
+    dp = row.count("dp")
+    if dp is None:
+        gpus = row.count("num_gpus")
+        if gpus is None or gpus % (tp * pp * cp):
+            raise RefusedError("columns `dp` and `num_gpus` are empty, and the optimizer states depend on them")
+        dp = gpus // (tp * pp * cp)
+    ep, etp = first_known(row.count("ep"), 1), first_known(row.count("etp"), tp)
+    if (ep > 1 or row.count("experts")) and etp != tp:
+        raise RefusedError(f"the experts have a tensor-parallel size of their own: etp={etp} with tp={tp}")
+    sharded = row.flag("dist_optimizer") and dp * cp > 1
+    return Layout(
+        tp=tp,
+        sp=bool(row.flag("sp")) and tp > 1,
+        pp=pp,
+        interleave=first_known(row.count("vp"), 1),
+        dp=dp,
+        cp=cp,
+        ep=ep,
+        zero=1 if sharded else 0,
+    )
+
+
+def _precision(row: Row) -> PrecisionName:
+    pair = row.text("precision") or "bf16", row.text("grad_dtype") or "fp32"
+    if pair not in _PRECISIONS:
+        raise RefusedError(f"llmbench does not know the precision {pair[0]!r} with {pair[1]} gradients")
+    return _PRECISIONS[pair]
+
+
+def _recompute(row: Row) -> Recompute:
+    granularity = row.choice("recompute_granularity", {"": "none", "full": "full", "selective": "selective"})
+    if granularity == "full" and first_known(row.count("recompute_layers"), 1) != 1:
+        raise RefusedError("llmbench recomputes each layer by itself, and this run keeps one input per several layers")
+    modules = row.text("recompute_modules").strip("[]").split()
+    if granularity == "selective" and modules not in ([], ["core_attn"]):
+        raise RefusedError(f"llmbench cannot recompute the modules {' '.join(modules)} alone")
+    if granularity == "full" and row.text("recompute_method") not in ("", "uniform"):
+        raise RefusedError(f"llmbench does not know the recompute method {row.text('recompute_method')!r}")
+    return granularity  # type: ignore[return-value]
+
+
+def _refuse_unknown(row: Row) -> None:
+    """Raise RefusedError for the settings that change the memory and that llmbench does not compute."""
+    row.choice("model_type", dict.fromkeys(("", "gpt", "gpt-moe", "gpt-mla", "gpt-moe-mla"), True))
+    for column, what in (
+        ("mtp", "multi-token prediction in a training step"),
+        ("hybrid_pattern", "the widths of Mamba layers, which the columns do not give"),
+        ("pp_layout", "a layout of pipeline stages with unequal parts"),
+        ("first_stage_layers", "pipeline stages with unequal numbers of layers"),
+        ("offload", "offloading"),
+        ("fsdp", "Megatron's FSDP"),
+        ("moe_layer_freq", "a pattern of layers with and without experts that is not at the start"),
+    ):
+        text = row.text(column)
+        if text and not (column == "moe_layer_freq" and _dense_first(text)):
+            raise RefusedError(f"column `{column}`: llmbench does not compute {what} ({text[:40]})")
+    if row.flag("precision_aware_optimizer"):
+        raise RefusedError("column `precision_aware_optimizer`: llmbench does not compute its states")
+    row.choice("optimizer", {"": True, "adam": True})
+
+
+def _dense_first(pattern: str) -> bool:
+    """Return whether a pattern such as `([0]*3+[1]*11)` says that the first layers are dense and all others not."""
+    import re
+
+    return re.fullmatch(r"\(?\[0\]\*\d+\+\[1\]\*\d+\)?", pattern) is not None

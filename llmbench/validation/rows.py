@@ -1,0 +1,123 @@
+"""Read a CSV file of published measurements into rows. A missing or empty cell is an unknown value."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from llmbench.errors import LLMBenchError
+
+Value = TypeVar("Value")
+LARGEST = 10**9
+"""The largest number that a cell with a count can have."""
+YES = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+class RefusedError(LLMBenchError):
+    """llmbench gives no figure for a row. The message is the reason."""
+
+
+class Row(msgspec.Struct, frozen=True):
+    """One row of a file. line: its number in the file, from 1. cells: the texts of its cells by column."""
+
+    line: int
+    cells: Mapping[str, str]
+
+    def text(self, column: str) -> str:
+        """Return the text of a cell, or "" if the value is unknown."""
+        return self.cells.get(column, "")
+
+    def number(self, column: str) -> float | None:
+        """Return the number of a cell, or None if the value is unknown. Raises RefusedError if it is not a number."""
+        text = self.text(column)
+        if not text:
+            return None
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise RefusedError(f"column `{column}`: {text[:40]!r} is not a number")
+        return value
+
+    def count(self, column: str) -> int | None:
+        """Return the whole number of a cell, or None if the value is unknown.
+
+        Raises RefusedError if it is not a whole number from 0 to LARGEST.
+        """
+        value = self.number(column)
+        if value is None:
+            return None
+        if value != int(value) or not 0 <= value <= LARGEST:
+            raise RefusedError(
+                f"column `{column}`: {self.text(column)[:40]!r} is not a whole number from 0 to {LARGEST:,}"
+            )
+        return int(value)
+
+    def flag(self, column: str) -> bool | None:
+        """Return whether a cell says yes, or None if the value is unknown. Raises RefusedError for another text."""
+        text = self.text(column).lower()
+        if text and text not in YES:
+            raise RefusedError(f"column `{column}`: {text[:40]!r} is neither True nor False")
+        return YES.get(text)
+
+    def choice(self, column: str, choices: Mapping[str, Value]) -> Value:
+        """Return the value that belongs to the text of a cell. Raises RefusedError if `choices` lacks the text."""
+        text = self.text(column)
+        if text not in choices:
+            known = ", ".join(repr(choice) if choice else "empty" for choice in choices)
+            raise RefusedError(f"column `{column}`: llmbench does not know {text[:60]!r}; it knows {known}")
+        return choices[text]
+
+    def need(self, column: str) -> int:
+        """Return the whole number of a cell. Raises RefusedError if the value is unknown."""
+        return _known(column, self.count(column))
+
+    def needed(self, column: str) -> float:
+        """Return the number of a cell. Raises RefusedError if the value is unknown."""
+        return _known(column, self.number(column))
+
+
+def _known(column: str, value: Value | None) -> Value:
+    if value is None:
+        raise RefusedError(f"column `{column}` is empty, and the figure depends on it")
+    return value
+
+
+def read_rows(path: Path) -> tuple[list[str], list[Row]]:
+    """Return the columns and the rows of a CSV file with one line of headings.
+
+    Raises LLMBenchError if the file cannot be read, or has no headings.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.reader(stream)
+            lines = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
+    except OSError as problem:
+        raise LLMBenchError(f"cannot read {path}: {problem.strerror}") from None
+    except UnicodeDecodeError:
+        raise LLMBenchError(f"cannot read {path}: it is not a UTF-8 text") from None
+    except csv.Error as problem:
+        raise LLMBenchError(f"cannot read {path} as CSV, line {reader.line_num}: {problem}") from None
+    if not lines:
+        raise LLMBenchError(f"{path} is empty", hint="the first line of a CSV file names its columns")
+    columns = [name.strip() for name in lines[0][1]]
+    return columns, [Row(line, _cells(columns, cells)) for line, cells in lines[1:]]
+
+
+def _cells(columns: Iterable[str], cells: list[str]) -> dict[str, str]:
+    """Return the cells by column. The first of two columns with one name counts, and cells without a column do not."""
+    row: dict[str, str] = {}
+    for name, cell in zip(columns, cells, strict=False):
+        row.setdefault(name, cell.strip())
+    return row
+
+
+def first_known(*values: Any) -> Any:
+    """Return the first value that is not None, or None."""
+    return next((value for value in values if value is not None), None)

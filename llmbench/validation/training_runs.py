@@ -1,0 +1,148 @@
+"""Compare published memory of training runs (papers and benchmark tables) with the predicted memory."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal, NamedTuple
+
+from llmbench.sizing.memory import Memory
+from llmbench.sizing.training import training_memory
+from llmbench.sizing.workload import Layout
+from llmbench.spec.ffn import Dense, MoE
+from llmbench.spec.mixer import Attention
+from llmbench.spec.model import Layer, ModelSpec, Norm
+from llmbench.spec.override import override
+from llmbench.spec.position import LearnedPositions
+from llmbench.validation.comparison import Answer, Figure, printed
+from llmbench.validation.models import bundled_model
+from llmbench.validation.rows import RefusedError, Row, first_known
+
+__all__ = ["answer"]
+
+_UNITS = {"GiB": 2**30, "GB": 10**9, "MiB": 2**20, "MB": 10**6, "B": 1, "bytes": 1}
+_QUANTITIES: dict[str, Literal["peak", "activations", "states", "reserved"]] = {
+    "peak_allocated_per_gpu": "peak",
+    "activations_per_gpu_first_stage": "activations",
+    "params_and_optimizer_per_gpu": "states",
+    "peak_reserved_per_gpu": "reserved",
+    "peak memory per GPU": "reserved",  # torchtitan's tables
+}
+"""The quantities that are bytes of one GPU. `states` are weights, gradients and optimizer states of the layers."""
+
+
+class _Software(NamedTuple):
+    """What the software of a source does in every run."""
+
+    kernels: Literal["fused", "eager"]
+    attention: Literal["flash", "standard"] = "flash"
+    dropout: bool = False
+
+
+_SOURCES = {
+    # section 4: dropout on attention and hidden states, scores in memory; table 3: Megatron-LM
+    "Korthikanti": _Software("fused", "standard", dropout=True),
+    "2205.05198": _Software("fused", "standard", dropout=True),
+    "Megatron": _Software("fused"),
+    "torchtitan": _Software("eager"),
+}
+"""The software of a run, by a word in the column `source`."""
+
+
+def answer(row: Row) -> Answer:
+    """Compare the memory of one run with the prediction from its layout and recipe."""
+    quantity = _QUANTITIES.get(row.text("quantity"))
+    if quantity is None:
+        raise RefusedError(f"column `quantity`: {row.text('quantity')[:60]!r} is not the memory of one GPU")
+    unit = row.choice("unit", _UNITS)
+    measured, tolerance = printed(row.text("value"), unit)
+    ours = _ours(row, quantity)
+    return Answer(figures=(Figure(quantity=f"{quantity}_bytes", measured=measured, ours=ours, tolerance=tolerance),))
+
+
+def _ours(row: Row, quantity: str) -> int:
+    spec, layout, seq = _model(row.text("model")), _layout(row), row.need("seq_len")
+    if quantity == "states":
+        layers = override(spec, {"vocab_size": 1, "positions": {"kind": "none"}})
+        states = training_memory(layers, seq, layout=layout, precision="mixed-fp32-grads").full_bytes
+        return sum(states[part] for part in ("weights", "gradients", "optimizer"))
+    memory = _memory(row, spec, layout, seq)
+    if quantity == "activations":
+        return memory.full_bytes["activations"]
+    return memory.reserved_bytes if quantity == "reserved" else memory.peak_bytes
+
+
+def _memory(row: Row, spec: ModelSpec, layout: Layout, seq: int) -> Memory:
+    software = next((known for word, known in _SOURCES.items() if word in row.text("source")), None)
+    if software is None:
+        raise RefusedError(f"column `source`: llmbench knows the kernels of {', '.join(_SOURCES)}, not of this source")
+    micro_batch = row.need("micro_batch")
+    batch = row.count("global_batch")
+    return training_memory(
+        spec,
+        seq,
+        micro_batch=micro_batch,
+        micro_batches=max(1, batch // (micro_batch * layout.dp)) if batch and micro_batch else None,
+        layout=layout,
+        precision="mixed-fp32-grads",  # fp32 gradients, states and master copy
+        recompute=row.choice(
+            "recompute", {name or "": name or "none" for name in ("", "none", "selective", "full", "every-second")}
+        ),
+        attention=software.attention,
+        kernels=software.kernels,
+        dropout=software.dropout,
+    )
+
+
+def _layout(row: Row) -> Layout:
+    sizes: dict[str, Any] = {
+        name: first_known(row.count(name), 1) for name in ("tp", "pp", "interleave", "dp", "cp", "ep")
+    }
+    sharded = sizes["dp"] * sizes["cp"] > 1  # a distributed optimizer of one replica stores everything
+    return Layout(**sizes, sp=bool(row.flag("sp")), zero=first_known(row.count("zero"), 0) if sharded else 0)
+
+
+_GPT = re.compile(r"[\w.-]+: (\d+) layers, hidden (\d+), (\d+) heads, ffn 4h, vocab (\d+)")
+_CUT = re.compile(r"(\S+)(?: cut to (\d+) layers(?: \((\d+) dense\))?)?")
+
+
+def _model(text: str) -> ModelSpec:
+    """Return the model that a text describes.
+
+    `gpt-175b: 96 layers, hidden 12288, 96 heads, ffn 4h, vocab 51200` is a GPT. `deepseek-v3 cut to 4 layers (1 dense)`
+    is a bundled model with fewer layers.
+    """
+    if (gpt := _GPT.fullmatch(text)) is not None:
+        return _gpt(*map(int, gpt.groups()))
+    cut = _CUT.fullmatch(text)
+    if cut is None:
+        raise RefusedError(f"column `model`: llmbench cannot read {text[:80]!r}" if text else "the row names no model")
+    spec = bundled_model(cut[1])
+    if cut[2] is None:
+        return spec
+    layers, dense = int(cut[2]), int(cut[3] or 0)
+    moe = [name for name, layer in spec.layers.items() if isinstance(layer.ffn, MoE)]
+    if cut[3] is None or not moe:
+        return override(spec, {"num_hidden_layers": layers})
+    plain = next((name for name in spec.layers if name not in moe), None)
+    if plain is None or not 0 < dense < layers:
+        raise RefusedError(f"column `model`: {spec.name} cannot have {dense} dense of {layers} layers")
+    return override(spec, {"pattern": f"{dense}*{plain} {layers - dense}*{moe[0]}"})
+
+
+def _gpt(layers: int, hidden: int, heads: int, vocab: int) -> ModelSpec:
+    if not heads or hidden % heads:
+        raise RefusedError(f"column `model`: {heads} heads do not divide the width {hidden}")
+    mixer = Attention(
+        num_attention_heads=heads, num_key_value_heads=heads, head_dim=hidden // heads, qkv_bias=True, output_bias=True
+    )
+    return ModelSpec(
+        name=f"gpt-{layers}x{hidden}",
+        source="column `model`",
+        pattern=f"{layers}*block",
+        layers={"block": Layer(mixer=mixer, ffn=Dense(intermediate_size=4 * hidden, bias=True))},
+        vocab_size=vocab,
+        hidden_size=hidden,
+        tie_word_embeddings=True,
+        positions=LearnedPositions(num_positions=2048),
+        norm=Norm(kind="layernorm", bias=True),
+    )

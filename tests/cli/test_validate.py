@@ -1,0 +1,121 @@
+"""`llmbench validate`: readers, metrics, groups, refusals and exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmbench.cli import run
+
+PUBLISHED = Path(__file__).parents[2] / "benchmarks" / "published"
+KV = "source,engine,model,format,tokens_or_cells,layers,given"
+Capture = pytest.CaptureFixture[str]
+
+
+def answer(capsys: Capture, kind: str, file: Path, *options: str, code: int = 0) -> dict[str, Any]:
+    """The JSON answer of the command."""
+    assert run(["validate", kind, str(file), "--format", "json", *options]) == code
+    result: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert result["schema"] == "llmbench.validate/1"
+    assert result["kind"] == kind
+    return result
+
+
+def write(folder: Path, *lines: str) -> Path:
+    """A CSV file with these lines."""
+    path = folder / "rows.csv"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("path", sorted(PUBLISHED.glob("*.csv")), ids=lambda path: path.stem)
+def test_every_published_row_has_a_source_and_an_answer(path: Path, capsys: Capture) -> None:
+    kind = "kv" if path.stem.startswith("kv") else "memory"
+    result = answer(capsys, kind, path, "--by", "source")
+    assert result["file"] == path.stem
+    assert result["answered"] == result["rows"] == len(result["items"])
+    assert all(group["value"] for group in result["groups"])
+    assert sum(group["rows"] for group in result["groups"]) == result["rows"]
+    metrics = result["metrics"]
+    assert 0 <= metrics["median_ape"] <= metrics["worst"] < 0.2
+    assert 0 <= metrics["within_1pct"] <= metrics["within_3pct"] <= metrics["within_10pct"] <= 1
+
+
+def test_formats_of_the_kv_cache_by_hand(tmp_path: Path, capsys: Capture) -> None:
+    """Llama-3.1-8B: 8 heads × 128 for keys and as many for values. DeepSeek-V3: 512 + 64 elements."""
+    bytes_of_format = {
+        ("llama3.1-8b", "bf16"): 2 * 8 * 128 * 2,
+        ("llama3.1-8b", "fp8_e4m3"): 2 * 8 * 128,
+        ("llama3.1-8b", "int8_per_token_head"): 2 * 8 * (128 + 4),
+        ("llama3.1-8b", "nvfp4"): 2 * 8 * (64 + 8),
+        ("llama3.1-8b", "q8_0"): 2 * 8 * 128 // 32 * 34,
+        ("llama3.1-8b", "q8_0/q4_0"): 8 * 128 // 32 * (34 + 18),
+        ("llama3.1-8b", "turbomind_int4"): 2 * 8 * (64 + 4),
+        ("deepseek-v3", "bf16"): 1152,
+        ("deepseek-v3", "fp8"): 576,
+        ("deepseek-v3", "fp8_ds_mla"): 656,
+        ("deepseek-v3 without MLA", "f16"): 128 * (192 + 128) * 2,
+        ("llama3.1-8b tp4", "bf16"): 2 * 2 * 128 * 2,
+        ("llama3.1-8b (K only)", "f16"): 8 * 128 * 2,
+    }
+    rows = [f"s,e,{model},{format},,1,{size} B per token" for (model, format), size in bytes_of_format.items()]
+    result = answer(capsys, "kv", write(tmp_path, KV, *rows), "--bound", "0")
+    assert result["answered"] == len(rows)
+    assert result["metrics"]["exact"] == 1
+
+
+def test_a_bound_and_wrong_rows(tmp_path: Path, capsys: Capture) -> None:
+    rows = write(
+        tmp_path,
+        KV + ",extra",
+        "s,e,llama3.1-8b,bf16,1024,32,128.00 MiB,ignored",
+        "s,e,llama3.1-8b,bf16,1024,32,100.00 MiB",
+        "s,e,a model nobody knows,bf16,1024,32,100.00 MiB",
+        "s,e,llama3.1-8b,bf99,1024,32,100.00 MiB",
+        "s,e,llama3.1-8b,bf16,many,32,100.00 MiB",
+        "s,e,llama3.1-8b,bf16,1024,33,100.00 MiB",
+        "s,e,llama3.1-8b",
+        "s,e,../../etc/passwd,bf16,1,1,1 B",
+        "",
+    )
+    result = answer(capsys, "kv", rows, "--bound", "0.05", "--by", "format", code=1)
+    assert (result["rows"], result["answered"]) == (8, 2)
+    first, second, *refused = result["items"]
+    assert (first["exact"], first["error"], first["line"]) == (True, 0, 2)
+    assert second["error"] == pytest.approx(0.28)
+    assert all(item["reason"] and item["ours"] is None for item in refused)
+    assert [group["value"] for group in result["groups"]] == ["bf16", "bf99", ""]
+    assert answer(capsys, "kv", rows, "--bound", "0.3")["metrics"]["worst"] == pytest.approx(0.28)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "says"),
+    [
+        ("memory", "a,b\n1,2\n", "needed columns"),
+        ("memory", "", "is empty"),
+        ("kv", KV.replace(",given", "") + "\n", "`given`"),
+        ("kv", KV + '\n"' + "x" * 200_000 + '",,,,,,\n', "as CSV, line"),
+    ],
+)
+def test_wrong_files_are_refused_in_words(kind: str, text: str, says: str, tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(text, encoding="utf-8")
+    assert run(["validate", kind, str(path)]) == 2
+    assert says in capsys.readouterr().err
+    assert run(["validate", kind, str(tmp_path / "absent.csv")]) == 2
+    assert "No such file" in capsys.readouterr().err
+
+
+def test_megatron_defaults_and_doubts(tmp_path: Path, capsys: Capture) -> None:
+    """A row with only the needed columns has Megatron's defaults, and a doubtful row stays out of the metrics."""
+    needed = "mem_max_last,layers,hidden,heads,seq_len,micro_batch,tp,pp,logging_stage,vocab,dp,suspect,tied"
+    path = write(tmp_path, needed, "4e9,12,512,8,1024,4,1,1,0,50257,1,,", "1,12,512,8,1024,4,1,1,0,50257,1,layout,True")
+    result = answer(capsys, "memory", path)
+    assert result["answered"] == 2
+    assert result["metrics"]["worst"] < 1
+    own, doubtful = result["items"]
+    assert own["ours"] == doubtful["ours"]
+    assert doubtful["doubt"] == "layout"
