@@ -66,7 +66,8 @@ LayoutOption = Annotated[
     typer.Option(
         "--layout",
         metavar="LAYOUT",
-        help="Parallel layout, for example tp=8,sp,pp=8,interleave=3,dp=2,ep=8,cp=1,zero=1. Default: one GPU.",
+        help="Parallel layout, for example tp=8,sp,pp=8,interleave=3,dp=2,cp=1,zero=1. Experts have a grid of their "
+        "own, ep=8,etp=1. Uneven stages: first=3,last=4 or stages=Et*3|t*4|t*4|t*3L. Default: one GPU.",
         show_default=False,
     ),
 ]

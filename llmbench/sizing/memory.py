@@ -41,6 +41,8 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     reserved_bytes: bytes that PyTorch's allocator reserves on the device. They are equal to peak_bytes, except with
         plain cross-entropy. Then the bytes of the bf16 logits are added: the logits are freed before the peak, but the
         allocator cannot reuse their block for the larger fp32 tensors of the loss.
+    steady_bytes: bytes that stay allocated between two steps: weights, optimizer states, library workspaces, and
+        gradients if they are never freed.
     approximate: reasons why these figures are not exact, in addition to the spec's own reasons.
     moment: name of the op that runs at the peak.
     stage: number of the pipeline stage with the highest peak, from 0. stage_peaks: peak bytes of every stage.
@@ -59,6 +61,7 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     stage_peaks: tuple[int, ...]
     parameters: int
     reserved_bytes: int
+    steady_bytes: int
     approximate: tuple[str, ...] = ()
 
     @property
@@ -167,6 +170,7 @@ class ServingRun(msgspec.Struct, frozen=True, kw_only=True):
             stage_peaks=(),
             parameters=sum(op.parameters for op in ops),
             reserved_bytes=sum(parts.values()),
+            steady_bytes=weights + parts["kv_cache"] + WORKSPACE_BYTES,
         )
 
     @property

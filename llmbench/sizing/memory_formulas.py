@@ -69,7 +69,7 @@ def serving_formulas(run: ServingRun, memory: Memory) -> list[Formula]:
 def parameter_formulas(stage: Stage, layout: Layout) -> list[Formula]:
     """Return the formulas of the parameters on one GPU: of one layer if a layout splits it, and of the stage."""
     formulas = []
-    if layout.tp > 1 or layout.ep > 1:
+    if layout.tp > 1 or layout.ep > 1 or layout.expert_tp > 1:
         for layer, _ in _kinds(stage):
             shards: dict[int, int] = {}
             for op in layer:
@@ -295,10 +295,15 @@ def _others(run: TrainingRun, stage: Stage) -> str:
 
 
 def _logits(run: TrainingRun, moment: Moment) -> str:
-    """Return the formula of the logits at the loss: bytes per logit that are saved, and that are temporary."""
+    """Return the formula of the logits at the loss: bytes per logit that are saved, and that are temporary.
+
+    A loss in chunks has parts that are not a whole number of bytes per logit.
+    """
     tokens = -(-run.workload.batch * run.workload.query_len // run.layout.cp)
     logits = tokens * -(-run.spec.vocab_size // run.layout.tp)
     saved = moment.logits - moment.temporary
+    if saved % logits or moment.temporary % logits:
+        return plus(counted(saved, "saved bytes"), counted(moment.temporary, "temporary bytes"))
     text = plus(counted(saved // logits, "saved"), counted(moment.temporary // logits, "temporary"))
     vocab = shared(run.spec.vocab_size, run.layout.tp, "vocab")
     return times(counted(tokens, "tokens"), vocab, f"({text}) bytes per logit")

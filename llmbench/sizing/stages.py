@@ -6,8 +6,8 @@ from collections import Counter
 
 import msgspec
 
-from llmbench.errors import LayoutError
 from llmbench.sizing.op import Op
+from llmbench.sizing.stage_plan import chunk_parts
 from llmbench.sizing.workload import Layout
 from llmbench.spec.model import ModelSpec
 
@@ -16,7 +16,7 @@ class Chunk(msgspec.Struct, frozen=True):
     """Consecutive layers of one pipeline stage.
 
     before: ops before the first layer of the model. after: ops after the last layer of the model.
-    layers: ops of each layer of the chunk. first_layer: index of the first of these layers in the model. Encoder layers
+    layers: ops of each layer of the chunk. Modules for multi-token prediction come last. first_layer: index of the first of these layers in the model. Encoder layers
         come before decoder layers.
     """
 
@@ -51,34 +51,23 @@ class Stage(msgspec.Struct, frozen=True):
 
 
 def stages(spec: ModelSpec, ops: list[Op], layout: Layout) -> list[Stage]:
-    """Divide a model into pipeline stages with nearly equal numbers of layers.
+    """Divide a model into pipeline stages (see `stage_plan.py`).
 
-    If the layers cannot be divided evenly, earlier chunks have one layer more than later chunks.
+    The embedding is in the chunk of the first layer, and the head is in the chunk of the last layer, unless the layout
+    says otherwise. An op between the encoder and the decoder is in the chunk of the next layer. Modules for multi-token
+    prediction are layers after the last layer. With more than one stage, a tied head gets its own copy of the table.
 
-    The embedding is in the chunk of the first layer, and the head is in the chunk of the last layer. An op between the
-    encoder and the decoder is in the chunk of the next layer. With more than one stage, a tied head gets its own copy
-    of the table.
-
-    Raises LayoutError if the layout has more chunks than the model has layers.
+    Raises LayoutError if the layout does not divide the layers of the model.
     """
-    if layout.pp > 1 and spec.tie_word_embeddings:
-        ops = [_with_own_table(op) for op in ops]
-    before, layers, after = _sequence(spec, ops)
-    chunks = layout.pp * layout.interleave
-    if chunks > len(layers):
-        product = f"pp × interleave = {chunks}" if layout.interleave > 1 else f"pp={layout.pp}"
-        raise LayoutError(
-            f"layout {product}: {spec.name} has only {len(layers)} layers",
-            hint="each pipeline stage, or each chunk of an interleaved stage, needs at least one layer",
-        )
-    size, rest = divmod(len(layers), chunks)
+    if layout.pp > 1:
+        ops = [op if op.stack == "mtp" else _with_own_table(op) for op in ops]
+    before, layers, mtp, after = _sequence(spec, ops)
     cut: list[Chunk] = []
-    start = 0
-    for index in range(chunks):
-        end = start + size + (index < rest)
-        last = index == chunks - 1
-        cut.append(Chunk(before if index == 0 else (), tuple(layers[start:end]), after if last else (), start))
-        start = end
+    start = done = 0
+    for part in chunk_parts(layout, len(layers), len(mtp), name=spec.name):
+        inside = (*layers[start : start + part.layers], *mtp[done : done + part.mtp])
+        cut.append(Chunk(before if part.embedding else (), inside, after if part.head else (), start))
+        start, done = start + part.layers, done + part.mtp
     return [Stage(index, tuple(cut[index :: layout.pp])) for index in range(layout.pp)]
 
 
@@ -95,8 +84,10 @@ def _with_own_table(op: Op) -> Op:
     return msgspec.structs.replace(op, tied=False, parameters=own, active_parameters=own)
 
 
-def _sequence(spec: ModelSpec, ops: list[Op]) -> tuple[tuple[Op, ...], list[tuple[Op, ...]], tuple[Op, ...]]:
-    """Return the ops before the first layer, the ops of each layer, and the ops after the last layer."""
+def _sequence(
+    spec: ModelSpec, ops: list[Op]
+) -> tuple[tuple[Op, ...], list[tuple[Op, ...]], list[tuple[Op, ...]], tuple[Op, ...]]:
+    """Return the ops before the first layer, of each layer, of each multi-token-prediction module, and after them."""
     inside: dict[tuple[str, int], list[Op]] = {}
     before: list[Op] = []
     after: list[Op] = []
@@ -110,7 +101,8 @@ def _sequence(spec: ModelSpec, ops: list[Op]) -> tuple[tuple[Op, ...], list[tupl
             (after if seen_decoder else before).append(op)
     order = [("encoder", index) for index in range(len(spec.encoder.order) if spec.encoder else 0)]
     order += [("decoder", index) for index in range(spec.num_hidden_layers)]
-    return tuple(before), [tuple(inside.get(place, ())) for place in order], tuple(after)
+    mtp = [tuple(found) for (stack, _), found in inside.items() if stack == "mtp"]
+    return tuple(before), [tuple(inside.get(place, ())) for place in order], mtp, tuple(after)
 
 
 def in_flight(stage: int, layout: Layout, micro_batches: int) -> int:

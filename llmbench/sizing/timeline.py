@@ -103,6 +103,8 @@ def layer_place(run: TrainingRun, chunk: Chunk, index: int) -> tuple[str, int]:
     """Return the name and the index of a layer in its stack, such as `layers.31` and 31."""
     first = chunk.layers[index][0]
     number = chunk.first_layer + index
+    if first.stack == "mtp":
+        number = index - next(i for i, layer in enumerate(chunk.layers) if layer and layer[0].stack == "mtp")
     if run.spec.encoder is not None and first.stack == "decoder":
         number -= len(run.spec.encoder.order)
     return first.name.partition(".{}.")[0] + f".{number}", number

@@ -18,12 +18,10 @@ from typing import Any, Literal
 
 import msgspec
 
-from llmbench.sizing.lower import lower
 from llmbench.sizing.memory import Memory, highest_stage
 from llmbench.sizing.recipe import Optimizer, PrecisionName, training_precision
-from llmbench.sizing.stages import stages
-from llmbench.sizing.training_step import TrainingRun
-from llmbench.sizing.workload import Layout, Recompute, Workload
+from llmbench.sizing.training_step import TrainingRun, training_stages
+from llmbench.sizing.workload import Layout, Loss, Recompute, Workload
 from llmbench.spec.mixer import branches
 from llmbench.spec.model import ModelSpec
 
@@ -37,9 +35,14 @@ def training_memory(spec: ModelSpec, seq_len: int, **options: Any) -> Memory:
 
 
 def run_memory(run: TrainingRun) -> Memory:
-    """Compute the peak memory of one step of a training run."""
-    memory = highest_stage([run.stage_peak(stage) for stage in run.stages])
+    """Compute the peak memory of one step of a training run, on the pipeline stage with the highest peak."""
+    memory = highest_stage(stage_memories(run))
     return msgspec.structs.replace(memory, approximate=training_doubts(run.spec))
+
+
+def stage_memories(run: TrainingRun) -> list[Memory]:
+    """Return the memory of each pipeline stage. Megatron logs the memory of the last one."""
+    return [run.stage_peak(stage) for stage in run.stages]
 
 
 def training_run(
@@ -54,7 +57,9 @@ def training_run(
     recompute: Recompute = "none",
     attention: Literal["flash", "standard"] = "flash",
     kernels: Literal["fused", "eager"] = "fused",
+    loss: Loss = "plain",
     dropout: bool = False,
+    mtp: bool = False,
 ) -> TrainingRun:
     """Return the settings of a training run. The optimizer states already exist, so it is not the first step.
 
@@ -73,6 +78,7 @@ def training_run(
         activation_dtype=recipe.activations,
         attention=attention,
         kernels=kernels,
+        loss=loss,
         dropout=dropout,
     )
     return TrainingRun(
@@ -83,7 +89,8 @@ def training_run(
         optimizer=optimizer,
         recompute=recompute,
         passes=micro_batches or (1 if layout.pp == 1 else 2 * layout.pp),
-        stages=stages(spec, lower(spec, workload, layout), layout),
+        mtp=mtp,
+        stages=training_stages(spec, workload, layout, mtp),
     )
 
 

@@ -6,8 +6,9 @@ from typing import Literal
 
 import msgspec
 
+from llmbench.errors import SpecError
 from llmbench.sizing.dtypes import DType, bits_of, bytes_of
-from llmbench.sizing.lower import lower
+from llmbench.sizing.lower import lower, lower_next_token_prediction
 from llmbench.sizing.memory import WORKSPACE_BYTES, Memory
 from llmbench.sizing.op import Op
 from llmbench.sizing.recipe import Optimizer, Precision, state_bytes
@@ -59,10 +60,22 @@ class Resident(msgspec.Struct, frozen=True):
     others: int
 
 
+def training_stages(spec: ModelSpec, workload: Workload, layout: Layout, mtp: bool) -> list[Stage]:
+    """Return the pipeline stages of a training step. `mtp`: whether multi-token-prediction modules are trained.
+
+    Raises LayoutError if the model cannot be divided as the layout says, SpecError if it has no such modules.
+    """
+    if mtp and spec.next_token_prediction is None:
+        raise SpecError(f"{spec.name} has no modules for multi-token prediction", hint="leave out mtp")
+    ops = lower(spec, workload, layout)
+    return stages(spec, ops + (lower_next_token_prediction(spec, workload, layout) if mtp else []), layout)
+
+
 class TrainingRun(msgspec.Struct, kw_only=True):
     """The settings of one training run, and its pipeline stages.
 
     passes: number of micro-batches per optimizer step.
+    mtp: whether the modules for multi-token prediction are trained.
     """
 
     spec: ModelSpec
@@ -72,16 +85,20 @@ class TrainingRun(msgspec.Struct, kw_only=True):
     optimizer: Optimizer
     recompute: Recompute
     passes: int
+    mtp: bool
     stages: list[Stage]
 
     def with_layout(self, layout: Layout) -> TrainingRun:
         """Return the same run with another layout. Raises LayoutError if the model cannot be divided so."""
-        ops = lower(self.spec, self.workload, layout)
-        return msgspec.structs.replace(self, layout=layout, stages=stages(self.spec, ops, layout))
+        return msgspec.structs.replace(
+            self, layout=layout, stages=training_stages(self.spec, self.workload, layout, self.mtp)
+        )
 
     def stage_peak(self, stage: Stage) -> Memory:
         """Return the peak memory of one stage. The pipeline schedule gives the number of micro-batches in flight."""
-        ops, fused = stage.ops, self.workload.kernels == "fused"
+        ops, w = stage.ops, self.workload
+        # The allocator cannot reuse the block of the bf16 logits for the larger fp32 tensors of PyTorch's loss.
+        copied = sum(op.read_bytes for op in ops if op.kind == "loss" and w.kernels == "eager" and w.loss == "plain")
         resident = self.resident(stage)
         top, _ = self.peak(stage, resident)
         others = 0 if top.place == "optimizer" else resident.others
@@ -111,7 +128,11 @@ class TrainingRun(msgspec.Struct, kw_only=True):
             stage=stage.index,
             stage_peaks=(),
             parameters=sum(op.parameters for op in ops),
-            reserved_bytes=sum(parts.values()) + sum(op.read_bytes for op in ops if op.kind == "loss" and not fused),
+            reserved_bytes=sum(parts.values()) + copied,
+            steady_bytes=resident.weights
+            + resident.states
+            + (resident.gradients if self.persistent else 0)
+            + WORKSPACE_BYTES,
         )
 
     def resident(self, stage: Stage) -> Resident:
@@ -207,9 +228,9 @@ class TrainingRun(msgspec.Struct, kw_only=True):
         return -(-size // self.copies(op))
 
     def copies(self, op: Op) -> int:
-        """Return the number of GPUs that have a copy of the op's weights. Fewer GPUs have a copy of an expert."""
-        copies = self.layout.dp * self.layout.cp
-        return copies // self.layout.ep if op.component == "experts" else copies
+        """Return the number of GPUs over which ZeRO splits an op's weights. Experts have their own number."""
+        copies = self.layout.expert_dp if op.component == "experts" else self.layout.copies
+        return copies // self.layout.instances
 
     def gathered(self, stage: Stage) -> int:
         """Return the bytes of the weights that FSDP has gathered at the peak.
@@ -308,8 +329,10 @@ class TrainingRun(msgspec.Struct, kw_only=True):
         stream = self.stream() if place == "layer" else 0
         for op, size in zip(reversed(ops), reversed(saved), strict=True):
             again = op.selective_bytes if self.recompute == "selective" else 0
-            passing = op.backward_bytes + again + (0 if op.name.endswith("residual") else stream)
             is_logits = op.kind == "loss"
+            passing = op.backward_bytes + again + (0 if op.name.endswith("residual") else stream)
+            if is_logits:  # the forward pass of a loss can need more than its backward pass
+                passing = max(passing, op.forward_bytes - op.saved_bytes)
             new = self._weight_gradient(op)
             moments.append(
                 Moment(

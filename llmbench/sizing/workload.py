@@ -21,6 +21,10 @@ Recompute = Literal["none", "selective", "every-second", "full"]
 """
 
 
+Loss = Literal["plain", "fused", "inplace", "chunked", "linear"]
+"""The implementation of the cross-entropy loss. See `lower/head.py`."""
+
+
 class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One step of a model: a prefill step, a decoding step or a training step.
 
@@ -34,13 +38,15 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     absorbed_mla: whether latent attention computes with the cached latents directly (absorbed form), as engines do in
         decoding. If false, it first expands the latents to keys and values.
     attention: "flash" never stores the scores. "standard" stores them.
-    kernels: "fused" has one kernel per norm, activation and loss, as in Megatron, Liger and llmbench's own kernels.
+    kernels: "fused" has one kernel per norm and activation, as in Megatron, Liger and llmbench's own kernels.
         "eager" uses PyTorch's modules. Only temporaries and saved activations differ.
     dense_mask: whether flash attention reads its mask from a tensor, unless the mask is purely causal. PyTorch's SDPA
         does this.
     on_cpu: whether PyTorch's ops run on a CPU. On a CPU, RMSNorm is computed in several steps. Flash attention needs no
         large fp32 buffer, and it does not expand the keys of grouped heads.
     dropout: whether the hidden states and the attention have dropout. The dropout masks are saved.
+    loss: how the loss is computed. plain: as its kernels say. fused: Megatron's fused cross-entropy. inplace: the
+        gradient overwrites the logits. chunked: one chunk of tokens after another. linear: without the logits.
     """
 
     phase: Phase
@@ -58,6 +64,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     dense_mask: bool = False
     on_cpu: bool = False
     dropout: bool = False
+    loss: Loss = "plain"
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -87,53 +94,123 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 _ONE_GPU = "one GPU"
 """The text that represents a layout without parallelism."""
 
+_FLAGS = ("sp", "count_embedding", "count_loss")
+"""The items of a layout that are on or off."""
+
 
 class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The division of a model over tp × cp × pp × dp GPUs.
+
+    Experts have a grid of their own, as in Megatron: the tp × cp × dp GPUs of a pipeline stage are divided into ep ×
+    etp × expert_dp GPUs.
 
     tp: number of GPUs per tensor-parallel group (Megatron).
     sp: whether sequence parallelism also splits norms and residuals over the tensor-parallel group.
     pp: number of pipeline stages.
     interleave: number of chunks of layers per pipeline stage.
+    first, last: number of layers of the first and of the last pipeline stage. None: as many as the other stages
+        (Megatron's --decoder-first-pipeline-num-layers and --decoder-last-pipeline-num-layers).
+    count_embedding, count_loss: whether the embedding, or the head and its loss, counts as one layer when the layers
+        are divided evenly (Megatron's --account-for-embedding-in-pipeline-split and ...-loss-...).
+    stages: the layers of every chunk, in Megatron's notation (--pipeline-model-parallel-layout): `Et*3|t*4mL`. See
+        `stage_plan.py`. Empty: the layers are divided as the other fields say.
     dp: number of data-parallel replicas.
-    ep: number of GPUs per expert-parallel group, which splits the experts. The dp × cp ranks form these groups.
+    ep: number of GPUs per expert-parallel group, which splits the experts.
+    etp: number of GPUs over which the matrices of each expert are split. None: as many as tp.
     cp: number of GPUs per context-parallel group, which splits the sequence.
     zero: ZeRO stage, which says what the replicas split among themselves. 0: nothing. 1: the optimizer states. 2: also
         the gradients. 3: also the weights, as in FSDP.
+    instances: number of groups into which the replicas are divided for ZeRO. Each group splits the states among its own
+        GPUs (Megatron's --num-distributed-optimizer-instances, the replicas of hybrid sharding in PyTorch).
     """
 
     tp: int = 1
     sp: bool = False
     pp: int = 1
     interleave: int = 1
+    first: int | None = None
+    last: int | None = None
+    count_embedding: bool = False
+    count_loss: bool = False
+    stages: str = ""
     dp: int = 1
     ep: int = 1
+    etp: int | None = None
     cp: int = 1
     zero: int = 0
+    instances: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("tp", "pp", "interleave", "dp", "ep", "cp"):
+        for name in ("tp", "pp", "interleave", "first", "last", "dp", "ep", "etp", "cp", "instances"):
             value = getattr(self, name)
-            if not 1 <= value <= 1_000_000:
+            if value is not None and not 1 <= value <= 1_000_000:
                 raise LayoutError(f"layout {name}: must be at least 1, not {value}")
         if self.zero not in (0, 1, 2, 3):
             raise LayoutError(f"layout zero: must be 0, 1, 2 or 3, not {self.zero}")
         if self.sp and self.tp == 1:
             raise LayoutError("layout sp: needs tp of at least 2, because it splits norms over the tp group")
-        if self.zero and self.dp * self.cp == 1:
+        if self.zero and self.copies == 1:
             raise LayoutError(
                 f"layout zero={self.zero}: needs dp or cp of at least 2, because it splits the states over these GPUs",
                 hint=f"--layout dp=8,zero={self.zero}",
             )
         if self.interleave > 1 and self.pp == 1:
             raise LayoutError("layout interleave: needs pp of at least 2")
-        if (self.dp * self.cp) % self.ep:
-            raise LayoutError(f"layout ep={self.ep}: dp × cp = {self.dp * self.cp} is not divisible by {self.ep}")
+        self._check_grid()
+        self._check_stages()
+
+    def _check_grid(self) -> None:
+        gpus, grid = self.tp * self.cp * self.dp, self.ep * self.expert_tp
+        if gpus % grid:
+            experts = f"ep={self.ep}" if self.etp is None else f"ep={self.ep},etp={self.etp}"
+            raise LayoutError(
+                f"layout {experts}: tp × cp × dp = {gpus} is not divisible by ep × etp = {grid}",
+                hint="the GPUs of a pipeline stage are divided into ep × etp × expert-data-parallel GPUs; without etp, "
+                "etp equals tp",
+            )
+        if self.copies % self.instances or (self.ep > 1 and self.expert_dp % self.instances):
+            copies = self.expert_dp if self.copies % self.instances == 0 else self.copies
+            raise LayoutError(
+                f"layout instances={self.instances}: the {copies} copies of a weight are not divisible by it"
+            )
+        if self.instances > 1 and not self.zero:
+            raise LayoutError("layout instances: needs zero=1, 2 or 3, because it divides the GPUs of ZeRO into groups")
+
+    def _check_stages(self) -> None:
+        uneven = [name for name in ("first", "last", "count_embedding", "count_loss") if getattr(self, name)]
+        if uneven and self.pp == 1:
+            raise LayoutError(f"layout {uneven[0]}: needs pp of at least 2, because it says what a stage contains")
+        if self.stages and uneven:
+            raise LayoutError(
+                f"layout {uneven[0]}: cannot be used with stages, which already lists the layers of every stage",
+                hint=f"leave out {uneven[0]}",
+            )
+        counted = [name for name in uneven if name.startswith("count_")]
+        if counted and len(counted) < len(uneven):
+            raise LayoutError(
+                f"layout {counted[0]}: divides the layers evenly, but first or last gives a stage another number",
+                hint=f"leave out {counted[0]}, or leave out first and last",
+            )
 
     @property
     def num_gpus(self) -> int:
         """The number of GPUs in the whole layout."""
         return self.tp * self.cp * self.pp * self.dp
+
+    @property
+    def copies(self) -> int:
+        """The number of GPUs that have the same part of a weight outside the experts."""
+        return self.dp * self.cp
+
+    @property
+    def expert_tp(self) -> int:
+        """The number of GPUs over which the matrices of each expert are split."""
+        return self.tp if self.etp is None else self.etp
+
+    @property
+    def expert_dp(self) -> int:
+        """The number of GPUs that have the same part of an expert."""
+        return self.tp * self.cp * self.dp // (self.ep * self.expert_tp)
 
     @classmethod
     def parse(cls, text: str) -> Layout:
@@ -158,10 +235,12 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 )
             if key in fields:
                 raise LayoutError(f"layout: `{key}` is given twice")
-            if key == "sp":
+            if key in _FLAGS:
                 if value not in ("", "0", "1", "true", "false"):
-                    raise LayoutError(f"layout sp: must be on or off, not `{value[:40]}`", hint="like tp=8,sp")
+                    raise LayoutError(f"layout {key}: must be on or off, not `{value[:40]}`", hint="like tp=8,sp")
                 fields[key] = not equals or value in ("1", "true")
+            elif key == "stages":
+                fields[key] = value
             elif value.isascii() and value.isdigit() and len(value) < 8:
                 fields[key] = int(value)
             else:
@@ -172,10 +251,10 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     def __str__(self) -> str:
         parts = []
-        for name in self.__struct_fields__:
+        for name, default in zip(self.__struct_fields__, self.__struct_defaults__, strict=True):
             value = getattr(self, name)
-            if name == "sp":
-                parts += ["sp"] if value else []
-            elif value != (0 if name == "zero" else 1):
+            if name in _FLAGS:
+                parts += [name] if value else []
+            elif value != default:
                 parts.append(f"{name}={value}")
         return ",".join(parts) or _ONE_GPU

@@ -270,6 +270,7 @@ class Traits(NamedTuple):
             "attention": self.attention,
             "masked_pairs": self.materialises_scores and phase != "decode",
             "kernels": "fused" if self.fused_kernels else "eager",
+            "loss": "linear" if self.fused_kernels else "plain",
         }
 
     def temporaries(self, spec: ModelSpec, device: torch.device) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from llmbench.errors import LayoutError, SpecError
 from llmbench.sizing.lower.attention import attention
 from llmbench.sizing.lower.builder import Builder, Dim, product, share
 from llmbench.sizing.lower.ffn import feed_forward
+from llmbench.sizing.lower.head import head_and_loss
 from llmbench.sizing.lower.mixers import lower_mixer
 from llmbench.sizing.lower.pairs import visible_pairs
 from llmbench.sizing.lower.streams import join_head, join_streams
@@ -78,18 +79,32 @@ def lower_next_token_prediction(spec: ModelSpec, workload: Workload, layout: Lay
 
     Each module applies a norm to the hidden state and a norm to the embedding of the next token. It projects the two
     vectors to one vector, and then runs a layer and a final norm. It uses the embedding and the head of the model.
+
+    In training, the list also has the lookups in the embedding, and a product with the head and a loss for each module.
+    With more than one pipeline stage, the stage of the modules stores a copy of the embedding, unless the head is this
+    table. The projection is split over the tensor-parallel group, as in Megatron.
     """
     mtp = spec.next_token_prediction
     if mtp is None:
         return []
+    train = workload.phase == "train"
     b = Builder(spec, workload, layout)
     b.stack = "mtp"
+    if train:
+        b.at("mtp.{}.", mtp.layer, range(1 if layout.pp > 1 and not spec.tie_word_embeddings else 0))
+        vocab = Dim(spec.vocab_size, "vocab_size")
+        if b.layers:
+            _table(b, "embedding", "embedding", vocab, b.hidden, shards=layout.tp)
     b.at("mtp.{}.", mtp.layer, range(mtp.count))
     b.norm("embedding_norm", "norms", b.hidden, spec.norm)
     b.norm("hidden_norm", "norms", b.hidden, spec.norm)
-    b.linear("proj", "other", product(Dim(2, "2"), b.hidden), b.hidden)
+    b.linear("proj", "other", product(Dim(2, "2"), b.hidden), b.hidden, split="column" if train else "none")
     _layer(b, spec.layers[mtp.layer])
     b.norm("final_norm", "norms", b.hidden, spec.norm)
+    if train:
+        for index in range(mtp.count):
+            b.at(f"mtp.{index}.", "", ())
+            head_and_loss(b, b.hidden)
     return b.ops
 
 
@@ -249,52 +264,7 @@ def _head(b: Builder) -> None:
         b.norm("head.norm", "other", size, spec.norm)
     elif size is not b.hidden:
         b.linear("head.projection", "other", b.hidden, size)
-    vocab = Dim(spec.vocab_size, "vocab_size")
-    b.linear(
-        "lm_head",
-        "lm_head",
-        size,
-        vocab,
-        bias=spec.head.bias and spec.head.transform != "bert",
-        split="column",
-        tied=spec.tie_word_embeddings,
-        gathers=True,
-    )
-    if spec.head.bias and spec.head.transform == "bert":
-        b.vector("head.bias", "other", vocab, shards=b.layout.tp)
-    if b.workload.phase == "train":
-        logits = b.tokens * share(vocab.size, b.layout.tp)
-        # A fused loss applies the soft cap when it reads the logits. Plain PyTorch computes the soft cap in steps and
-        # saves the tanh. At the peak, three tensors exist: the logits, the tanh, and the divided logits or the result.
-        if spec.head.soft_cap is not None and not b.fused:
-            b.elementwise(
-                "soft_cap", "lm_head", reads=logits, writes=logits, saves=logits, forward_bytes=b.act(3 * logits)
-            )
-        _loss(b, logits)
-
-
-def _loss(b: Builder, logits: int) -> None:
-    """Add the cross-entropy loss. logits: number of logits on this GPU.
-
-    Plain PyTorch copies the logits to fp32 and saves an fp32 log-softmax. Its backward pass allocates two more fp32
-    tensors with one element per logit. If the loss is split over a tensor-parallel group, the backward pass allocates
-    three such tensors, because PyTorch's loss_parallel computes it in several steps. A fused loss saves an fp32
-    softmax. Its backward pass overwrites the softmax with the gradient, and allocates a copy of the gradient in the
-    format of the activations.
-    """
-    plain_backward = 8 * logits if b.layout.tp == 1 else 12 * logits
-    forward_bytes = b.act(logits)
-    if not b.fused:
-        forward_bytes += 4 * logits + (0 if b.workload.activation_dtype == "fp32" else 4 * logits)
-    b.add(
-        "loss",
-        "lm_head",
-        "loss",
-        read_bytes=b.act(logits),
-        forward_bytes=forward_bytes,
-        saved_bytes=4 * logits,
-        backward_bytes=b.act(logits) if b.fused else plain_backward,
-    )
+    head_and_loss(b, size)
 
 
 def _extra(b: Builder, extra: tuple[ExtraWeight, ...]) -> None:

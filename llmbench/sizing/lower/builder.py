@@ -142,6 +142,7 @@ class Builder:
         also_saved_bytes: int = 0,
         tied: bool = False,
         gathers: bool = False,
+        **memory: int,
     ) -> None:
         """Add a matrix product with inputs × outputs weights, and optionally a bias.
 
@@ -158,6 +159,7 @@ class Builder:
         tied: whether the weights belong to another op.
         gathers: whether this is the first product of a tensor-parallel region. With sequence parallelism, it gathers
             the tokens of the sequence. The gradient of its input is reduced over the group.
+        memory: forward_bytes and backward_bytes, if they differ from those of a product of whole tensors.
         """
         shards = self.layout.tp if shards is None else shards
         tokens = self.tokens if tokens is None else tokens
@@ -192,7 +194,7 @@ class Builder:
             read_bytes=self.act(tokens * inside),
             written_bytes=self.act(tokens * outside),
             saved_bytes=(self.act(saved) if saves_input else 0) + also_saved_bytes,
-            backward_bytes=self.act(tokens * (inside + outside) + gathered),
+            **{"backward_bytes": self.act(tokens * (inside + outside) + gathered), **memory},
             collectives=self._collectives(split, tokens, inputs.size, outputs.size, gathers),
         )
 

@@ -143,13 +143,15 @@ def _mixture(b: Builder, moe: MoE, *, inputs_saved: bool) -> None:
     # `chosen` counts only experts with weights. LongCat also has experts without weights. There, `chosen` is the mean
     # number per token, rounded up.
     chosen = share(moe.num_experts_per_tok * moe.num_experts, choices.size)
-    rows = b.tokens * chosen
+    # The GPUs of a tensor-parallel group divide their tokens among the experts' groups.
+    tokens = share(b.tokens * b.layout.expert_tp, b.layout.tp)
+    rows = tokens * chosen
     inputs = b.hidden
     if moe.latent_size is not None:
         inputs = Dim(moe.latent_size, "latent_size")
         b.linear("ffn.latent_in", "other", b.hidden, inputs, saves_input=not inputs_saved)
         inputs_saved = True
-    _experts(b, moe, experts, inputs, rows, chosen)
+    _experts(b, moe, experts, inputs, tokens, chosen)
     if moe.latent_size is not None:
         b.linear("ffn.latent_out", "other", inputs, b.hidden)
     if moe.shared is not None:
@@ -173,8 +175,8 @@ def _mixture(b: Builder, moe: MoE, *, inputs_saved: bool) -> None:
             Dim(moe.beside.intermediate_size, "beside.intermediate_size"),
             inputs_saved=inputs_saved,
         )
-    combined = b.tokens * b.hidden.size
-    outputs = 0 if b.fused else b.tokens * moe.num_experts_per_tok * inputs.size
+    combined = tokens * b.hidden.size
+    outputs = 0 if b.fused else tokens * moe.num_experts_per_tok * inputs.size
     # Plain PyTorch allocates the inputs of the experts and three tensors of their outputs: in expert order, in token
     # order, and weighted.
     forward_bytes = b.act((rows if b.fused else 4 * rows) * inputs.size + combined)
@@ -229,18 +231,18 @@ def experts_read(moe: MoE, experts: int, tokens: int) -> float:
     return experts * (1 - (1 - chance) ** tokens)
 
 
-def _experts(b: Builder, moe: MoE, experts: Dim, inputs: Dim, rows: int, chosen: int) -> None:
+def _experts(b: Builder, moe: MoE, experts: Dim, inputs: Dim, tokens: int, chosen: int) -> None:
     """Add the matrices of the experts as grouped matrix products.
 
-    rows: number of (token, expert) pairs. chosen: number of experts with weights that one token uses.
+    tokens: number of tokens whose experts this GPU computes. chosen: number of experts with weights that one token uses.
     """
-    tp, ep = b.layout.tp, b.layout.ep
+    tp, ep, rows = b.layout.expert_tp, b.layout.ep, tokens * chosen
     width = Dim(moe.intermediate_size, "intermediate_size")
     local_width, local_experts = share(width.size, tp), experts.size // ep
     padded = rows
     if moe.capacity_factor is not None:
         padded = local_experts * share(rows * round(moe.capacity_factor * 1000), 1000 * local_experts)
-    read = experts_read(moe, local_experts, b.tokens * ep)
+    read = experts_read(moe, local_experts, tokens * ep)
     dispatch = b.act(padded * inputs.size)
     exchange: tuple[Collective, ...] = ()
     if ep > 1:
@@ -248,7 +250,7 @@ def _experts(b: Builder, moe: MoE, experts: Dim, inputs: Dim, rows: int, chosen:
             Collective("all_to_all", dispatch, "ep", "forward"),
             Collective("all_to_all", dispatch, "ep", "backward"),
         )
-    b.elementwise("ffn.dispatch", "experts", reads=b.tokens * inputs.size, writes=padded * inputs.size)
+    b.elementwise("ffn.dispatch", "experts", reads=tokens * inputs.size, writes=padded * inputs.size)
     # each item: (name of the matrix, whether its product saves its input)
     inner = [("gate_proj", True), ("up_proj", False)] if moe.gated else [("up_proj", True)]
     for matrix, saves in [*inner, ("down_proj", True)]:

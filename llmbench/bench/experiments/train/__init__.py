@@ -74,6 +74,7 @@ def memory_of(setting: Setting, step: TrainStep, ranks: int) -> Memory:
         recompute="full" if step.recompute else "none",
         attention=load.attention,
         kernels=load.kernels,
+        loss=load.loss,
     )
 
 

@@ -1,0 +1,147 @@
+"""The contents of each chunk of a pipeline: how many layers, and whether it has the embedding, the head or MTP modules.
+
+Megatron's notation for uneven stages (--pipeline-model-parallel-layout) lists the chunks in the order of the model,
+divided by `|`. Letters say what a chunk contains: `E` the embedding, `t` a layer, `m` a multi-token-prediction module,
+`L` the final norm, the head and its loss. `*3` repeats the letter or the bracket before it: `Et*3|(tt|)*6tL`. Chunk i
+belongs to stage i mod pp.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import msgspec
+
+from llmbench.errors import LayoutError
+from llmbench.sizing.workload import Layout
+
+MOST_LETTERS = 20_000
+"""The longest text that repetitions in a notation may produce."""
+
+_BRACKET = re.compile(r"\(([^()]*)\)(?:\*(\d{1,5}))?")
+_REPEATED = re.compile(r"([EtmL])\*(\d{1,5})")
+_EXAMPLE = "like stages=Et*3|t*4|t*4|t*3L for pp=4"
+
+
+class Part(msgspec.Struct, frozen=True):
+    """The contents of one chunk: numbers of layers and of multi-token-prediction modules."""
+
+    layers: int
+    mtp: int = 0
+    embedding: bool = False
+    head: bool = False
+
+
+def chunk_parts(layout: Layout, layers: int, mtp: int = 0, *, name: str = "the model") -> list[Part]:
+    """Return the contents of each chunk, in the order of the model.
+
+    layers, mtp: number of layers and of multi-token-prediction modules of the model. name: name of the model.
+
+    Without further settings, the chunks have nearly equal numbers of layers, and earlier chunks have one layer more than
+    later chunks. Modules for multi-token prediction are in the last chunk.
+
+    Raises LayoutError if the layout does not divide the layers of the model.
+    """
+    if layout.stages:
+        return _written(layout, layers, mtp, name)
+    counts = _counts(layout, layers, name)
+    last = len(counts) - 1
+    return [
+        Part(layers=count, mtp=mtp if index == last else 0, embedding=index == 0, head=index == last)
+        for index, count in enumerate(counts)
+    ]
+
+
+def _counts(layout: Layout, layers: int, name: str) -> Sequence[int]:
+    """Return the number of layers of each chunk."""
+    chunks = layout.pp * layout.interleave
+    if chunks > layers:
+        product = f"pp × interleave = {chunks}" if layout.interleave > 1 else f"pp={layout.pp}"
+        raise LayoutError(
+            f"layout {product}: {name} has only {layers} layers",
+            hint="each pipeline stage, or each chunk of an interleaved stage, needs at least one layer",
+        )
+    if layout.first is not None or layout.last is not None:
+        return _ends(layout, layers, name)
+    extra = int(layout.count_embedding) + int(layout.count_loss)
+    size, rest = divmod(layers + extra, chunks)
+    counts = [size + (index < rest) for index in range(chunks)]
+    counts[0] -= layout.count_embedding
+    counts[-1] -= layout.count_loss
+    return counts
+
+
+def _ends(layout: Layout, layers: int, name: str) -> list[int]:
+    """Return the number of layers of each chunk if the first or the last stage has another number than the others."""
+    per_stage: list[int | None] = [None] * layout.pp
+    if layout.first is not None:
+        per_stage[0] = layout.first
+    if layout.last is not None:
+        per_stage[-1] = layout.last
+    given = sum(count or 0 for count in per_stage)
+    others = per_stage.count(None)
+    ends = " and ".join(
+        f"{end}={getattr(layout, end)}" for end in ("first", "last") if getattr(layout, end) is not None
+    )
+    if others and (layers - given < others or (layers - given) % others):
+        raise LayoutError(
+            f"layout {ends}: {name} has {layers} layers, and the other {layers - given} cannot be divided evenly over "
+            f"{others} stages",
+            hint="choose first and last so that the other stages have equal numbers of layers",
+        )
+    if not others and given != layers:
+        raise LayoutError(f"layout {ends}: {name} has {layers} layers, not {given}")
+    counts = [(layers - given) // others if count is None else count for count in per_stage]
+    for count in counts:
+        if count % layout.interleave:
+            raise LayoutError(
+                f"layout {ends}: a stage has {count} layers, which are not divisible by interleave={layout.interleave}"
+            )
+    return [count // layout.interleave for count in counts] * layout.interleave
+
+
+def _written(layout: Layout, layers: int, mtp: int, name: str) -> list[Part]:
+    """Return the contents of each chunk from Megatron's notation."""
+    chunks = _expand(layout.stages).split("|")
+    if len(chunks) != layout.pp * layout.interleave:
+        wanted = f"pp × interleave = {layout.pp} × {layout.interleave}"
+        hint = f"a notation for pp={layout.pp} has a multiple of {layout.pp} chunks, divided by `|`"
+        if len(chunks) % layout.pp == 0:
+            hint = f"write interleave={len(chunks) // layout.pp}"
+        raise LayoutError(f"layout stages: has {len(chunks)} chunks, and the layout needs {wanted}", hint=hint)
+    parts = [
+        Part(layers=chunk.count("t"), mtp=chunk.count("m"), embedding=chunk.startswith("E"), head=chunk.endswith("L"))
+        for chunk in chunks
+    ]
+    whole = "".join(chunks)
+    for letter, what, number in (("t", "layers", layers), ("m", "multi-token-prediction modules", mtp)):
+        if whole.count(letter) != number:
+            raise LayoutError(
+                f"layout stages: has {whole.count(letter)} × `{letter}`, but {name} has {number} {what}", hint=_EXAMPLE
+            )
+    if not re.fullmatch("Et*m*L", whole):
+        raise LayoutError(
+            "layout stages: the order must be E (embedding), t (layers), m (multi-token prediction), L (head and loss)",
+            hint=_EXAMPLE,
+        )
+    return parts
+
+
+def _expand(text: str) -> str:
+    """Write out the repetitions of a notation: `t*2|(t|)*2L` becomes `tt|t|t|L`."""
+    rest = re.sub(r"\s", "", text)
+    if not re.fullmatch(r"[EtmL|()*\d]+", rest):
+        wrong = next(letter for letter in rest if not re.match(r"[EtmL|()*\d]", letter))
+        raise LayoutError(f"layout stages: unknown letter `{wrong}`", hint=f"use E, t, m, L, |, *3 and ( ), {_EXAMPLE}")
+    while True:
+        changed = _REPEATED.sub(lambda found: found[1] * int(found[2]), rest)
+        changed = _BRACKET.sub(lambda found: found[1] * int(found[2] or 1), changed)
+        if len(changed) > MOST_LETTERS:
+            raise LayoutError(f"layout stages: the repetitions make more than {MOST_LETTERS:,} letters")
+        if changed == rest:
+            break
+        rest = changed
+    if re.search(r"[()*\d]", rest):
+        raise LayoutError(f"layout stages: cannot read `{text[:60]}`", hint=_EXAMPLE)
+    return rest
