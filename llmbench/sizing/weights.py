@@ -6,6 +6,7 @@ replace the matrices. All figures can be those of one GPU of a layout, because t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
@@ -30,6 +31,12 @@ __all__ = ["Recipe", "StoredWeights", "WeightRecipe", "op_bytes", "role_of", "st
 ONE_TOKEN = Workload.prefill(1)
 NEXT_TOKEN_PREDICTION = "next_token_prediction"
 """The entry of `StoredWeights.components` for the multi-token-prediction modules."""
+
+_NO_MATRIX = re.compile(
+    "vis(ion|ual)|image|video|audio|speech|project(or|ion)|merger|resampler|patch|mtp|nextn|eh_proj|shared_head|draft|"
+    "norm|conv|rotary|e_score|embed|bias|lm_head|output_layer|router|gate$"
+)
+"""Matches patterns of modules that are not matrices of the text part, and of matrices that only some models have."""
 
 
 class Recipe(Protocol):
@@ -166,6 +173,30 @@ class WeightRecipe:
 
         return Patterns(self.spec.weights.keeps), [Patterns(modules) for modules, _ in self._overrides]
 
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """The reasons why the bytes may be inexact, after the bytes of all ops were computed."""
+        if not self.published:
+            return ()
+        lost: list[str] = []
+        if self.by_module:
+            keeps, overrides = self._patterns
+            for patterns in (keeps, *overrides):
+                lost += [pattern for pattern in patterns.unmatched if not self._has_no_matrix(pattern)]
+        if not lost:
+            return self.spec.weights.doubts
+        more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+        said = (
+            f"no module of the model has the name {', '.join(lost[:3])}{more}, which {self.spec.weights.source} gives"
+        )
+        return (*self.spec.weights.doubts, said)
+
+    def _has_no_matrix(self, pattern: str) -> bool:
+        """Return whether a pattern names modules that the op table does not have, or that no format quantises."""
+        layer = re.search(r"layers\.(\d+)", pattern.replace("\\", ""))
+        beyond = layer is not None and int(layer[1]) >= self.spec.num_hidden_layers
+        return beyond or _NO_MATRIX.search(pattern) is not None
+
     def plain_bits(self, op: Op) -> int:
         """Return the bits per element of the weights of an op that are not quantised.
 
@@ -228,12 +259,14 @@ class StoredWeights(msgspec.Struct, frozen=True, kw_only=True):
     format: the format as `--weights` accepts it. title: its description.
     total_bytes: bytes of all tensors. The headers of the files are not included.
     components: bytes of each component, buffers included, and of the multi-token-prediction modules.
+    doubts: why the bytes may be inexact.
     """
 
     format: str
     title: str
     total_bytes: int
     components: dict[str, int]
+    doubts: tuple[str, ...] = ()
 
 
 def stored_weights(
@@ -263,7 +296,11 @@ def stored_weights(
             stored += mtp.count * sum(stored_plain(op, recipe) for op in tables)
         components[NEXT_TOKEN_PREDICTION] = stored
     return StoredWeights(
-        format=recipe.text, title=recipe.title, total_bytes=sum(components.values()), components=components
+        format=recipe.text,
+        title=recipe.title,
+        total_bytes=sum(components.values()),
+        components=components,
+        doubts=recipe.doubts,
     )
 
 

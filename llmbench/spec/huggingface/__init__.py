@@ -19,6 +19,7 @@ from llmbench.printable import printable
 from llmbench.spec.huggingface.composite import other_modalities, text_part
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.facts import facts
+from llmbench.spec.huggingface.quantization import stored_weights
 from llmbench.spec.model import ModelSpec
 from llmbench.spec.reading import read_text
 
@@ -33,6 +34,15 @@ def load_config(path: Path, *, name: str | None = None) -> ModelSpec:
     if no importer knows the model type.
     """
     file = path / "config.json" if os.path.isdir(path) else path
+    values = _read_object(file)
+    beside = file.parent / "hf_quant_config.json"
+    quantization = _read_object(beside) if file.name == "config.json" and os.path.isfile(beside) else None
+    stem = path.name if os.path.isdir(path) else path.parent.name if path.name == "config.json" else path.stem
+    return from_config(values, name=name or stem or "model", source=str(path), quantization=quantization)
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    """Return the JSON object in a file. Raises SpecError if the file cannot be read or has something else."""
     text = read_text(file)
     try:
         values = json.loads(text)  # msgspec does not accept the NaN and Infinity of some configs
@@ -40,12 +50,17 @@ def load_config(path: Path, *, name: str | None = None) -> ModelSpec:
         raise SpecError(f"{file} is not valid JSON: {problem}") from None
     if not isinstance(values, dict):
         raise SpecError(f"{file} must contain a JSON object, not {type(values).__name__}")
-    stem = path.name if os.path.isdir(path) else path.parent.name if path.name == "config.json" else path.stem
-    return from_config(values, name=name or stem or "model", source=str(path))
+    return values
 
 
-def from_config(values: dict[str, Any], *, name: str, source: str = "Hugging Face config") -> ModelSpec:
-    """Return the spec of a parsed config.
+def from_config(
+    values: dict[str, Any],
+    *,
+    name: str,
+    source: str = "Hugging Face config",
+    quantization: dict[str, Any] | None = None,
+) -> ModelSpec:
+    """Return the spec of a parsed config. `quantization`: the content of hf_quant_config.json, if it exists.
 
     Raises SpecError for an invalid value, and UnsupportedError for a model type that llmbench does not know.
     """
@@ -53,7 +68,7 @@ def from_config(values: dict[str, Any], *, name: str, source: str = "Hugging Fac
 
     notes: list[str] = []
     left_out = other_modalities(values)
-    values = text_part(values, notes)
+    whole, values = values, text_part(values, notes)
     model_type = values.get("model_type")
     if not isinstance(model_type, str) or not model_type:
         raise SpecError("config has no model_type", hint="give the config.json of a transformers model")
@@ -79,6 +94,7 @@ def from_config(values: dict[str, Any], *, name: str, source: str = "Hugging Fac
         approximate=tuple(map(printable, (*spec.approximate, *config.approximate))),
         undescribed=tuple(map(printable, (*spec.undescribed, *config.undescribed))),
         notes=tuple(map(printable, (*spec.notes, *config.notes))),
+        weights=stored_weights(whole, model_type, quantization),
     )
     return validated(named)
 

@@ -15,6 +15,9 @@ from collections.abc import Iterable
 LONGEST = 1000
 """The largest length of a pattern in characters. Patterns of real checkpoints have fewer than 200."""
 
+_SLOW = re.compile(r"\([^()]*[*+}][^()]*\)[*+{]")
+"""Matches a regular expression with a repetition inside a repetition, such as `(a+)+`."""
+
 
 def faulty_pattern(pattern: str) -> str | None:
     """Return what is wrong with a pattern, or None."""
@@ -27,6 +30,8 @@ def faulty_pattern(pattern: str) -> str | None:
             re.compile(pattern[3:])
         except (re.error, RecursionError, OverflowError) as problem:
             return f"`{pattern[:80]}` is not a regular expression: {problem}"
+        if _SLOW.search(pattern):
+            return f"`{pattern[:80]}` repeats a group that repeats, and such an expression can run for years"
     return None
 
 

@@ -32,6 +32,7 @@ class Weights(Part, frozen=True):
     - overrides: modules with another format. The first entry that matches applies. `keeps` comes before them.
     - fp32: the weights that are stored in fp32, by their name in llmbench inside a layer: `delta_net.A_log`.
     - source: where these fields come from, if it is not the spec file itself: `quantization_config`.
+    - doubts: why the number of bytes may be inexact.
     - unknown: why the format is not known. The number of bytes is then not known either.
     """
 
@@ -41,6 +42,7 @@ class Weights(Part, frozen=True):
     overrides: tuple[ModuleFormat, ...] = ()
     fp32: tuple[str, ...] = ()
     source: str = ""
+    doubts: tuple[str, ...] = ()
     unknown: str = ""
 
     def faults(self) -> Iterator[Fault]:
