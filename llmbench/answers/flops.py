@@ -263,11 +263,27 @@ def _work(op: Op) -> str:
 def _text(name: str, ops: list[Op], w: Workload, explain: bool) -> str:
     times = 6 if w.phase == "train" else 2
     if name == "attention scores":
-        return f"{times} × (d_qk + d_v) × pairs × heads"
-    if name == "recurrence":
-        return f"{times} × (state + convolution taps) × tokens"
-    elements = sum(op.count * op.matmul_elements for op in ops)
-    if explain:
-        tokens = w.batch * w.query_len
-        return f"{times} × tokens × weights = {times} × {tokens:,} × {elements:,}"
-    return f"{times} × tokens × weights"
+        formula = f"{times} × (d_qk + d_v) × pairs × heads"
+        return f"{formula} = {_scores(ops, times, w)}" if explain else formula
+    formula = f"{times} × tokens × " + ("(state + convolution taps)" if name == "recurrence" else "weights")
+    if not explain:
+        return formula
+    tokens = w.batch * w.query_len
+    # Weights that several layers share count once per layer. A few products have rows that do not depend on the tokens.
+    elements, rest = divmod(sum(op.count * op.forward_flops for op in ops), 2 * tokens)
+    more = f" + {times // 2 * rest:,}" if rest else ""
+    return f"{formula} = {times} × {tokens:,} × {elements:,}{more}"
+
+
+def _scores(ops: list[Op], times: int, w: Workload) -> str:
+    """Return the FLOPs of attention scores with numbers: a product for each kind of scores."""
+    layers: dict[tuple[int, int, int, int], int] = {}
+    for op in ops:
+        if op.scores is not None:
+            layers[op.scores] = layers.get(op.scores, 0) + op.count
+    terms = [
+        f"{times} × ({d_qk:,} + {d_v:,}) × {plural(pairs, 'pair')} × {plural(heads, 'head')} × {plural(count, 'layer')}"
+        for (d_qk, d_v, heads, pairs), count in layers.items()
+    ]
+    rest = sum(step_flops(op, w) for op in ops if op.scores is None)
+    return " + ".join(terms + [f"{rest:,} for scores of positions"] * bool(rest))

@@ -103,6 +103,8 @@ class Op(msgspec.Struct, frozen=True, kw_only=True):
     selective_bytes: bytes among saved_bytes that selective recomputation does not save (the score matrices).
     backward_bytes: bytes that only the backward pass of the op needs: gradients of inputs and outputs, and temporaries.
     matrix: (number of matrices, inputs, outputs) of the weights on this GPU. None: the weights are not matrices.
+    scores: (width of a query, width of a value, heads, (query, key) pairs) of the scores that the op computes. The
+        forward pass costs 2 × (the two widths) × heads × pairs. None: the op computes no scores of this form.
     tied: whether embedding and head share one matrix. It is true for both ops.
     cache: the cache that the op reads and writes. None: the op has no cache.
     collectives: the communication that the op starts.
@@ -135,6 +137,7 @@ class Op(msgspec.Struct, frozen=True, kw_only=True):
     selective_bytes: int = 0
     backward_bytes: int = 0
     matrix: tuple[int, int, int] | None = None
+    scores: tuple[int, int, int, int] | None = None
     tied: bool = False
     cache: Cache | None = None
     collectives: tuple[Collective, ...] = ()

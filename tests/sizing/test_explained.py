@@ -8,11 +8,12 @@ import operator
 import re
 from collections.abc import Sequence
 from fractions import Fraction
-from itertools import pairwise
-from typing import Any
+from itertools import pairwise, product
+from typing import Any, get_args
 
 import pytest
 
+from llmbench.answers.flops import counted, document, workload_of
 from llmbench.errors import LayoutError
 from llmbench.sizing.cache_formulas import kv_cache_formulas
 from llmbench.sizing.formula import Formula
@@ -21,8 +22,9 @@ from llmbench.sizing.memory import Memory, ServingRun
 from llmbench.sizing.memory_formulas import serving_formulas, training_formulas
 from llmbench.sizing.timeline import timeline
 from llmbench.sizing.training import run_memory, training_run
-from llmbench.sizing.workload import Layout
+from llmbench.sizing.workload import Layout, Phase
 from llmbench.spec.catalog import bundled_models, load_bundled
+from llmbench.spec.huggingface import from_config
 
 each_model = pytest.mark.parametrize("name", bundled_models())
 
@@ -149,6 +151,25 @@ def test_a_gpu_stores_at_least_one_head(tp: int, heads: str) -> None:
     formulas = serving_formulas(run, run.memory())
     check(formulas, run.memory())
     assert any(f"2 × {heads} × 128 head_dim" in formula.text for formula in formulas)
+
+
+def test_formulas_of_flops() -> None:
+    """Each formula of `flops --explain` gives its figure: windows, indexers, latents, recurrences, two stacks."""
+    specs = [load_bundled(name) for name in ("llama3-8b", "gemma3-4b", "deepseek-v3.2", "jamba-v0.1", "t5-base")]
+    specs += [from_config({"model_type": name}, name=name) for name in ("deberta-v2", "zamba2")]
+    for spec, phase, full in product(specs, get_args(Phase), (False, True)):
+        if phase == "decode" and not spec.decodes:
+            continue
+        rows = counted([spec], workload_of(phase, 300, 2, masked_pairs=full))
+        (block,) = document(rows, {}, explain=True).blocks
+        assert block.table is not None
+        names = [column.name for column in block.table.columns]
+        for cells in block.table.rows[:-1]:
+            line = dict(zip(names, cells, strict=True))
+            assert evaluate(line["formula"].rpartition(" = ")[2]) == line["flops"], (spec.name, phase, line)
+    llama = counted(specs[:1], workload_of("prefill", 4096, 1))
+    text = "2 × (128 + 128) × 8,390,656 pairs × 32 heads × 32 layers"
+    assert text in str(document(llama, {}, explain=True).blocks[0].table)
 
 
 def test_the_formula_that_people_know() -> None:

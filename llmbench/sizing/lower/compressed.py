@@ -91,10 +91,18 @@ def _compressor(b: Builder, mixer: CompressedAttention, rate: int) -> int:
         _entries(b, where, width, rate, overlap=mixer.overlap)
         b.linear(f"{where}.q_proj", "attention_extra", q_rank, product(heads, width), saves_input=False)
         b.linear(f"{where}.weights_proj", "attention_extra", b.hidden, heads, saves_input=False)
-        scored = compressed_pairs(b.query_len, b.kv_len, rate=rate, top_k=None, masked_too=w.masked_pairs)
-        flops = 2 * indexer.num_heads * indexer.head_dim * share(w.batch * scored, b.layout.cp)
-        costs = {"forward_flops": flops, "backward_flops": 2 * flops}
-        b.add(f"{where}.core", "attention_extra", "attention", role="indexer_core", **costs)
+        every = compressed_pairs(b.query_len, b.kv_len, rate=rate, top_k=None, masked_too=w.masked_pairs)
+        scored = share(w.batch * every, b.layout.cp)
+        flops = 2 * indexer.num_heads * indexer.head_dim * scored
+        b.add(
+            f"{where}.core",
+            "attention_extra",
+            "attention",
+            role="indexer_core",
+            scores=(indexer.head_dim, 0, indexer.num_heads, scored),
+            forward_flops=flops,
+            backward_flops=2 * flops,
+        )
     b.add(
         f"{name}.compressed_kv",
         "attention_extra",

@@ -52,7 +52,8 @@ def core(
     batch = w.batch
     queries = share(batch * b.query_len, b.layout.cp)
     keys = share(batch * source_len, b.layout.cp)
-    scored = heads * share(batch * pairs, b.layout.cp)
+    shown = share(batch * pairs, b.layout.cp)
+    scored = heads * shown
     forward = 2 * (qk_dim + v_dim) * scored
     square = heads * share(batch * b.query_len * source_len, b.layout.cp)
     inputs = queries * heads * qk_dim + keys * kv_heads * (qk_dim + v_dim)
@@ -111,6 +112,7 @@ def core(
         role=role,
         forward_flops=forward,
         backward_flops=2 * forward,
+        scores=(qk_dim, v_dim, heads, shown),
         recompute_flops=2 * qk_dim * scored if w.attention == "flash" else 0,
         read_bytes=b.act(queries * heads * qk_dim) if reads_cache else b.act(traffic_read),
         written_bytes=b.act(traffic_written),

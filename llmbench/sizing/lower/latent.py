@@ -105,13 +105,15 @@ def _indexer(b: Builder, mixer: LatentAttention, pairs: int) -> None:
     b.linear(f"{where}.k_proj", "attention_extra", b.hidden, head_dim, saves_input=False)
     b.norm(f"{where}.k_norm", "attention_extra", head_dim, Norm(kind="layernorm", bias=True), rows=b.tokens)
     b.linear(f"{where}.weights_proj", "attention_extra", b.hidden, heads, saves_input=False)
-    flops = 2 * indexer.num_heads * (indexer.head_dim + 1) * share(b.workload.batch * pairs, b.layout.cp)
+    scored = share(b.workload.batch * pairs, b.layout.cp)
+    flops = 2 * indexer.num_heads * (indexer.head_dim + 1) * scored
     w = b.workload
     b.add(
         f"{where}.core",
         "attention_extra",
         "attention",
         role="indexer_core",
+        scores=(indexer.head_dim, 1, indexer.num_heads, scored),
         forward_flops=flops,
         backward_flops=2 * flops,
         kv_read_bytes=bytes_of(w.batch * b.kv_len * head_dim.size, w.kv_dtype) if w.phase == "decode" else 0,
