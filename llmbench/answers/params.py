@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from llmbench.answers.about import MODEL_FIELDS, AboutModel, model_block
 from llmbench.report.document import Block, Document, Table, table
-from llmbench.report.fields import Field, records
+from llmbench.report.fields import Cell, Field, records
 from llmbench.report.units import billions, change, size
 from llmbench.sizing.lower import lower
 from llmbench.sizing.op import Op
@@ -131,7 +131,10 @@ def _block(row: Counted, by: str, explain: bool) -> Block:
         apart.append(f"multi-token prediction {counted.next_token_prediction:,}")
     if apart:
         lines.append("not in the total: " + " · ".join(apart))
-    return model_block(row, table=tables[by](spec, ops, counted, explain), lines=lines)
+    shown = tables[by](spec, ops, counted, explain)
+    if any(isinstance(cell, Cell) and cell.text != cell.value for cells in shown.rows for cell in cells):
+        lines.append(f"… stands for tensors below {SMALL:.0%} of a component in a layer; --explain shows all")
+    return model_block(row, table=shown, lines=lines)
 
 
 def _summary(spec: ModelSpec, counted: Parameters) -> str:
@@ -148,16 +151,25 @@ def _summary(spec: ModelSpec, counted: Parameters) -> str:
     return " · ".join(parts)
 
 
-def _formula(spec: ModelSpec, ops: list[Op], explain: bool) -> str:
-    """Return the formula of a component: weights in one layer of each kind, plus weights that exist only once."""
+LONG = 90
+"""The largest length of a formula that a table shows whole without `--explain`, in characters."""
+SMALL = 0.01
+"""The share of a component's weights in a layer below which a long formula leaves out a tensor."""
+
+
+def _formula(spec: ModelSpec, ops: list[Op], explain: bool, *, short: bool = False) -> str:
+    """Return the formula of a component: weights in one layer of each kind, plus weights that exist only once.
+
+    `short`: leave the small tensors out of a long formula.
+    """
     texts: dict[str, list[str]] = {}
     counts = _layer_counts(spec)
     once = [op for op in ops if _exists_once(op, counts)]
     for group, chosen in _groups([op for op in ops if not _exists_once(op, counts)]).items():
-        texts.setdefault(_sum(spec, chosen, explain), []).append(group)
+        texts.setdefault(_sum(spec, chosen, explain, short=short), []).append(group)
     named = {text: groups for text, groups in texts.items() if text}
     inside = "; ".join(f"{', '.join(groups)}: {text}" if len(texts) > 1 else text for text, groups in named.items())
-    outside = " + ".join(filter(None, (_sum(spec, chosen, explain) for chosen in _by_stack(spec, once))))
+    outside = " + ".join(filter(None, (_sum(spec, chosen, explain, short=short) for chosen in _by_stack(spec, once))))
     if texts and outside:
         return f"{inside}, + {outside} once" if inside else f"{outside} once"
     return inside + outside
@@ -194,11 +206,11 @@ def _by_stack(spec: ModelSpec, ops: list[Op]) -> list[list[Op]]:
     return [ops] if all(len(values) == 1 for values in values_of_names.values()) else list(stacks.values())
 
 
-def _sum(spec: ModelSpec, ops: list[Op], explain: bool) -> str:
+def _sum(spec: ModelSpec, ops: list[Op], explain: bool, *, short: bool = False) -> str:
     """Return one formula for the weights of these ops.
 
     A weight whose size is only a number, not a field of the spec, is shown as an ellipsis (…). The formula is empty if
-    all weights are of this type.
+    all weights are of this type. With `short`, an ellipsis also stands for the small tensors of a long formula.
     """
     from llmbench.sizing.formula import simplify, values_of, with_numbers
 
@@ -207,6 +219,10 @@ def _sum(spec: ModelSpec, ops: list[Op], explain: bool) -> str:
         return ""
     layers = spec.encoder.layers if named[0].stack == "encoder" and spec.encoder else spec.layers
     text = simplify([op.formula for op in named], layers.get(named[0].layer), spec)
+    if short and len(text) > LONG:
+        least = SMALL * sum(op.parameters for op in ops)
+        named = [op for op in named if op.parameters >= least]
+        text = simplify([op.formula for op in named], layers.get(named[0].layer), spec)
     if explain:
         values: dict[str, int] = {}
         for op in named:
@@ -230,17 +246,31 @@ def _by_component(spec: ModelSpec, ops: list[Op], counted: Parameters, explain: 
         chosen = [op for op in ops if op.component == component and op.parameters]
         if not chosen:
             continue
-        inside = _groups([op for op in chosen if not _exists_once(op, counts)])
+        repeated = [op for op in chosen if not _exists_once(op, counts)]
+        inside = _groups(repeated)
         sums = {sum(op.parameters for op in group) for group in inside.values()}
         total = counted.components[component]
         row: dict[str, Any] = {"component": component, "formula": _formula(spec, chosen, explain)}
+        row["shown"] = row["formula"] if explain else _formula(spec, chosen, explain, short=True)
+        if repeated:
+            row["layers"] = len({(op.stack, layer) for op in repeated for layer in op.layers})
         if len(sums) == 1:
             row["parameters_per_layer"] = sums.pop()
         rows.append(row | {"parameters": total, "share": total / counted.total})
+    same = len({row["layers"] for row in rows if "layers" in row}) < 2
+    parameters, share, in_one_layer = LAYER_COLUMNS
     columns: tuple[Field[Any], ...] = (
         Field("component", "component"),
-        *LAYER_COLUMNS,
-        Field("formula", "formula" if explain else "formula (one layer)", wraps=True, spare=0 if explain else 2),
+        parameters,
+        share,
+        Field("layers", None if same else "layers", "count"),
+        in_one_layer,
+        Field(
+            "formula",
+            "formula" if explain else "formula (one layer)",
+            text=lambda row: row.get("shown"),
+            wraps=True,
+        ),
     )
     return table(columns, rows, total={"component": "total", "parameters": counted.total, "share": 1.0})
 

@@ -29,6 +29,12 @@ _SHORT = {
     "num_key_value_heads": "kv_heads",
     "num_experts": "experts",
     "moe_intermediate_size": "intermediate",
+    "shared.intermediate_size": "shared.intermediate",
+    "q_lora_rank": "q_lora",
+    "kv_lora_rank": "kv_lora",
+    "qk_nope_head_dim": "nope_dim",
+    "qk_rope_head_dim": "rope_dim",
+    "v_head_dim": "v_dim",
 }
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
 _ORDER = ("vocab", "hidden", "experts", "heads", "kv_heads", "head_dim")
@@ -89,7 +95,7 @@ def _merged(term: Term, attention: AttentionKind | None, spec: ModelSpec) -> lis
 
 
 def _shown(term: Term, count: int) -> str:
-    powers = Counter(_SHORT.get(factor, factor) for factor in term)
+    powers = Counter(with_texts(factor, _SHORT) for factor in term)
     order = sorted(powers, key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name))
     factors = [name + {1: "", 2: "²", 3: "³"}.get(powers[name], f"^{powers[name]}") for name in order]
     if count != 1 or not factors:

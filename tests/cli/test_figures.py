@@ -139,6 +139,23 @@ def test_formulas_of_llama(capsys: Capture) -> None:
     assert "–" not in answer(capsys, "params", "llama2-7b")
 
 
+def test_formulas_stand_at_80_columns(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long formula leaves out small tensors. The number of layers stands there if components differ in it."""
+    monkeypatch.setenv("COLUMNS", "80")
+    for name in ("llama3-8b", "deepseek-v3", "jamba-v0.1", "qwen3-next-80b-a3b", "t5-base"):
+        text = answer(capsys, "params", name)
+        assert "formula (one layer)" in text, text
+        lines = table(capsys, "params", name)
+        counts = {line["layers"] for line in lines if line["layers"]}
+        assert (len(counts) > 1) == bool(re.search(r"share  layers", text)), text
+        assert ("… stands for" in text) == (name in ("jamba-v0.1", "qwen3-next-80b-a3b"))
+        assert not any("…" in line["formula"] for line in lines)
+        for line in lines:
+            if line["parameters_per_layer"] and "once" not in line["formula"]:
+                assert int(line["layers"]) * int(line["parameters_per_layer"]) == int(line["parameters"]), line
+    assert "…" not in answer(capsys, "params", "jamba-v0.1", "--explain")
+
+
 def test_formulas_of_both_stacks(capsys: Capture) -> None:
     by_name = {line["component"]: line for line in table(capsys, "params", "t5-base")}
     assert by_name["attention_extra"]["formula"] == "2 × heads × num_buckets"
