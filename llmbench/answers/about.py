@@ -9,7 +9,7 @@ import msgspec
 
 from llmbench.report.document import Block, Table
 from llmbench.report.fields import Field, record
-from llmbench.report.units import Unit
+from llmbench.report.units import Unit, plural
 from llmbench.sizing.lengths import beyond_positions
 from llmbench.spec.model import ModelSpec
 
@@ -34,7 +34,7 @@ class AboutModel(msgspec.Struct, kw_only=True):
 
     @property
     def notes(self) -> list[str]:
-        """A note if the model cannot read a sequence of `tokens` tokens, and the notes of the spec."""
+        """A note if a sequence of `tokens` tokens is too long for the model, and the notes of the spec."""
         return [*length_notes(self.spec, self.tokens), *self.spec.notes]
 
     @property
@@ -112,9 +112,14 @@ def approximate_lines(spec: ModelSpec) -> list[str]:
 
 
 def length_notes(spec: ModelSpec, tokens: int) -> list[str]:
-    """Return a list with a note if the model cannot read a sequence of `tokens` tokens, else an empty list."""
+    """Return a list with a note if a sequence of `tokens` tokens is too long for the model, else an empty list."""
     reason = beyond_positions(spec, tokens)
-    return [] if reason is None else [reason]
+    if reason is not None:
+        return [reason]
+    context = spec.max_position_embeddings
+    if context is None or tokens <= context:
+        return []
+    return [f"a sequence of more than {plural(context, 'token')} exceeds the context length of {spec.name}"]
 
 
 def title(spec: ModelSpec, *, approximate: bool = False) -> str:

@@ -161,7 +161,12 @@ def _comparison(rows: list[Cached], *, sorted_by_size: bool) -> Block:
         if not row.cache.bytes_total:
             lines.append(_no_cache(row.spec))
         lines += [f"{row.spec.name} is approximate: {reason}" for reason in row.approximate_because]
-    notes = [] if sorted_by_size else [note for row in rows for note in length_notes(row.spec, row.tokens)]
+    notes = [note for row in rows for note in length_notes(row.spec, row.tokens)]
+    if sorted_by_size and notes:
+        exceeded = list(dict.fromkeys(row.spec.name for row in shown if length_notes(row.spec, row.tokens)))
+        named = f": {', '.join(exceeded)}" if len(exceeded) <= 6 else ""
+        tokens = max(row.tokens for row in rows)
+        notes = [f"{tokens:,} tokens exceed the context length of {plural(len(exceeded), 'model')}{named}"]
     return Block(
         headline=comparison_headline([row.spec for row in rows], _context([row.cache for row in rows])),
         table=table(_columns(rows), shown),

@@ -511,6 +511,24 @@ def test_each_row_of_a_sweep_has_its_own_notes(capsys: Capture) -> None:
         assert "gpt2 cannot read 4,096 tokens" in answer(capsys, command, "gpt2", "--seq", "512,4096")
 
 
+def test_a_length_above_the_context_has_a_note(capsys: Capture) -> None:
+    """Llama 3 was trained with 8,192 tokens. The note is said once in a sweep."""
+    note = "a sequence of more than 8,192 tokens exceeds the context length of llama3-8b"
+    for command in ("memory", "flops", "kvcache"):
+        assert [row["notes"] for row in rows(capsys, command, "llama3-8b", "--seq", "8k,16k,32k")] == [
+            [],
+            [note],
+            [note],
+        ]
+        assert answer(capsys, command, "llama3-8b", "--seq", "8k,16k,32k").count(note) == 1
+    assert note in answer(capsys, "compare", "llama3-8b", "gpt2", "--seq", "16k")
+    names = "palm-540b, llama3-8b, mixtral-8x7b, llama2-7b, gpt3-175b"
+    assert f"131,072 tokens exceed the context length of 5 models: {names}" in answer(
+        capsys, "kvcache", "--seq", "128k"
+    )
+    assert "exceed" not in answer(capsys, "kvcache", "--seq", "2k")
+
+
 def test_sweeps_that_make_no_sense(capsys: Capture) -> None:
     assert "ends before it begins" in refusal(capsys, "kvcache", "llama3-8b", "--seq", "8k..4k")
     assert "not a number of tokens" in refusal(capsys, "kvcache", "llama3-8b", "--seq", "8k,")
