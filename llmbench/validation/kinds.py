@@ -30,6 +30,7 @@ class FileKind(NamedTuple):
 
 
 FILES = (
+    FileKind("checkpoints", "weights", ("model", "base", "scheme", "bytes"), ("model", "scheme"), "weights"),
     FileKind("kv_formats", "kv", ("engine", "model", "format", "layers", "given"), ("engine", "model", "format"), "kv"),
     FileKind(
         "megatron_runs",
@@ -84,7 +85,7 @@ def _file_kind(kind: Kind, columns: Sequence[str], path: Path) -> FileKind:
     """Return the kind of file that has these columns. Raises LLMBenchError if a needed column is missing."""
     candidates = [file for file in FILES if file.kind == kind]
     if not candidates:
-        raise LLMBenchError(f"llmbench cannot read files of kind `{kind}`", hint="it reads kv and memory")
+        raise LLMBenchError(f"llmbench cannot read files of kind `{kind}`", hint="it reads weights, kv and memory")
     missing = {file: [name for name in file.needs if name not in columns] for file in candidates}
     file = min(candidates, key=lambda file: len(missing[file]))
     if not missing[file]:

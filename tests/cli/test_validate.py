@@ -33,7 +33,7 @@ def write(folder: Path, *lines: str) -> Path:
 
 @pytest.mark.parametrize("path", sorted(PUBLISHED.glob("*.csv")), ids=lambda path: path.stem)
 def test_every_published_row_has_a_source_and_an_answer(path: Path, capsys: Capture) -> None:
-    kind = "kv" if path.stem.startswith("kv") else "memory"
+    kind = {"checkpoints": "weights", "kv_formats": "kv"}.get(path.stem, "memory")
     result = answer(capsys, kind, path, "--by", "source")
     assert result["file"] == path.stem
     assert result["answered"] == result["rows"] == len(result["items"])
@@ -65,6 +65,26 @@ def test_formats_of_the_kv_cache_by_hand(tmp_path: Path, capsys: Capture) -> Non
     result = answer(capsys, "kv", write(tmp_path, KV, *rows), "--bound", "0")
     assert result["answered"] == len(rows)
     assert result["metrics"]["exact"] == 1
+
+
+def test_checkpoints_by_hand(tmp_path: Path, capsys: Capture) -> None:
+    """SmolLM2-135M: 30 layers of seven matrices, one tied table, and norms. 576 inputs are 5 groups of 128."""
+    layers, plain = 30, 2 * (49152 * 576 + 576 * (2 * 30 + 1))
+    matrices = [*[(576, 576)] * 2, *[(576, 192)] * 2, *[(576, 1536)] * 2, (1536, 576)]
+    rows = {
+        "bf16": plain + layers * sum(2 * a * b for a, b in matrices),
+        "GPTQ 4bit g128": plain + layers * sum(a * b // 2 + -(-a // 128) * b * 5 // 2 + 4 * a for a, b in matrices),
+        "fp8 per-tensor": plain + layers * sum(a * b + 4 for a, b in matrices),
+    }
+    lines = [f"someone/smol,smollm2-135m,{scheme},{size}" for scheme, size in rows.items()]
+    refused = [
+        "someone/smol,smollm2-135m,a new scheme,1",
+        "someone/smol,smollm2-135m,NVFP4,1",
+        "someone/smol,smollm2-135m,bf16,",
+    ]
+    result = answer(capsys, "weights", write(tmp_path, "model,base,scheme,bytes", *lines, *refused))
+    assert (result["answered"], result["metrics"]["exact"]) == (3, 1), result["items"]
+    assert "quantization_config" in result["items"][4]["reason"]
 
 
 def test_a_bound_and_wrong_rows(tmp_path: Path, capsys: Capture) -> None:
