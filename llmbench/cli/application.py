@@ -80,7 +80,9 @@ def _run(arguments: list[str], imported: Callable[[], None]) -> int:
         if "Usage:" in message[:20]:  # if no command is given, typer raises the help text as an error
             print(message)
             return 0
-        _report(message, _usage_hint(problem, arguments))
+        from llmbench.cli.hints import usage_error as described  # only a failing command needs it
+
+        _report(*described(problem, arguments))
         return 2
     except typer.Exit as stop:
         return stop.exit_code
@@ -157,14 +159,3 @@ def _root(
 
 def _report(message: str, hint: str | None = None) -> None:
     say(f"error: {message}" + (f"\n\nhint: {hint}" if hint else ""))
-
-
-def _usage_hint(problem: Any, arguments: list[str]) -> str:
-    """Return the hint on a usage error. An error of typer's parser has no context, so `arguments` name the command."""
-    context = getattr(problem, "ctx", None)
-    unknown = problem.format_message().startswith("No such command '")
-    named = next((argument for argument in arguments if not argument.startswith("-")), None)
-    path = f"llmbench {named}" if named in COMMANDS else "llmbench"
-    if context is not None:
-        path = context.command_path
-    return f"`{path} --help` " + ("lists all commands" if unknown else "shows all arguments and options")

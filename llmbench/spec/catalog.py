@@ -57,7 +57,7 @@ def find_model(text: str) -> ModelSpec:
     names = bundled_models()
     name = _lookup(text, names, "models")
     if name is None:
-        raise UnknownNameError(f"spec `{text[:80]}` not found", hint=_model_hint(text, names))
+        raise UnknownNameError(f"model `{text[:80]}` not found", hint=_model_hint(text, names))
     return load_bundled(name)
 
 
@@ -75,6 +75,12 @@ def _model_hint(text: str, names: tuple[str, ...]) -> str:
     if family:
         more = f" and {len(family) - 6} more" if len(family) > 6 else ""
         return f"models with this name: {', '.join(family[:6])}{more}. {listed}"
+    for name in names if len(wanted) > 2 else ():
+        kind = _head("models", name).get("family", "")
+        if _plain(kind).startswith(wanted):
+            family.append(name)
+    if family:
+        return f"models of this family: {', '.join(family[:6])}. {listed}"
     near = suggestion(wanted, [_plain(known) for known in names])
     guess = next((known for known in names if _plain(known) == near), None)
     return (f"did you mean `{guess}`? " if guess else "") + listed

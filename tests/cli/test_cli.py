@@ -14,6 +14,7 @@ import pytest
 import llmbench
 from llmbench.cli import COMMANDS, run
 from llmbench.cli.application import build
+from llmbench.cli.hints import OTHER_NAMES
 from llmbench.report.render import to_json
 from llmbench.sizing.op import Component
 from llmbench.spec.catalog import bundled_models, load_bundled
@@ -542,7 +543,51 @@ def test_a_range_ends_with_its_last_number(capsys: Capture) -> None:
 
 @pytest.mark.parametrize(
     ("words", "command"),
-    [("kvcache llama3-8b --seq", "kvcache"), ("kernels compiled", "kernels"), ("nonsense", ""), ("memory", "memory")],
+    [
+        ("kvcache llama3-8b --seq", "kvcache"),
+        ("specs show gpt2 -o", "specs show"),
+        ("kernels check --dtype", "kernels check"),
+        ("kernels compiled", "kernels"),
+        ("nonsense", ""),
+        ("memory", "memory"),
+    ],
 )
 def test_a_usage_hint_names_the_help_of_the_command(words: str, command: str, capsys: Capture) -> None:
     assert f"`llmbench {command} --help`".replace("  ", " ") in refusal(capsys, *words.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        ("memory gpt2 --serve", "did you mean `--phase inference`?"),
+        ("flops gpt2 --serving", "did you mean `--phase decode`?"),
+        ("memory gpt2 --gpus 4", "did you mean `--layout`, for example `--layout tp=4`?"),
+        ("kvcache gpt2 --context=8k", "did you mean `--seq`, for example `--seq 8k`?"),
+        ("flops gpt2 --batch_size 8", "did you mean `--batch`, for example `--batch 8`?"),
+        ("params gpt2 --json", "did you mean `--format json`?"),
+        ("memory gpt2 --optimiser sgd", "did you mean `--optimizer`?"),
+        ("params qwen3-moe", "models of this family: qwen3-235b-a22b, qwen3-30b-a3b"),
+        ("params llama3.1", "models with this name: llama3.1-405b, llama3.1-70b, llama3.1-8b"),
+    ],
+)
+def test_hints_on_other_names(words: str, hint: str, capsys: Capture) -> None:
+    assert f"hint: {hint}" in refusal(capsys, *words.split())
+
+
+def test_options_of_other_tools_are_options_of_a_command() -> None:
+    """Each hint names an option that some command has, and a value that it accepts."""
+    import typer.main
+
+    options: dict[str, Any] = {}
+    for name in COMMANDS:
+        command = typer.main.get_command(build([name])).commands[name]
+        for param in [
+            *command.params,
+            *(p for inner in getattr(command, "commands", {}).values() for p in inner.params),
+        ]:
+            options |= {opt: [*options.get(opt, []), param] for opt in param.opts}
+    for _, texts in OTHER_NAMES:
+        for text in texts:
+            option, value = text.split()
+            choices = [getattr(param.type, "choices", None) for param in options[option]]
+            assert any(known is None or value in known for known in choices), text

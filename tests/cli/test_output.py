@@ -260,7 +260,7 @@ def test_answers_go_to_stdout_and_errors_to_stderr() -> None:
     assert json.loads(good.stdout)["models"][0]["parameters"]["total"] == 124_439_808
     bad = process("params", "gpt3-175x")
     assert (bad.returncode, bad.stdout) == (2, "")
-    assert bad.stderr.startswith("error: spec `gpt3-175x` not found\n\nhint: did you mean `gpt3-175b`?")
+    assert bad.stderr.startswith("error: model `gpt3-175x` not found\n\nhint: did you mean `gpt3-175b`?")
 
 
 def test_python_dash_m_and_the_script_are_one_program() -> None:
