@@ -140,10 +140,6 @@ def command(
     if plot is not None:
         check_plot(plot)
     chosen, where = find_experiment(experiment), device_of(device)
-    if where.type == "meta":
-        raise LLMBenchError(
-            "--device meta cannot be timed: it allocates no memory", hint="choose from cpu, cuda and auto"
-        )
     shape = Shape(
         model=chosen_model(model, set), changes=tuple(set or ()), seq_lens=tuple(seq or ()), batches=tuple(batch or ())
     )

@@ -310,7 +310,9 @@ def _listed(name: str) -> Listed:
 @prints_tables
 def check_kernels(
     names: Names = None,
-    device: Annotated[str, device_option("cuda, or cpu (Triton's interpreter)")] = "auto",
+    device: Annotated[
+        str, device_option("cuda, or cpu (Triton's interpreter)", names=("auto", "cuda", "cpu"))
+    ] = "auto",
     dtype: DTypes = "bf16,fp16,fp32",
     seeds: Annotated[
         int, typer.Option("--seeds", metavar="N", help="Number of random inputs per case.", parser=positive_integer)
@@ -345,8 +347,6 @@ def check_kernels(
 
       llmbench kernels check attention moe --fuzz 10 --seed 7
     """
-    if device not in ("auto", "cpu", "cuda"):
-        raise SpecError(f"--device {device}: unknown device", hint="choose from auto, cuda and cpu (the interpreter)")
     need_triton()
     from llmbench.kernels.formats import gpu_name
 

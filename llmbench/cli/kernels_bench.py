@@ -10,7 +10,7 @@ import typer
 from llmbench.bench.results.metrics import Line, MachineLimits, as_json, compared_with
 from llmbench.cli.measured import device_option, machine, machine_notes, one_table, speedup_note
 from llmbench.cli.options import As, Output, answer, prints_tables, working
-from llmbench.errors import CannotRunError, SpecError
+from llmbench.errors import CannotRunError
 from llmbench.report.document import Block, Document, table
 from llmbench.report.fields import Field, fitted
 
@@ -92,10 +92,6 @@ def bench_kernels(
     from llmbench.model.devices import device_of
 
     where = device_of("cpu" if rehearsal else device)
-    if where.type not in ("cpu", "cuda"):
-        raise SpecError(
-            f"--device {device}: kernels cannot run on this device", hint="choose cuda, or cpu for the interpreter"
-        )
     kernels = [load_kernel(name) for name in known_names(names)]
     inputs = {"names": names or [], "dtype": dtype, "pass": direction, "device": str(where)}
     with working("measuring kernels"):

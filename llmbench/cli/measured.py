@@ -26,9 +26,29 @@ if TYPE_CHECKING:
     from llmbench.spec.model import ModelSpec
 
 
-def device_option(devices: str = "cpu, cuda or cuda:1", auto: str = "a GPU if there is one, else the CPU") -> Any:
-    """Return the option --device. `devices`: the devices that the command accepts. `auto`: the meaning of `auto`."""
-    return typer.Option("--device", metavar="DEVICE", help=f"Device: auto ({auto}), {devices}.")
+def device_option(
+    devices: str = "cpu, cuda or cuda:1",
+    auto: str = "a GPU if there is one, else the CPU",
+    *,
+    names: Sequence[str] = ("auto", "cpu", "cuda", "cuda:1"),
+) -> Any:
+    """Return the option --device, which checks the name before the command imports torch.
+
+    `devices`: text about the devices. `auto`: the meaning of `auto`. `names`: the devices that the command accepts;
+    `cuda:1` stands for any GPU with a number.
+    """
+
+    def parse(text: str) -> str:
+        kind, _, number = text.partition(":")
+        if text in names or (kind == "cuda" and number.isascii() and number.isdigit() and "cuda:1" in names):
+            return text
+        listed = f"choose from {', '.join(names)}"
+        if text == "meta":
+            raise LLMBenchError("--device meta cannot be timed: its tensors have no memory", hint=listed)
+        meant = {"gpu": "a GPU is `cuda`: ", "nvidia": "a GPU is `cuda`: ", "cpu": "write `cpu` without a number: "}
+        raise LLMBenchError(f"unknown device `{text}`", hint=meant.get(kind.lower(), "") + listed)
+
+    return typer.Option("--device", metavar="DEVICE", help=f"Device: auto ({auto}), {devices}.", parser=parse)
 
 
 Device = Annotated[str, device_option()]

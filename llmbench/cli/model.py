@@ -45,7 +45,12 @@ Impl = Annotated[
         show_default=False,
     ),
 ]
-Device = Annotated[str, device_option("cpu, cuda, cuda:1 or meta (tensors without memory)")]
+Device = Annotated[
+    str,
+    device_option(
+        "cpu, cuda, cuda:1 or meta (tensors without memory)", names=("auto", "cpu", "cuda", "cuda:1", "meta")
+    ),
+]
 DType = Annotated[
     Literal["fp32", "bf16", "fp16"], typer.Option("--dtype", help="Number format of weights and activations.")
 ]

@@ -102,7 +102,7 @@ def test_inspect_of_shipped_configurations() -> None:
         (("check", "gluu"), 2, "did you mean `glu`?"),
         (("inspect", "glu", "--arch", "sm_91"), 2, "choose from sm_80, sm_90, sm_100"),
         (("inspect", "glu", "--dtype", "fp8"), 2, "choose from bf16, fp16, fp32"),
-        (("check", "glu", "--device", "tpu"), 2, "choose from auto, cuda and cpu"),
+        (("check", "glu", "--device", "tpu"), 2, "choose from auto, cuda, cpu"),
         (("check", "glu", "--seeds", "0"), 2, "--seeds"),
         (("check", "glu", "--fuzz", "0"), 2, "--fuzz"),
     ],

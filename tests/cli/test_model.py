@@ -114,7 +114,8 @@ def test_traced_beside_analytic(capsys: Capture) -> None:
     [
         (["gpt2", "--impl", "flsh"], 2, "did you mean `flash`?"),
         (["gpt2", "--device", "abc"], 2, "unknown device `abc`"),
-        (["gpt2", "--device", "xpu"], 3, "only cpu, cuda and meta"),
+        (["gpt2", "--device", "xpu"], 2, "choose from auto, cpu, cuda, cuda:1, meta"),
+        (["gpt2", "--device", "gpu"], 2, "a GPU is `cuda`"),
         (["gpt2", "--device", "cpu:1"], 2, "without a number"),
         (["gpt2", "--device", "meta", "--impl", "flex"], 3, "does not run on meta"),
         (["gpt2", "--layers", "13"], 2, "gpt2 has 12"),
