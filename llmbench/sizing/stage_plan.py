@@ -38,7 +38,7 @@ def chunk_parts(layout: Layout, layers: int, mtp: int = 0, *, name: str = "the m
 
     layers, mtp: number of layers and of multi-token-prediction modules of the model. name: name of the model.
 
-    Without further settings, the chunks have nearly equal numbers of layers, and earlier chunks have one layer more than
+    Without further settings, the chunks have nearly equal numbers of layers. Earlier chunks have one layer more than
     later chunks. Modules for multi-token prediction are in the last chunk.
 
     Raises LayoutError if the layout does not divide the layers of the model.

@@ -16,8 +16,8 @@ class Chunk(msgspec.Struct, frozen=True):
     """Consecutive layers of one pipeline stage.
 
     before: ops before the first layer of the model. after: ops after the last layer of the model.
-    layers: ops of each layer of the chunk. Modules for multi-token prediction come last. first_layer: index of the first of these layers in the model. Encoder layers
-        come before decoder layers.
+    layers: ops of each layer of the chunk. Modules for multi-token prediction come last.
+    first_layer: index of the first of these layers in the model. Encoder layers come before decoder layers.
     """
 
     before: tuple[Op, ...]

@@ -78,7 +78,8 @@ def test_notations_are_written_out(text: str, parts: list[int]) -> None:
     layout = Layout(pp=len(parts), stages=text)
     got = chunk_parts(layout, sum(parts))
     assert [part.layers for part in got] == parts
-    assert got[0].embedding and got[-1].head
+    assert got[0].embedding
+    assert got[-1].head
     assert sum(part.embedding + part.head for part in got) == 2
 
 

@@ -234,7 +234,8 @@ def experts_read(moe: MoE, experts: int, tokens: int) -> float:
 def _experts(b: Builder, moe: MoE, experts: Dim, inputs: Dim, tokens: int, chosen: int) -> None:
     """Add the matrices of the experts as grouped matrix products.
 
-    tokens: number of tokens whose experts this GPU computes. chosen: number of experts with weights that one token uses.
+    tokens: number of tokens whose experts this GPU computes.
+    chosen: number of experts with weights that one token uses.
     """
     tp, ep, rows = b.layout.expert_tp, b.layout.ep, tokens * chosen
     width = Dim(moe.intermediate_size, "intermediate_size")
