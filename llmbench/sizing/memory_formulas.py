@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Sequence
 from llmbench.sizing.cache_formulas import cache_formulas
 from llmbench.sizing.dtypes import DType, bits_of, bytes_of
 from llmbench.sizing.formula import Formula, counted, divided, plus, shared, times
-from llmbench.sizing.memory import CONTEXT_BYTES, WORKSPACE_BYTES, Memory, ServingRun, widest_op
+from llmbench.sizing.memory import CONTEXT_BYTES, Memory, ServingRun, widest_op
 from llmbench.sizing.op import Op
 from llmbench.sizing.recipe import Tensors, served_tensors, state_tensors
 from llmbench.sizing.recompute import checkpoint_terms
-from llmbench.sizing.stages import Chunk, Stage, in_flight
+from llmbench.sizing.stages import Chunk, Stage
 from llmbench.sizing.training_step import Moment, TrainingRun
 from llmbench.sizing.workload import Layout
 
@@ -23,7 +23,8 @@ def training_formulas(run: TrainingRun, memory: Memory) -> list[Formula]:
     """Return the formulas of the peak of a training step. `memory`: the memory of the same run."""
     stage = run.stages[memory.stage]
     resident = run.resident(stage)
-    moment, chunk = run.peak(stage, resident)
+    moment, place = run.peak(stage, resident)
+    chunk = stage.chunks[place]
     parts = memory.parts_bytes
     formulas = [
         *parameter_formulas(stage, run.layout),
@@ -31,7 +32,7 @@ def training_formulas(run: TrainingRun, memory: Memory) -> list[Formula]:
         Formula(term="gradients", text=_gradients(run, stage, chunk, moment), value=parts["gradients"]),
         Formula(term="optimizer and master weights", text=_states(run, stage), value=parts["optimizer"]),
         *_saved_by_layers(run, stage),
-        Formula(term="activations", text=_activations(run, stage, chunk, moment), value=parts["activations"]),
+        Formula(term="activations", text=_activations(run, stage, place, moment), value=parts["activations"]),
     ]
     if moment.logits:
         formulas.append(Formula(term="logits and loss", text=_logits(run, moment), value=moment.logits))
@@ -98,8 +99,9 @@ def peak_formulas(memory: Memory) -> list[Formula]:
     """Return the formulas of the sum of all parts, and of the memory that a device must have."""
     parts = {"kv_cache": "KV cache", "overhead": "library workspaces"}
     terms = [counted(size, parts.get(name, name)) for name, size in memory.parts_bytes.items() if size]
+    workspaces = memory.parts_bytes["overhead"]
     formulas = [
-        Formula(term="library workspaces", text=f"{WORKSPACE_BYTES // MIB} × {MIB:,} bytes", value=WORKSPACE_BYTES),
+        Formula(term="library workspaces", text=_in_mib(workspaces), value=workspaces),
         Formula(term="peak", text=plus(*terms), value=memory.peak_bytes),
     ]
     copies = memory.reserved_bytes - memory.peak_bytes
@@ -109,6 +111,10 @@ def peak_formulas(memory: Memory) -> list[Formula]:
     ]
     text = plus(*needed, counted(CONTEXT_BYTES, "CUDA context"))
     return [*formulas, Formula(term="needed on the device", text=text, value=memory.needed_bytes)]
+
+
+def _in_mib(size: int) -> str:
+    return f"{size // MIB} × {MIB:,} bytes" if size % MIB == 0 else counted(size, "bytes")
 
 
 def tensors_text(tensors: Iterable[Tensors]) -> str:
@@ -255,10 +261,11 @@ def _short(op: Op) -> str:
     return op.name.rpartition(".")[2]
 
 
-def _activations(run: TrainingRun, stage: Stage, chunk: Chunk, moment: Moment) -> str:
+def _activations(run: TrainingRun, stage: Stage, place: int, moment: Moment) -> str:
     """Return the formula of the activations at the peak, from the first layer to the running op."""
     if moment.place == "optimizer":
         return "0"
+    chunk = stage.chunks[place]
     terms: list[str] = []
     saved = 0
     if moment.place != "before":
@@ -275,23 +282,20 @@ def _activations(run: TrainingRun, stage: Stage, chunk: Chunk, moment: Moment) -
     where = {"after": "ops after the layers", "layer": "running layer", "before": "ops before the layers"}
     terms.append(counted(own, f"bytes of the {where[moment.place]}") if own else "")
     terms.append(counted(temporary, "temporary bytes") if temporary else "")
-    return plus(*filter(None, terms), _others(run, stage))
+    return plus(*filter(None, terms), _others(run, stage, place))
 
 
 def _is_loss(chunk: Chunk, moment: Moment) -> bool:
     return any(op.name == moment.op and op.kind == "loss" for op in chunk.after)
 
 
-def _others(run: TrainingRun, stage: Stage) -> str:
+def _others(run: TrainingRun, stage: Stage, place: int) -> str:
     """Return the formula of the activations of the other micro-batches, or chunks, in flight."""
-    others = in_flight(stage.index, run.layout, run.passes) - 1
     saved = [run.saved(chunk) for chunk in stage.chunks]
-    if not others or not sum(saved):
-        return ""
-    if len(saved) == 1:
-        return times(counted(others, "other micro-batches"), counted(saved[0]))
-    mean = f"{times(counted(others, 'other chunks'), plus(*map(counted, saved)))} / {len(saved)}"
-    return f"floor({mean})" if others * sum(saved) % len(saved) else mean
+    noun = "other micro-batches" if len(saved) == 1 else "other chunks"
+    terms = zip(run.in_flight(stage, saved)[place], saved, strict=True)
+    found = [times(counted(count, noun), counted(size)) for count, size in terms if count and size]
+    return plus(*found) if found else ""
 
 
 def _logits(run: TrainingRun, moment: Moment) -> str:

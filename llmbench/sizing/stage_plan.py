@@ -56,7 +56,8 @@ def chunk_parts(layout: Layout, layers: int, mtp: int = 0, *, name: str = "the m
 def _counts(layout: Layout, layers: int, name: str) -> Sequence[int]:
     """Return the number of layers of each chunk."""
     chunks = layout.pp * layout.interleave
-    if chunks > layers:
+    extra = int(layout.count_embedding) + int(layout.count_loss)
+    if chunks > layers + extra:
         product = f"pp × interleave = {chunks}" if layout.interleave > 1 else f"pp={layout.pp}"
         raise LayoutError(
             f"layout {product}: {name} has only {layers} layers",
@@ -64,7 +65,6 @@ def _counts(layout: Layout, layers: int, name: str) -> Sequence[int]:
         )
     if layout.first is not None or layout.last is not None:
         return _ends(layout, layers, name)
-    extra = int(layout.count_embedding) + int(layout.count_loss)
     size, rest = divmod(layers + extra, chunks)
     counts = [size + (index < rest) for index in range(chunks)]
     counts[0] -= layout.count_embedding

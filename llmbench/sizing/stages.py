@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from operator import mul
 
 import msgspec
 
@@ -109,10 +111,48 @@ def in_flight(stage: int, layout: Layout, micro_batches: int) -> int:
     """Return the number of chunks whose activations a stage has saved when its first backward pass starts.
 
     The schedule is 1F1B. Stage s of p stages (s from 0) has p - s micro-batches in flight. With v interleaved chunks,
-    it has 2·(p - s - 1) + (v - 1)·p + 1 chunks in flight (Narayanan 2021, section 2.2). The result is never larger than
-    the number of chunks of all micro-batches.
+    it has 2·(p - s - 1) + (v - 1)·g + 1 chunks in flight (Narayanan 2021, section 2.2). The stage runs a chunk for g
+    micro-batches before it runs the next chunk, and g is p unless p does not divide the micro-batches. The result is
+    never larger than the number of chunks of all micro-batches.
     """
     if layout.interleave == 1:
         return min(micro_batches, layout.pp - stage)
-    warm_up = 2 * (layout.pp - stage - 1) + (layout.interleave - 1) * layout.pp
+    warm_up = 2 * (layout.pp - stage - 1) + (layout.interleave - 1) * _group(layout.pp, micro_batches)
     return min(micro_batches * layout.interleave, warm_up + 1)
+
+
+def _group(pp: int, micro_batches: int) -> int:
+    """Return the number of micro-batches for which a stage runs one chunk before it runs the next one.
+
+    Megatron needs at least as many as there are stages, also in the last group (--microbatch-group-size-per-vp-stage).
+    """
+    sizes = range(pp, micro_batches + 1)
+    return next((size for size in sizes if micro_batches % size == 0 or micro_batches % size >= pp), pp)
+
+
+def chunks_in_flight(stage: int, layout: Layout, micro_batches: int, saved: Sequence[int]) -> list[tuple[int, ...]]:
+    """Return, for each chunk of a stage, how often each chunk is in flight besides it when its backward pass runs.
+
+    The numbers belong to that backward pass of the chunk at which the others have saved most. saved: bytes that each
+    chunk saves for one micro-batch.
+    """
+    kinds = layout.interleave
+    at_first = in_flight(stage, layout, micro_batches)
+    if kinds == 1:
+        return [(at_first - 1,)]
+    group = _group(layout.pp, micro_batches)
+    # Later than the warm-up, the schedule repeats after each group.
+    count = min(micro_batches, group * (2 + -(-at_first // (group * kinds))))
+    order = [
+        chunk for start in range(0, count, group) for chunk in range(kinds) for _ in range(min(group, count - start))
+    ]
+    now, started = [0] * kinds, 0
+    most: list[tuple[int, ...]] = [(0,) * kinds] * kinds
+    for unit in order:
+        while started < len(order) and sum(now) < at_first:
+            now[order[started]] += 1
+            started += 1
+        chunk = kinds - 1 - unit  # the backward pass goes through the chunks in reverse
+        now[chunk] -= 1
+        most[chunk] = max(most[chunk], tuple(now), key=lambda each: sum(map(mul, each, saved)))
+    return most

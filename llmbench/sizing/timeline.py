@@ -12,7 +12,7 @@ from typing import Literal
 
 import msgspec
 
-from llmbench.sizing.memory import WORKSPACE_BYTES, Memory
+from llmbench.sizing.memory import Memory
 from llmbench.sizing.stages import Chunk
 from llmbench.sizing.training_step import Resident, TrainingRun
 
@@ -47,11 +47,12 @@ def timeline(run: TrainingRun, memory: Memory) -> list[Step]:
     """
     stage = run.stages[memory.stage]
     resident = run.resident(stage)
-    _, chunk = run.peak(stage, resident)
+    _, place = run.peak(stage, resident)
+    chunk, others = stage.chunks[place], resident.others[place]
     last = run.optimizer_moment(resident)
     return [
-        *_forward(run, chunk, resident),
-        *_backward(run, chunk, resident),
+        *_forward(run, chunk, resident, others),
+        *_backward(run, chunk, resident, others),
         Step(part="optimizer", op=last.op, resident_bytes=_constant(run, resident) + last.bytes, temporary_bytes=0),
     ]
 
@@ -59,11 +60,11 @@ def timeline(run: TrainingRun, memory: Memory) -> list[Step]:
 def _constant(run: TrainingRun, resident: Resident) -> int:
     """Return the bytes that are allocated during the whole step."""
     gradients = resident.placeholders + (resident.gradients if run.persistent else 0)
-    return resident.weights + resident.gathered + resident.states + gradients + WORKSPACE_BYTES
+    return resident.weights + resident.gathered + resident.states + gradients + run.workspace_bytes
 
 
-def _forward(run: TrainingRun, chunk: Chunk, resident: Resident) -> list[Step]:
-    allocated = _constant(run, resident) + resident.others
+def _forward(run: TrainingRun, chunk: Chunk, resident: Resident, others: int) -> list[Step]:
+    allocated = _constant(run, resident) + others
     steps: list[Step] = []
     for op in chunk.before:
         allocated += op.saved_bytes
@@ -78,8 +79,8 @@ def _forward(run: TrainingRun, chunk: Chunk, resident: Resident) -> list[Step]:
     return steps
 
 
-def _backward(run: TrainingRun, chunk: Chunk, resident: Resident) -> list[Step]:
-    allocated = _constant(run, resident) + resident.others
+def _backward(run: TrainingRun, chunk: Chunk, resident: Resident, others: int) -> list[Step]:
+    allocated = _constant(run, resident) + others
     steps = []
     for moment in run.moments(chunk):
         kind, number, op = "", None, moment.op

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from llmbench.sizing.memory import Memory, highest_stage
+from llmbench.sizing.memory import WORKSPACE_BYTES, Memory, highest_stage
 from llmbench.sizing.recipe import Optimizer, PrecisionName, training_precision
 from llmbench.sizing.training_step import TrainingRun, training_stages
 from llmbench.sizing.workload import Layout, Loss, Recompute, Workload
@@ -60,12 +60,21 @@ def training_run(
     loss: Loss = "plain",
     dropout: bool = False,
     mtp: bool = False,
+    fused_gradients: bool | None = None,
+    batch_first: bool = False,
+    weights_before_down: bool = False,
+    workspace_bytes: int = WORKSPACE_BYTES,
 ) -> TrainingRun:
     """Return the settings of a training run. The optimizer states already exist, so it is not the first step.
 
     micro_batches: number of forward and backward passes per optimizer step. If it is more than one, gradients stay
         allocated between the passes. None: one micro-batch. With more than one pipeline stage: twice as many
         micro-batches as stages.
+    loss, dropout, batch_first, weights_before_down: see Workload.
+    mtp: whether the modules for multi-token prediction are trained too.
+    fused_gradients: whether matrix products add their weight gradients to fp32 buffers in place (Megatron's
+        gradient-accumulation fusion). None: yes with fused kernels. It has no effect without fp32 gradients.
+    workspace_bytes: bytes of library workspaces, and of buffers that live as long as the process.
 
     Raises LayoutError if the model cannot be divided as the layout says.
     """
@@ -80,7 +89,10 @@ def training_run(
         kernels=kernels,
         loss=loss,
         dropout=dropout,
+        batch_first=batch_first,
+        weights_before_down=weights_before_down,
     )
+    in_place = kernels == "fused" if fused_gradients is None else fused_gradients
     return TrainingRun(
         spec=spec,
         workload=workload,
@@ -90,6 +102,8 @@ def training_run(
         recompute=recompute,
         passes=micro_batches or (1 if layout.pp == 1 else 2 * layout.pp),
         mtp=mtp,
+        in_place=recipe.gradients != recipe.weights and in_place,
+        workspace_bytes=workspace_bytes,
         stages=training_stages(spec, workload, layout, mtp),
     )
 

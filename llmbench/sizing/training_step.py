@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from operator import add, mul
 from typing import Literal
 
 import msgspec
@@ -9,11 +11,11 @@ import msgspec
 from llmbench.errors import SpecError
 from llmbench.sizing.dtypes import DType, bits_of, bytes_of
 from llmbench.sizing.lower import lower, lower_next_token_prediction
-from llmbench.sizing.memory import WORKSPACE_BYTES, Memory
+from llmbench.sizing.memory import Memory
 from llmbench.sizing.op import Op
 from llmbench.sizing.recipe import Optimizer, Precision, state_bytes
 from llmbench.sizing.recompute import checkpoint_bytes
-from llmbench.sizing.stages import Chunk, Stage, in_flight, stages
+from llmbench.sizing.stages import Chunk, Stage, chunks_in_flight, stages
 from llmbench.sizing.workload import Layout, Recompute, Workload
 from llmbench.spec.model import ModelSpec
 
@@ -49,7 +51,8 @@ class Resident(msgspec.Struct, frozen=True):
         only if they are persistent.
     weights: bytes of the stored weights. gathered: bytes of the weights that FSDP has gathered.
     placeholders: bytes of the placeholder gradients.
-    others: bytes that other micro-batches, or other chunks, have saved. They are freed before the optimizer runs.
+    others: for each chunk, the bytes that other micro-batches and chunks have saved when its backward pass runs. They
+        are freed before the optimizer runs.
     """
 
     weights: int
@@ -57,7 +60,7 @@ class Resident(msgspec.Struct, frozen=True):
     gradients: int
     states: int
     placeholders: int
-    others: int
+    others: tuple[int, ...]
 
 
 def training_stages(spec: ModelSpec, workload: Workload, layout: Layout, mtp: bool) -> list[Stage]:
@@ -76,6 +79,9 @@ class TrainingRun(msgspec.Struct, kw_only=True):
 
     passes: number of micro-batches per optimizer step.
     mtp: whether the modules for multi-token prediction are trained.
+    in_place: whether each matrix product adds its weight gradient to an fp32 buffer, as in Megatron with Transformer
+        Engine and gradient-accumulation fusion.
+    workspace_bytes: bytes of the workspaces of libraries, and of buffers that live as long as the process.
     """
 
     spec: ModelSpec
@@ -86,6 +92,8 @@ class TrainingRun(msgspec.Struct, kw_only=True):
     recompute: Recompute
     passes: int
     mtp: bool
+    in_place: bool
+    workspace_bytes: int
     stages: list[Stage]
 
     def with_layout(self, layout: Layout) -> TrainingRun:
@@ -100,8 +108,8 @@ class TrainingRun(msgspec.Struct, kw_only=True):
         # The allocator cannot reuse the block of the bf16 logits for the larger fp32 tensors of PyTorch's loss.
         copied = sum(op.read_bytes for op in ops if op.kind == "loss" and w.kernels == "eager" and w.loss == "plain")
         resident = self.resident(stage)
-        top, _ = self.peak(stage, resident)
-        others = 0 if top.place == "optimizer" else resident.others
+        top, place = self.peak(stage, resident)
+        others = 0 if top.place == "optimizer" else resident.others[place]
         parts = {
             "weights": resident.weights + resident.gathered,
             "gradients": top.gradients + resident.placeholders + (resident.gradients if self.persistent else 0),
@@ -109,7 +117,7 @@ class TrainingRun(msgspec.Struct, kw_only=True):
             "activations": top.activations + others,
             "logits": top.logits,
             "kv_cache": 0,
-            "overhead": WORKSPACE_BYTES,
+            "overhead": self.workspace_bytes,
         }
         return Memory(
             phase="train",
@@ -122,7 +130,7 @@ class TrainingRun(msgspec.Struct, kw_only=True):
                 "weights": resident.weights,
                 "gradients": resident.gradients,
                 "optimizer": resident.states,
-                "activations": resident.others + max(map(self.saved, stage.chunks)),
+                "activations": max(map(add, resident.others, map(self.saved, stage.chunks))),
             },
             moment=top.op,
             stage=stage.index,
@@ -132,7 +140,7 @@ class TrainingRun(msgspec.Struct, kw_only=True):
             steady_bytes=resident.weights
             + resident.states
             + (resident.gradients if self.persistent else 0)
-            + WORKSPACE_BYTES,
+            + self.workspace_bytes,
         )
 
     def resident(self, stage: Stage) -> Resident:
@@ -154,15 +162,22 @@ class TrainingRun(msgspec.Struct, kw_only=True):
             gradients=gradients,
             states=states,
             placeholders=self.placeholders(stage.ops),
-            others=(in_flight(stage.index, self.layout, self.passes) - 1) * sum(saved) // len(saved),
+            others=tuple(sum(map(mul, counts, saved)) for counts in self.in_flight(stage, saved)),
         )
 
-    def peak(self, stage: Stage, resident: Resident) -> tuple[Moment, Chunk]:
-        """Return the moment of a stage with the most bytes, and its chunk."""
-        moments = ((moment, chunk) for chunk in stage.chunks for moment in self.moments(chunk))
-        top, chunk = max(moments, key=lambda pair: pair[0].bytes)
+    def in_flight(self, stage: Stage, saved: Sequence[int]) -> list[tuple[int, ...]]:
+        """Return the chunks in flight (see `chunks_in_flight`). `saved`: bytes that each chunk of the stage saves."""
+        return chunks_in_flight(stage.index, self.layout, self.passes, saved)
+
+    def peak(self, stage: Stage, resident: Resident) -> tuple[Moment, int]:
+        """Return the moment of a stage with the most bytes, and the index of its chunk in the stage."""
+        best, place, most = self.optimizer_moment(resident), 0, -1
+        for index, (chunk, others) in enumerate(zip(stage.chunks, resident.others, strict=True)):
+            for moment in self.moments(chunk):
+                if moment.bytes + others > most:
+                    best, place, most = moment, index, moment.bytes + others
         last = self.optimizer_moment(resident)
-        return (last, chunk) if last.bytes > top.bytes + resident.others else (top, chunk)
+        return (last, place) if last.bytes > most else (best, place)
 
     def optimizer_moment(self, resident: Resident) -> Moment:
         """Return the moment of the optimizer step. Its gradients are those that do not exist during the whole step."""
@@ -192,19 +207,13 @@ class TrainingRun(msgspec.Struct, kw_only=True):
         """
         return self.layout.zero == 3 and self.layout.pp > 1
 
-    @property
-    def accumulates_in_place(self) -> bool:
-        """Whether each matrix product adds its weight gradient to an fp32 buffer, as in Megatron with Transformer
-        Engine."""
-        return self.workload.kernels == "fused" and self.recipe.gradients != self.recipe.weights
-
     def placeholders(self, ops: list[Op]) -> int:
         """Return the bytes of the placeholder gradients. They exist if the real gradients accumulate in an fp32 buffer.
 
         Transformer Engine gives autograd a placeholder instead of the real gradient. All weights with the same shape
         use one placeholder. Transformer Engine fuses gate and up into one matrix, and q, k and v into another matrix.
         """
-        if not self.accumulates_in_place:
+        if not self.in_place:
             return 0
         shapes = {
             (op.name, op.matrix[1:]): bytes_of(op.matrix[1] * op.matrix[2], self.recipe.weights)
@@ -359,7 +368,7 @@ class TrainingRun(msgspec.Struct, kw_only=True):
         A tied matrix has two gradients, one from the embedding and one from the head, until autograd adds them.
         """
         elements = op.parameters
-        if self.accumulates_in_place and op.matrix is not None and op.kind == "matmul" and op.layer:
+        if self.in_place and op.matrix is not None and op.kind == "matmul" and op.layer:
             return 0
         if op.tied:
             elements = 2 * elements if op.kind == "embedding" else elements + op.matmul_elements

@@ -45,6 +45,11 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     on_cpu: whether PyTorch's ops run on a CPU. On a CPU, RMSNorm is computed in several steps. Flash attention needs no
         large fp32 buffer, and it does not expand the keys of grouped heads.
     dropout: whether the hidden states and the attention have dropout. The dropout masks are saved.
+    batch_first: whether flash attention computes with the batch as the first dimension, while all other layers have the
+        sequence first (Megatron with Transformer Engine and FlashAttention). The projection after attention then saves
+        a transposed copy of the output, which attention also saves.
+    weights_before_down: whether the router's weights multiply the input of the experts' last matrix product, as in
+        Megatron. Elsewhere they multiply its output.
     loss: how the loss is computed. plain: as its kernels say. fused: Megatron's fused cross-entropy. inplace: the
         gradient overwrites the logits. chunked: one chunk of tokens after another. linear: without the logits.
     """
@@ -64,6 +69,8 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     dense_mask: bool = False
     on_cpu: bool = False
     dropout: bool = False
+    batch_first: bool = False
+    weights_before_down: bool = False
     loss: Loss = "plain"
 
     def __post_init__(self) -> None:

@@ -7,15 +7,16 @@ GELU, LayerNorm, biases, learned positions, a tied head, and fp32 gradient buffe
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from llmbench.sizing.memory import Memory
 from llmbench.sizing.recipe import PrecisionName
-from llmbench.sizing.training import training_run
-from llmbench.sizing.workload import Layout, Recompute
+from llmbench.sizing.training import stage_memories, training_run
+from llmbench.sizing.workload import Layout, Loss, Recompute
 from llmbench.spec.ffn import FFN, Dense, Gated, MoE, Router, SharedExperts
 from llmbench.spec.mixer import Attention, LatentAttention, QKNorm
-from llmbench.spec.model import Layer, ModelSpec, Norm
+from llmbench.spec.model import Layer, ModelSpec, NextTokenPrediction, Norm
 from llmbench.spec.position import LearnedPositions, NoPositions, Positions, Rope
 from llmbench.validation.comparison import Answer, Figure
 from llmbench.validation.rows import RefusedError, Row, first_known
@@ -42,26 +43,28 @@ _PRECISIONS: dict[tuple[str, str], PrecisionName] = {
 }
 
 
+_LOSSES: dict[str, Loss] = {"": "plain", "no": "plain", "native": "fused", "te": "inplace"}
+
+
 def answer(row: Row) -> Answer:
     """Compare the peak since the start of the process, and the bytes that are allocated after an optimizer step."""
-    stage, static = logged(row)
+    stage = logged(row)
     figures = [Figure(quantity="peak_bytes", measured=row.needed("mem_max_last"), ours=stage.peak_bytes)]
     allocated = row.number("mem_allocated_last")
     if allocated is not None:
-        figures.append(Figure(quantity="static_bytes", measured=allocated, ours=static))
+        figures.append(Figure(quantity="static_bytes", measured=allocated, ours=stage.steady_bytes))
     return Answer(figures=tuple(figures), doubt=row.text("suspect"), parts=dict(stage.parts_bytes))
 
 
-def logged(row: Row) -> tuple[Memory, int]:
-    """Return the memory of the stage that logs, and its bytes after the optimizer step.
+def logged(row: Row) -> Memory:
+    """Return the memory of the stage that logs.
 
     Raises RefusedError for a setting that llmbench cannot compute.
     """
     _refuse_unknown(row)
-    spec = model_of(row)
     layout = layout_of(row)
     run = training_run(
-        spec,
+        model_of(row),
         row.need("seq_len"),
         micro_batch=row.need("micro_batch"),
         micro_batches=first_known(row.count("micro_batches"), 2 * layout.pp),
@@ -69,22 +72,64 @@ def logged(row: Row) -> tuple[Memory, int]:
         precision=_precision(row),
         recompute=_recompute(row),
         attention="standard" if row.text("attention_kind").startswith("unfused") else "flash",
+        batch_first=_batch_first(row),
+        weights_before_down=True,
         kernels="fused",
+        loss=row.choice("ce_fusion", _LOSSES),
         dropout=bool(first_known(row.number("hidden_dropout"), 0.1)),
+        mtp=bool(row.count("mtp")),
+        fused_gradients=first_known(row.flag("grad_accum_fusion"), True),
+        workspace_bytes=_workspaces(row, layout),
     )
     index = row.need("logging_stage")
     if index >= len(run.stages):
         raise RefusedError(f"column `logging_stage`: {index}, but the layout has {len(run.stages)} stages")
-    stage = run.stages[index]
-    memory, resident = run.stage_peak(stage), run.resident(stage)
-    static = resident.weights + resident.states + memory.parts_bytes["overhead"] + resident.placeholders
-    static += resident.gradients if run.persistent else 0
-    return memory, static
+    return stage_memories(run)[index]
+
+
+def _batch_first(row: Row) -> bool:
+    """Return whether attention computes with the batch first, while Megatron's layers have the sequence first.
+
+    Transformer Engine's FlashAttention does. On Hopper, Transformer Engine prefers cuDNN's attention, which computes
+    with the sequence first. On Blackwell, cuDNN's attention is not deterministic, so deterministic runs use
+    FlashAttention there.
+    """
+    kind, gpu = row.text("attention_kind"), row.text("gpu")
+    if "auto" not in kind:
+        return kind.startswith("flash")
+    return gpu.startswith("A") or (not gpu.startswith("H") and bool(row.flag("deterministic")))
+
+
+def _workspaces(row: Row, layout: Layout) -> int:
+    """Return the bytes of library workspaces, and of buffers that Megatron never frees.
+
+    - cuBLAS (PyTorch, aten/src/ATen/cuda/CublasHandlePool.cpp): one workspace for each of two threads, which run the
+      forward and the backward pass. It has 32 MiB since Hopper and 8.125 MiB before. Deterministic runs set it to
+      :4096:8, which is 32 MiB.
+    - Transformer Engine (pytorch/module/base.py): 32 MiB since Hopper, 4 MiB before. Grouped matrix products have one
+      such workspace for each of four streams.
+    - Megatron's global memory buffer (core/utils.py): with sequence parallelism, the gathered input of the head. With
+      Megatron's own attention (transformer_impl local), the scores of one layer.
+    """
+    mib = 2**20
+    before_hopper = row.text("gpu").startswith(("A", "V"))
+    cublas = 8_519_680 if before_hopper and not row.flag("deterministic") else 32 * mib
+    engine = (4 if before_hopper else 32) * mib
+    local = row.text("transformer_impl") == "local"
+    total = 2 * cublas + (0 if local else engine)
+    if row.flag("grouped_gemm"):
+        total += 4 * engine
+    tokens = -(-row.need("seq_len") * row.need("micro_batch") // layout.cp)
+    if layout.sp:
+        total += 2 * tokens * row.need("hidden")
+    if local:
+        total += 2 * tokens * row.need("seq_len") * row.need("heads") // layout.tp
+    return total
 
 
 def model_of(row: Row) -> ModelSpec:
     """Return the spec of the model of a row."""
-    layers = row.need("layers")
+    layers, mtp = row.need("layers"), row.count("mtp")
     dense = _layer(row, _feed_forward(row))
     if not row.count("experts"):
         kinds, pattern = {"block": dense}, f"{layers}*block"
@@ -105,6 +150,7 @@ def model_of(row: Row) -> ModelSpec:
         tie_word_embeddings=first_known(row.flag("tied"), True),
         positions=_positions(row),
         norm=row.choice("norm", _NORMS),
+        next_token_prediction=NextTokenPrediction(count=mtp, layer=next(reversed(kinds))) if mtp else None,
     )
 
 
@@ -190,10 +236,12 @@ def layout_of(row: Row) -> Layout:
         if gpus is None or gpus % (tp * pp * cp):
             raise RefusedError("columns `dp` and `num_gpus` are empty, and the optimizer states depend on them")
         dp = gpus // (tp * pp * cp)
-    ep, etp = first_known(row.count("ep"), 1), first_known(row.count("etp"), tp)
-    if (ep > 1 or row.count("experts")) and etp != tp:
-        raise RefusedError(f"the experts have a tensor-parallel size of their own: etp={etp} with tp={tp}")
+    experts, first, layers = row.count("experts"), row.count("first_stage_layers"), row.need("layers")
+    chunks = pp * first_known(row.count("vp"), 1)
+    # No column says that the embedding and the loss count as layers. Without them, Megatron would refuse the numbers.
+    counted = first is None and not row.text("pp_layout") and layers % chunks > 0 and (layers + 2) % chunks == 0
     sharded = row.flag("dist_optimizer") and dp * cp > 1
+    written = re.sub(r"[\\\\,\s]", "", row.text("pp_layout"))
     return Layout(
         tp=tp,
         sp=bool(row.flag("sp")) and tp > 1,
@@ -201,8 +249,15 @@ def layout_of(row: Row) -> Layout:
         interleave=first_known(row.count("vp"), 1),
         dp=dp,
         cp=cp,
-        ep=ep,
+        ep=first_known(row.count("ep"), 1) if experts else 1,
+        etp=row.count("etp") if experts else None,
+        first=first,
+        last=None if first is None else row.count("last_stage_layers"),
+        count_embedding=counted,
+        count_loss=counted,
+        stages=written,
         zero=1 if sharded else 0,
+        instances=first_known(row.count("dist_opt_instances"), 1) if sharded else 1,
     )
 
 
@@ -229,10 +284,7 @@ def _refuse_unknown(row: Row) -> None:
     """Raise RefusedError for the settings that change the memory and that llmbench does not compute."""
     row.choice("model_type", dict.fromkeys(("", "gpt", "gpt-moe", "gpt-mla", "gpt-moe-mla"), True))
     for column, what in (
-        ("mtp", "multi-token prediction in a training step"),
         ("hybrid_pattern", "the widths of Mamba layers, which the columns do not give"),
-        ("pp_layout", "a layout of pipeline stages with unequal parts"),
-        ("first_stage_layers", "pipeline stages with unequal numbers of layers"),
         ("offload", "offloading"),
         ("fsdp", "Megatron's FSDP"),
         ("moe_layer_freq", "a pattern of layers with and without experts that is not at the start"),
@@ -240,6 +292,8 @@ def _refuse_unknown(row: Row) -> None:
         text = row.text(column)
         if text and not (column == "moe_layer_freq" and _dense_first(text)):
             raise RefusedError(f"column `{column}`: llmbench does not compute {what} ({text[:40]})")
+    if "defer-embedding-wgrad-compute" in row.text("overlap_other"):
+        raise RefusedError("column `overlap_other`: llmbench does not compute deferred gradients of the head")
     if row.flag("precision_aware_optimizer"):
         raise RefusedError("column `precision_aware_optimizer`: llmbench does not compute its states")
     row.choice("optimizer", {"": True, "adam": True})
@@ -247,6 +301,4 @@ def _refuse_unknown(row: Row) -> None:
 
 def _dense_first(pattern: str) -> bool:
     """Return whether a pattern such as `([0]*3+[1]*11)` says that the first layers are dense and all others not."""
-    import re
-
     return re.fullmatch(r"\(?\[0\]\*\d+\+\[1\]\*\d+\)?", pattern) is not None

@@ -10,9 +10,12 @@ from llmbench.errors import LayoutError, SpecError
 from llmbench.sizing.lower import lower
 from llmbench.sizing.params import count_parameters
 from llmbench.sizing.stage_plan import Part, chunk_parts
+from llmbench.sizing.stages import chunks_in_flight
 from llmbench.sizing.training import training_memory, training_run
 from llmbench.sizing.workload import Layout, Workload
 from llmbench.spec.catalog import load_bundled
+from llmbench.spec.ffn import MoE
+from llmbench.spec.model import Layer, ModelSpec
 
 MIXTRAL = load_bundled("mixtral-8x7b")
 DEEPSEEK = load_bundled("deepseek-v3")
@@ -150,3 +153,46 @@ def test_a_model_without_modules_for_multi_token_prediction_is_refused() -> None
 
 def test_parts_are_equal_by_value() -> None:
     assert chunk_parts(Layout(), 3) == [Part(layers=3, embedding=True, head=True)]
+
+
+def test_the_chunks_in_flight_are_those_of_the_schedule() -> None:
+    """Megatron's order of work, written out for a stage: which chunks are alive when a backward pass runs."""
+    for stage, pp, micro_batches, kinds in ((0, 2, 4, 2), (1, 2, 6, 3), (3, 4, 8, 3), (0, 4, 8, 2), (3, 4, 5, 3)):
+        layout = Layout(pp=pp, interleave=kinds)
+        group = pp if micro_batches % pp == 0 else micro_batches
+        units = [
+            chunk
+            for start in range(0, micro_batches, group)
+            for chunk in range(kinds)
+            for _ in range(min(group, micro_batches - start))
+        ]
+        warm_up = min(len(units), 2 * (pp - stage - 1) + (kinds - 1) * group)
+        work = [("F", chunk) for chunk in units[:warm_up]]
+        for index in range(len(units)):
+            work += [("F", units[warm_up + index])] if warm_up + index < len(units) else []
+            work.append(("B", kinds - 1 - units[index]))
+        saved, alive, most = [1000 + 7 * chunk for chunk in range(kinds)], [0] * kinds, [0] * kinds
+        for kind, chunk in work:
+            alive[chunk] += 1 if kind == "F" else -1
+            if kind == "B":
+                most[chunk] = max(most[chunk], sum(n * size for n, size in zip(alive, saved, strict=True)))
+        got = chunks_in_flight(stage, layout, micro_batches, saved)
+        assert [sum(n * size for n, size in zip(counts, saved, strict=True)) for counts in got] == most
+
+
+def test_megatrons_copies_of_activations() -> None:
+    """FlashAttention through Transformer Engine, and router weights before the last product of ungated experts."""
+    here = training_run(LLAMA, 512, precision="mixed-fp32-grads")
+    there = training_run(LLAMA, 512, precision="mixed-fp32-grads", batch_first=True)
+    more = there.saved(there.stages[0].chunks[0]) - here.saved(here.stages[0].chunks[0])
+    assert more == 32 * 512 * 4096 * 2
+    experts = MoE(num_experts=4, num_experts_per_tok=2, intermediate_size=64, activation="gelu", gated=False)
+    block = Layer(mixer=None, ffn=experts)
+    spec = ModelSpec(
+        name="x", pattern="1*moe", layers={"moe": block}, vocab_size=32, hidden_size=16, tie_word_embeddings=False
+    )
+    saved = [
+        sum(op.saved_bytes for op in lower(spec, Workload.train(512, weights_before_down=before)))
+        for before in (False, True)
+    ]
+    assert saved[1] - saved[0] == 512 * 2 * (64 * 2 + 4)  # the result of the activation, and an fp32 weight per row

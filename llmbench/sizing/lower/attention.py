@@ -135,7 +135,8 @@ def attention(b: Builder, mixer: Attention, *, name: str = "attention", cross: b
     if mixer.output_norm:
         b.norm(f"{name}.o_norm", "attention_norms", width, b.spec.norm, rows=b.tokens, shards=tp)
     # The input of o_proj is usually the output of attention, which flash attention has already saved.
-    own_input = mixer.output_gate is not None or mixer.output_norm or b.workload.attention != "flash"
+    w = b.workload
+    own_input = mixer.output_gate is not None or mixer.output_norm or w.attention != "flash" or w.batch_first
     b.linear(
         f"{name}.o_proj",
         "attention",

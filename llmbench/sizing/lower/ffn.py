@@ -103,6 +103,23 @@ def _activation(
     return not gated and activation in _FROM_RESULT
 
 
+def _weigh(b: Builder, moe: MoE, rows: int, elements: int, saves: bool) -> None:
+    """Add the product of the experts' inner activations with the router's weights.
+
+    Megatron fuses it with SwiGLU and with the squared ReLU. After any other activation, it is a step of its own, which
+    saves its input.
+
+    rows: number of (token, expert) pairs. elements: number of inner activations. saves: whether no earlier op has saved
+        them.
+    """
+    fused = b.fused and (moe.gated or moe.activation == "relu2")
+    saved = elements if saves and not fused else 0
+    if not fused:
+        b.elementwise(
+            "ffn.experts.weigh", "experts", reads=elements, writes=elements, saves=saved, saved_bytes=4 * rows
+        )
+
+
 def _mixture(b: Builder, moe: MoE, *, inputs_saved: bool) -> None:
     """Add the ops of the router, the experts, the shared experts, and a dense feed-forward that reads the same input.
 
@@ -260,7 +277,11 @@ def _experts(b: Builder, moe: MoE, experts: Dim, inputs: Dim, tokens: int, chose
         bias = 0 if not moe.bias else inputs.size if down else local_width
         before, after = (local_width, inputs.size) if down else (inputs.size, local_width)
         if down:
-            saves = not _activation(b, "ffn.experts", "experts", moe.activation, moe.gated, padded * local_width)
+            inner_width = padded * local_width
+            saves = not _activation(b, "ffn.experts", "experts", moe.activation, moe.gated, inner_width)
+            if b.workload.weights_before_down:
+                _weigh(b, moe, padded, inner_width, saves)
+                saves = True
         flops = 2 * padded * weights
         label = f"{experts.label} × " + product(inputs, width).label
         if moe.bias:
