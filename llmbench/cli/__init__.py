@@ -58,7 +58,12 @@ def main(arguments: list[str] | None = None) -> None:
     if shell is not None:
         from llmbench.cli.completion import complete
 
-        print("\n".join(complete(words, shell)))
+        try:
+            print("\n".join(complete(words, shell)), flush=True)
+        except OSError:
+            from llmbench.cli.messages import abandon
+
+            abandon(sys.stdout)
         return
     _fill_closed_streams()
     import io

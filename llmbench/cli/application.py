@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from importlib import import_module
 from typing import Annotated, Any, Literal
 
@@ -14,7 +12,7 @@ import typer
 from llmbench._version import __version__
 from llmbench.cli import COMMANDS
 from llmbench.cli.help import HelpfulCommand, HelpfulGroup
-from llmbench.cli.messages import say
+from llmbench.cli.messages import abandon, say
 from llmbench.errors import LLMBenchError
 
 BUG = 101
@@ -46,14 +44,14 @@ def run(arguments: list[str], *, imported: Callable[[], None] = lambda: None) ->
         sys.stdout.flush()
         return code
     except (SystemExit, BrokenPipeError):  # typer raises SystemExit if the pipe is broken
-        _leave_stdout()
+        abandon(sys.stdout)
         return 0  # a closed pipe is not an error: `llmbench … | head` closes it early
     except (KeyboardInterrupt, typer.Abort):
         return 130
     except Exception as problem:
         # An OSError without a file name means that writing to stdout failed.
         if isinstance(problem, OSError) and problem.filename is None and problem.strerror:
-            _leave_stdout()
+            abandon(sys.stdout)
             _report(f"cannot write the answer to stdout: {problem.strerror}")
             return 2
         import traceback
@@ -86,14 +84,6 @@ def _run(arguments: list[str], imported: Callable[[], None]) -> int:
         return 2
     except typer.Exit as stop:
         return stop.exit_code
-
-
-def _leave_stdout() -> None:
-    """Redirect stdout to the null device. Python flushes stdout when the process ends, which would fail again."""
-    with suppress(OSError, ValueError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
 
 
 def build(arguments: list[str]) -> Any:

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import suppress
+from typing import TextIO
 
 from llmbench.printable import printable
 
-__all__ = ["say"]
+__all__ = ["abandon", "say"]
 
 
 def say(text: str) -> None:
     """Write a line to stderr. If stderr cannot be written, the message is lost, and the command goes on."""
-    with suppress(OSError, ValueError):  # ValueError: stderr is closed
+    try:
         sys.stderr.write(printable(text, lines=True) + "\n")
+        sys.stderr.flush()
+    except (OSError, ValueError):  # ValueError: stderr is closed
+        abandon(sys.stderr)
+
+
+def abandon(stream: TextIO) -> None:
+    """Redirect a stream that cannot be written to the null device.
+
+    Python flushes stdout and stderr when the process ends. That would fail again and change the exit code to 120.
+    """
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)

@@ -31,6 +31,7 @@ from llmbench.spec.catalog import (
 from llmbench.spec.device import DeviceSpec, DType, Figure
 from llmbench.spec.files import read_spec, write_spec
 from llmbench.spec.model import ModelSpec
+from llmbench.spec.reading import read_text
 
 command = typer.Typer(no_args_is_help=True, help="List, show, import and check model specs.", rich_markup_mode=None)
 
@@ -362,13 +363,11 @@ def check(
 
 
 def _is_device(file: Path) -> bool:
-    import msgspec
-
     from llmbench.spec.device import DeviceSpec
 
     try:
-        msgspec.toml.decode(file.read_bytes(), type=DeviceSpec)
-    except (msgspec.DecodeError, OSError, ValueError, RecursionError):
+        msgspec.toml.decode(read_text(file), type=DeviceSpec)
+    except (LLMBenchError, msgspec.DecodeError, ValueError, RecursionError):
         return False
     return True
 

@@ -64,7 +64,10 @@ def test_only_regular_files_of_a_plausible_size_are_read(
     assert len(str(refused.value)) < 1000
 
 
-@pytest.mark.parametrize("arguments", [["params"], ["memory"], ["diff", "/dev/zero"], ["specs", "show"]], ids=" ".join)
+COMMANDS = [["params"], ["memory"], ["diff", "/dev/zero"], ["specs", "show"], ["specs", "check"]]
+
+
+@pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
 @pytest.mark.parametrize("path", ["/dev/zero", "/proc/kmsg", "/proc/self/mem", "/dev/stdin", "/proc/kcore"])
 def test_devices_are_refused_on_the_command_line(
     arguments: list[str], path: str, capsys: pytest.CaptureFixture[str]

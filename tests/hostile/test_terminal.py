@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -140,7 +141,18 @@ def test_closed_streams_are_no_bug(closed: str, code: int) -> None:
     assert done.stdout == "" or closed in ("2>&-", "<&-")
 
 
-def test_an_error_that_cannot_be_written_keeps_its_exit_code() -> None:
-    for closed in ("2>&-", "2>/dev/full"):
-        command = f"exec {sys.executable} -m llmbench params nothing-like-this {closed}"
-        assert subprocess.run(["bash", "-c", command], capture_output=True, check=False).returncode == 2
+def test_a_message_that_cannot_be_written_keeps_the_exit_code(tmp_path: Path) -> None:
+    imported, completed = "specs import .", "par >/dev/full"
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "hidden_act": "x"}')
+    for arguments, code in (
+        ("params x 2>&-", 2),
+        ("params x 2>/dev/full", 2),
+        (f"{imported} 2>/dev/full", 0),
+        (completed, 0),
+    ):
+        shell = f"exec {sys.executable} -m llmbench {arguments}"
+        variables = os.environ | ({"_LLMBENCH_COMPLETE": "bash"} if arguments == completed else {})
+        done = subprocess.run(
+            ["bash", "-c", shell], capture_output=True, text=True, check=False, cwd=tmp_path, env=variables
+        )
+        assert (done.returncode, done.stderr) == (code, ""), arguments
