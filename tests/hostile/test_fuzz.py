@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 import llmbench
+from llmbench.bench.results.words import FIELDS
 from llmbench.cli import run
 from llmbench.errors import LLMBenchError, SpecError
 from llmbench.measure.results import read
@@ -96,3 +97,12 @@ def test_a_layer_without_parts_has_a_size() -> None:
 
 def test_a_message_of_control_characters_is_cut_after_the_escapes() -> None:
     assert len(str(LLMBenchError("\x1b" * 10_000))) <= 4001
+
+
+def test_a_text_in_place_of_a_number_of_a_case(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "x.jsonl"
+    case = dict.fromkeys(FIELDS, "s")
+    lines = (header(), msgspec.structs.replace(row(), case=case))
+    path.write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
+    assert run(["diff", str(path), str(path), "--all"]) == 0
+    assert "tokens s" in capsys.readouterr().out

@@ -59,4 +59,11 @@ def in_words(case: Mapping[str, Scalar], names: Iterable[str] | None = None) -> 
     """Return the fields of a case in words. `names`: the fields to show; None means all fields. Example: ["next token",
     "batch 4"]."""
     chosen = case if names is None else names
-    return [FIELDS.get(name, f"{name} {{}}".format)(case[name]) for name in chosen]
+    return [_in_words(name, case[name]) for name in chosen]
+
+
+def _in_words(name: str, value: Scalar) -> str:
+    try:
+        return FIELDS[name](value)
+    except (KeyError, TypeError, ValueError):  # no words for the field, or a damaged file has a text as a number
+        return f"{name} {value}"
