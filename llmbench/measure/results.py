@@ -50,7 +50,7 @@ HOST = ("cpu", "cpu_count", "threads")
 ENDED_SESSION = "ended_session"
 """The key in `Row.extra` that marks the row that ended a session, because the candidate lost the GPU or other ranks."""
 
-MOST_BYTES = 2**32
+MOST_BYTES = 2**29
 """The largest size of a result file, in bytes."""
 
 _HUGE_INTEGER = re.compile(rb"(?<=[:,\[\s-])\d{31}")

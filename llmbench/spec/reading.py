@@ -15,8 +15,8 @@ from llmbench.errors import SpecError
 
 __all__ = ["MOST_BYTES", "open_regular", "read_bytes", "read_text"]
 
-MOST_BYTES = 64 * 1024**2
-"""The largest size of a spec, a config or an index, in bytes. The largest real ones have less than 5% of it."""
+MOST_BYTES = 32 * 1024**2
+"""The largest size of a spec, a config or an index, in bytes. The largest real ones have less than 10% of it."""
 
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -50,12 +50,13 @@ def read_bytes(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
     """Return the content of a regular file. Raises SpecError if it cannot be read or has more than `most_bytes`."""
     content = bytearray()  # grows with the file: the size that the file system states is 0 for files in /proc
     with open(open_regular(path), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
         try:
-            while len(content) <= most_bytes and (part := file.read(2**20)):
+            while max(size, len(content)) <= most_bytes and (part := file.read(2**20)):
                 content += part
         except OSError as problem:
             raise SpecError(f"cannot read {path}: {_reason(problem)}") from None
-    if len(content) > most_bytes:
+    if max(size, len(content)) > most_bytes:
         raise SpecError(f"cannot read {path}: it has more than {most_bytes:,} bytes")
     return bytes(content)
 

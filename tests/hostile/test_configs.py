@@ -23,7 +23,7 @@ from llmbench.spec.huggingface.facts import facts
 from llmbench.spec.model import ModelSpec
 
 from ..oracles.huggingface_export import to_config
-from .inputs import JUNK, QUICK_S, anything, common, sized, survives
+from .inputs import JUNK, QUICK_S, anything, common, quickly, sized, survives
 
 
 def plain(values: Any) -> Any:
@@ -152,3 +152,14 @@ def test_infinity_and_nan_are_json_here(tmp_path: Path) -> None:
     file = tmp_path / "config.json"
     file.write_text(json.dumps(config))
     assert count_parameters(load_config(file)).total == 6_738_415_616
+
+
+def test_a_config_of_many_or_long_unknown_keys_has_few_short_reasons(tmp_path: Path) -> None:
+    config = {"model_type": "llama", "x" * 100_000: 1, "hidden_act": "y" * 100_000}
+    config |= {f"unknown{index}": 1 for index in range(100_000)}
+    with quickly():
+        spec = from_config(config, name="x")
+    texts = [*spec.approximate, *spec.undescribed, *spec.notes]
+    assert spec.approximate[-1] == "there are more, which are not listed"
+    assert len(texts) < 300
+    assert max(map(len, texts)) < 1000

@@ -25,6 +25,11 @@ _SEVERAL_TYPES = frozenset({"gating", "sliding_window_pattern"})
 
 _REQUIRED: Any = object()
 
+MOST_TEXTS = 200
+"""The largest number of reasons and of notes of one config. A stranger's config can have a million unknown keys."""
+MOST_CHARACTERS = 500
+"""The largest length of a reason or a note. A key of a stranger's config can have any length."""
+
 
 class Config:
     """A Hugging Face config, or a nested object of a config.
@@ -244,22 +249,19 @@ class Config:
 
     def doubt(self, reason: str) -> None:
         """Mark the spec as approximate. Every output shows the reason."""
-        if reason not in self.approximate:
-            self.approximate.append(reason)
+        _add(self.approximate, reason)
 
     def unbuildable(self, reason: str) -> None:
         """Mark the PyTorch model as one that llmbench cannot build, and add a note with the reason.
 
         All shapes are exact, but the spec does not describe the whole computation.
         """
-        if reason not in self.undescribed:
-            self.undescribed.append(reason)
+        _add(self.undescribed, reason)
         self.note(f"figures only, the PyTorch model cannot be built: {reason}")
 
     def note(self, text: str) -> None:
         """Add a note that is shown below the figures."""
-        if text not in self.notes:
-            self.notes.append(text)
+        _add(self.notes, text)
 
     def doubt_unread(self) -> None:
         """Mark the spec as approximate for each key that was not read and might change a figure.
@@ -311,6 +313,15 @@ class Config:
 
 def _same(left: Any, right: Any) -> bool:
     return bool(left == right) and isinstance(left, bool) == isinstance(right, bool)
+
+
+def _add(texts: list[str], text: str) -> None:
+    """Append a text that is not in the list yet. If the list is full, its last text says so."""
+    if len(texts) > MOST_TEXTS:
+        return
+    text = text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}…"
+    if text not in texts:
+        texts.append(text if len(texts) < MOST_TEXTS else "there are more, which are not listed")
 
 
 def _shown(value: Any) -> str:
