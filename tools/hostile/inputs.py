@@ -1,0 +1,275 @@
+"""Tries with hostile files, options and arguments. The commands run inside this process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fuzz_readers import as_json, as_toml, broken, mutated
+from hostile.answers import EVIL, FORMATS, ROOT, WORDS, Answer, Attempt, Problems, inside, named
+
+
+def sizing(rng: random.Random) -> list[str]:
+    """Return a command that sizes the model which is appended, with random options."""
+    command = rng.choice(["params", "flops", "kvcache", "memory", "compare"])
+    more = {
+        "params": [[], ["--by", "op"], ["--by", "layer"], ["--explain"]],
+        "flops": [[], ["--phase", "train"], ["--phase", "decode"], ["--by", "op"], ["--explain"], ["--seq", "1..64k"]],
+        "kvcache": [[], ["--explain"], ["--batch", "1..8"], ["--kv-dtype", "fp8"]],
+        "memory": [[], ["--explain"], ["--timeline"], ["--phase", "inference"], ["--layout", "tp=2,pp=2,dp=2,zero=3"]],
+        "compare": [[], ["gpt2"]],
+    }
+    return [command, "--notes", "--format", rng.choice(FORMATS), *rng.choice(more[command])]
+
+
+def near(value: Any, rng: random.Random) -> Any:
+    """Return plain data with one value replaced by a similar value, which a reader often accepts."""
+    if isinstance(value, dict) and value:
+        key = rng.choice(list(value))
+        return {**value, key: near(value[key], rng)}
+    if isinstance(value, list) and value:
+        at = rng.randrange(len(value))
+        return [*value[:at], near(value[at], rng), *value[at + rng.randrange(2) :]]
+    if isinstance(value, (bool, dict, list)) or value is None:
+        return rng.choice([True, False, None, 1, 8])
+    if isinstance(value, (int, float)):
+        return rng.choice([value + 1, value - 1, 2 * value, value // 2, 1, 2, 64, 10**6, float(value), -value])
+    return rng.choice([value + "x", value.upper(), "", "silu", "full_attention", "sliding_attention", "yarn"])
+
+
+def damaged(tree: Any, rng: random.Random) -> Any:
+    """Return plain data with similar values, or with hostile ones."""
+    if rng.random() < 0.4:
+        return mutated(tree, rng)
+    for _ in range(rng.randint(1, 3)):
+        tree = near(tree, rng)
+    return tree
+
+
+def configs() -> Attempt:
+    """Damaged configs of every class of transformers, for every sizing command."""
+    from llmbench.spec.huggingface.facts import facts
+
+    valid = [{"model_type": name, **record["defaults"]} for name, record in facts().items()]
+
+    def attempt(rng: random.Random, folder: Path) -> Problems:
+        config = damaged(rng.choice(valid), rng)
+        if isinstance(config, dict) and rng.random() < 0.2:
+            config[rng.choice(WORDS)] = rng.choice(WORDS)
+        text = broken(as_json(config), rng)
+        if rng.random() < 0.1:  # a key twice
+            text = text[:-1] + b',"hidden_size":64,"hidden_size":128}'
+        (folder / "config.json").write_bytes(text)
+        model = str(folder / rng.choice(["", "config.json"]))
+        command = ["specs", "import", model] if rng.random() < 0.15 else [*sizing(rng), model]
+        return named(command, inside(command))
+
+    return attempt
+
+
+def specs() -> Attempt:
+    """Damaged specs, for every sizing command and `specs check`."""
+    from llmbench.spec.catalog import bundled_models, model_text
+
+    trees = [tomllib.loads(model_text(name)) for name in bundled_models()]
+
+    def attempt(rng: random.Random, folder: Path) -> Problems:
+        tree = damaged(rng.choice(trees), rng)
+        if isinstance(tree, dict):
+            lines = []
+            for key, value in tree.items():
+                with contextlib.suppress(ValueError, TypeError, RecursionError):  # a value that TOML cannot have
+                    lines.append(f"{json.dumps(str(key))} = {as_toml(value)}")
+            text = "\n".join(lines).encode("utf-8", "surrogatepass")
+        else:
+            text = as_json(tree)
+        file = folder / rng.choice(["x.toml", "-.toml", "a\nb.toml", "~.toml", "\x1b[2J.toml", "x" * 250 + ".toml"])
+        file.write_bytes(broken(text, rng))
+        check = ["specs", rng.choice(["check", "show"])]
+        command = [*(check if rng.random() < 0.3 else sizing(rng)), str(file)]
+        return named(command, inside(command))
+
+    return attempt
+
+
+def assignments() -> Attempt:
+    """Values of --set, for every field of the bundled models, and hostile texts."""
+    from llmbench.spec.catalog import bundled_models, load_bundled
+    from llmbench.spec.schema import plain
+
+    names = bundled_models()
+
+    def attempt(rng: random.Random, folder: Path) -> Problems:
+        name = rng.choice(names)
+        command = [*sizing(rng), name]
+        for _ in range(rng.randint(1, 3)):
+            node, path = plain(load_bundled(name)), []
+            while isinstance(node, (dict, list)) and node and (not path or rng.random() < 0.9):
+                key = rng.choice(list(node)) if isinstance(node, dict) else rng.randrange(len(node))
+                node = node[key]
+                path.append(rng.choice([str(key)] * 9 + ["*", "kind", rng.choice(WORDS)]))
+            value = rng.choice(WORDS)
+            if rng.random() < 0.8:
+                with contextlib.suppress(RecursionError):
+                    value = as_toml(damaged(node, rng))[:100_000]
+            assignment = f"{'.'.join(path[rng.randrange(len(path)) :])}={value}".replace("\0", "")
+            command += ["--set", assignment.encode("utf-8", "surrogatepass").decode("utf-8", "surrogateescape")]
+        return named(command, inside(command))
+
+    return attempt
+
+
+SLOW = ("bench", "profile", "model", "kernels", "env")
+"""Commands that may measure. Their options are tried with a first argument that no command accepts."""
+
+
+def arguments() -> Attempt:
+    """Hostile words in place of every argument and every value of an option, for every command."""
+    tree = json.loads((ROOT / "llmbench" / "cli" / "completion.json").read_text())
+
+    def attempt(rng: random.Random, folder: Path) -> Problems:
+        os.mkfifo(folder / "pipe")
+        (folder / "loop").symlink_to("loop")
+        (folder / "folder").mkdir()
+        name = rng.choice(list(tree["commands"]))
+        node, command = tree["commands"][name], [name]
+        if node["commands"]:
+            inner = rng.choice(list(node["commands"]))
+            node = node["commands"][inner]
+            command.append(inner)
+        slow = name in SLOW
+        if slow:
+            command.append(rng.choice([word for word in WORDS if word not in ("gpt2", "llama2-7b", "-h", "--")]) + "?")
+        else:
+            command += rng.choices(WORDS, k=rng.choice([0, 1, 1, 1, 2]))
+        options = [option for option in node["options"] if option not in ("--help", "-h")]
+        for option in rng.sample(options, k=min(len(options), rng.randint(0, 3))):
+            values = node["options"][option]["values"]
+            command.append(option)
+            if values == []:
+                continue
+            writes = option in ("--output", "-o", "--plot", "--trace", "--resume")
+            known = ["new.svg", "new.md", "folder/x"] if writes else [v for v in values or [] if v[0] != "<"]
+            harmless = [word for word in WORDS if not writes or word not in ("/dev/tty", "pipe", "/proc/self/mem")]
+            command.append(rng.choice(known) if known and rng.random() < 0.3 else rng.choice(harmless))
+        return named(command, within(folder, lambda: inside(command)))
+
+    return attempt
+
+
+def within(folder: Path, body: Callable[[], Answer]) -> Answer:
+    """Return the result of `body`, with `folder` as the current folder."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        return body()
+    finally:
+        os.chdir(before)
+
+
+def checkpoints() -> Attempt:
+    """Damaged safetensors files, indexes and configs of a small model, which the command `model` builds and runs."""
+    config = {
+        "model_type": "llama",
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "vocab_size": 32,
+        "torch_dtype": "float32",
+    }
+    block = "model.layers.0."
+    shapes = {
+        "model.embed_tokens.weight": [32, 16],
+        f"{block}self_attn.q_proj.weight": [16, 16],
+        f"{block}self_attn.k_proj.weight": [8, 16],
+        f"{block}self_attn.v_proj.weight": [8, 16],
+        f"{block}self_attn.o_proj.weight": [16, 16],
+        f"{block}mlp.gate_proj.weight": [24, 16],
+        f"{block}mlp.up_proj.weight": [24, 16],
+        f"{block}mlp.down_proj.weight": [16, 24],
+        f"{block}input_layernorm.weight": [16],
+        f"{block}post_attention_layernorm.weight": [16],
+        "model.norm.weight": [16],
+        "lm_head.weight": [32, 16],
+    }
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in shapes.items():
+        size = 4 * shape[0] * (shape[1] if len(shape) > 1 else 1)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    index = {"metadata": {"total_size": end}, "weight_map": dict.fromkeys(shapes, "model.safetensors")}
+
+    def attempt(rng: random.Random, folder: Path) -> Problems:
+        part = rng.randrange(5)
+        text = broken(as_json(damaged(header, rng)), rng) if part < 3 else as_json(header)
+        if rng.random() < 0.05:
+            text = as_json({**header, "__metadata__": {EVIL: "x" * 30_000_000}})
+        size = rng.choice([len(text)] * 9 + [0, 2**63, 2**64 - 1, len(text) + 1])
+        data = rng.choice([rng.randbytes(end), b"\0\0\0\x3f" * (end // 4)])[: rng.choice([end] * 9 + [end - 1, 0])]
+        (folder / "model.safetensors").write_bytes(size.to_bytes(8, "little") + text + data)
+        (folder / "config.json").write_bytes(as_json(damaged(config, rng) if part == 3 else config))
+        if part == 4 or rng.random() < 0.3:
+            listed = broken(as_json(damaged(index, rng)), rng) if part == 4 else as_json(index)
+            (folder / "model.safetensors.index.json").write_bytes(listed)
+        command = ["model", str(folder), "--device", "cpu", "--dtype", "fp32", "--seq", "2", "--format", "json"]
+        return named(command, inside(command))
+
+    return attempt
+
+
+def files() -> Attempt:
+    """Devices, pipes, folders, links and files of /proc in place of every file that a command reads."""
+    targets = ["/dev/zero", "/dev/full", "/dev/random", "/dev/tty", "/dev/null", "/dev/stdin", "/dev/fd/0"]
+    targets += ["/proc/self/mem", "/proc/self/maps", "/proc/kmsg", "/proc/self/fd", "/proc/1/environ", "/proc/kcore"]
+    targets += ["/sys/kernel/debug", "/etc/shadow", "/", "/nonexistent", "loop", "pipe", "socket", "hole"]
+
+    def attempt(rng: random.Random, folder: Path) -> Problems:
+        import socket
+
+        os.mkfifo(folder / "pipe")
+        with open(folder / "hole", "wb") as file:
+            file.truncate(rng.choice([0, 1, 2**26, 2**33]))
+        listener = socket.socket(socket.AF_UNIX)
+        os.chdir(folder)  # the path of a socket is short
+        listener.bind("socket")
+        os.chdir(ROOT)
+        where = folder / "m"
+        where.mkdir()
+        names = ["config.json", "x.toml", "x.json", "x.jsonl", "model.safetensors", "model.safetensors.index.json"]
+        for name in names:
+            target = rng.choice(targets)
+            if rng.random() < 0.8:
+                (where / name).symlink_to(target if target.startswith("/") else folder / target)
+        if rng.random() < 0.5:
+            (where / "config.json").unlink(missing_ok=True)
+            (where / "config.json").write_text('{"model_type": "llama"}')
+        path = str(rng.choice([where, *(where / name for name in names)]))
+        command = rng.choice(
+            [
+                [*sizing(rng), path],
+                ["specs", "check", path],
+                ["specs", "show", path],
+                ["specs", "import", path],
+                ["diff", path, path],
+                ["model", path, "--device", "meta"],
+                ["model", path, "--device", "cpu", "--layers", "1"],
+                ["bench", "norms", "--device", "cpu", "--resume", path],
+                ["bench", "norms", "--device", "cpu", "--model", path, "--batch", "1"],
+                ["profile", "norm", "--device", "cpu", "--model", str(where / "x.toml"), "--trace", str(folder)],
+                ["memory", "gpt2", "--device", path],
+            ]
+        )
+        answer = inside(command)
+        listener.close()
+        return named(command, answer)
+
+    return attempt
