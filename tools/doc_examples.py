@@ -120,8 +120,20 @@ def actual(page: str, record: bool = False) -> str:
 
 def agrees(shown: str, printed: str) -> bool:
     """Return whether the output on the page equals the printed output. A `…` line matches any number of lines."""
-    parts = [re.escape(part) for part in re.split(rf"^{ANYTHING}\n", shown.rstrip() + "\n", flags=re.MULTILINE)]
-    return re.fullmatch(r"(?:.*\n)*?".join(parts), printed.rstrip() + "\n") is not None
+    first, *others = re.split(rf"^{ANYTHING}\n", shown.rstrip() + "\n", flags=re.MULTILINE)
+    text = printed.rstrip() + "\n"
+    if not others:
+        return text == first
+    if not text.startswith(first):
+        return False
+    end = len(first)  # the end of what is already matched; each part is matched as early as possible
+    for part in others[:-1]:
+        at = text.find(f"\n{part}", end - 1)
+        if at < 0:
+            return False
+        end = at + 1 + len(part)
+    start = len(text) - len(others[-1])
+    return start >= end and text.endswith(others[-1]) and (start == 0 or text[start - 1] == "\n")
 
 
 def main() -> int:
