@@ -111,7 +111,12 @@ class WeightRecipe:
         self._fp32 = own.fp32 if self._format is None or plain is None else ()
         self._by_role: dict[Role, Storage | None] = {}
         self._overrides = [(o.modules, chosen(o.format).storage() if o.format else None) for o in own.overrides]
-        self.by_module = self.published and bool(own.keeps or own.overrides)
+        self._gguf = None
+        if self._format is not None and self._format.format.gguf is not None:
+            from llmbench.sizing.gguf import GgufChoices  # loads the tables of all families
+
+            self._gguf = GgufChoices(spec, self._format.format.gguf, self._format)
+        self.by_module = self._gguf is not None or (self.published and bool(own.keeps or own.overrides))
 
     @cached_property
     def title(self) -> str:
@@ -138,6 +143,8 @@ class WeightRecipe:
 
     def storage(self, op: Op, layer: int | None) -> Storage | None:
         """Return how the matrices of an op are stored in one layer. None: they are not quantised."""
+        if self._gguf is not None:
+            return None if op.matrix is None else self._gguf.storage(op, layer)
         found = self._stored(op, layer) if self.by_module else self._usual(op)
         if found is None or op.matrix is None or (found.divides and _sides(op)[0] % found.divides):
             return None

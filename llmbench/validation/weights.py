@@ -14,6 +14,7 @@ from llmbench.spec.huggingface.quantization import stored_weights as config_weig
 from llmbench.spec.mixer import AttentionKind, RecurrentKind, branches
 from llmbench.spec.model import ModelSpec
 from llmbench.spec.position import Rope
+from llmbench.spec.weights.formats import chosen
 from llmbench.spec.weights.stored import Weights
 from llmbench.validation.comparison import Answer, Figure
 from llmbench.validation.models import bundled_model
@@ -37,6 +38,7 @@ _PATTERNS: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
     (r"bnb nf4 double.*", lambda found: "nf4,double=1"),
     (r"bnb nf4.*", lambda found: "nf4"),
     (r"bnb int8.*", lambda found: "bnb-int8"),
+    (r"GGUF (\w+)(?: \(imatrix\))?", lambda found: f"gguf-{found[1]}"),
     (r"mxfp8", lambda found: "mxfp8"),
     (r"bf16|fp16|fp32", lambda found: found[0]),
 )
@@ -126,6 +128,9 @@ def _weights(row: Row, spec: ModelSpec) -> Weights:
         return config_weights({"quantization_config": config}, spec.family or "")
     scheme, exceptions = row.text("scheme"), row.text("unquantised")
     format = format_of(scheme, exceptions, autogptq_2023=row.text("model").startswith("TheBloke/"))
+    if format.startswith("gguf"):
+        imatrix = "(imatrix)" in f"{row.text('model')} {scheme}" and "imatrix" in chosen(format).parameters
+        format += (",imatrix=1" if imatrix else "") + (",router_f16=1" if "router F16" in exceptions else "")
     if format.partition(",")[0] == spec.weights.format.partition(",")[0]:
         return spec.weights
     if "from AWQ" in scheme:  # AutoAWQ leaves both out, and MLX would quantise them

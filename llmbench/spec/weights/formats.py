@@ -16,6 +16,7 @@ import msgspec
 from llmbench.errors import SpecError, UnknownNameError, suggestion
 from llmbench.spec.base import Name, Part
 from llmbench.spec.reading import read_text
+from llmbench.spec.weights.gguf import Gguf
 
 FORMATS = Path(__file__).parents[2] / "specs" / "formats"
 """The folder that contains the bundled formats."""
@@ -97,6 +98,7 @@ class WeightFormat(Part, frozen=True):
     - divides: the parameter that must divide the inputs of a matrix. Other matrices are not quantised.
     - without_next_token_prediction: whether files of this format leave out the multi-token-prediction modules.
     - tensors: the tensors that replace a matrix.
+    - gguf: the block types of a GGUF recipe, instead of `roles` and `tensors`.
     """
 
     title: str
@@ -110,6 +112,7 @@ class WeightFormat(Part, frozen=True):
     divides: Name | None = None
     without_next_token_prediction: bool = False
     tensors: tuple[TensorRule, ...] = ()
+    gguf: Gguf | None = None
 
 
 class StoredTensor(NamedTuple):
@@ -246,8 +249,9 @@ def chosen(text: str) -> Chosen:
 def _named(text: str) -> str:
     wanted = text.lower().replace("_", "-")
     names = format_names()
-    if wanted in names:
-        return wanted
+    for name in (wanted, f"gguf-{wanted}"):
+        if name in names:
+            return name
     for name in names:
         if wanted in load_format(name).aliases:
             return name
