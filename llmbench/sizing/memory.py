@@ -43,6 +43,7 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
         allocator cannot reuse their block for the larger fp32 tensors of the loss.
     steady_bytes: bytes that stay allocated between two steps: weights, optimizer states, library workspaces, and
         gradients if they are never freed.
+    host_bytes: bytes of each part that the memory of the host stores.
     approximate: reasons why these figures are not exact, in addition to the spec's own reasons.
     moment: name of the op that runs at the peak.
     stage: number of the pipeline stage with the highest peak, from 0. stage_peaks: peak bytes of every stage.
@@ -62,6 +63,7 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     parameters: int
     reserved_bytes: int
     steady_bytes: int
+    host_bytes: dict[str, int]
     approximate: tuple[str, ...] = ()
 
     @property
@@ -171,6 +173,7 @@ class ServingRun(msgspec.Struct, frozen=True, kw_only=True):
             parameters=sum(op.parameters for op in ops),
             reserved_bytes=sum(parts.values()),
             steady_bytes=weights + parts["kv_cache"] + WORKSPACE_BYTES,
+            host_bytes={},
         )
 
     @property

@@ -30,7 +30,7 @@ def training_formulas(run: TrainingRun, memory: Memory) -> list[Formula]:
         *parameter_formulas(stage, run.layout),
         Formula(term="weights", text=_weights(run, stage), value=parts["weights"]),
         Formula(term="gradients", text=_gradients(run, stage, chunk, moment), value=parts["gradients"]),
-        Formula(term="optimizer and master weights", text=_states(run, stage), value=parts["optimizer"]),
+        Formula(term="optimizer and master weights", text=_states(run, stage, moment), value=parts["optimizer"]),
         *_saved_by_layers(run, stage),
         Formula(term="activations", text=_activations(run, stage, place, moment), value=parts["activations"]),
     ]
@@ -176,8 +176,10 @@ def _parameters(op: Op, dtype: DType) -> list[Tensors]:
 
 def _weights(run: TrainingRun, stage: Stage) -> str:
     fsdp = run.layout.zero == 3
-    dtype = run.recipe.weights
-    stored = "" if fsdp and run.recipe.master else _stored(run, stage, 3, lambda op: _parameters(op, dtype))
+    dtype = run.formats.weights
+    stored = "" if fsdp and run.formats.master else _stored(run, stage, 3, run.weight_tensors)
+    if run.offloads("weights"):
+        stored = ""
     if not fsdp:
         return stored
     sizes = sorted(
@@ -194,8 +196,16 @@ def _weights(run: TrainingRun, stage: Stage) -> str:
     return plus(stored, *terms, counted(outside, "gathered bytes outside the layers") if outside else "")
 
 
-def _states(run: TrainingRun, stage: Stage) -> str:
-    return _stored(run, stage, 1, lambda op: state_tensors(op, run.optimizer, run.recipe))
+def _states(run: TrainingRun, stage: Stage, moment: Moment) -> str:
+    """Return the formula of the optimizer states and the master copy, and of the temporaries of the optimizer step."""
+    update = counted(moment.update, "temporary bytes of the step") if moment.update else ""
+    if run.offloads("weights") or run.offloads("states"):
+        return plus(update)
+    return plus(_all_states(run, stage), update)
+
+
+def _all_states(run: TrainingRun, stage: Stage) -> str:
+    return _stored(run, stage, 1, lambda op: state_tensors(op, run.optimizer, run.formats, run.recipe))
 
 
 def _gradients(run: TrainingRun, stage: Stage, chunk: Chunk, moment: Moment) -> str:
@@ -203,9 +213,11 @@ def _gradients(run: TrainingRun, stage: Stage, chunk: Chunk, moment: Moment) -> 
     split_from = 4 if run.gathers_stage else 2
     whole = _stored(run, stage, split_from, lambda op: _parameters(op, run.gradient_dtype))
     placeholders = run.placeholders(stage.ops)
+    if run.offloads("weights"):
+        whole = ""
     terms = [whole if run.persistent else "", counted(placeholders, "bytes of placeholders") if placeholders else ""]
     if moment.place == "optimizer":
-        return plus(*terms, "" if run.persistent else whole)
+        return plus(*terms, "" if run.persistent or run.recipe.step == "backward" else whole)
     finished = 0
     done: list[tuple[Op, ...]] = []
     if moment.place != "after":
@@ -270,6 +282,7 @@ def _activations(run: TrainingRun, stage: Stage, place: int, moment: Moment) -> 
     saved = 0
     if moment.place != "before":
         below = chunk.layers if moment.place == "after" else chunk.layers[: moment.layer]
+        below = below[-1:] if run.offloads("activations") else below
         for layer, count in _counted(below):
             size = run.checkpoint(layer)
             saved += count * size
@@ -291,6 +304,8 @@ def _is_loss(chunk: Chunk, moment: Moment) -> bool:
 
 def _others(run: TrainingRun, stage: Stage, place: int) -> str:
     """Return the formula of the activations of the other micro-batches, or chunks, in flight."""
+    if run.offloads("activations"):
+        return ""
     saved = [run.saved(chunk) for chunk in stage.chunks]
     noun = "other micro-batches" if len(saved) == 1 else "other chunks"
     terms = zip(run.in_flight(stage, saved)[place], saved, strict=True)

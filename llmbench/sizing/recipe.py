@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, assert_never
+from typing import Literal, NamedTuple, assert_never, get_args
 
 import msgspec
 
 from llmbench.errors import SpecError
 from llmbench.sizing.dtypes import DType, bits_of, bytes_of
+from llmbench.sizing.items import Reader, choice, decimal, flag, read_items, several
 from llmbench.sizing.op import Op
 
-Optimizer = Literal["adamw", "adamw-8bit", "sgd", "sgd-momentum", "adafactor", "muon"]
+Optimizer = Literal["adamw", "adamw-8bit", "lion", "sgd", "sgd-momentum", "adafactor", "muon"]
 PrecisionName = Literal["mixed", "mixed-fp32-grads", "bf16", "fp32", "fp16", "fp8", "int8", "int4"]
 
 
@@ -95,6 +96,80 @@ def product_dtype(precision: PrecisionName) -> DType:
             assert_never(precision)
 
 
+UpdateStep = Literal["fused", "foreach", "loop", "backward"]
+Offload = Literal["states", "weights", "activations"]
+_FORMATS = ("fp32", "bf16", "fp16", "fp8")
+
+
+class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The settings of a training step beyond its precision, optimizer and layout. Each default changes nothing.
+
+    step: how the optimizer updates the weights. fused: one kernel without temporaries. foreach: all tensors at once,
+        with one temporary per parameter (torch's default for AdamW on a GPU). loop: one tensor after another. backward:
+        each weight as soon as its gradient is computed, so that gradients of other weights do not exist.
+    states: formats of the optimizer states, one for all, or two for the first and the second moment (`fp8+fp16`). None:
+        as the precision says (Megatron's --exp-avg-dtype and --exp-avg-sq-dtype).
+    master: format of the master copy. `remainder` stores the 16 bits that bf16 weights lack (Transformer Engine's
+        FusedAdam). None: as the precision says.
+    offload: what the memory of the host stores. states: the optimizer states and the master copy. weights: the shards
+        of weights, gradients and states (FSDP's CPU offload). activations: the activations that layers save.
+    fp8: what Transformer Engine stores for matrix products in fp8. none: nothing. cached: an fp8 copy of each matrix
+        and of its transpose, besides the weights, and inputs in fp8. primary: these copies instead of the weights
+        (Megatron's --fp8-param-gather), and inputs in fp8.
+    imbalance: number of (token, expert) pairs on the fullest GPU, divided by the mean over its expert-parallel group.
+    mtp: whether modules for multi-token prediction are trained too.
+    fused_gradients: whether matrix products add their weight gradients to fp32 buffers in place (Megatron's
+        gradient-accumulation fusion). None: yes with fused kernels. It has no effect without fp32 gradients.
+    batch_first, weights_before_down: see Workload.
+    """
+
+    step: UpdateStep = "fused"
+    states: tuple[DType, ...] = ()
+    master: Literal["fp32", "bf16", "fp16", "remainder"] | None = None
+    offload: tuple[Offload, ...] = ()
+    fp8: Literal["none", "cached", "primary"] = "none"
+    imbalance: float = 1.0
+    mtp: bool = False
+    fused_gradients: bool | None = None
+    batch_first: bool = False
+    weights_before_down: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.imbalance <= 1000:
+            raise SpecError(f"recipe imbalance: must be from 1 to 1000, not {self.imbalance:g}")
+        if len(self.states) > 2:
+            raise SpecError("recipe states: has at most two formats, one for each moment", hint="like states=fp8+fp16")
+
+    @classmethod
+    def parse(cls, text: str) -> Recipe:
+        """Parse a text such as `step=foreach,states=bf16,offload=states+activations`.
+
+        Raises SpecError if an item is unknown or has a wrong value. The message names the item.
+        """
+        readers: dict[str, Reader] = {
+            "step": choice(*get_args(UpdateStep)),
+            "states": several(*_FORMATS),
+            "master": choice("fp32", "bf16", "fp16", "remainder"),
+            "offload": several(*get_args(Offload)),
+            "fp8": choice("none", "cached", "primary"),
+            "imbalance": decimal,
+            **dict.fromkeys(("mtp", "fused_gradients", "batch_first", "weights_before_down"), flag),
+        }
+        return cls(**read_items(text, "recipe", readers, error=SpecError, example="step=foreach,offload=states"))
+
+    def __str__(self) -> str:
+        parts = []
+        for name, default in zip(self.__struct_fields__, self.__struct_defaults__, strict=True):
+            value = getattr(self, name)
+            if value != default:
+                shown = "+".join(value) if isinstance(value, tuple) else f"{value:g}" if type(value) is float else value
+                parts.append(name if value is True else f"{name}={'0' if value is False else shown}")
+        return ",".join(parts)
+
+
+PLAIN_RECIPE = Recipe()
+
+
 class Tensors(NamedTuple):
     """Tensors of one kind that an op stores, such as the moments of an optimizer.
 
@@ -111,35 +186,39 @@ class Tensors(NamedTuple):
         return (self.elements * self.bits + 7) // 8
 
 
-def state_bytes(op: Op, optimizer: Optimizer, precision: Precision) -> int:
-    """Return the bytes of optimizer states and fp32 master copy for one instance of an op."""
-    return sum(tensors.bytes for tensors in state_tensors(op, optimizer, precision))
+def state_bytes(op: Op, optimizer: Optimizer, precision: Precision, recipe: Recipe = PLAIN_RECIPE) -> int:
+    """Return the bytes of optimizer states and master copy for one instance of an op."""
+    return sum(tensors.bytes for tensors in state_tensors(op, optimizer, precision, recipe))
 
 
-def state_tensors(op: Op, optimizer: Optimizer, precision: Precision) -> list[Tensors]:
-    """Return the optimizer states and the fp32 master copy of one instance of an op.
+def state_tensors(op: Op, optimizer: Optimizer, precision: Precision, recipe: Recipe = PLAIN_RECIPE) -> list[Tensors]:
+    """Return the optimizer states and the master copy of one instance of an op.
 
     - adamw: two moments per parameter.
     - adamw-8bit: two moments of one byte per parameter, and an fp32 scale per 256 elements of each moment (arXiv
       2110.02861).
+    - lion: one moment per parameter (arXiv 2302.06675).
     - sgd: no states.
     - sgd-momentum: one momentum per parameter.
     - adafactor: row sums and column sums for a matrix, one moment per element for a vector, no momentum (arXiv
       1804.04235).
     - muon: one momentum for matrices inside layers. All other parameters have AdamW's two moments.
     """
-    n, bits = op.parameters, bits_of(precision.states)
+    n, bits = op.parameters, bits_of(recipe.states[0] if recipe.states else precision.states)
     if not n:
         return []
-    tensors = [Tensors("master weights", n, 32)] if precision.master else []
+    tensors = [Tensors("master weights", n, master_bits(precision, recipe))] if precision.master else []
     match optimizer:
+        case "adamw" if len(recipe.states) == 2:
+            first, second = recipe.states
+            tensors += [Tensors("first moments", n, bits_of(first)), Tensors("second moments", n, bits_of(second))]
         case "adamw":
             tensors.append(Tensors("moments", 2 * n, bits))
         case "adamw-8bit":
             tensors += [Tensors("moments", 2 * n, 8), Tensors("scales", 2 * -(-n // 256), 32)]
         case "sgd":
             pass
-        case "sgd-momentum":
+        case "sgd-momentum" | "lion":
             tensors.append(Tensors("momenta", n, bits))
         case "adafactor":
             copies, rows, columns = op.matrix or (0, 0, 0)
@@ -155,6 +234,41 @@ def state_tensors(op: Op, optimizer: Optimizer, precision: Precision) -> list[Te
         case _:
             assert_never(optimizer)
     return tensors
+
+
+def master_bits(precision: Precision, recipe: Recipe = PLAIN_RECIPE) -> int:
+    """Return the bits per parameter of the master copy, or 0 if there is none."""
+    if not precision.master:
+        return 0
+    return 16 if recipe.master == "remainder" else bits_of(recipe.master or "fp32")
+
+
+def temporary_bits(optimizer: Optimizer, precision: Precision, recipe: Recipe = PLAIN_RECIPE) -> int:
+    """Return the bits per parameter of the temporaries of an optimizer step.
+
+    torch's AdamW stores the square root of the second moments, in their format: of all parameters at once with foreach,
+    and of one tensor at a time, twice, with loop (torch/optim/adam.py). The foreach steps of SGD work in place.
+    """
+    if optimizer != "adamw" or recipe.step not in ("foreach", "loop"):
+        return 0
+    return bits_of(recipe.states[-1] if recipe.states else precision.states)
+
+
+def check_recipe(recipe: Recipe, optimizer: Optimizer, precision: Precision) -> None:
+    """Raise SpecError for settings that contradict the optimizer or the precision."""
+    if recipe.step in ("foreach", "loop") and optimizer not in ("adamw", "sgd", "sgd-momentum"):
+        raise SpecError(
+            f"recipe step={recipe.step}: llmbench does not know the temporaries of {optimizer}",
+            hint="choose step=fused or step=backward, or --optimizer adamw, sgd or sgd-momentum",
+        )
+    if recipe.master and not precision.master:
+        raise SpecError(f"recipe master={recipe.master}: precision {precision.name} has no master copy")
+    if recipe.states and optimizer in ("adamw-8bit", "sgd"):
+        raise SpecError(f"recipe states: the formats of the states of {optimizer} are fixed")
+    if len(recipe.states) == 2 and optimizer != "adamw":
+        raise SpecError(f"recipe states: {optimizer} does not have two moments", hint="give one format")
+    if recipe.fp8 != "none" and precision.weights == "fp32":
+        raise SpecError(f"recipe fp8={recipe.fp8}: the weights of precision {precision.name} are in fp32")
 
 
 def update_bytes(op: Op, optimizer: Optimizer, precision: Precision) -> int:

@@ -69,10 +69,12 @@ def _forward(run: TrainingRun, chunk: Chunk, resident: Resident, others: int) ->
     for op in chunk.before:
         allocated += op.saved_bytes
         steps.append(Step(part="forward", op=op.name, resident_bytes=allocated))
+    below = run.below(chunk)
     for index, layer in enumerate(chunk.layers):
-        allocated += run.checkpoint(layer)
         name, number = layer_place(run, chunk, index)
-        steps.append(Step(part="forward", op=name, kind=layer[0].layer, layer=number, resident_bytes=allocated))
+        total = allocated + below[index + 1]
+        steps.append(Step(part="forward", op=name, kind=layer[0].layer, layer=number, resident_bytes=total))
+    allocated += below[-1]
     for op in chunk.after:
         allocated += op.saved_bytes
         steps.append(Step(part="forward", op=op.name, resident_bytes=allocated))

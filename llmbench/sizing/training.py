@@ -18,8 +18,17 @@ from typing import Any, Literal
 
 import msgspec
 
+from llmbench.errors import SpecError
 from llmbench.sizing.memory import WORKSPACE_BYTES, Memory, highest_stage
-from llmbench.sizing.recipe import Optimizer, PrecisionName, training_precision
+from llmbench.sizing.recipe import (
+    PLAIN_RECIPE,
+    Optimizer,
+    Precision,
+    PrecisionName,
+    Recipe,
+    check_recipe,
+    training_precision,
+)
 from llmbench.sizing.training_step import TrainingRun, training_stages
 from llmbench.sizing.workload import Layout, Loss, Recompute, Workload
 from llmbench.spec.mixer import branches
@@ -59,10 +68,7 @@ def training_run(
     kernels: Literal["fused", "eager"] = "fused",
     loss: Loss = "plain",
     dropout: bool = False,
-    mtp: bool = False,
-    fused_gradients: bool | None = None,
-    batch_first: bool = False,
-    weights_before_down: bool = False,
+    recipe: Recipe = PLAIN_RECIPE,
     workspace_bytes: int = WORKSPACE_BYTES,
 ) -> TrainingRun:
     """Return the settings of a training run. The optimizer states already exist, so it is not the first step.
@@ -70,42 +76,56 @@ def training_run(
     micro_batches: number of forward and backward passes per optimizer step. If it is more than one, gradients stay
         allocated between the passes. None: one micro-batch. With more than one pipeline stage: twice as many
         micro-batches as stages.
-    loss, dropout, batch_first, weights_before_down: see Workload.
-    mtp: whether the modules for multi-token prediction are trained too.
-    fused_gradients: whether matrix products add their weight gradients to fp32 buffers in place (Megatron's
-        gradient-accumulation fusion). None: yes with fused kernels. It has no effect without fp32 gradients.
+    loss, dropout: see Workload. recipe: further settings.
     workspace_bytes: bytes of library workspaces, and of buffers that live as long as the process.
 
-    Raises LayoutError if the model cannot be divided as the layout says.
+    Raises LayoutError if the model cannot be divided as the layout says, and SpecError if settings contradict each
+    other.
     """
     layout = layout or Layout()
-    recipe = training_precision(precision)
+    formats = training_precision(precision)
+    passes = micro_batches or (1 if layout.pp == 1 else 2 * layout.pp)
+    check_recipe(recipe, optimizer, formats)
+    _check_step(recipe, layout, formats, passes)
     workload = Workload.train(
         seq_len,
         micro_batch,
-        weight_dtype=recipe.weights,
-        activation_dtype=recipe.activations,
+        weight_dtype=formats.weights,
+        activation_dtype=formats.activations,
         attention=attention,
         kernels=kernels,
         loss=loss,
         dropout=dropout,
-        batch_first=batch_first,
-        weights_before_down=weights_before_down,
+        batch_first=recipe.batch_first,
+        weights_before_down=recipe.weights_before_down,
+        imbalance=recipe.imbalance,
+        fp8=recipe.fp8 != "none",
     )
-    in_place = kernels == "fused" if fused_gradients is None else fused_gradients
     return TrainingRun(
         spec=spec,
         workload=workload,
         layout=layout,
-        recipe=recipe,
+        formats=formats,
         optimizer=optimizer,
+        recipe=recipe,
         recompute=recompute,
-        passes=micro_batches or (1 if layout.pp == 1 else 2 * layout.pp),
-        mtp=mtp,
-        in_place=recipe.gradients != recipe.weights and in_place,
+        passes=passes,
         workspace_bytes=workspace_bytes,
-        stages=training_stages(spec, workload, layout, mtp),
+        stages=training_stages(spec, workload, layout, recipe.mtp),
     )
+
+
+def _check_step(recipe: Recipe, layout: Layout, formats: Precision, passes: int) -> None:
+    """Raise SpecError for settings that contradict the layout or the number of micro-batches."""
+    if recipe.step == "backward" and (passes > 1 or formats.gradients != formats.weights):
+        raise SpecError(
+            "recipe step=backward: needs one micro-batch per step, and gradients in the format of the weights",
+            hint="use --micro-batches 1 without pp, and --precision mixed, bf16 or fp32",
+        )
+    if "weights" in recipe.offload and layout.zero != 3:
+        raise SpecError("recipe offload=weights: needs zero=3, because FSDP's shards are what the host stores")
+    if recipe.fp8 != "none" and layout.zero == 3:
+        raise SpecError(f"recipe fp8={recipe.fp8}: llmbench does not know the fp8 copies of gathered weights (zero=3)")
 
 
 def training_doubts(spec: ModelSpec) -> tuple[str, ...]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
+from math import prod
 from operator import add, mul
 from typing import Literal
 
@@ -13,7 +15,7 @@ from llmbench.sizing.dtypes import DType, bits_of, bytes_of
 from llmbench.sizing.lower import lower, lower_next_token_prediction
 from llmbench.sizing.memory import Memory
 from llmbench.sizing.op import Op
-from llmbench.sizing.recipe import Optimizer, Precision, state_bytes
+from llmbench.sizing.recipe import Offload, Optimizer, Precision, Recipe, Tensors, state_bytes, temporary_bits
 from llmbench.sizing.recompute import checkpoint_bytes
 from llmbench.sizing.stages import Chunk, Stage, chunks_in_flight, stages
 from llmbench.sizing.workload import Layout, Recompute, Workload
@@ -26,6 +28,7 @@ class Moment(msgspec.Struct, frozen=True):
     activations: bytes of saved activations and of temporaries. logits: bytes of the logits and their gradients.
     gradients: bytes of weight gradients. op: name of the running op.
     temporary: bytes among activations or logits that only the running op needs.
+    update: bytes of temporaries of the optimizer step.
     place: where the op is in its chunk: after the layers, in a layer, or before the layers. layer: index of this layer
         in the chunk.
     """
@@ -35,13 +38,14 @@ class Moment(msgspec.Struct, frozen=True):
     gradients: int
     op: str
     temporary: int = 0
+    update: int = 0
     place: Literal["after", "layer", "before", "optimizer"] = "layer"
     layer: int = 0
 
     @property
     def bytes(self) -> int:
-        """The sum of the bytes of activations, logits and gradients."""
-        return self.activations + self.logits + self.gradients
+        """The sum of the bytes of activations, logits, gradients and temporaries of the optimizer step."""
+        return self.activations + self.logits + self.gradients + self.update
 
 
 class Resident(msgspec.Struct, frozen=True):
@@ -53,6 +57,8 @@ class Resident(msgspec.Struct, frozen=True):
     placeholders: bytes of the placeholder gradients.
     others: for each chunk, the bytes that other micro-batches and chunks have saved when its backward pass runs. They
         are freed before the optimizer runs.
+    update: bytes of the temporaries of the optimizer step.
+    host: bytes of each part that the memory of the host stores.
     """
 
     weights: int
@@ -61,6 +67,8 @@ class Resident(msgspec.Struct, frozen=True):
     states: int
     placeholders: int
     others: tuple[int, ...]
+    update: int
+    host: dict[str, int]
 
 
 def training_stages(spec: ModelSpec, workload: Workload, layout: Layout, mtp: bool) -> list[Stage]:
@@ -77,29 +85,26 @@ def training_stages(spec: ModelSpec, workload: Workload, layout: Layout, mtp: bo
 class TrainingRun(msgspec.Struct, kw_only=True):
     """The settings of one training run, and its pipeline stages.
 
+    formats: the number formats of weights, gradients and states.
     passes: number of micro-batches per optimizer step.
-    mtp: whether the modules for multi-token prediction are trained.
-    in_place: whether each matrix product adds its weight gradient to an fp32 buffer, as in Megatron with Transformer
-        Engine and gradient-accumulation fusion.
     workspace_bytes: bytes of the workspaces of libraries, and of buffers that live as long as the process.
     """
 
     spec: ModelSpec
     workload: Workload
     layout: Layout
-    recipe: Precision
+    formats: Precision
     optimizer: Optimizer
+    recipe: Recipe
     recompute: Recompute
     passes: int
-    mtp: bool
-    in_place: bool
     workspace_bytes: int
     stages: list[Stage]
 
     def with_layout(self, layout: Layout) -> TrainingRun:
         """Return the same run with another layout. Raises LayoutError if the model cannot be divided so."""
         return msgspec.structs.replace(
-            self, layout=layout, stages=training_stages(self.spec, self.workload, layout, self.mtp)
+            self, layout=layout, stages=training_stages(self.spec, self.workload, layout, self.recipe.mtp)
         )
 
     def stage_peak(self, stage: Stage) -> Memory:
@@ -113,7 +118,7 @@ class TrainingRun(msgspec.Struct, kw_only=True):
         parts = {
             "weights": resident.weights + resident.gathered,
             "gradients": top.gradients + resident.placeholders + (resident.gradients if self.persistent else 0),
-            "optimizer": resident.states,
+            "optimizer": resident.states + top.update,
             "activations": top.activations + others,
             "logits": top.logits,
             "kv_cache": 0,
@@ -141,6 +146,7 @@ class TrainingRun(msgspec.Struct, kw_only=True):
             + resident.states
             + (resident.gradients if self.persistent else 0)
             + self.workspace_bytes,
+            host_bytes=resident.host,
         )
 
     def resident(self, stage: Stage) -> Resident:
@@ -150,20 +156,60 @@ class TrainingRun(msgspec.Struct, kw_only=True):
         for op, count in stage.counts:
             if op.parameters:
                 stored = self.stored_bytes
-                weights += count * stored(op, 3, bytes_of(op.parameters, self.recipe.weights))
+                weights += count * stored(op, 3, sum(each.bytes for each in self.weight_tensors(op)))
                 gradients += count * stored(op, split_from, bytes_of(op.parameters, self.gradient_dtype))
-                states += count * stored(op, 1, state_bytes(op, self.optimizer, self.recipe))
+                states += count * stored(op, 1, state_bytes(op, self.optimizer, self.formats, self.recipe))
         saved = [self.saved(chunk) for chunk in stage.chunks]
+        others = tuple(sum(map(mul, counts, saved)) for counts in self.in_flight(stage, saved))
+        # With a master copy, FSDP stores only shards of the fp32 master copy, which `state_bytes` counts. It gathers
+        # bf16 weights only for the layers that are running.
+        weights = 0 if fsdp and self.formats.master else weights
+        host: dict[str, int] = {}
+        if self.offloads("weights"):
+            host |= {"weights": weights, "gradients": gradients}
+            weights = gradients = 0
+        if self.offloads("weights") or self.offloads("states"):
+            host["optimizer"] = states
+            states = 0
+        if self.offloads("activations"):
+            own = [sum(map(self.checkpoint, chunk.layers[:-1])) for chunk in stage.chunks]
+            host["activations"] = max(map(add, others, own))
+            others = (0,) * len(others)
         return Resident(
-            # With a master copy, FSDP stores only shards of the fp32 master copy, which `state_bytes` counts. It
-            # gathers bf16 weights only for the layers that are running.
-            weights=0 if fsdp and self.recipe.master else weights,
+            weights=weights,
             gathered=self.gathered(stage) if fsdp else 0,
             gradients=gradients,
             states=states,
             placeholders=self.placeholders(stage.ops),
-            others=tuple(sum(map(mul, counts, saved)) for counts in self.in_flight(stage, saved)),
+            others=others,
+            update=0 if "optimizer" in host else self.update_temporaries(stage),
+            host=host,
         )
+
+    def offloads(self, part: Offload) -> bool:
+        """Return whether the memory of the host stores a part."""
+        return part in self.recipe.offload
+
+    def update_temporaries(self, stage: Stage) -> int:
+        """Return the bytes of the temporaries of the optimizer step, of all weights together or of the largest ones."""
+        bits = temporary_bits(self.optimizer, self.formats, self.recipe)
+        if not bits:
+            return 0
+        sizes = [(self.stored_bytes(op, 1, (op.parameters * bits + 7) // 8), count) for op, count in stage.counts]
+        if self.recipe.step == "loop":
+            return 2 * max(size for size, _ in sizes)
+        return sum(size * count for size, count in sizes)
+
+    def weight_tensors(self, op: Op) -> list[Tensors]:
+        """Return the stored weights of one instance of an op, and what Transformer Engine stores of them in fp8."""
+        bits, matrices = bits_of(self.formats.weights), 0
+        if self.recipe.fp8 != "none" and op.matrix is not None and op.kind == "matmul" and op.layer:
+            matrices = 0 if op.component == "router" else prod(op.matrix)
+        plain = op.parameters - (matrices if self.recipe.fp8 == "primary" else 0)
+        return [
+            *([Tensors("parameters", plain, bits)] if plain else []),
+            *([Tensors("fp8 copies and transposes", 2 * matrices, 8)] if matrices else []),
+        ]
 
     def in_flight(self, stage: Stage, saved: Sequence[int]) -> list[tuple[int, ...]]:
         """Return the chunks in flight (see `chunks_in_flight`). `saved`: bytes that each chunk of the stage saves."""
@@ -181,13 +227,27 @@ class TrainingRun(msgspec.Struct, kw_only=True):
 
     def optimizer_moment(self, resident: Resident) -> Moment:
         """Return the moment of the optimizer step. Its gradients are those that do not exist during the whole step."""
-        gradients = 0 if self.persistent else resident.gradients
-        return Moment(activations=0, logits=0, gradients=gradients, op="optimizer", place="optimizer")
+        gradients = 0 if self.persistent or self.recipe.step == "backward" else resident.gradients
+        return Moment(
+            activations=0,
+            logits=0,
+            gradients=gradients,
+            op="optimizer",
+            update=resident.update,
+            place="optimizer",
+        )
+
+    @property
+    def in_place(self) -> bool:
+        """Whether each matrix product adds its weight gradient to an fp32 buffer, as in Megatron with Transformer
+        Engine and gradient-accumulation fusion."""
+        fused = self.workload.kernels == "fused" if self.recipe.fused_gradients is None else self.recipe.fused_gradients
+        return fused and self.formats.gradients != self.formats.weights
 
     @property
     def gradient_dtype(self) -> DType:
         """The format of the gradients that the optimizer reads. With a master copy, FSDP reduces them in fp32."""
-        return "fp32" if self.layout.zero == 3 and self.recipe.master else self.recipe.gradients
+        return "fp32" if self.layout.zero == 3 and self.formats.master else self.formats.gradients
 
     @property
     def persistent(self) -> bool:
@@ -196,7 +256,7 @@ class TrainingRun(msgspec.Struct, kw_only=True):
         This is the case if they accumulate over several micro-batches, or if their format differs from the format of
         the weights. Megatron's fp32 gradients are an example of the second case.
         """
-        return self.passes > 1 or self.recipe.gradients != self.recipe.weights
+        return self.passes > 1 or self.formats.gradients != self.formats.weights
 
     @property
     def gathers_stage(self) -> bool:
@@ -216,7 +276,7 @@ class TrainingRun(msgspec.Struct, kw_only=True):
         if not self.in_place:
             return 0
         shapes = {
-            (op.name, op.matrix[1:]): bytes_of(op.matrix[1] * op.matrix[2], self.recipe.weights)
+            (op.name, op.matrix[1:]): bytes_of(op.matrix[1] * op.matrix[2], self.formats.weights)
             for op in ops
             if op.matrix is not None and op.kind == "matmul" and op.layer
         }
@@ -225,7 +285,7 @@ class TrainingRun(msgspec.Struct, kw_only=True):
     @property
     def widening(self) -> int:
         """Bytes per element of a stored gradient, divided by bytes per element of a newly computed gradient."""
-        return bits_of(self.gradient_dtype) // bits_of(self.recipe.weights) if self.layout.zero == 3 else 1
+        return bits_of(self.gradient_dtype) // bits_of(self.formats.weights) if self.layout.zero == 3 else 1
 
     def stored_bytes(self, op: Op, from_zero: int, size: int) -> int:
         """Return the bytes that each GPU stores of a tensor of `size` bytes.
@@ -249,14 +309,14 @@ class TrainingRun(msgspec.Struct, kw_only=True):
         """
         layers = sorted(
             (
-                sum(bytes_of(op.parameters, self.recipe.weights) for op in layer)
+                sum(bytes_of(op.parameters, self.formats.weights) for op in layer)
                 for chunk in stage.chunks
                 for layer in chunk.layers
             ),
             reverse=True,
         )
         outside = sum(
-            bytes_of(op.parameters, self.recipe.weights)
+            bytes_of(op.parameters, self.formats.weights)
             for chunk in stage.chunks
             for op in (*chunk.before, *chunk.after)
         )
@@ -271,7 +331,7 @@ class TrainingRun(msgspec.Struct, kw_only=True):
         tokens = -(-self.workload.batch * self.workload.query_len // self.layout.cp)
         if self.layout.sp:
             tokens = -(-tokens // self.layout.tp)
-        return bytes_of(tokens * self.spec.hidden_size, self.recipe.activations)
+        return bytes_of(tokens * self.spec.hidden_size, self.formats.activations)
 
     def checkpoint(self, layer: tuple[Op, ...]) -> int:
         """Return the bytes that a layer saves in its forward pass for its backward pass."""
@@ -282,15 +342,22 @@ class TrainingRun(msgspec.Struct, kw_only=True):
         outside = sum(op.saved_bytes for op in (*chunk.before, *chunk.after) if op.kind != "loss")
         return outside + sum(map(self.checkpoint, chunk.layers))
 
+    def below(self, chunk: Chunk) -> list[int]:
+        """Return, for each layer and for the end of a chunk, the bytes that earlier layers have saved on this GPU.
+
+        If activations are offloaded, the activations of one layer are on the GPU: they are on their way to the host, or
+        back from it.
+        """
+        sizes = [self.checkpoint(layer) for layer in chunk.layers]
+        return [0, *sizes] if self.offloads("activations") else [0, *accumulate(sizes)]
+
     def moments(self, chunk: Chunk) -> list[Moment]:
         """Return the moments of the backward pass of one micro-batch through a chunk, from the last op to the first.
 
         A layer has one moment: the moment of its backward pass with the most bytes.
         """
         moments: list[Moment] = []
-        below = [0]  # below[i]: bytes that the layers before layer i have saved
-        for layer in chunk.layers:
-            below.append(below[-1] + self.checkpoint(layer))
+        below = self.below(chunk)
         first = sum(op.saved_bytes for op in chunk.before)
         gradients = self.through(chunk.after, first + below[-1], 0, moments, "after")
         cache: dict[int, tuple[Moment, int]] = {}
@@ -355,9 +422,14 @@ class TrainingRun(msgspec.Struct, kw_only=True):
             )
             alive -= size
             logits -= size if is_logits else 0
-            if not self.persistent:
+            if self.recipe.step == "backward":
+                # Only the gradient of a tied matrix waits, because the embedding adds to it.
+                waits = bytes_of(op.matmul_elements, self.formats.weights) if op.tied and op.kind == "matmul" else 0
+                whole += waits
+                after += waits
+            elif not self.persistent:
                 whole += new
-                after += self.stored_bytes(op, 2, new * self.widening)
+                after += 0 if self.offloads("weights") else self.stored_bytes(op, 2, new * self.widening)
             elif self.layout.zero >= 2:
                 whole += new
         return after
@@ -372,4 +444,4 @@ class TrainingRun(msgspec.Struct, kw_only=True):
             return 0
         if op.tied:
             elements = 2 * elements if op.kind == "embedding" else elements + op.matmul_elements
-        return bytes_of(elements, self.recipe.weights)
+        return bytes_of(elements, self.formats.weights)

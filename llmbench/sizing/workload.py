@@ -8,6 +8,7 @@ import msgspec
 
 from llmbench.errors import LayoutError, SpecError
 from llmbench.sizing.dtypes import DType
+from llmbench.sizing.items import Reader, flag, read_items, whole_number
 
 Phase = Literal["prefill", "decode", "train"]
 Recompute = Literal["none", "selective", "every-second", "full"]
@@ -50,6 +51,8 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         a transposed copy of the output, which attention also saves.
     weights_before_down: whether the router's weights multiply the input of the experts' last matrix product, as in
         Megatron. Elsewhere they multiply its output.
+    imbalance: number of (token, expert) pairs of this GPU, divided by the mean over its expert-parallel group.
+    fp8: whether matrix products in layers save their inputs in fp8 (Transformer Engine).
     loss: how the loss is computed. plain: as its kernels say. fused: Megatron's fused cross-entropy. inplace: the
         gradient overwrites the logits. chunked: one chunk of tokens after another. linear: without the logits.
     """
@@ -71,6 +74,8 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     dropout: bool = False
     batch_first: bool = False
     weights_before_down: bool = False
+    imbalance: float = 1.0
+    fp8: bool = False
     loss: Loss = "plain"
 
     def __post_init__(self) -> None:
@@ -225,36 +230,11 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
         Raises LayoutError if an item is unknown or has a wrong value. The message names the item.
         """
-        fields: dict[str, Any] = {}
         if text.strip() == _ONE_GPU:
             return cls()
-        for item in filter(None, (part.strip() for part in text.split(","))):
-            key, equals, value = (part.strip() for part in item.partition("="))
-            if key == "auto":
-                raise LayoutError(
-                    "layout: llmbench does not choose a layout",
-                    hint="try tp=8 or dp=8,zero=3, for several nodes tp=8,sp,pp=4,dp=2,zero=1. For a model on one GPU, "
-                    "--device NAME names the smallest layout with which it fits on several of these devices",
-                )
-            if key not in cls.__struct_fields__:
-                raise LayoutError(
-                    f"layout: unknown item `{key[:40]}`", hint=f"choose from {', '.join(cls.__struct_fields__)}"
-                )
-            if key in fields:
-                raise LayoutError(f"layout: `{key}` is given twice")
-            if key in _FLAGS:
-                if value not in ("", "0", "1", "true", "false"):
-                    raise LayoutError(f"layout {key}: must be on or off, not `{value[:40]}`", hint="like tp=8,sp")
-                fields[key] = not equals or value in ("1", "true")
-            elif key == "stages":
-                fields[key] = value
-            elif value.isascii() and value.isdigit() and len(value) < 8:
-                fields[key] = int(value)
-            else:
-                raise LayoutError(
-                    f"layout {key}: needs a whole number, not `{value[:40]}`", hint="like tp=8,pp=2,zero=1"
-                )
-        return cls(**fields)
+        readers: dict[str, Reader] = {name: flag if name in _FLAGS else whole_number for name in cls.__struct_fields__}
+        readers["stages"] = str
+        return cls(**read_items(text, "layout", readers, error=LayoutError, example="tp=8,sp,pp=2,zero=1"))
 
     def __str__(self) -> str:
         parts = []

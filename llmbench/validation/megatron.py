@@ -11,7 +11,7 @@ import re
 from typing import Literal
 
 from llmbench.sizing.memory import Memory
-from llmbench.sizing.recipe import PrecisionName
+from llmbench.sizing.recipe import PrecisionName, Recipe
 from llmbench.sizing.training import stage_memories, training_run
 from llmbench.sizing.workload import Layout, Loss, Recompute
 from llmbench.spec.ffn import FFN, Dense, Gated, MoE, Router, SharedExperts
@@ -72,13 +72,15 @@ def logged(row: Row) -> Memory:
         precision=_precision(row),
         recompute=_recompute(row),
         attention="standard" if row.text("attention_kind").startswith("unfused") else "flash",
-        batch_first=_batch_first(row),
-        weights_before_down=True,
         kernels="fused",
         loss=row.choice("ce_fusion", _LOSSES),
         dropout=bool(first_known(row.number("hidden_dropout"), 0.1)),
-        mtp=bool(row.count("mtp")),
-        fused_gradients=first_known(row.flag("grad_accum_fusion"), True),
+        recipe=Recipe(
+            mtp=bool(row.count("mtp")),
+            fused_gradients=first_known(row.flag("grad_accum_fusion"), True),
+            batch_first=_batch_first(row),
+            weights_before_down=True,
+        ),
         workspace_bytes=_workspaces(row, layout),
     )
     index = row.need("logging_stage")

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from llmbench.errors import LayoutError, SpecError
 from llmbench.sizing.lower import lower
 from llmbench.sizing.params import count_parameters
+from llmbench.sizing.recipe import Recipe
 from llmbench.sizing.stage_plan import Part, chunk_parts
 from llmbench.sizing.stages import chunks_in_flight
 from llmbench.sizing.training import training_memory, training_run
@@ -106,16 +107,16 @@ def test_stages_add_up_to_the_whole_model() -> None:
         stages = training_run(DEEPSEEK, 64, layout=Layout.parse(text)).stages
         assert sum(op.parameters for stage in stages for op in stage.ops) == whole, text
     # multi-token prediction: its modules, and a copy of the embedding on the last stage
-    run = training_run(DEEPSEEK, 64, layout=Layout.parse("pp=2,stages=Et*30|t*31mL"), mtp=True)
+    run = training_run(DEEPSEEK, 64, layout=Layout.parse("pp=2,stages=Et*30|t*31mL"), recipe=Recipe(mtp=True))
     modules = count_parameters(DEEPSEEK).next_token_prediction
     table = DEEPSEEK.vocab_size * DEEPSEEK.hidden_size
     assert sum(op.parameters for stage in run.stages for op in stage.ops) == whole + modules + table
-    one = training_run(DEEPSEEK, 64, mtp=True)
+    one = training_run(DEEPSEEK, 64, recipe=Recipe(mtp=True))
     assert sum(op.parameters for op in one.stages[0].ops) == whole + modules
 
 
 def test_a_module_for_multi_token_prediction_has_a_loss_of_its_own() -> None:
-    run = training_run(DEEPSEEK, 64, mtp=True)
+    run = training_run(DEEPSEEK, 64, recipe=Recipe(mtp=True))
     logits = 64 * DEEPSEEK.vocab_size
     assert sum(op.saved_bytes for op in run.stages[0].ops if op.kind == "loss") == 2 * 4 * logits
 
@@ -148,7 +149,7 @@ def test_layouts_that_do_not_fit_are_refused(text: str, message: str) -> None:
 
 def test_a_model_without_modules_for_multi_token_prediction_is_refused() -> None:
     with pytest.raises(SpecError, match="no modules"):
-        training_run(LLAMA, 128, mtp=True)
+        training_run(LLAMA, 128, recipe=Recipe(mtp=True))
 
 
 def test_parts_are_equal_by_value() -> None:
@@ -183,7 +184,7 @@ def test_the_chunks_in_flight_are_those_of_the_schedule() -> None:
 def test_megatrons_copies_of_activations() -> None:
     """FlashAttention through Transformer Engine, and router weights before the last product of ungated experts."""
     here = training_run(LLAMA, 512, precision="mixed-fp32-grads")
-    there = training_run(LLAMA, 512, precision="mixed-fp32-grads", batch_first=True)
+    there = training_run(LLAMA, 512, precision="mixed-fp32-grads", recipe=Recipe(batch_first=True))
     more = there.saved(there.stages[0].chunks[0]) - here.saved(here.stages[0].chunks[0])
     assert more == 32 * 512 * 4096 * 2
     experts = MoE(num_experts=4, num_experts_per_tok=2, intermediate_size=64, activation="gelu", gated=False)

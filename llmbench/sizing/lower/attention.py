@@ -136,7 +136,7 @@ def attention(b: Builder, mixer: Attention, *, name: str = "attention", cross: b
         b.norm(f"{name}.o_norm", "attention_norms", width, b.spec.norm, rows=b.tokens, shards=tp)
     # The input of o_proj is usually the output of attention, which flash attention has already saved.
     w = b.workload
-    own_input = mixer.output_gate is not None or mixer.output_norm or w.attention != "flash" or w.batch_first
+    own_input = mixer.output_gate is not None or mixer.output_norm or w.attention != "flash" or w.batch_first or w.fp8
     b.linear(
         f"{name}.o_proj",
         "attention",

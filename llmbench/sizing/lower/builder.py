@@ -106,6 +106,11 @@ class Builder:
         """Return the bytes of `elements` activations."""
         return bytes_of(elements, self.workload.activation_dtype)
 
+    def saved_input(self, elements: int, component: Component = "experts") -> int:
+        """Return the bytes of the saved input of a matrix product. Only products in layers may compute in fp8."""
+        fp8 = self.workload.fp8 and self.layer and component != "router"
+        return bytes_of(elements, "fp8") if fp8 else self.act(elements)
+
     def add(self, name: str, component: Component, kind: OpKind, **costs: Any) -> None:
         """Append an op with the current name prefix and layer indices.
 
@@ -193,7 +198,7 @@ class Builder:
             weight_bytes=bytes_of(weights + (outside if bias else 0), self.workload.weight_dtype),
             read_bytes=self.act(tokens * inside),
             written_bytes=self.act(tokens * outside),
-            saved_bytes=(self.act(saved) if saves_input else 0) + also_saved_bytes,
+            saved_bytes=(self.saved_input(saved, component) if saves_input else 0) + also_saved_bytes,
             **{"backward_bytes": self.act(tokens * (inside + outside) + gathered), **memory},
             collectives=self._collectives(split, tokens, inputs.size, outputs.size, gathers),
         )

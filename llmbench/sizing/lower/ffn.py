@@ -6,6 +6,7 @@ size F. Each expert is a dense or a gated feed-forward. A router for E experts h
 
 from __future__ import annotations
 
+from math import ceil
 from typing import assert_never
 
 from llmbench.errors import LayoutError
@@ -254,7 +255,7 @@ def _experts(b: Builder, moe: MoE, experts: Dim, inputs: Dim, tokens: int, chose
     tokens: number of tokens whose experts this GPU computes.
     chosen: number of experts with weights that one token uses.
     """
-    tp, ep, rows = b.layout.expert_tp, b.layout.ep, tokens * chosen
+    tp, ep, rows = b.layout.expert_tp, b.layout.ep, ceil(tokens * chosen * b.workload.imbalance)
     width = Dim(moe.intermediate_size, "intermediate_size")
     local_width, local_experts = share(width.size, tp), experts.size // ep
     padded = rows
@@ -301,7 +302,7 @@ def _experts(b: Builder, moe: MoE, experts: Dim, inputs: Dim, tokens: int, chose
             weight_bytes=bytes_of(round(read * (weights + bias)), b.workload.weight_dtype),
             read_bytes=b.act(padded * before),
             written_bytes=b.act(padded * after),
-            saved_bytes=b.act(padded * before) if saves else 0,
+            saved_bytes=b.saved_input(padded * before) if saves else 0,
             # Plain PyTorch computes the gradient of each expert separately, and then stacks the gradients.
             backward_bytes=b.act(padded * (before + after))
             + (0 if b.fused else bytes_of(local_experts * weights, b.workload.weight_dtype)),

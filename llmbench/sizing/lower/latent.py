@@ -85,7 +85,7 @@ def latent(b: Builder, mixer: LatentAttention) -> None:
         b.hidden,
         bias=mixer.output_bias,
         split="row",
-        saves_input=w.attention != "flash" or w.batch_first,
+        saves_input=w.attention != "flash" or w.batch_first or w.fp8,
     )
 
 

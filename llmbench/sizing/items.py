@@ -1,0 +1,77 @@
+"""Read the text of an option that has several items: `tp=8,sp,zero=1`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import isfinite
+from typing import Any
+
+from llmbench.errors import LLMBenchError
+
+Reader = Callable[[str], Any]
+"""A function that returns the value of an item from its text. It raises ValueError, whose message says what the item
+must be, such as `needs a whole number`."""
+
+
+def read_items(
+    text: str, what: str, readers: Mapping[str, Reader], *, error: type[LLMBenchError], example: str
+) -> dict[str, Any]:
+    """Return the values of the items in a text such as `tp=8,sp`. An item without a value is read as an empty text.
+
+    what: name of the option, with which messages begin. readers: the items that are possible. example: a text for the
+        hint. Raises `error` if an item is unknown, is given twice, or has a wrong value.
+    """
+    values: dict[str, Any] = {}
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        key, _, value = (part.strip() for part in item.partition("="))
+        if key not in readers:
+            raise error(f"{what}: unknown item `{key[:40]}`", hint=f"choose from {', '.join(readers)}")
+        if key in values:
+            raise error(f"{what}: `{key}` is given twice")
+        try:
+            values[key] = readers[key](value)
+        except ValueError as problem:
+            raise error(f"{what} {key}: {problem}, not `{value[:40]}`", hint=f"like {example}") from None
+    return values
+
+
+def whole_number(text: str) -> int:
+    """Read a whole number of up to seven digits."""
+    if not (text.isascii() and text.isdigit() and len(text) < 8):
+        raise ValueError("needs a whole number")
+    return int(text)
+
+
+def flag(text: str) -> bool:
+    """Read an item that is on or off. Without a value, it is on."""
+    if text not in ("", "0", "1", "true", "false"):
+        raise ValueError("must be on or off")
+    return text in ("", "1", "true")
+
+
+def decimal(text: str) -> float:
+    """Read a number such as 1.2."""
+    try:
+        number = float(text)
+    except ValueError:
+        raise ValueError("needs a number") from None
+    if not isfinite(number):
+        raise ValueError("needs a number")
+    return number
+
+
+def several(*names: str) -> Reader:
+    """Return a reader for one or several names, joined by `+`."""
+    read = choice(*names)
+    return lambda text: tuple(read(name) for name in text.split("+"))
+
+
+def choice(*names: str) -> Reader:
+    """Return a reader for one of several names."""
+
+    def read(text: str) -> str:
+        if text not in names:
+            raise ValueError(f"must be one of {', '.join(names)}")
+        return text
+
+    return read
