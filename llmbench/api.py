@@ -19,7 +19,7 @@ from llmbench.errors import unknown
 from llmbench.report.document import Document, View
 from llmbench.sizing.dtypes import DType
 from llmbench.sizing.recipe import Optimizer, PrecisionName
-from llmbench.sizing.workload import Phase, Recompute
+from llmbench.sizing.workload import Loss, Phase, Recompute
 from llmbench.spec.catalog import find_model
 from llmbench.spec.model import ModelSpec
 
@@ -200,6 +200,10 @@ def memory(
     recompute: Recompute = "none",
     layout: str = "",
     kernels: memory_answers.Kernels = "fused",
+    loss: Loss = "plain",
+    dropout: bool = False,
+    micro_batches: int | None = None,
+    recipe: str = "",
     kv_dtype: DType | None = None,
     devices: Sequence[str] = (),
     explain: bool = False,
@@ -207,8 +211,8 @@ def memory(
 ) -> Answer[Memory]:
     """Compute the peak memory of one GPU, as `llmbench memory` does. `layout`: for example "tp=8,pp=4,dp=2".
 
-    devices: names of devices. Empty: all built-in devices. explain: show the formulas with their numbers. timeline:
-    show the memory along the training step.
+    recipe: for example "step=foreach,offload=states". devices: names of devices. Empty: all built-in devices. explain:
+    show the formulas with their numbers. timeline: show the memory along the training step.
 
     Raises LLMBenchError for a value that is not valid, and for an option that has no effect in the phase.
     """
@@ -217,6 +221,7 @@ def memory(
     _one_of("optimizer", optimizer, Optimizer)
     _one_of("recompute", recompute, Recompute)
     _one_of("kernels", kernels, memory_answers.Kernels)
+    _one_of("loss", loss, Loss)
     _one_of("kv_dtype", kv_dtype, DType)
     options: dict[str, Any] = {
         "precision": precision,
@@ -224,6 +229,10 @@ def memory(
         "recompute": recompute,
         "layout": layout,
         "kernels": kernels,
+        "loss": loss,
+        "dropout": dropout,
+        "micro_batches": micro_batches,
+        "recipe": recipe,
         "kv_dtype": kv_dtype,
         "devices": list(devices),
     }

@@ -16,9 +16,9 @@ from llmbench.report.fields import Field, inside, record, records
 from llmbench.sizing.devices import DeviceFit, Run, device_fit, fitting_devices, memory_of, split_until_it_fits
 from llmbench.sizing.dtypes import DType
 from llmbench.sizing.memory import CONTEXT_BYTES, Memory, ServingRun
-from llmbench.sizing.recipe import Optimizer, PrecisionName, product_dtype
+from llmbench.sizing.recipe import Optimizer, PrecisionName, Recipe, product_dtype
 from llmbench.sizing.training import training_run
-from llmbench.sizing.workload import Layout, Recompute
+from llmbench.sizing.workload import Layout, Loss, Recompute
 from llmbench.spec.catalog import devices_named, find_device_head
 from llmbench.spec.model import ModelSpec
 
@@ -59,6 +59,10 @@ class Sized(AboutModel, kw_only=True):
     optimizer: Optimizer | None
     recompute: Recompute | None
     kernels: str | None
+    loss: Loss | None
+    dropout: bool | None
+    micro_batches: int | None
+    recipe: str | None
     kv_dtype: DType | None
     asked: tuple[str, ...]
     verdicts: list[Verdict]
@@ -143,6 +147,16 @@ FIELDS: tuple[Field[Sized], ...] = (
     Field("optimizer", description="value of `--optimizer`; null in inference"),
     Field("recompute", description="value of `--recompute`; null in inference"),
     Field("kernels", description="value of `--kernels`; null in inference"),
+    Field("loss", description="value of `--loss`; null in inference"),
+    Field(
+        "dropout",
+        description="value of `--dropout`: whether hidden states and attention have dropout; null in inference",
+    ),
+    Field(
+        "micro_batches",
+        description="micro-batches per optimizer step: value of `--micro-batches`, or its default; null in inference",
+    ),
+    Field("recipe", description="value of `--recipe`; null in inference"),
     Field("kv_dtype", description="value of `--kv-dtype`, or its default; null in training"),
     *inside(
         "memory",
@@ -167,6 +181,15 @@ FIELDS: tuple[Field[Sized], ...] = (
             "the backward pass. Not all of these bytes exist at the peak. With `zero=3` and a master copy, `weights` "
             "is 0, because the fp32 shards count as `optimizer`",
         ),
+        Field(
+            "steady_bytes",
+            description="bytes that stay allocated between two steps: weights, optimizer states, library workspaces, "
+            "and gradients if they are never freed; in inference, weights and cache",
+        ),
+        Field(
+            "host_bytes",
+            description="bytes of each part that the memory of the host stores, with `--recipe offload=…`",
+        ),
         Field("reserved_bytes", description="memory that PyTorch's allocator reserves on the device"),
         Field(
             "context_bytes",
@@ -182,6 +205,11 @@ FIELDS: tuple[Field[Sized], ...] = (
             "stage_peak_bytes",
             value=lambda row: list(row.memory.stage_peaks),
             description="peak memory of each pipeline stage",
+        ),
+        Field(
+            "stage_steady_bytes",
+            value=lambda row: list(row.memory.stage_steady),
+            description="`steady_bytes` of each pipeline stage",
         ),
         Field(
             "fits_on",
@@ -220,6 +248,10 @@ def sized(
     recompute: Recompute = "none",
     layout: str = "",
     kernels: Kernels = "fused",
+    loss: Loss = "plain",
+    dropout: bool = False,
+    micro_batches: int | None = None,
+    recipe: str = "",
     kv_dtype: DType | None = None,
     devices: Sequence[str] = (),
     explain: bool = False,
@@ -234,8 +266,26 @@ def sized(
     that is unknown.
     """
     parallel = Layout.parse(layout)
-    _refuse_options_of_the_other_phase(phase, optimizer, recompute, kernels, kv_dtype, parallel, timeline)
     training = phase == "train"
+    if training and kv_dtype is not None:
+        raise LLMBenchError(
+            f"--kv-dtype {kv_dtype}: a training step has no KV cache",
+            hint="leave out --kv-dtype, or use --phase inference",
+        )
+    if not training:
+        _refuse_training_options(
+            {
+                "optimizer": optimizer,
+                "recompute": recompute,
+                "kernels": kernels,
+                "loss": loss,
+                "dropout": dropout,
+                "micro-batches": micro_batches,
+                "recipe": recipe,
+            },
+            parallel,
+            timeline,
+        )
     chosen: PrecisionName = precision or ("mixed" if training else "bf16")
     run: Run
     if training:
@@ -247,7 +297,11 @@ def sized(
             precision=chosen,
             optimizer=optimizer,
             recompute=recompute,
+            micro_batches=micro_batches,
             kernels="fused" if kernels == "fused" else "eager",
+            loss=loss,
+            dropout=dropout,
+            recipe=Recipe.parse(recipe),
             attention="standard" if kernels == "standard" else "flash",
         )
     else:
@@ -265,12 +319,22 @@ def sized(
         optimizer=optimizer if training else None,
         recompute=recompute if training else None,
         kernels=kernels if training else None,
+        loss=loss if training else None,
+        dropout=dropout if training else None,
+        micro_batches=None if isinstance(run, ServingRun) else run.passes,
+        recipe=None if isinstance(run, ServingRun) else str(run.recipe),
         kv_dtype=None if training else kv_dtype or "bf16",
         asked=tuple(devices),
-        verdicts=_verdicts(run, memory, product_dtype(chosen), devices),
+        verdicts=_verdicts(run, memory, _products(run, chosen), devices),
         formulas=_formulas(run, memory) if explain else None,
         steps=_steps(run, memory) if timeline else None,
     )
+
+
+def _products(run: Run, precision: PrecisionName) -> DType:
+    """Return the format in which the matrix products of a run are computed."""
+    fp8 = not isinstance(run, ServingRun) and run.recipe.fp8 != "none"
+    return "fp8" if fp8 else product_dtype(precision)
 
 
 def _verdicts(run: Run, memory: Memory, products: DType, names: Sequence[str]) -> list[Verdict]:
@@ -320,25 +384,17 @@ def _steps_table(rows: list[Sized]) -> Table:
     return table([Field[dict[str, Any]](name) for name in names], items)
 
 
-def _refuse_options_of_the_other_phase(
-    phase: str, optimizer: str, recompute: str, kernels: str, kv_dtype: str | None, layout: Layout, timeline: bool
-) -> None:
-    """Raise LLMBenchError if an option is set that has no effect in this phase."""
-    if phase == "train":
-        if kv_dtype is not None:
+_DEFAULTS = {"optimizer": "adamw", "recompute": "none", "kernels": "fused", "loss": "plain"}
+"""The values of the training options that are named by words."""
+
+
+def _refuse_training_options(options: dict[str, Any], layout: Layout, timeline: bool) -> None:
+    """Raise LLMBenchError if an option is set that has no effect in inference."""
+    for option, value in options.items():
+        if value and value != _DEFAULTS.get(option):
+            shown = f"--{option}" if value is True else f"--{option} {value}"
             raise LLMBenchError(
-                f"--kv-dtype {kv_dtype}: a training step has no KV cache",
-                hint="leave out --kv-dtype, or use --phase inference",
-            )
-        return
-    for option, value, default in (
-        ("optimizer", optimizer, "adamw"),
-        ("recompute", recompute, "none"),
-        ("kernels", kernels, "fused"),
-    ):
-        if value != default:
-            raise LLMBenchError(
-                f"--{option} {value} is for training and changes nothing with --phase inference",
+                f"{shown} is for training and changes nothing with --phase inference",
                 hint=f"leave out --{option}, or use --phase train",
             )
     if timeline:

@@ -12,7 +12,7 @@ from llmbench.report.document import Block, table
 from llmbench.report.fields import Field
 from llmbench.report.units import plural, size
 from llmbench.sizing.devices import HEADROOM, SPLITS, DeviceFit
-from llmbench.sizing.memory import CONTEXT_BYTES, PARTS, Memory
+from llmbench.sizing.memory import CONTEXT_BYTES, PARTS, Memory, ServingRun
 from llmbench.sizing.recipe import product_dtype, training_precision
 from llmbench.spec.catalog import device_heads
 
@@ -152,7 +152,7 @@ def _block(row: Sized) -> Block:
         lines=[_moment(memory), *_rules(row)],
     )
     block.answer, block.long_answer = _answer(row, named=NAMED), _answer(row, named=len(row.verdicts))
-    block.notes = [*_assumptions(memory), *block.notes]
+    block.notes = [*_assumptions(row), *block.notes]
     return block
 
 
@@ -233,7 +233,8 @@ def _context(rows: list[Sized]) -> str:
     formats = f"weights {recipe.weights}, gradients {recipe.gradients}"
     if layout.zero == 3 and recipe.master and recipe.gradients != "fp32":
         formats += " (fp32 after reduction)"
-    formats += ", master weights fp32" if recipe.master else ", no master copy"
+    master = None if isinstance(row.run, ServingRun) else row.run.recipe.master
+    formats += f", master weights {master or 'fp32'}" if recipe.master else ", no master copy"
     recompute = "no recomputation · " if row.recompute == "none" else f"recompute {row.recompute} · "
     if _differs(rows, "recompute"):
         recompute = ""
@@ -242,7 +243,18 @@ def _context(rows: list[Sized]) -> str:
         "eager": "plain torch, flash attention",
         "standard": "plain torch, attention stores its scores",
     }[row.kernels or "fused"]
-    return f"training step · {said}\n{row.precision} precision: {formats} · {row.optimizer} · {recompute}{kernels}"
+    settings = f"{row.precision} precision: {formats} · {row.optimizer} · {recompute}{kernels}"
+    return f"training step · {said}\n{settings}{_more(row)}"
+
+
+def _more(row: Sized) -> str:
+    """Return the settings of a training step that differ from their defaults."""
+    said = [f"{row.loss} loss"] if row.loss != "plain" else []
+    said += ["dropout"] if row.dropout else []
+    passes, pp = row.micro_batches or 1, row.memory.layout.pp
+    said += [f"{passes:,} micro-batches per step"] if passes > 1 and passes != 2 * pp else []
+    said += [row.recipe] if row.recipe else []
+    return "\n" + " · ".join(said) if said else ""
 
 
 def _moment(memory: Memory) -> str:
@@ -255,10 +267,13 @@ def _moment(memory: Memory) -> str:
     return f"the peak is in {step}{stage and ','}{stage}; not every part exists in full at the peak"
 
 
-def _assumptions(memory: Memory) -> list[str]:
+def _assumptions(row: Sized) -> list[str]:
     """Return notes that explain the figures of a training step."""
-    notes = []
-    if memory.phase == "train" and memory.layout.pp > 1:
+    notes, memory = [], row.memory
+    if memory.host_bytes:
+        parts = ", ".join(f"{part} {size(stored)}" for part, stored in memory.host_bytes.items())
+        notes.append(f"the memory of the host stores {size(sum(memory.host_bytes.values()))} per GPU: {parts}")
+    if row.micro_batches == 2 * memory.layout.pp > 2:
         notes.append("assumption: twice as many micro-batches as pipeline stages, so that every stage has work")
     if _only_shards(memory):
         notes.append("weights at the peak are gathered copies; the fp32 shards are counted with the optimizer")

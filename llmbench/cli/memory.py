@@ -23,11 +23,12 @@ from llmbench.cli.options import (
     answer,
     choices_of,
     load,
+    positive_integer,
     prints_tables,
     sequence_counts,
 )
 from llmbench.sizing.recipe import Optimizer, PrecisionName
-from llmbench.sizing.workload import Recompute
+from llmbench.sizing.workload import Loss, Recompute
 
 PhaseOption = Annotated[Phase, typer.Option("--phase", help="train: a training step. inference: serving.")]
 MicroBatch = Annotated[
@@ -79,6 +80,39 @@ KernelsOption = Annotated[
         "attention. standard: plain torch, and attention that stores its scores.",
     ),
 ]
+LossOption = Annotated[
+    Loss,
+    typer.Option(
+        "--loss",
+        help="Cross-entropy of the training step. plain: as --kernels says. fused: Megatron's fused loss. inplace: the "
+        "gradient overwrites the logits. chunked: chunks of tokens. linear: without logits, as in the implementation "
+        "fused of other commands.",
+    ),
+]
+Dropout = Annotated[
+    bool, typer.Option("--dropout", help="Hidden states and attention have dropout, whose masks are saved (training).")
+]
+MicroBatches = Annotated[
+    int | None,
+    typer.Option(
+        "--micro-batches",
+        metavar="N",
+        help="Micro-batches per optimizer step: gradient accumulation (training only). Default: 1, or twice as many as "
+        "pipeline stages.",
+        parser=positive_integer,
+        show_default=False,
+    ),
+]
+RecipeOption = Annotated[
+    str,
+    typer.Option(
+        "--recipe",
+        metavar="ITEMS",
+        help="Further settings of the training step: step=foreach|loop|backward (optimizer), states=bf16 or fp8+fp16, "
+        "master=remainder, offload=states+weights+activations, fp8=cached|primary, imbalance=1.2 (experts), mtp.",
+        show_default=False,
+    ),
+]
 CacheFormat = Annotated[
     Choices | None,
     typer.Option(
@@ -120,6 +154,10 @@ def command(
     recompute: RecomputeOption = NO_RECOMPUTE,
     layout: LayoutOption = "",
     kernels: KernelsOption = "fused",
+    loss: LossOption = "plain",
+    dropout: Dropout = False,
+    micro_batches: MicroBatches = None,
+    recipe: RecipeOption = "",
     kv_dtype: CacheFormat = None,
     device: Devices = None,
     explain: Explain = False,
@@ -152,6 +190,8 @@ def command(
 
       llmbench memory llama2-7b --explain --timeline
 
+      llmbench memory llama2-7b --loss chunked --recipe step=backward,offload=activations
+
       llmbench memory deepseek-v3 --layout pp=16,ep=64,dp=128,zero=1 --recompute full --format json
     """
     spec = load(model, set)
@@ -166,6 +206,10 @@ def command(
             recompute=again,
             layout=layout,
             kernels=kernels,
+            loss=loss,
+            dropout=dropout,
+            micro_batches=micro_batches,
+            recipe=recipe,
             kv_dtype=cache,
             devices=device or (),
             explain=explain,
@@ -186,6 +230,10 @@ def command(
         "recompute": recompute.as_input,
         "layout": layout,
         "kernels": kernels,
+        "loss": loss,
+        "dropout": dropout,
+        "micro_batches": micro_batches,
+        "recipe": recipe,
         "kv_dtype": kv_dtype.as_input if kv_dtype else None,
         "devices": device or [],
         "set": set or [],

@@ -47,6 +47,7 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     approximate: reasons why these figures are not exact, in addition to the spec's own reasons.
     moment: name of the op that runs at the peak.
     stage: number of the pipeline stage with the highest peak, from 0. stage_peaks: peak bytes of every stage.
+    stage_steady: steady_bytes of every stage.
     parameters: trained elements on this GPU.
     """
 
@@ -64,6 +65,7 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     reserved_bytes: int
     steady_bytes: int
     host_bytes: dict[str, int]
+    stage_steady: tuple[int, ...] = ()
     approximate: tuple[str, ...] = ()
 
     @property
@@ -75,7 +77,11 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
 def highest_stage(peaks: list[Memory]) -> Memory:
     """Return the memory of the stage with the highest peak, together with the peaks of all stages."""
     top = max(peaks, key=lambda memory: memory.peak_bytes)
-    return msgspec.structs.replace(top, stage_peaks=tuple(memory.peak_bytes for memory in peaks))
+    return msgspec.structs.replace(
+        top,
+        stage_peaks=tuple(memory.peak_bytes for memory in peaks),
+        stage_steady=tuple(memory.steady_bytes for memory in peaks),
+    )
 
 
 def inference_memory(
