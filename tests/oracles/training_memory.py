@@ -229,7 +229,7 @@ def trace(dims: Dims, setup: Setup, *, batch: int, seq: int) -> Trace:
         finally:
             tracker.recomputing = False
 
-    with FakeTensorMode():
+    with FakeTensorMode(allow_non_fake_inputs=True):  # step counters of torch's AdamW are real
         model, ids, labels = build(dims, setup, batch, seq)
         params = list(model.parameters())
         optimizer = Optimizer(params, setup)

@@ -6,12 +6,14 @@ Shapes: B batch, S sequence, D hidden, N query heads, K KV heads, H head dim, F 
 import contextlib
 import dataclasses
 import math
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.utils.checkpoint import checkpoint
 
 Style = Literal["llama", "gpt2"]
@@ -33,6 +35,10 @@ class Dims:
     intermediate: int
     tied: bool = False
     positions: int = 0  # rows of the learned position table (GPT-2); 0 = the traced sequence length
+    choices: int = 0  # experts that the router scores; 0 = a dense MLP
+    chosen: int = 0  # experts that each token uses
+    experts: int = 0  # experts on this GPU, each ``intermediate`` wide
+    gathered: int = 1  # GPUs whose tokens this GPU's experts compute together
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,6 +49,10 @@ class Setup:
     bf16: everything, moments included, in bf16. fp32: everything in fp32.
     persistent_gradients: the gradient buffer outlives the step (Megatron's main_grad) instead of being freed.
     keep_logits: the logits stay allocated in the backward pass (``out = model(...); out.loss.backward()``).
+    loss: chunked computes the head and the loss as torchtune does: the head for 8 chunks of tokens, then the loss of
+        one chunk after another.
+    step: fused is one kernel without temporaries. foreach and loop run torch's own AdamW. backward updates each weight
+        as soon as its gradient is there, and frees the gradient.
     """
 
     style: Style = "llama"
@@ -53,6 +63,8 @@ class Setup:
     recompute: Recompute = "none"
     persistent_gradients: bool = False
     keep_logits: bool = False
+    loss: Literal["plain", "chunked"] = "plain"
+    step: Literal["fused", "foreach", "loop", "backward"] = "fused"
 
     @property
     def dtype(self) -> torch.dtype:
@@ -241,6 +253,37 @@ class LlamaBlock(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
+class ExpertBlock(LlamaBlock):
+    """A Llama block with a mixture of experts, as one GPU of an expert grid computes it with plain PyTorch.
+
+    The exchange with the other GPUs is a lookup of rows: each expert of the GPU gets equally many.
+    """
+
+    def __init__(self, dims: Dims, setup: Setup) -> None:
+        super().__init__(dataclasses.replace(dims, intermediate=1), setup)
+        del self.gate, self.up, self.down
+        self.dims, e, d, f = dims, dims.experts, dims.hidden, dims.intermediate
+        self.router = nn.Linear(d, dims.choices, bias=False)
+        self.gate, self.up = (nn.Parameter(torch.empty(e, f, d)) for _ in range(2))
+        self.down = nn.Parameter(torch.empty(e, d, f))
+
+    def mlp(self, x: Tensor) -> Tensor:
+        """x: (B, S, D), normalised."""
+        flat = x.flatten(0, -2)
+        tokens, k = len(flat), self.dims.chosen
+        scores = F.linear(flat.float(), self.router.weight.float()).softmax(-1)
+        weights = scores.topk(k)[0].to(x.dtype)
+        order = torch.arange(tokens * k * self.dims.gathered)  # any order serves a trace of fake tensors
+        parts = flat[order // k % tokens].chunk(self.dims.experts)
+        matrices = (self.gate.unbind(0), self.up.unbind(0), self.down.unbind(0))
+        outs = [
+            F.linear(F.silu(F.linear(part, gate)) * F.linear(part, up), down)
+            for part, gate, up, down in zip(parts, *matrices, strict=True)
+        ]
+        in_order = torch.cat(outs)[order].view(self.dims.gathered, tokens, k, -1)
+        return (in_order * weights[..., None]).sum(2).sum(0).view_as(x)
+
+
 class Gpt2Block(nn.Module):
     """LayerNorm, attention with one q-k-v projection, LayerNorm, GELU MLP; biases throughout."""
 
@@ -276,7 +319,7 @@ class Transformer(nn.Module):
         self.embed = nn.Embedding(dims.vocab, dims.hidden)
         if not llama:
             self.positions = nn.Embedding(dims.positions or seq, dims.hidden)
-        block = LlamaBlock if llama else Gpt2Block
+        block = ExpertBlock if dims.choices else LlamaBlock if llama else Gpt2Block
         self.blocks = nn.ModuleList(block(dims, setup) for _ in range(dims.layers))
         self.norm = RMSNorm(dims.hidden) if llama else nn.LayerNorm(dims.hidden)
         self.head = nn.Linear(dims.hidden, dims.vocab, bias=False)
@@ -291,8 +334,8 @@ class Transformer(nn.Module):
         side = seq if setup.attention == "standard" else 0
         self.register_buffer("mask", torch.full((side, side), -math.inf).triu(1))
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """ids (B, S) -> logits (B, S, V)."""
+    def forward(self, ids: Tensor) -> Tensor | list[Tensor]:
+        """ids (B, S) -> logits (B, S, V), or a list of chunks (B, S/8, V)."""
         x = self.embed(ids)
         tables: tuple[Tensor, ...] = (self.mask,)
         if self.setup.style == "llama":
@@ -305,11 +348,19 @@ class Transformer(nn.Module):
                 x = checkpoint(block, x, tables, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
             else:
                 x = block(x, tables)
-        return self.head(self.norm(x))
+        x = self.norm(x)
+        if self.setup.loss == "chunked":
+            return [self.head(chunk) for chunk in x.chunk(8, dim=1)]
+        return self.head(x)
 
 
-def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy over every position, in fp32."""
+def loss_of(logits: Tensor | list[Tensor], labels: Tensor) -> Tensor:
+    """Cross-entropy over every position, in fp32; of one chunk after another if the logits are a list."""
+    if isinstance(logits, list):
+        total = labels.new_zeros((), dtype=torch.float32)
+        for part, wanted in zip(logits, labels.chunk(len(logits), dim=1), strict=True):
+            total = total + F.cross_entropy(part.float().flatten(0, -2), wanted.flatten(), reduction="sum")
+        return total / labels.numel()
     return F.cross_entropy(logits.float().flatten(0, -2), labels.flatten())
 
 
@@ -343,6 +394,10 @@ class Optimizer:
             self.grads[p] = p.grad.to(self._grad_dtype)
         p.grad = None
         self.on_grad(self.grads[p])
+        if self.setup.step == "backward":
+            index = next(i for i, one in enumerate(self.params) if one is p)
+            self._update(index)
+            del self.grads[p]
 
     def states(self) -> Iterator[Tensor]:
         """Every tensor that outlives a step: masters and moments."""
@@ -351,8 +406,43 @@ class Optimizer:
 
     def step(self) -> None:
         """Update every parameter."""
-        for p, master, (m, v) in zip(self.params, self.masters, self.moments, strict=True):
-            _adamw(p.detach(), self.grads[p], master, m, v, 1e-3)
+        if self.setup.step in ("foreach", "loop"):
+            self._torch_step()
+        elif self.setup.step == "fused":
+            for index in range(len(self.params)):
+                self._update(index)
+
+    def _update(self, index: int) -> None:
+        p, (m, v) = self.params[index], self.moments[index]
+        _adamw(p.detach(), self.grads[p], self.masters[index], m, v, 1e-3)
+
+    def _torch_step(self) -> None:
+        """Run torch's own AdamW, without the read of its step counters, which fake tensors cannot give."""
+        assert self.masters[0] is None
+        adam = sys.modules["torch.optim.adam"]
+        with unset_fake_temporarily():
+            steps = [torch.tensor(1.0) for _ in self.params]
+        read, adam._get_value = adam._get_value, lambda step: 2.0  # type: ignore[attr-defined]
+        try:
+            adam.adam(
+                [p.detach() for p in self.params],
+                [self.grads[p] for p in self.params],
+                [m for m, _ in self.moments],
+                [v for _, v in self.moments],
+                [],
+                steps,
+                foreach=self.setup.step == "foreach",
+                decoupled_weight_decay=True,
+                amsgrad=False,
+                beta1=0.9,
+                beta2=0.95,
+                lr=1e-3,
+                weight_decay=0.01,
+                eps=1e-8,
+                maximize=False,
+            )
+        finally:
+            adam._get_value = read  # type: ignore[attr-defined]
 
     def zero_grad(self) -> None:
         """Free the gradients, or empty the buffer that stays."""

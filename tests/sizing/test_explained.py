@@ -20,6 +20,7 @@ from llmbench.sizing.formula import Formula
 from llmbench.sizing.kvcache import kv_cache
 from llmbench.sizing.memory import Memory, ServingRun
 from llmbench.sizing.memory_formulas import serving_formulas, training_formulas
+from llmbench.sizing.recipe import Recipe
 from llmbench.sizing.timeline import timeline
 from llmbench.sizing.training import run_memory, training_run
 from llmbench.sizing.workload import Layout, Phase
@@ -78,6 +79,11 @@ TRAINING: list[dict[str, Any]] = [
     {"layout": Layout.parse("dp=4,zero=2"), "optimizer": "adamw-8bit", "micro_batch": 2},
     {"layout": Layout.parse("tp=2,sp,dp=4,ep=4,etp=1,zero=1"), "loss": "chunked", "kernels": "eager"},
     {"layout": Layout.parse("pp=2,count_embedding,count_loss"), "loss": "linear"},
+    {"recipe": Recipe.parse("step=foreach,states=fp8+fp16,master=remainder,offload=activations"), "loss": "fused"},
+    {"recipe": Recipe.parse("step=backward,offload=states"), "loss": "inplace"},
+    {"recipe": Recipe.parse("step=loop,offload=weights"), "layout": Layout.parse("dp=4,zero=3"), "micro_batches": 3},
+    {"recipe": Recipe.parse("fp8=cached,imbalance=1.3"), "layout": Layout.parse("tp=2,sp,dp=2")},
+    {"recipe": Recipe.parse("fp8=primary,step=foreach"), "precision": "mixed-fp32-grads", "dropout": True},
 ]
 SERVING: list[dict[str, Any]] = [
     {"layout": Layout(), "precision": "bf16", "kv_dtype": "bf16"},

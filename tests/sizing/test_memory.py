@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from llmbench.sizing.dtypes import bits_of
@@ -12,10 +14,11 @@ from llmbench.sizing.kvcache import kv_cache
 from llmbench.sizing.lower import lower
 from llmbench.sizing.memory import CONTEXT_BYTES, PARTS, WORKSPACE_BYTES, Memory, inference_memory
 from llmbench.sizing.params import count_parameters
+from llmbench.sizing.recipe import Recipe
 from llmbench.sizing.training import training_memory
 from llmbench.sizing.workload import Layout, Workload
 from llmbench.spec.catalog import load_bundled
-from llmbench.spec.ffn import Dense, Gated
+from llmbench.spec.ffn import Dense, Gated, MoE
 from llmbench.spec.mixer import Attention
 from llmbench.spec.model import Layer, ModelSpec, Norm
 from llmbench.spec.override import override
@@ -151,6 +154,60 @@ def test_accumulated_gradients_as_traced() -> None:
     )
     traced = trace(shape, setup, batch=batch, seq=seq)
     assert ours.peak_bytes - WORKSPACE_BYTES == pytest.approx(traced.peak_bytes, rel=BOUND)
+
+
+CLOSE = 0.01
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_chunked_losses_as_traced(name: str) -> None:
+    """torchtune's loss: all logits, and an fp32 copy of one chunk after another."""
+    style, seq, batch, shape = SMALL[name]
+    precision = list(PRECISIONS)[list(SMALL).index(name) % 3]
+    setup = Setup(style=style, precision=PRECISIONS[precision], loss="chunked")
+    ours = training_memory(
+        spec_of(style, seq, shape), seq, micro_batch=batch, precision=precision, kernels="eager", loss="chunked"
+    )
+    traced = trace(shape, setup, batch=batch, seq=seq)
+    assert ours.peak_bytes - WORKSPACE_BYTES == pytest.approx(traced.peak_bytes, rel=CLOSE)
+
+
+@pytest.mark.parametrize("step", ["foreach", "loop", "backward"])
+@pytest.mark.parametrize("name", SMALL)
+def test_optimizer_steps_as_traced(name: str, step: str) -> None:
+    """torch's AdamW on all tensors at once or on one after another, and updates in the backward pass."""
+    style, seq, batch, shape = SMALL[name]
+    precision = "fp32" if list(SMALL).index(name) % 2 else "bf16"
+    setup = Setup(style=style, precision=precision, step=step)
+    ours = training_memory(
+        spec_of(style, seq, shape),
+        seq,
+        micro_batch=batch,
+        precision=precision,
+        kernels="eager",
+        recipe=Recipe(step=step),
+    )
+    traced = trace(shape, setup, batch=batch, seq=seq)
+    assert ours.peak_bytes - WORKSPACE_BYTES == pytest.approx(traced.peak_bytes, rel=CLOSE)
+
+
+@pytest.mark.parametrize("shape", [(256, 2, 4, 1), (512, 1, 2, 2), (1024, 1, 4, 2)])
+def test_one_gpu_of_an_expert_grid_as_traced(shape: tuple[int, int, int, int]) -> None:
+    """ep and etp over data-parallel GPUs: a share of the experts, a share of their width, the tokens of etp GPUs."""
+    seq, batch, ep, etp = shape
+    whole = dims(8000, 512, 4, 8, 4, 1024)
+    layer = Layer(
+        mixer=Attention(num_attention_heads=8, num_key_value_heads=4, head_dim=64),
+        ffn=MoE(num_experts=8, num_experts_per_tok=2, intermediate_size=1024),
+    )
+    spec = msgspec.structs.replace(spec_of("llama", seq, whole), layers={"block": layer}).check()
+    ours = training_memory(spec, seq, micro_batch=batch, layout=Layout(dp=ep * etp, ep=ep, etp=etp), kernels="eager")
+    local = dataclasses.replace(whole, intermediate=1024 // etp, choices=8, chosen=2, experts=8 // ep, gathered=etp)
+    traced = trace(local, Setup(), batch=batch, seq=seq)
+    assert ours.parameters == traced.parameters
+    saved = traced.saved_bytes - traced.saved_by_module["loss"]
+    assert ours.full_bytes["activations"] == pytest.approx(saved, rel=CLOSE)
+    assert ours.peak_bytes - WORKSPACE_BYTES == pytest.approx(traced.peak_bytes, rel=CLOSE)
 
 
 # Published runs

@@ -104,11 +104,10 @@ def _loss(b: Builder, width: int, logits: int) -> None:
 def _chunked_head_backward(b: Builder, width: int, logits: int) -> int:
     """Return the bytes of the backward pass of a head whose logits have a chunked loss, without the weight's gradient.
 
-    Chunk after chunk, the loss frees its fp32 tensor, and the head computes the gradients of its input and of its
-    weights. From the second chunk on, the new gradient of the weights is added to the gradient of the earlier chunks.
+    Autograd first runs the backward pass of the loss for all chunks, then that of the head. From the second chunk on,
+    the new gradient of the weights is added to the gradient of the earlier chunks. Autograd allocates a third tensor
+    for the sum, because these gradients are transposed views.
     """
     gradient = bytes_of(width * (logits // b.tokens), b.workload.weight_dtype)
-    chunk = share(logits, CHUNKS)
-    first = 4 * (logits - chunk)
-    second = 4 * (logits - 2 * chunk) + gradient if CHUNKS > 1 else 0
-    return max(first, second) + b.act(chunk + b.tokens * width)
+    chunk, hidden = share(logits, CHUNKS), share(b.tokens * width, CHUNKS)
+    return max(b.act(logits + hidden), b.act(logits - 2 * chunk + 2 * hidden) + 2 * gradient)

@@ -1,0 +1,147 @@
+"""Recipes of a training step: losses, optimizer steps, formats of states, offloading, fp8 copies, imbalance."""
+
+from __future__ import annotations
+
+import pytest
+
+from llmbench.errors import SpecError
+from llmbench.sizing.lower import lower
+from llmbench.sizing.params import count_parameters
+from llmbench.sizing.recipe import Recipe
+from llmbench.sizing.training import training_memory, training_run
+from llmbench.sizing.workload import Layout, Workload
+from llmbench.spec.catalog import load_bundled
+from llmbench.spec.override import override
+
+LLAMA = load_bundled("llama2-7b")
+MIXTRAL = load_bundled("mixtral-8x7b")
+N = count_parameters(LLAMA).total
+TABLES = 2 * 32000 * 4096
+NORMS = count_parameters(LLAMA).components["norms"]
+MATRICES = N - TABLES - NORMS
+MIB = 2**20
+
+
+def test_texts_come_back() -> None:
+    for text in (
+        "step=foreach,states=fp8+fp16,master=remainder",
+        "offload=states+activations,imbalance=1.25,mtp",
+        "fp8=cached,fused_gradients=0,batch_first,weights_before_down",
+        "",
+    ):
+        assert str(Recipe.parse(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("recipe", "optimizer", "bytes_per_parameter"),
+    [
+        ("", "adamw", 12),
+        ("states=bf16", "adamw", 4 + 2 + 2),
+        ("states=fp8+fp16,master=fp16", "adamw", 2 + 1 + 2),  # Megatron's precision-aware optimizer
+        ("states=bf16,master=remainder", "adamw", 2 + 2 + 2),
+        ("", "lion", 4 + 4),
+        ("states=bf16", "lion", 4 + 2),
+    ],
+)
+def test_formats_of_states(recipe: str, optimizer: str, bytes_per_parameter: int) -> None:
+    full = training_memory(LLAMA, 64, optimizer=optimizer, recipe=Recipe.parse(recipe)).full_bytes
+    assert full["optimizer"] == bytes_per_parameter * N
+
+
+def test_megatrons_fused_loss_holds_an_fp32_copy_more() -> None:
+    """So many logits that the peak is at the loss: bytes per logit by kind of loss."""
+    tokens, vocab = 65536, 400_000
+    spec = override(LLAMA, {"vocab_size": vocab})
+    logits, hidden = tokens * vocab, tokens * 4096
+    for loss, of_logits in (("plain", 2 + 4), ("fused", 2 + 4 + 4), ("inplace", 2)):
+        memory = training_memory(spec, tokens, loss=loss, recompute="full")
+        assert memory.parts_bytes["logits"] == of_logits * logits, loss
+    eager = training_memory(spec, tokens, kernels="eager", recompute="full").parts_bytes["logits"]
+    chunked = training_memory(spec, tokens, kernels="eager", loss="chunked", recompute="full")
+    assert eager == 12 * logits  # an fp32 log-softmax and two fp32 temporaries
+    assert chunked.parts_bytes["logits"] == (2 + 4) * logits + 4 * logits // 8
+    # kernels/loss/linear.py: gradients of the hidden states and of the head, and the logits of one chunk
+    run = training_run(spec, tokens, loss="linear")
+    loss_op = next(op for op in run.stages[0].ops if op.kind == "loss")
+    assert loss_op.saved_bytes == 2 * hidden
+    assert loss_op.forward_bytes == 2 * 2 * hidden + 2 * 4096 * vocab + 2 * tokens // 8 * vocab
+
+
+def test_a_step_without_gradients() -> None:
+    """The optimizer in the backward pass: of all gradients, only that of the running product exists."""
+    here = training_memory(LLAMA, 64, precision="bf16")
+    there = training_memory(LLAMA, 64, precision="bf16", recipe=Recipe(step="backward"))
+    assert here.parts_bytes["gradients"] == pytest.approx(2 * N, rel=0.02)
+    assert there.parts_bytes["gradients"] <= 2 * 32000 * 4096
+
+
+def test_what_the_host_stores() -> None:
+    whole = training_memory(LLAMA, 512)
+    states = training_memory(LLAMA, 512, recipe=Recipe(offload=("states",)))
+    assert states.host_bytes == {"optimizer": 12 * N}
+    assert states.steady_bytes == whole.steady_bytes - 12 * N
+    run = training_run(LLAMA, 4096, recipe=Recipe(offload=("activations",)))
+    layer = run.checkpoint(run.stages[0].chunks[0].layers[0])
+    assert run.stage_peak(run.stages[0]).host_bytes == {"activations": 31 * layer}
+    layout = Layout(dp=8, zero=3)
+    weights = training_memory(LLAMA, 512, layout=layout, recipe=Recipe(offload=("weights",)))
+    # FSDP's CPU offload: fp32 shards of weights, gradients and two moments
+    assert sum(weights.host_bytes.values()) == pytest.approx(16 * N / 8, rel=1e-5)
+    assert weights.steady_bytes == weights.parts_bytes["overhead"]
+
+
+def test_fp8_copies_of_transformer_engine() -> None:
+    plain, cached, primary = (
+        training_memory(LLAMA, 2048, recipe=Recipe(fp8=fp8)).full_bytes for fp8 in ("none", "cached", "primary")
+    )
+    assert plain["weights"] == 2 * N
+    assert cached["weights"] == 2 * N + 2 * MATRICES
+    assert primary["weights"] == 2 * MATRICES + 2 * (N - MATRICES)
+    # per layer and token: the inputs of q, k, v and of gate, up, and of down in fp8, and an fp8 copy for the output
+    saved = 2048 * 32 * (4096 + 4096 + 11008 - 4096)
+    assert plain["activations"] - cached["activations"] == saved
+
+
+def test_imbalance_belongs_to_the_experts() -> None:
+    even, skewed = (
+        {op.name: op for op in lower(MIXTRAL, Workload.train(1024, imbalance=factor), Layout(dp=8, ep=8))}
+        for factor in (1.0, 1.5)
+    )
+    for name, op in even.items():
+        grows = ".experts." in name or name.endswith((".dispatch", ".combine"))
+        assert (
+            skewed[name].written_bytes == pytest.approx(op.written_bytes * (1.5 if ".experts." in name else 1)) or grows
+        )
+        if op.component == "experts" and op.forward_flops:
+            assert skewed[name].forward_flops == 1.5 * op.forward_flops
+
+
+def test_dropout_saves_masks() -> None:
+    here, there = (training_memory(LLAMA, 512, dropout=dropout).full_bytes["activations"] for dropout in (False, True))
+    assert there - here == 32 * 2 * 512 * 4096
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"recipe": "step=foreach", "optimizer": "muon"}, "temporaries of muon"),
+        ({"recipe": "master=fp16", "precision": "bf16"}, "no master copy"),
+        ({"recipe": "states=bf16", "optimizer": "adamw-8bit"}, "fixed"),
+        ({"recipe": "states=fp8+fp16", "optimizer": "lion"}, "two moments"),
+        ({"recipe": "fp8=cached", "precision": "fp32"}, "in fp32"),
+        ({"recipe": "step=backward", "micro_batches": 4}, "one micro-batch"),
+        ({"recipe": "offload=weights"}, "zero=3"),
+        ({"recipe": "fp8=cached", "layout": Layout(dp=2, zero=3)}, "gathered"),
+    ],
+)
+def test_contradictions_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        training_memory(LLAMA, 64, **{**options, "recipe": Recipe.parse(str(options["recipe"]))})
+
+
+@pytest.mark.parametrize(
+    "text", ["step", "step=slow", "states=fp8+fp9", "imbalance=0.5", "imbalance=nan", "mtp=2", "mtp,mtp", "what=1"]
+)
+def test_wrong_texts_are_refused(text: str) -> None:
+    with pytest.raises(SpecError, match="recipe"):
+        Recipe.parse(text)
