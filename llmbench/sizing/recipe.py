@@ -120,6 +120,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     mtp: whether modules for multi-token prediction are trained too.
     fused_gradients: whether matrix products add their weight gradients to fp32 buffers in place (Megatron's
         gradient-accumulation fusion). None: yes with fused kernels. It has no effect without fp32 gradients.
+    gradient_buffers: whether the gradients of all weights are allocated during the whole run, as in the buffers of
+        Megatron's DistributedDataParallel. If false, this depends on micro-batches and formats.
     batch_first, weights_before_down: see Workload.
     """
 
@@ -131,6 +133,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     imbalance: float = 1.0
     mtp: bool = False
     fused_gradients: bool | None = None
+    gradient_buffers: bool = False
     batch_first: bool = False
     weights_before_down: bool = False
 
@@ -153,7 +156,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             "offload": several(*get_args(Offload)),
             "fp8": choice("none", "cached", "primary"),
             "imbalance": decimal,
-            **dict.fromkeys(("mtp", "fused_gradients", "batch_first", "weights_before_down"), flag),
+            **dict.fromkeys(("mtp", "fused_gradients", "gradient_buffers", "batch_first", "weights_before_down"), flag),
         }
         return cls(**read_items(text, "recipe", readers, error=SpecError, example="step=foreach,offload=states"))
 

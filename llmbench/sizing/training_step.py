@@ -256,7 +256,7 @@ class TrainingRun(msgspec.Struct, kw_only=True):
         This is the case if they accumulate over several micro-batches, or if their format differs from the format of
         the weights. Megatron's fp32 gradients are an example of the second case.
         """
-        return self.passes > 1 or self.formats.gradients != self.formats.weights
+        return self.recipe.gradient_buffers or self.passes > 1 or self.formats.gradients != self.formats.weights
 
     @property
     def gathers_stage(self) -> bool:

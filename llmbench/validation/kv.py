@@ -32,9 +32,9 @@ def answer(row: Row) -> Answer:
     given = _given(row.text("given"))
     name, tp, only_keys, expanded = _model(row.text("model"))
     spec = bundled_model(name)
-    layers = row.need("layers")
+    layers = row.size("layers")
     keys, values = _layer_bytes(spec, row.text("format"), tp, layers, expanded=expanded)
-    tokens = 1 if given.per_token else row.need("tokens_or_cells")
+    tokens = 1 if given.per_token else row.size("tokens_or_cells")
     keys, values = keys * layers * tokens, values * layers * tokens
     if only_keys:
         values = 0

@@ -11,12 +11,13 @@ import re
 from typing import Literal
 
 from llmbench.sizing.memory import Memory
-from llmbench.sizing.recipe import PrecisionName, Recipe
+from llmbench.sizing.recipe import Optimizer, PrecisionName, Recipe
 from llmbench.sizing.training import stage_memories, training_run
 from llmbench.sizing.workload import Layout, Loss, Recompute
 from llmbench.spec.ffn import FFN, Dense, Gated, MoE, Router, SharedExperts
 from llmbench.spec.mixer import Attention, LatentAttention, QKNorm
 from llmbench.spec.model import Layer, ModelSpec, NextTokenPrediction, Norm
+from llmbench.spec.override import override
 from llmbench.spec.position import LearnedPositions, NoPositions, Positions, Rope
 from llmbench.validation.comparison import Answer, Figure
 from llmbench.validation.rows import RefusedError, Row, first_known
@@ -41,23 +42,35 @@ _PRECISIONS: dict[tuple[str, str], PrecisionName] = {
     ("fp16", "fp32"): "mixed-fp32-grads",
     ("fp32", "fp32"): "fp32",
 }
-
-
+_OPTIMIZERS: dict[str, Optimizer] = {"": "adamw", "adam": "adamw", "muon": "muon"}
 _LOSSES: dict[str, Loss] = {"": "plain", "no": "plain", "native": "fused", "te": "inplace"}
 
 
 def answer(row: Row) -> Answer:
     """Compare the peak since the start of the process, and the bytes that are allocated after an optimizer step."""
-    stage = logged(row)
-    figures = [Figure(quantity="peak_bytes", measured=row.needed("mem_max_last"), ours=stage.peak_bytes)]
+    memory, states = logged(row)
+    figures = [Figure(quantity="peak_bytes", measured=row.needed("mem_max_last"), ours=memory.peak_bytes)]
     allocated = row.number("mem_allocated_last")
     if allocated is not None:
-        figures.append(Figure(quantity="static_bytes", measured=allocated, ours=stage.steady_bytes))
-    return Answer(figures=tuple(figures), doubt=row.text("suspect"), parts=dict(stage.parts_bytes))
+        # With 16-bit gradients, the optimizer has made an fp32 copy of them, which the next step frees at its start.
+        # It is sharded as the master copy, which has a third of the bytes of Adam's states.
+        copies = states // 3 if row.text("grad_dtype") in ("fp16", "bf16") else 0
+        figures.append(Figure(quantity="static_bytes", measured=allocated, ours=memory.steady_bytes + copies))
+    return Answer(figures=tuple(figures), doubt=_doubt(row), parts=dict(memory.parts_bytes))
 
 
-def logged(row: Row) -> Memory:
-    """Return the memory of the stage that logs.
+def _doubt(row: Row) -> str:
+    """Return why the settings of a row are uncertain, or ""."""
+    if row.text("suspect"):
+        return row.text("suspect")
+    container = row.text("id").rpartition("/")[2]
+    if container.startswith("lts") and "auto" in row.text("attention_kind") and row.flag("deterministic"):
+        return "the row does not say which attention is deterministic in the older container (lts)"
+    return ""
+
+
+def logged(row: Row) -> tuple[Memory, int]:
+    """Return the memory of the stage that logs, and the bytes of its optimizer states with the master copy.
 
     Raises RefusedError for a setting that llmbench cannot compute.
     """
@@ -65,11 +78,12 @@ def logged(row: Row) -> Memory:
     layout = layout_of(row)
     run = training_run(
         model_of(row),
-        row.need("seq_len"),
-        micro_batch=row.need("micro_batch"),
-        micro_batches=first_known(row.count("micro_batches"), 2 * layout.pp),
+        row.size("seq_len"),
+        micro_batch=row.size("micro_batch"),
+        micro_batches=row.size("micro_batches", 2 * layout.pp),
         layout=layout,
         precision=_precision(row),
+        optimizer=row.choice("optimizer", _OPTIMIZERS),
         recompute=_recompute(row),
         attention="standard" if row.text("attention_kind").startswith("unfused") else "flash",
         kernels="fused",
@@ -80,13 +94,14 @@ def logged(row: Row) -> Memory:
             fused_gradients=first_known(row.flag("grad_accum_fusion"), True),
             batch_first=_batch_first(row),
             weights_before_down=True,
+            gradient_buffers=True,
         ),
         workspace_bytes=_workspaces(row, layout),
     )
-    index = row.need("logging_stage")
-    if index >= len(run.stages):
+    index = row.count("logging_stage")
+    if index is None or index >= len(run.stages):
         raise RefusedError(f"column `logging_stage`: {index}, but the layout has {len(run.stages)} stages")
-    return stage_memories(run)[index]
+    return stage_memories(run)[index], run.resident(run.stages[index]).states
 
 
 def _batch_first(row: Row) -> bool:
@@ -121,17 +136,17 @@ def _workspaces(row: Row, layout: Layout) -> int:
     total = 2 * cublas + (0 if local else engine)
     if row.flag("grouped_gemm"):
         total += 4 * engine
-    tokens = -(-row.need("seq_len") * row.need("micro_batch") // layout.cp)
+    tokens = -(-row.size("seq_len") * row.size("micro_batch") // layout.cp)
     if layout.sp:
-        total += 2 * tokens * row.need("hidden")
+        total += 2 * tokens * row.size("hidden")
     if local:
-        total += 2 * tokens * row.need("seq_len") * row.need("heads") // layout.tp
+        total += 2 * tokens * row.size("seq_len") * row.size("heads") // layout.tp
     return total
 
 
 def model_of(row: Row) -> ModelSpec:
     """Return the spec of the model of a row."""
-    layers, mtp = row.need("layers"), row.count("mtp")
+    layers, mtp = row.size("layers"), _at_most(row, "mtp", 16) if row.count("mtp") else None
     dense = _layer(row, _feed_forward(row))
     if not row.count("experts"):
         kinds, pattern = {"block": dense}, f"{layers}*block"
@@ -142,18 +157,27 @@ def model_of(row: Row) -> ModelSpec:
         kinds = {"dense": dense, "moe": _layer(row, _mixture(row))}
         kinds = kinds if routed < layers else {"moe": kinds["moe"]}
         pattern = f"{layers - routed}*dense {routed}*moe" if routed < layers else f"{layers}*moe"
-    return ModelSpec(
+    spec = ModelSpec(
         name=row.text("id") or "run",
-        source="columns of the file",
+        source="a file",
         pattern=pattern,
         layers=kinds,
         vocab_size=_vocabulary(row),
-        hidden_size=row.need("hidden"),
+        hidden_size=row.size("hidden"),
         tie_word_embeddings=first_known(row.flag("tied"), True),
         positions=_positions(row),
         norm=row.choice("norm", _NORMS),
         next_token_prediction=NextTokenPrediction(count=mtp, layer=next(reversed(kinds))) if mtp else None,
     )
+    return override(spec, {"source": "columns of the file"})  # it checks every field
+
+
+def _at_most(row: Row, column: str, most: int) -> int:
+    """Return the whole number of a cell. Raises RefusedError if it is more than `most`."""
+    value = row.size(column)
+    if value > most:
+        raise RefusedError(f"column `{column}`: {value} is more than {most}")
+    return value
 
 
 def _vocabulary(row: Row) -> int:
@@ -161,13 +185,13 @@ def _vocabulary(row: Row) -> int:
     padded = row.count("vocab_padded")
     if padded:
         return padded
-    multiple = 128 * row.need("tp")
-    return -(-row.need("vocab") // multiple) * multiple
+    multiple = 128 * row.size("tp")
+    return -(-row.size("vocab") // multiple) * multiple
 
 
 def _positions(row: Row) -> Positions:
     rope: Positions = Rope()
-    learned: Positions = LearnedPositions(num_positions=first_known(row.count("max_positions"), row.need("seq_len")))
+    learned: Positions = LearnedPositions(num_positions=first_known(row.count("max_positions"), row.size("seq_len")))
     return row.choice(
         "position",
         {
@@ -182,23 +206,23 @@ def _positions(row: Row) -> Positions:
 
 
 def _layer(row: Row, ffn: FFN) -> Layer:
-    heads = row.need("heads")
+    heads = row.size("heads")
     norm: Literal["rmsnorm", "layernorm"] = row.choice("norm", _NORMS).kind
     if row.count("kv_lora"):
         latent = LatentAttention(
             num_attention_heads=heads,
             q_lora_rank=row.count("q_lora") or None,
-            kv_lora_rank=row.need("kv_lora"),
-            qk_nope_head_dim=row.need("qk_head_dim"),
-            qk_rope_head_dim=row.need("rope_head_dim"),
-            v_head_dim=row.need("v_head_dim"),
+            kv_lora_rank=row.size("kv_lora"),
+            qk_nope_head_dim=row.size("qk_head_dim"),
+            qk_rope_head_dim=row.size("rope_head_dim"),
+            v_head_dim=row.size("v_head_dim"),
             latent_norms=first_known(row.flag("qk_norm"), False),
         )
         return Layer(mixer=latent, ffn=ffn)
     attention = Attention(
         num_attention_heads=heads,
         num_key_value_heads=first_known(row.count("query_groups"), heads),
-        head_dim=first_known(row.count("head_dim"), row.need("hidden") // max(1, heads)),
+        head_dim=row.size("head_dim", row.size("hidden") // heads or None),
         qkv_bias=first_known(row.flag("qkv_bias"), row.flag("linear_bias"), True),
         output_bias=first_known(row.flag("linear_bias"), True),
         qk_norm=QKNorm(norm=norm) if row.flag("qk_norm") else None,
@@ -207,7 +231,7 @@ def _layer(row: Row, ffn: FFN) -> Layer:
 
 
 def _feed_forward(row: Row) -> Dense | Gated:
-    width = first_known(row.count("ffn"), 4 * row.need("hidden"))
+    width = first_known(row.count("ffn"), 4 * row.size("hidden"))
     activation, bias = row.choice("activation", _ACTIVATIONS), first_known(row.flag("linear_bias"), True)
     return (Gated if activation == "silu" else Dense)(intermediate_size=width, activation=activation, bias=bias)
 
@@ -217,9 +241,9 @@ def _mixture(row: Row) -> MoE:
     bias, shared = first_known(row.flag("linear_bias"), True), row.count("shared_ffn")
     sigmoid = row.text("router_score") == "sigmoid"
     return MoE(
-        num_experts=row.need("experts"),
-        num_experts_per_tok=row.need("topk"),
-        intermediate_size=first_known(row.count("moe_ffn"), row.count("ffn"), 4 * row.need("hidden")),
+        num_experts=row.size("experts"),
+        num_experts_per_tok=_at_most(row, "topk", row.size("experts")),
+        intermediate_size=first_known(row.count("moe_ffn"), row.count("ffn"), 4 * row.size("hidden")),
         activation=activation,
         gated=activation == "silu",
         bias=bias,
@@ -231,15 +255,14 @@ def _mixture(row: Row) -> MoE:
 
 def layout_of(row: Row) -> Layout:
     """Return the parallel layout of a row."""
-    tp, pp, cp = row.need("tp"), row.need("pp"), first_known(row.count("cp"), 1)
-    dp = row.count("dp")
-    if dp is None:
-        gpus = row.count("num_gpus")
-        if gpus is None or gpus % (tp * pp * cp):
+    tp, pp, cp = row.size("tp"), row.size("pp"), row.size("cp", 1)
+    dp, gpus = row.count("dp"), row.count("num_gpus")
+    if not dp:
+        if not gpus or gpus % (tp * pp * cp):
             raise RefusedError("columns `dp` and `num_gpus` are empty, and the optimizer states depend on them")
         dp = gpus // (tp * pp * cp)
-    experts, first, layers = row.count("experts"), row.count("first_stage_layers"), row.need("layers")
-    chunks = pp * first_known(row.count("vp"), 1)
+    experts, first, layers = row.count("experts"), row.count("first_stage_layers"), row.size("layers")
+    chunks = pp * row.size("vp", 1)
     # No column says that the embedding and the loss count as layers. Without them, Megatron would refuse the numbers.
     counted = first is None and not row.text("pp_layout") and layers % chunks > 0 and (layers + 2) % chunks == 0
     sharded = row.flag("dist_optimizer") and dp * cp > 1
@@ -248,10 +271,10 @@ def layout_of(row: Row) -> Layout:
         tp=tp,
         sp=bool(row.flag("sp")) and tp > 1,
         pp=pp,
-        interleave=first_known(row.count("vp"), 1),
+        interleave=row.size("vp", 1),
         dp=dp,
         cp=cp,
-        ep=first_known(row.count("ep"), 1) if experts else 1,
+        ep=row.size("ep", 1) if experts else 1,
         etp=row.count("etp") if experts else None,
         first=first,
         last=None if first is None else row.count("last_stage_layers"),
@@ -259,7 +282,7 @@ def layout_of(row: Row) -> Layout:
         count_loss=counted,
         stages=written,
         zero=1 if sharded else 0,
-        instances=first_known(row.count("dist_opt_instances"), 1) if sharded else 1,
+        instances=row.size("dist_opt_instances", 1) if sharded else 1,
     )
 
 
@@ -272,7 +295,7 @@ def _precision(row: Row) -> PrecisionName:
 
 def _recompute(row: Row) -> Recompute:
     granularity = row.choice("recompute_granularity", {"": "none", "full": "full", "selective": "selective"})
-    if granularity == "full" and first_known(row.count("recompute_layers"), 1) != 1:
+    if granularity == "full" and row.size("recompute_layers", 1) != 1:
         raise RefusedError("llmbench recomputes each layer by itself, and this run keeps one input per several layers")
     modules = row.text("recompute_modules").strip("[]").split()
     if granularity == "selective" and modules not in ([], ["core_attn"]):
@@ -298,7 +321,6 @@ def _refuse_unknown(row: Row) -> None:
         raise RefusedError("column `overlap_other`: llmbench does not compute deferred gradients of the head")
     if row.flag("precision_aware_optimizer"):
         raise RefusedError("column `precision_aware_optimizer`: llmbench does not compute its states")
-    row.choice("optimizer", {"": True, "adam": True})
 
 
 def _dense_first(pattern: str) -> bool:

@@ -74,9 +74,15 @@ class Row(msgspec.Struct, frozen=True):
             raise RefusedError(f"column `{column}`: llmbench does not know {text[:60]!r}; it knows {known}")
         return choices[text]
 
-    def need(self, column: str) -> int:
-        """Return the whole number of a cell. Raises RefusedError if the value is unknown."""
-        return _known(column, self.count(column))
+    def size(self, column: str, default: int | None = None) -> int:
+        """Return the whole number of a cell, which must be at least 1.
+
+        default: the number if the value is unknown. None: raise RefusedError.
+        """
+        value = self.count(column)
+        if value == 0:
+            raise RefusedError(f"column `{column}`: must be at least 1, not 0")
+        return _known(column, default if value is None else value)
 
     def needed(self, column: str) -> float:
         """Return the number of a cell. Raises RefusedError if the value is unknown."""

@@ -28,12 +28,12 @@ def answer(row: Row) -> Answer:
         raise RefusedError(
             "column `packed` is not True: the lengths of the sequences vary, and the row does not give them"
         )
-    if row.need("num_gpus") != 1:
+    if row.size("num_gpus") != 1:
         raise RefusedError("column `num_gpus`: llmbench does not know how the run divides the model over its GPUs")
     memory = training_memory(
         bundled_model(row.text("model")),
-        row.need("max_seq_len"),
-        micro_batch=row.need("micro_batch"),
+        row.size("max_seq_len"),
+        micro_batch=row.size("micro_batch"),
         micro_batches=row.count("grad_accumulation"),
         precision=row.choice("dtype", {"bf16": "bf16", "fp32": "fp32"}),
         optimizer=row.choice("optimizer", _OPTIMIZERS),

@@ -60,7 +60,7 @@ def answer(row: Row) -> Answer:
 
 
 def _ours(row: Row, quantity: str) -> int:
-    spec, layout, seq = _model(row.text("model")), _layout(row), row.need("seq_len")
+    spec, layout, seq = _model(row.text("model")), _layout(row), row.size("seq_len")
     if quantity == "states":
         layers = override(spec, {"vocab_size": 1, "positions": {"kind": "none"}})
         states = training_memory(layers, seq, layout=layout, precision="mixed-fp32-grads").full_bytes
@@ -75,13 +75,13 @@ def _memory(row: Row, spec: ModelSpec, layout: Layout, seq: int) -> Memory:
     software = next((known for word, known in _SOURCES.items() if word in row.text("source")), None)
     if software is None:
         raise RefusedError(f"column `source`: llmbench knows the kernels of {', '.join(_SOURCES)}, not of this source")
-    micro_batch = row.need("micro_batch")
+    micro_batch = row.size("micro_batch")
     batch = row.count("global_batch")
     return training_memory(
         spec,
         seq,
         micro_batch=micro_batch,
-        micro_batches=max(1, batch // (micro_batch * layout.dp)) if batch and micro_batch else None,
+        micro_batches=max(1, batch // (micro_batch * layout.dp)) if batch else None,
         layout=layout,
         precision="mixed-fp32-grads",  # fp32 gradients, states and master copy
         recompute=row.choice(
@@ -94,9 +94,7 @@ def _memory(row: Row, spec: ModelSpec, layout: Layout, seq: int) -> Memory:
 
 
 def _layout(row: Row) -> Layout:
-    sizes: dict[str, Any] = {
-        name: first_known(row.count(name), 1) for name in ("tp", "pp", "interleave", "dp", "cp", "ep")
-    }
+    sizes: dict[str, Any] = {name: row.size(name, 1) for name in ("tp", "pp", "interleave", "dp", "cp", "ep")}
     sharded = sizes["dp"] * sizes["cp"] > 1  # a distributed optimizer of one replica stores everything
     return Layout(**sizes, sp=bool(row.flag("sp")), zero=first_known(row.count("zero"), 0) if sharded else 0)
 
@@ -135,9 +133,9 @@ def _gpt(layers: int, hidden: int, heads: int, vocab: int) -> ModelSpec:
     mixer = Attention(
         num_attention_heads=heads, num_key_value_heads=heads, head_dim=hidden // heads, qkv_bias=True, output_bias=True
     )
-    return ModelSpec(
+    spec = ModelSpec(
         name=f"gpt-{layers}x{hidden}",
-        source="column `model`",
+        source="a file",
         pattern=f"{layers}*block",
         layers={"block": Layer(mixer=mixer, ffn=Dense(intermediate_size=4 * hidden, bias=True))},
         vocab_size=vocab,
@@ -146,3 +144,4 @@ def _gpt(layers: int, hidden: int, heads: int, vocab: int) -> ModelSpec:
         positions=LearnedPositions(num_positions=2048),
         norm=Norm(kind="layernorm", bias=True),
     )
+    return override(spec, {"source": "column `model`"})  # it checks every field
