@@ -82,9 +82,10 @@ def suggestion(word: str, known: Iterable[str]) -> str | None:
     return near[0] if near else None
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
-    """Return the error for a name that is not in `known`. Its hint gives the most similar name and lists all names."""
+def unknown(kind: str, name: str, known: Iterable[str], *, near: str | None = None) -> UnknownNameError:
+    """Return the error for a name that is not in `known`. Its hint gives `near`, or else the most similar name, and
+    lists all names."""
     names = list(known)
-    near = suggestion(name, names)
+    near = near or suggestion(name, names)
     hint = (f"did you mean `{near}`? " if near else "") + f"choose from {', '.join(names)}"
     return UnknownNameError(f"unknown {kind} `{name}`", hint=hint)

@@ -88,6 +88,19 @@ class Compiled:
         return self.blocks * self.num_warps / ARCHITECTURES[self.arch].warps
 
 
+def shapes_of(
+    names: Sequence[str], arches: Sequence[int], dtypes: Sequence[torch.dtype]
+) -> list[tuple[str, int, torch.dtype, int]]:
+    """Return the shapes that `inspect` compiles: kernel, index of the shape, number format and architecture."""
+    return [
+        (name, index, dtype, arch)
+        for arch in arches
+        for name in names
+        for index in range(len(load_kernel(name).shapes))
+        for dtype in load_kernel(name).formats(dtypes)
+    ]
+
+
 def inspect(
     names: Sequence[str],
     arches: Sequence[int],
@@ -103,13 +116,7 @@ def inspect(
     """
     if interpreted():
         raise CannotRunError("TRITON_INTERPRET is set, so kernels are interpreted and not compiled", hint="unset it")
-    work = [
-        (name, index, dtype, arch, shipped)
-        for arch in arches
-        for name in names
-        for index in range(len(load_kernel(name).shapes))
-        for dtype in load_kernel(name).formats(dtypes)
-    ]
+    work = [(*shape, shipped) for shape in shapes_of(names, arches, dtypes)]
     if workers == 1:
         yield from (row for job in work for row in _compile_shape(*job))
         return

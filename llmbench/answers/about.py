@@ -96,19 +96,18 @@ def model_block(about: AboutModel, *, table: Table | None, context: str = "", li
     """Return a block about one model: a headline, the context of the figures, a table, lines, and the model's notes."""
     from llmbench.report.describe import headline  # imported here, because JSON has no headline
 
-    reasons = [f"approximate: {reason}" for reason in about.approximate_because]
     return Block(
         headline="\n".join(filter(None, [headline(about.spec, approximate=bool(about.doubts)), context])),
         about=record(MODEL_FIELDS, about),
         table=table,
-        lines=[*lines, *reasons],
+        lines=[*lines, *approximate_lines(about.approximate_because)],
         notes=about.notes,
     )
 
 
-def approximate_lines(spec: ModelSpec) -> list[str]:
-    """Return a line for each reason why figures of the spec may be inexact, and a line for each note of the spec."""
-    return [f"approximate: {reason}" for reason in spec.approximate] + [f"note: {note}" for note in spec.notes]
+def approximate_lines(reasons: Sequence[str]) -> list[str]:
+    """Return a line for each reason why figures may be inexact."""
+    return [f"approximate: {reason}" for reason in reasons]
 
 
 def length_notes(spec: ModelSpec, tokens: int) -> list[str]:

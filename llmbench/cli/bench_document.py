@@ -135,6 +135,8 @@ def _notes(experiment: Experiment, ask: Ask, lines: Sequence[Line]) -> Iterator[
     from llmbench.model.implementations import IMPLEMENTATIONS, described
     from llmbench.model.implementations.kernels import on_a_cpu
 
+    if ask.shape.model is not None:
+        yield from ask.shape.model.notes
     timed = {line.row.implementation for line in lines if line.row.status == "ok"}
     if not ask.on_gpu and any(described(name).traits.triton for name in timed & set(IMPLEMENTATIONS)):
         yield on_a_cpu()

@@ -225,7 +225,6 @@ FIELDS: tuple[Field[Compared], ...] = (
         "keys and values per sequence",
         "gib",
         lambda row: row.cache.bytes_per_sequence,
-        scale="sequence",
         description="bytes of the keys and values per sequence, as `bytes_per_sequence` of `kvcache`. Recurrent "
         "states, the indexer's keys and cross-attention are not included; `kvcache` lists their bytes in other fields",
     ),

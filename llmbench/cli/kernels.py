@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
 import typer
@@ -364,7 +364,7 @@ def check_kernels(
         return
     from llmbench.kernels.proof.check import check_all
 
-    rows = list(_with_progress(check_all(known_names(names), named_formats(dtype), seeds, place), "checking"))
+    rows = list(with_progress(check_all(known_names(names), named_formats(dtype), seeds, place), "checking"))
     wrong = [row for row in rows if not row.passed]
     machine = _machine(place)
     lines = [f"{len(rows) - len(wrong)} of {len(rows)} within budget, {machine}"]
@@ -385,7 +385,7 @@ def _fuzz(names: tuple[str, ...], dtype: str, seconds: int, seed: int, place: st
     """Check random cases, and show one row per kernel and format, and the failures."""
     from llmbench.kernels.proof.fuzz import FuzzResult, fuzz
 
-    results = _with_progress(fuzz(names, named_formats(dtype), seconds, seed, place), "checking random cases")
+    results = with_progress(fuzz(names, named_formats(dtype), seconds, seed, place), "checking random cases")
     rows = [item for item in results if isinstance(item, FuzzResult)]
     failures = [failure for row in rows for failure in row.failures]
     ran = sum(row.trials for row in rows)
@@ -442,12 +442,15 @@ def inspect_kernels(
     """
     need_triton()
     os.environ.pop("TRITON_INTERPRET", None)  # with this variable, Triton interprets kernels instead of compiling them
-    from llmbench.kernels.proof.inspect import inspect
+    from llmbench.kernels.proof.inspect import inspect, shapes_of
 
     arches = _arches(arch)
     formats = named_formats(dtype)
     workers = jobs or os.cpu_count() or 1
-    rows = list(_with_progress(inspect(known_names(names), arches, formats, workers, shipped=shipped), "compiling"))
+    chosen = known_names(names)
+    compiled = inspect(chosen, arches, formats, workers, shipped=shipped)
+    shapes = len(shapes_of(chosen, arches, formats))
+    rows = list(with_progress(compiled, "compiling", lambda row: (row.kernel, row.case, row.dtype, row.arch), shapes))
     document = Document(
         command="kernels.inspect",
         inputs={"names": names or [], "arch": [f"sm_{n}" for n in arches], "dtype": dtype, "shipped": shipped},
@@ -546,16 +549,28 @@ def _arches(text: str) -> list[int]:
     return [names[part] for part in parts]
 
 
-def _with_progress(work: Iterable[T], activity: str) -> Iterator[T]:
-    """Yield the items of `work`. If stderr is a terminal, show the number of finished items there."""
+def with_progress(
+    work: Iterable[T], activity: str, part_of: Callable[[T], Any] | None = None, total: int | None = None
+) -> Iterator[T]:
+    """Yield the items of `work`. If stderr is a terminal, show the number of finished parts and the time there.
+
+    part_of: the part of the work to which an item belongs. None: each item is a part. total: number of parts, from
+        which the remaining time is estimated.
+    """
     import sys
+    from time import monotonic
 
     if not sys.stderr.isatty():
         yield from work
         return
     from rich.console import Console
 
-    with Console(stderr=True).status(activity) as status:
-        for count, item in enumerate(work, 1):
-            status.update(f"{activity}: {count} done")
+    start, parts = monotonic(), set()
+    of_all = f" of {total} shapes" if total else ""
+    with Console(stderr=True).status(f"{activity}: 0{of_all or ' done'}") as status:
+        for number, item in enumerate(work):
+            parts.add(number if part_of is None else part_of(item))
+            elapsed = monotonic() - start
+            left = f", about {elapsed / len(parts) * (total - len(parts)):.0f} s left" if total else ""
+            status.update(f"{activity}: {len(parts)}{of_all or ' done'} in {elapsed:.0f} s{left}")
             yield item

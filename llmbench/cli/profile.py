@@ -212,12 +212,13 @@ def _block(piece: Piece, target: Target, measured: Profile, lines: list[Line]) -
         bound = measured.limits.bound(first)
         below.append(f"work: {first.work_bytes:,} bytes, {products}; limited by {bound} on this machine")
     below += [f"{row.implementation} ran {', '.join(row.kernels)}" for row in measured.rows if row.kernels]
-    notes = [*target.notes, *measured.notes, *machine_notes(measured.limits, measured.rows)]
+    machines = machine_notes(measured.limits, measured.rows)
+    notes = [*target.notes, *target.model.notes, *measured.notes, *machines]
     return Block(
         answer=f"{target.change} {about_table(lines, measured.rows[-1].implementation)}".lstrip(),
         headline=_title(piece, target),
         table=table(fitted((IMPLEMENTATION, *METRICS), lines), lines),
-        lines=[*below, *approximate_lines(target.model)],
+        lines=[*below, *approximate_lines(target.model.approximate)],
         notes=notes,
     )
 

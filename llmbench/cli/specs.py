@@ -311,7 +311,7 @@ def import_config(
       llmbench specs import hf:mistralai/Mistral-7B-v0.1
     """
     spec = load(config, None)
-    for line in approximate_lines(spec):
+    for line in (*approximate_lines(spec.approximate), *(f"note: {note}" for note in spec.notes)):
         say(line)
     spec = msgspec.structs.replace(
         spec,
@@ -357,7 +357,14 @@ def check(
         inputs={"file": str(file)},
         rows_key="specs",
         rows=[record(CHECK, row)],
-        blocks=[Block(headline=headline(spec), table=table(CHECK, [row]), lines=approximate_lines(spec))],
+        blocks=[
+            Block(
+                headline=headline(spec),
+                table=table(CHECK, [row]),
+                lines=approximate_lines(spec.approximate),
+                notes=list(spec.notes),
+            )
+        ],
     )
     answer(document, format, output)
 

@@ -22,6 +22,7 @@ OTHER_WORDS = {
     "mha": "attention",
     "gqa": "attention",
     "mqa": "attention",
+    "latent": "mla",
     "swiglu": "gated",
     "geglu": "gated",
     "glu": "gated",

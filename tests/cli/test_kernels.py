@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import subprocess
+import sys
 
 import pytest
 
 from llmbench.cli import run
+from llmbench.cli.kernels import with_progress
 from tests.own_process import run_module
 
 pytest.importorskip("triton")
@@ -129,3 +131,35 @@ def test_an_old_interpreter_needs_an_old_numpy(
     monkeypatch.setattr("importlib.metadata.version", versions.__getitem__)
     assert run(["kernels", "check", "glu", "--device", "cpu"]) == 3
     assert "pip install 'numpy<2.4'" in capsys.readouterr().err
+
+
+def test_a_terminal_shows_the_progress_and_the_remaining_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts: list[str] = []
+
+    class Status:
+        def __init__(self, text: str) -> None:
+            texts.append(text)
+
+        def __enter__(self) -> Status:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def update(self, text: str) -> None:
+            texts.append(text)
+
+    monkeypatch.setattr("rich.console.Console.status", lambda self, text: Status(text))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    clock = iter((0.0, 10.0, 20.0, 30.0))
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    assert list(with_progress(["a1", "a2", "b1"], "compiling", lambda item: item[0], 4)) == ["a1", "a2", "b1"]
+    assert texts == [
+        "compiling: 0 of 4 shapes",
+        "compiling: 1 of 4 shapes in 10 s, about 30 s left",
+        "compiling: 1 of 4 shapes in 20 s, about 60 s left",
+        "compiling: 2 of 4 shapes in 30 s, about 30 s left",
+    ]
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
+    assert list(with_progress([1], "checking")) == [1]
+    assert len(texts) == 4

@@ -85,7 +85,9 @@ def describe_piece(name: str) -> str:
 def find_piece(name: str) -> Piece:
     """Return the piece with this name. Raises UnknownNameError, which suggests the most similar name."""
     if name not in PIECES:
-        raise unknown("piece", name, PIECES)
+        words = name.lower().replace("_", " ").replace("-", " ")
+        meant = [piece for piece, about in PIECES.items() if words in about.what.lower()]
+        raise unknown("piece", name, PIECES, near=meant[0] if len(meant) == 1 else None)
     about = PIECES[name]
     module, constant = about.place.split(".")
     piece: Piece = getattr(import_module(f"{__name__}.{module}"), constant)

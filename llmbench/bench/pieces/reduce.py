@@ -9,6 +9,7 @@ from typing import TypeVar
 import msgspec
 
 from llmbench.errors import LLMBenchError
+from llmbench.spec.catalog import bundled_models, load_bundled
 from llmbench.spec.mixer import AttentionKind, Parallel
 from llmbench.spec.model import Layer, ModelSpec
 
@@ -30,9 +31,9 @@ def with_layer(spec: ModelSpec, what: str, fits: Callable[[Layer], bool]) -> Mod
     such layer. `what`: the name of the missing part in the error message."""
     name = next((name for name in spec.order if fits(spec.layers[name])), None)
     if name is None:
-        raise LLMBenchError(
-            f"{spec.name} has no {what}", hint="choose another model with --model; see `llmbench specs list`"
-        )
+        others = [other.name for other in map(load_bundled, bundled_models()) if any(map(fits, other.layers.values()))]
+        named = f", for example {', '.join(others[:5])}" if others else ""
+        raise LLMBenchError(f"{spec.name} has no {what}", hint=f"choose another model with --model{named}")
     return msgspec.structs.replace(
         spec, layers={name: spec.layers[name]}, pattern=name, encoder=None, published_parameters=None
     )
