@@ -14,7 +14,16 @@ from llmbench.validation.rows import RefusedError, Row
 
 __all__ = ["answer"]
 
-_UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10, "GB": 10**9, "MB": 10**6, "KB": 10**3, "B": 1}
+_UNITS = {"bytes": 1, "GiB": 2**30, "MiB": 2**20, "KiB": 2**10, "GB": 10**9, "MB": 10**6, "KB": 10**3, "B": 1}
+
+
+_NUMBER = r"\d[\d,]*(?:\.\d+)?"
+_UNIT = r"(?:[KMG]i?B|bytes|B)\b"
+_SIZES = re.compile(
+    rf"(?:K\s*)?{_NUMBER}\s*(?P<first>{_UNIT})?(?:\s*(?:\+|,\s*V\b)\s*(?P<second>{_NUMBER})\s*(?:V\b)?\s*(?P<unit>{_UNIT})?)?"
+    rf"(?:\s*\((?P<meant>{_UNIT})\))?"
+)
+"""One size, or the sizes of keys and values. The last unit holds for both."""
 
 
 class _Printed(NamedTuple):
@@ -33,7 +42,7 @@ def answer(row: Row) -> Answer:
     name, tp, only_keys, expanded = _model(row.text("model"))
     spec = bundled_model(name)
     layers = row.size("layers")
-    keys, values = _layer_bytes(spec, row.text("format"), tp, layers, expanded=expanded)
+    keys, values = _layer_bytes(spec, row.text("engine"), row.text("format"), tp, layers, expanded=expanded)
     tokens = 1 if given.per_token else row.size("tokens_or_cells")
     keys, values = keys * layers * tokens, values * layers * tokens
     if only_keys:
@@ -61,18 +70,21 @@ def answer(row: Row) -> Answer:
 
 
 def _given(text: str) -> _Printed:
-    """Parse a printed size: `224.00 MiB`, `8.23 + 8.23 GB (GiB)`, `35136 B a token`, `54.00 MiB, V 0.00`.
+    """Parse a printed size: `224.00 MiB`, `8.23 + 8.23 GB (GiB)`, `K 8.23 GiB, V 8.23 GiB`, `35,136 B a token`.
 
     A unit in brackets is the unit that the engine means: SGLang prints GiB as GB.
     """
-    match = re.match(r"([\d.]+)(?:\s*\+\s*([\d.]+))?\s*([KMG]i?B|B)(?:\s*\(([KMG]i?B)\))?", text)
-    if match is None:
+    numbers = [part.replace(",", "") for part in re.findall(_NUMBER, text)]
+    sizes = re.match(_SIZES, text)
+    if sizes is None:
         raise RefusedError(f"column `given`: {text[:60]!r} is not a size such as `224.00 MiB`")
-    scale = _UNITS[match[4] or match[3]]
-    numbers = [match[1]] if match[2] is None else [match[1], match[2]]
-    return _Printed(
-        [printed(number, scale) for number in numbers], bool(re.match(r"\s*(a|per) token", text[match.end() :]))
-    )
+    unit = sizes["meant"] or sizes["unit"] or sizes["first"]
+    if unit is None:
+        raise RefusedError(f"column `given`: {text[:60]!r} has no unit")
+    scale = _UNITS[unit]
+    count = 1 if sizes["second"] is None else 2
+    per_token = bool(re.match(r"\s*(?:(?:a|per)\s+token|/\s*token)", text[sizes.end() :]))
+    return _Printed([printed(number, scale) for number in numbers[:count]], per_token)
 
 
 def _model(text: str) -> tuple[str, int, bool, bool]:
@@ -83,12 +95,25 @@ def _model(text: str) -> tuple[str, int, bool, bool]:
     return name, int(tp[1]) if tp else 1, "(K only)" in text, "without MLA" in text
 
 
-def _layer_bytes(spec: ModelSpec, format: str, tp: int, layers: int, *, expanded: bool) -> tuple[int, int]:
+def _formats(engine: str, format: str) -> tuple[str, str]:
+    """Return the formats of keys and of values: `q8_0`, `q8_0/f16`, or `K q8_0 V f16`.
+
+    TurboMind calls its formats by their numbers of bits.
+    """
+    parts = re.fullmatch(r"(?:K\s*)?([\w-]+)(?:\s*[/,]\s*|\s+)(?:V\s*)?([\w-]+)", format.strip())
+    names = parts.groups() if parts is not None else (format.strip(), "")
+    if engine.lower() in ("turbomind", "lmdeploy"):
+        bits = {"int8": "turbomind_int8", "8": "turbomind_int8", "int4": "turbomind_int4", "4": "turbomind_int4"}
+        names = tuple(bits.get(name, name) for name in names)
+    return names[0] or "bf16", names[1]
+
+
+def _layer_bytes(spec: ModelSpec, engine: str, format: str, tp: int, layers: int, *, expanded: bool) -> tuple[int, int]:
     """Return the bytes of the keys and of the values of one layer per token, on one GPU of a tensor-parallel group.
 
     expanded: whether latent attention stores the keys and values of all heads.
     """
-    keys, _, values = format.replace(" ", "").partition("/")
+    keys, values = _formats(engine, format)
     mixers = [
         mixer
         for kind in spec.order
@@ -104,7 +129,7 @@ def _layer_bytes(spec: ModelSpec, format: str, tp: int, layers: int, *, expanded
         if tp > 1 and row.heads % tp and tp % row.heads:
             raise RefusedError(f"tp={tp} does not divide the {row.heads} key-value heads of {spec.name}")
         shared = row._replace(heads=-(-row.heads // min(tp, row.heads)))
-        sizes.add(row_bytes(shared, keys or "bf16", values or None))
+        sizes.add(row_bytes(shared, keys, values or None))
     if len(sizes) > 1:
         raise RefusedError(f"the layers of {spec.name} store rows of different sizes, and the row does not say which")
     return sizes.pop()

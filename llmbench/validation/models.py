@@ -9,8 +9,14 @@ from llmbench.spec.catalog import find_model
 from llmbench.spec.model import ModelSpec
 from llmbench.validation.rows import RefusedError
 
-_SUFFIX = re.compile(r"[-_ ](?:instruct|chat|base|it|hf|fp8|dynamic|awq|gptq|bnb|gguf|int4|int8|nvfp4|\d+bits?)$", re.I)
-"""A word at the end of a repository's name that says how the model was tuned or stored. It changes no width."""
+_TUNED = "instruct|chat|base|it|hf|thinking|reasoning|preview"
+_STORED = (
+    "gguf|mlx|awq|gptq|bnb|quantized|dynamic|fp8|fp4|bf16|fp16|nvfp4|mxfp4|mxfp8|int4|int8|w4a16|w8a8|w8a16|"
+    r"g\d+|\d ?bits?"
+)
+_DATED = r"2[3-7](?:0[1-9]|1[0-2])|0[1-9]\d\d|1[0-2]\d\d"
+_SUFFIX = re.compile(f"[-_ .](?:{_TUNED}|{_STORED}|{_DATED})$", re.IGNORECASE)
+"""A word at the end of a repository's name: how the model was tuned, how it is stored, or when. It changes no width."""
 
 
 def bundled_model(text: str) -> ModelSpec:

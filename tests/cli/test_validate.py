@@ -61,6 +61,8 @@ def test_formats_of_the_kv_cache_by_hand(tmp_path: Path, capsys: Capture) -> Non
         ("deepseek-v3 without MLA", "f16"): 128 * (192 + 128) * 2,
         ("llama3.1-8b tp4", "bf16"): 2 * 2 * 128 * 2,
         ("llama3.1-8b (K only)", "f16"): 8 * 128 * 2,
+        ("meta-llama/Llama-3.1-8B-Instruct-AWQ", "K q8_0 V f16"): 8 * (128 // 32 * 34 + 128 * 2),
+        ("Qwen/Qwen3-30B-A3B-Instruct-2507", "bf16"): 2 * 4 * 128 * 2,
     }
     rows = [f"s,e,{model},{format},,1,{size} B per token" for (model, format), size in bytes_of_format.items()]
     result = answer(capsys, "kv", write(tmp_path, KV, *rows), "--bound", "0")
