@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import msgspec
 
 from llmbench.sizing.lower import lower
@@ -10,6 +12,9 @@ from llmbench.sizing.params import TABLES
 from llmbench.sizing.recompute import repeated
 from llmbench.sizing.workload import Recompute, Workload
 from llmbench.spec.model import ModelSpec
+
+if TYPE_CHECKING:
+    from llmbench.sizing.adapters import Adapters
 
 
 class Flops(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,7 +28,8 @@ class Flops(msgspec.Struct, frozen=True, kw_only=True):
         layers). The total does not include them.
     tokens: number of new tokens: batch × query length.
     rule: the rule of thumb, which is 2·N FLOPs per token for a forward pass and 6·N for training. N is the number of
-        active parameters, without embedding tables and head.
+        active parameters, without embedding tables and head. Frozen parameters count 4·N in training, because they need
+        no gradient.
     components: the FLOPs of each component. Their sum is the total.
     """
 
@@ -42,9 +48,16 @@ class Flops(msgspec.Struct, frozen=True, kw_only=True):
         return self.total / self.tokens
 
 
-def count_flops(spec: ModelSpec, workload: Workload, *, recompute: Recompute = "none") -> Flops:
-    """Count the FLOPs of one step of a workload, on the whole model."""
-    ops = lower(spec, workload)
+def count_flops(
+    spec: ModelSpec, workload: Workload, *, recompute: Recompute = "none", adapters: Adapters | None = None
+) -> Flops:
+    """Count the FLOPs of one step of a workload, on the whole model.
+
+    adapters: adapters that are trained in place of the weights of the model, which are frozen.
+
+    Raises SpecError for targets of adapters that the model does not have.
+    """
+    ops = step_ops(spec, workload, adapters)
     sums = dict.fromkeys(("matmul", "attention", "recurrent"), 0)
     components: dict[str, int] = {}
     for op in ops:
@@ -55,14 +68,25 @@ def count_flops(spec: ModelSpec, workload: Workload, *, recompute: Recompute = "
             components[op.component] = components.get(op.component, 0) + flops
     tokens = workload.batch * workload.query_len
     active = sum(op.count * op.active_parameters for op in ops if op.component not in TABLES)
+    frozen = sum(op.count * op.active_parameters for op in ops if op.component not in TABLES and op.frozen)
     return Flops(
         total=sum(sums.values()),
         recompute=recomputed_flops(ops, recompute) if workload.phase == "train" else 0,
         tokens=tokens,
-        rule=(6 if workload.phase == "train" else 2) * active * tokens,
+        rule=(6 * active - 2 * frozen if workload.phase == "train" else 2 * active) * tokens,
         components=components,
         **sums,
     )
+
+
+def step_ops(spec: ModelSpec, workload: Workload, adapters: Adapters | None = None) -> list[Op]:
+    """Return the ops of one step on the whole model. adapters: see `count_flops`."""
+    ops = lower(spec, workload)
+    if adapters is None:
+        return ops
+    from llmbench.sizing.adapted_ops import adapt  # only runs with adapters need it
+
+    return adapt(ops, adapters, workload)
 
 
 def step_flops(op: Op, workload: Workload) -> int:

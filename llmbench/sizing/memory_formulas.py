@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from llmbench.sizing.cache_formulas import cache_formulas
-from llmbench.sizing.dtypes import DType, bits_of, bytes_of
+from llmbench.sizing.dtypes import bits_of
 from llmbench.sizing.formula import Formula, counted, divided, plus, shared, times
 from llmbench.sizing.memory import CONTEXT_BYTES, Memory, ServingRun, widest_op
 from llmbench.sizing.op import Op
@@ -170,24 +170,20 @@ def _stored(run: TrainingRun, stage: Stage, from_zero: int, tensors: Callable[[O
     return plus(*terms)
 
 
-def _parameters(op: Op, dtype: DType) -> list[Tensors]:
-    return [Tensors("parameters", op.parameters, bits_of(dtype))] if op.parameters else []
-
-
 def _weights(run: TrainingRun, stage: Stage) -> str:
     fsdp = run.layout.zero == 3
-    dtype = run.formats.weights
-    stored = "" if fsdp and run.formats.master else _stored(run, stage, 3, run.weight_tensors)
+    only_master = fsdp and run.formats.master
+    stored = _stored(run, stage, 3, lambda op: [] if only_master and not op.frozen else run.weight_tensors(op))
     if run.offloads("weights"):
         stored = ""
     if not fsdp:
         return stored
     sizes = sorted(
-        (sum(bytes_of(op.parameters, dtype) for op in layer) for chunk in stage.chunks for layer in chunk.layers),
+        (sum(map(run.weight_bytes, layer)) for chunk in stage.chunks for layer in chunk.layers),
         reverse=True,
     )
     gathered = sizes if run.gathers_stage else sizes[:2]
-    outside = sum(bytes_of(op.parameters, dtype) for chunk in stage.chunks for op in (*chunk.before, *chunk.after))
+    outside = sum(run.weight_bytes(op) for chunk in stage.chunks for op in (*chunk.before, *chunk.after))
     terms = [
         times(counted(gathered.count(size), "gathered layers"), counted(size, "bytes"))
         for size in dict.fromkeys(gathered)
@@ -211,7 +207,8 @@ def _all_states(run: TrainingRun, stage: Stage) -> str:
 def _gradients(run: TrainingRun, stage: Stage, chunk: Chunk, moment: Moment) -> str:
     """Return the formula of the gradients at the peak: those of the whole step, and those of the backward pass."""
     split_from = 4 if run.gathers_stage else 2
-    whole = _stored(run, stage, split_from, lambda op: _parameters(op, run.gradient_dtype))
+    bits = bits_of(run.gradient_dtype)
+    whole = _stored(run, stage, split_from, lambda op: [Tensors("parameters", op.trained, bits)] if op.trained else [])
     placeholders = run.placeholders(stage.ops)
     if run.offloads("weights"):
         whole = ""

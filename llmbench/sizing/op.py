@@ -106,6 +106,7 @@ class Op(msgspec.Struct, frozen=True, kw_only=True):
     scores: (width of a query, width of a value, heads, (query, key) pairs) of the scores that the op computes. The
         forward pass costs 2 × (the two widths) × heads × pairs. None: the op computes no scores of this form.
     tied: whether embedding and head share one matrix. It is true for both ops.
+    frozen: whether the weights of the op are not trained, because adapters are trained in their place.
     cache: the cache that the op reads and writes. None: the op has no cache.
     collectives: the communication that the op starts.
     """
@@ -139,8 +140,14 @@ class Op(msgspec.Struct, frozen=True, kw_only=True):
     matrix: tuple[int, int, int] | None = None
     scores: tuple[int, int, int, int] | None = None
     tied: bool = False
+    frozen: bool = False
     cache: Cache | None = None
     collectives: tuple[Collective, ...] = ()
+
+    @property
+    def trained(self) -> int:
+        """The number of elements that the optimizer updates."""
+        return 0 if self.frozen else self.parameters
 
     @property
     def count(self) -> int:

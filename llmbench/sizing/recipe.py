@@ -207,7 +207,7 @@ def state_tensors(op: Op, optimizer: Optimizer, precision: Precision, recipe: Re
       1804.04235).
     - muon: one momentum for matrices inside layers. All other parameters have AdamW's two moments.
     """
-    n, bits = op.parameters, bits_of(recipe.states[0] if recipe.states else precision.states)
+    n, bits = op.trained, bits_of(recipe.states[0] if recipe.states else precision.states)
     if not n:
         return []
     tensors = [Tensors("master weights", n, master_bits(precision, recipe))] if precision.master else []

@@ -14,7 +14,7 @@ Not counted: the allocator's rounding and fragmentation, and scratch memory of k
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -33,6 +33,10 @@ from llmbench.sizing.training_step import TrainingRun, training_stages
 from llmbench.sizing.workload import Layout, Loss, Recompute, Workload
 from llmbench.spec.mixer import branches
 from llmbench.spec.model import ModelSpec
+
+if TYPE_CHECKING:
+    from llmbench.sizing.adapters import Adapters
+    from llmbench.sizing.weights import WeightRecipe
 
 
 def training_memory(spec: ModelSpec, seq_len: int, **options: Any) -> Memory:
@@ -70,6 +74,8 @@ def training_run(
     dropout: bool = False,
     recipe: Recipe = PLAIN_RECIPE,
     workspace_bytes: int = WORKSPACE_BYTES,
+    adapters: Adapters | None = None,
+    base: str | None = None,
 ) -> TrainingRun:
     """Return the settings of a training run. The optimizer states already exist, so it is not the first step.
 
@@ -78,9 +84,12 @@ def training_run(
         micro-batches as stages.
     loss, dropout: see Workload. recipe: further settings.
     workspace_bytes: bytes of library workspaces, and of buffers that live as long as the process.
+    adapters: adapters that are trained in place of the weights of the model, which are frozen. None: no adapters.
+    base: format of the frozen weights, such as `nf4` (see `specs/formats/`). None: the format of the weights that the
+        precision names.
 
     Raises LayoutError if the model cannot be divided as the layout says, and SpecError if settings contradict each
-    other.
+    other, or if the model does not have the targets of the adapters.
     """
     layout = layout or Layout()
     formats = training_precision(precision)
@@ -100,7 +109,9 @@ def training_run(
         weights_before_down=recipe.weights_before_down,
         imbalance=recipe.imbalance,
         fp8=recipe.fp8 != "none",
+        frozen_head=adapters is not None,
     )
+    frozen = _frozen_recipe(spec, adapters, base)
     return TrainingRun(
         spec=spec,
         workload=workload,
@@ -111,8 +122,24 @@ def training_run(
         recompute=recompute,
         passes=passes,
         workspace_bytes=workspace_bytes,
-        stages=training_stages(spec, workload, layout, recipe.mtp),
+        stages=training_stages(spec, workload, layout, recipe.mtp, adapters, frozen),
+        adapters=adapters,
+        base=frozen,
     )
+
+
+def _frozen_recipe(spec: ModelSpec, adapters: Adapters | None, base: str | None) -> WeightRecipe | None:
+    """Return how the frozen weights are stored. Raises SpecError for a format of weights that are all trained."""
+    if base is None:
+        return None
+    if adapters is None:
+        raise SpecError(
+            f"base {base[:40]}: only frozen weights can be stored in another format than the precision says",
+            hint="add adapters, for example --lora r=16,targets=all-linear",
+        )
+    from llmbench.sizing.weights import WeightRecipe  # only runs with a quantised base need it
+
+    return WeightRecipe(spec, base)
 
 
 def _check_step(recipe: Recipe, layout: Layout, formats: Precision, passes: int) -> None:

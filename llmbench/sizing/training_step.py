@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from math import prod
 from operator import add, mul
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -20,6 +20,10 @@ from llmbench.sizing.recompute import checkpoint_bytes
 from llmbench.sizing.stages import Chunk, Stage, chunks_in_flight, stages
 from llmbench.sizing.workload import Layout, Recompute, Workload
 from llmbench.spec.model import ModelSpec
+
+if TYPE_CHECKING:
+    from llmbench.sizing.adapters import Adapters
+    from llmbench.sizing.weights import WeightRecipe
 
 
 class Moment(msgspec.Struct, frozen=True):
@@ -71,15 +75,28 @@ class Resident(msgspec.Struct, frozen=True):
     host: dict[str, int]
 
 
-def training_stages(spec: ModelSpec, workload: Workload, layout: Layout, mtp: bool) -> list[Stage]:
+def training_stages(
+    spec: ModelSpec,
+    workload: Workload,
+    layout: Layout,
+    mtp: bool,
+    adapters: Adapters | None = None,
+    base: WeightRecipe | None = None,
+) -> list[Stage]:
     """Return the pipeline stages of a training step. `mtp`: whether multi-token-prediction modules are trained.
+
+    adapters, base: see TrainingRun.
 
     Raises LayoutError if the model cannot be divided as the layout says, SpecError if it has no such modules.
     """
     if mtp and spec.next_token_prediction is None:
         raise SpecError(f"{spec.name} has no modules for multi-token prediction", hint="leave out mtp")
-    ops = lower(spec, workload, layout)
-    return stages(spec, ops + (lower_next_token_prediction(spec, workload, layout) if mtp else []), layout)
+    ops = lower(spec, workload, layout) + (lower_next_token_prediction(spec, workload, layout) if mtp else [])
+    if adapters is not None:
+        from llmbench.sizing.adapted_ops import adapt  # only runs with adapters need it
+
+        ops = adapt(ops, adapters, workload, base)
+    return stages(spec, ops, layout)
 
 
 class TrainingRun(msgspec.Struct, kw_only=True):
@@ -88,6 +105,8 @@ class TrainingRun(msgspec.Struct, kw_only=True):
     formats: the number formats of weights, gradients and states.
     passes: number of micro-batches per optimizer step.
     workspace_bytes: bytes of the workspaces of libraries, and of buffers that live as long as the process.
+    adapters: the adapters that are trained. The weights of the model are then frozen. None: all weights are trained.
+    base: how the frozen weights are stored. None: in the format of the weights of the recipe.
     """
 
     spec: ModelSpec
@@ -100,11 +119,15 @@ class TrainingRun(msgspec.Struct, kw_only=True):
     passes: int
     workspace_bytes: int
     stages: list[Stage]
+    adapters: Adapters | None = None
+    base: WeightRecipe | None = None
 
     def with_layout(self, layout: Layout) -> TrainingRun:
         """Return the same run with another layout. Raises LayoutError if the model cannot be divided so."""
         return msgspec.structs.replace(
-            self, layout=layout, stages=training_stages(self.spec, self.workload, layout, self.recipe.mtp)
+            self,
+            layout=layout,
+            stages=training_stages(self.spec, self.workload, layout, self.recipe.mtp, self.adapters, self.base),
         )
 
     def stage_peak(self, stage: Stage) -> Memory:
@@ -156,14 +179,14 @@ class TrainingRun(msgspec.Struct, kw_only=True):
         for op, count in stage.counts:
             if op.parameters:
                 stored = self.stored_bytes
-                weights += count * stored(op, 3, sum(each.bytes for each in self.weight_tensors(op)))
-                gradients += count * stored(op, split_from, bytes_of(op.parameters, self.gradient_dtype))
+                # With a master copy, FSDP stores only shards of the fp32 master copy, which `state_bytes` counts. It
+                # gathers bf16 weights only for the layers that are running. Frozen weights have no master copy.
+                if op.frozen or not (fsdp and self.formats.master):
+                    weights += count * stored(op, 3, self.weight_bytes(op))
+                gradients += count * stored(op, split_from, bytes_of(op.trained, self.gradient_dtype))
                 states += count * stored(op, 1, state_bytes(op, self.optimizer, self.formats, self.recipe))
         saved = [self.saved(chunk) for chunk in stage.chunks]
         others = tuple(sum(map(mul, counts, saved)) for counts in self.in_flight(stage, saved))
-        # With a master copy, FSDP stores only shards of the fp32 master copy, which `state_bytes` counts. It gathers
-        # bf16 weights only for the layers that are running.
-        weights = 0 if fsdp and self.formats.master else weights
         host: dict[str, int] = {}
         if self.offloads("weights"):
             host |= {"weights": weights, "gradients": gradients}
@@ -195,21 +218,10 @@ class TrainingRun(msgspec.Struct, kw_only=True):
         bits = temporary_bits(self.optimizer, self.formats, self.recipe)
         if not bits:
             return 0
-        sizes = [(self.stored_bytes(op, 1, (op.parameters * bits + 7) // 8), count) for op, count in stage.counts]
+        sizes = [(self.stored_bytes(op, 1, (op.trained * bits + 7) // 8), count) for op, count in stage.counts]
         if self.recipe.step == "loop":
             return 2 * max(size for size, _ in sizes)
         return sum(size * count for size, count in sizes)
-
-    def weight_tensors(self, op: Op) -> list[Tensors]:
-        """Return the stored weights of one instance of an op, and what Transformer Engine stores of them in fp8."""
-        bits, matrices = bits_of(self.formats.weights), 0
-        if self.recipe.fp8 != "none" and op.matrix is not None and op.kind == "matmul" and op.layer:
-            matrices = 0 if op.component == "router" else prod(op.matrix)
-        plain = op.parameters - (matrices if self.recipe.fp8 == "primary" else 0)
-        return [
-            *([Tensors("parameters", plain, bits)] if plain else []),
-            *([Tensors("fp8 copies and transposes", 2 * matrices, 8)] if matrices else []),
-        ]
 
     def in_flight(self, stage: Stage, saved: Sequence[int]) -> list[tuple[int, ...]]:
         """Return the chunks in flight (see `chunks_in_flight`). `saved`: bytes that each chunk of the stage saves."""
@@ -278,7 +290,7 @@ class TrainingRun(msgspec.Struct, kw_only=True):
         shapes = {
             (op.name, op.matrix[1:]): bytes_of(op.matrix[1] * op.matrix[2], self.formats.weights)
             for op in ops
-            if op.matrix is not None and op.kind == "matmul" and op.layer
+            if op.matrix is not None and op.kind == "matmul" and op.layer and not op.frozen
         }
         return sum(shapes.values())
 
@@ -286,6 +298,30 @@ class TrainingRun(msgspec.Struct, kw_only=True):
     def widening(self) -> int:
         """Bytes per element of a stored gradient, divided by bytes per element of a newly computed gradient."""
         return bits_of(self.gradient_dtype) // bits_of(self.formats.weights) if self.layout.zero == 3 else 1
+
+    def weight_tensors(self, op: Op) -> list[Tensors]:
+        """Return the stored weights of one instance of an op, and what Transformer Engine stores of them in fp8."""
+        if not op.parameters:
+            return []
+        if op.frozen and self.base is not None:
+            from llmbench.sizing.weights import stored_tensors  # only runs with a quantised base need it
+
+            own = msgspec.structs.replace(op, buffers=0)
+            layer = op.layers[0] if op.layers else None
+            return stored_tensors(own, self.base.storage(op, layer), self.base.plain_bits(op), loaded=True)
+        kind = "parameters" if self.adapters is None else "frozen parameters" if op.frozen else "adapter parameters"
+        bits, matrices = bits_of(self.formats.weights), 0
+        if self.recipe.fp8 != "none" and op.matrix is not None and op.kind == "matmul" and op.layer:
+            matrices = 0 if op.component == "router" else prod(op.matrix)
+        plain = op.parameters - (matrices if self.recipe.fp8 == "primary" else 0)
+        return [
+            *([Tensors(kind, plain, bits)] if plain else []),
+            *([Tensors("fp8 copies and transposes", 2 * matrices, 8)] if matrices else []),
+        ]
+
+    def weight_bytes(self, op: Op) -> int:
+        """Return the bytes of the weights of one instance of an op, before ZeRO splits them."""
+        return sum(tensors.bytes for tensors in self.weight_tensors(op))
 
     def stored_bytes(self, op: Op, from_zero: int, size: int) -> int:
         """Return the bytes that each GPU stores of a tensor of `size` bytes.
@@ -308,18 +344,10 @@ class TrainingRun(msgspec.Struct, kw_only=True):
         and head). Embedding and head are included, because the peak is at the head if the vocabulary is large.
         """
         layers = sorted(
-            (
-                sum(bytes_of(op.parameters, self.formats.weights) for op in layer)
-                for chunk in stage.chunks
-                for layer in chunk.layers
-            ),
+            (sum(map(self.weight_bytes, layer)) for chunk in stage.chunks for layer in chunk.layers),
             reverse=True,
         )
-        outside = sum(
-            bytes_of(op.parameters, self.formats.weights)
-            for chunk in stage.chunks
-            for op in (*chunk.before, *chunk.after)
-        )
+        outside = sum(self.weight_bytes(op) for chunk in stage.chunks for op in (*chunk.before, *chunk.after))
         return sum(layers if self.gathers_stage else layers[:2]) + outside
 
     def stream(self) -> int:
@@ -439,6 +467,8 @@ class TrainingRun(msgspec.Struct, kw_only=True):
 
         A tied matrix has two gradients, one from the embedding and one from the head, until autograd adds them.
         """
+        if op.frozen:
+            return 0
         elements = op.parameters
         if self.in_place and op.matrix is not None and op.kind == "matmul" and op.layer:
             return 0

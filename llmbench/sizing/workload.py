@@ -55,6 +55,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     fp8: whether matrix products in layers save their inputs in fp8 (Transformer Engine).
     loss: how the loss is computed. plain: as its kernels say. fused: Megatron's fused cross-entropy. inplace: the
         gradient overwrites the logits. chunked: one chunk of tokens after another. linear: without the logits.
+    frozen_head: whether the head is frozen, so that its loss computes no gradient of its weights.
     """
 
     phase: Phase
@@ -77,6 +78,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     imbalance: float = 1.0
     fp8: bool = False
     loss: Loss = "plain"
+    frozen_head: bool = False
 
     def __post_init__(self) -> None:
         if self.batch < 1:

@@ -232,7 +232,7 @@ def trace(dims: Dims, setup: Setup, *, batch: int, seq: int) -> Trace:
     with FakeTensorMode(allow_non_fake_inputs=True):  # step counters of torch's AdamW are real
         model, ids, labels = build(dims, setup, batch, seq)
         params = list(model.parameters())
-        optimizer = Optimizer(params, setup)
+        optimizer = Optimizer([p for p in params if p.requires_grad], setup)
         with CudaBehaviour():
             saved = saved_for_backward(model, ids, labels)
         for category, tensors in {

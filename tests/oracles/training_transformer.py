@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.utils.checkpoint import checkpoint
 
+from .training_adapters import Lora, add_adapters
+
 Style = Literal["llama", "gpt2"]
 Attention = Literal["flash", "standard"]
 Recompute = Literal["none", "full"]
@@ -53,6 +55,7 @@ class Setup:
         one chunk after another.
     step: fused is one kernel without temporaries. foreach and loop run torch's own AdamW. backward updates each weight
         as soon as its gradient is there, and frees the gradient.
+    lora: adapters, which are then the only trained weights.
     """
 
     style: Style = "llama"
@@ -65,6 +68,7 @@ class Setup:
     keep_logits: bool = False
     loss: Literal["plain", "chunked"] = "plain"
     step: Literal["fused", "foreach", "loop", "backward"] = "fused"
+    lora: Lora | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -459,6 +463,8 @@ def build(dims: Dims, setup: Setup, batch: int, seq: int) -> tuple[Transformer, 
     torch.set_default_dtype(setup.dtype)
     try:
         model = Transformer(dims, setup, seq)
+        if setup.lora is not None:
+            add_adapters(model, setup.lora)
     finally:
         torch.set_default_dtype(default)
     return model, torch.randint(dims.vocab, (batch, seq)), torch.randint(dims.vocab, (batch, seq))

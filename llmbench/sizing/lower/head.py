@@ -86,7 +86,7 @@ def _loss(b: Builder, width: int, logits: int) -> None:
             hidden = b.act(b.tokens * width)
             local = logits // b.tokens
             rows = min(b.tokens, max(share(b.tokens, CHUNKS), FEWEST_ROWS))
-            gradient = bytes_of(width * local, w.weight_dtype)
+            gradient = 0 if w.frozen_head else bytes_of(width * local, w.weight_dtype)
             forward, saved, backward = 2 * hidden + gradient + b.act(rows * local), hidden, 0
         case _:
             assert_never(w.loss)
@@ -108,6 +108,6 @@ def _chunked_head_backward(b: Builder, width: int, logits: int) -> int:
     the new gradient of the weights is added to the gradient of the earlier chunks. Autograd allocates a third tensor
     for the sum, because these gradients are transposed views.
     """
-    gradient = bytes_of(width * (logits // b.tokens), b.workload.weight_dtype)
+    gradient = 0 if b.workload.frozen_head else bytes_of(width * (logits // b.tokens), b.workload.weight_dtype)
     chunk, hidden = share(logits, CHUNKS), share(b.tokens * width, CHUNKS)
     return max(b.act(logits + hidden), b.act(logits - 2 * chunk + 2 * hidden) + 2 * gradient)
