@@ -17,7 +17,7 @@ from llmbench.answers import memory as memory_answers
 from llmbench.answers import params as params_answers
 from llmbench.errors import unknown
 from llmbench.report.document import Document, View
-from llmbench.sizing.dtypes import DType
+from llmbench.sizing.dtypes import KVDType
 from llmbench.sizing.recipe import Optimizer, PrecisionName
 from llmbench.sizing.workload import Loss, Phase, Recompute
 from llmbench.spec.catalog import find_model
@@ -167,7 +167,7 @@ def kv_cache(
     *more: Model,
     seq: int = 4096,
     batch: int = 1,
-    kv_dtype: DType = "bf16",
+    kv_dtype: KVDType = "bf16",
     block_size: int = 16,
     explain: bool = False,
 ) -> Answer[KVCache]:
@@ -175,7 +175,7 @@ def kv_cache(
 
     Raises LLMBenchError for a value that is not valid.
     """
-    _one_of("kv_dtype", kv_dtype, DType)
+    _one_of("kv_dtype", kv_dtype, KVDType)
     rows = kvcache_answers.cached(
         map(load, (model, *more)), seq, batch=batch, kv_dtype=kv_dtype, block_size=block_size, explain=explain
     )
@@ -204,7 +204,7 @@ def memory(
     dropout: bool = False,
     micro_batches: int | None = None,
     recipe: str = "",
-    kv_dtype: DType | None = None,
+    kv_dtype: KVDType | None = None,
     devices: Sequence[str] = (),
     explain: bool = False,
     timeline: bool = False,
@@ -222,7 +222,7 @@ def memory(
     _one_of("recompute", recompute, Recompute)
     _one_of("kernels", kernels, memory_answers.Kernels)
     _one_of("loss", loss, Loss)
-    _one_of("kv_dtype", kv_dtype, DType)
+    _one_of("kv_dtype", kv_dtype, KVDType)
     options: dict[str, Any] = {
         "precision": precision,
         "optimizer": optimizer,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -16,10 +17,11 @@ from llmbench.answers.about import (
     sweep_fields,
 )
 from llmbench.answers.formulas import FORMULAS, formula_block
+from llmbench.errors import SpecError
 from llmbench.report.document import Block, Document, Table, table
 from llmbench.report.fields import Field, inside, records
 from llmbench.report.units import Unit, fitting, plural, size
-from llmbench.sizing.dtypes import DType
+from llmbench.sizing.dtypes import KVDType
 from llmbench.sizing.kvcache import KVCache, as_heads, kv_cache
 from llmbench.spec.mixer import SingleMixer, branches
 from llmbench.spec.model import ModelSpec
@@ -94,7 +96,7 @@ def cached(
     seq: int,
     *,
     batch: int = 1,
-    kv_dtype: DType = "bf16",
+    kv_dtype: KVDType = "bf16",
     block_size: int = 16,
     explain: bool = False,
 ) -> list[Cached]:
@@ -211,7 +213,7 @@ def _context(caches: Sequence[KVCache]) -> str:
     return " · ".join([*parts, f"blocks of {first.block_size:,}"])
 
 
-def _one(row: Cached, kv_dtype: DType) -> list[Block]:
+def _one(row: Cached, kv_dtype: KVDType) -> list[Block]:
     spec, cache = row.spec, row.cache
     layers = _rows(spec, cache, kv_dtype)
     unit = fitting("gib", [layer["bytes_per_sequence"] for layer in layers])
@@ -242,7 +244,7 @@ def _one(row: Cached, kv_dtype: DType) -> list[Block]:
     return blocks
 
 
-def _rows(spec: ModelSpec, cache: KVCache, kv_dtype: DType) -> list[dict[str, Any]]:
+def _rows(spec: ModelSpec, cache: KVCache, kv_dtype: KVDType) -> list[dict[str, Any]]:
     """Return the table rows for the cache of one sequence.
 
     Each mixer of each kind of layer has a row. The indexer keys and the keys and values of cross-attention have rows of
@@ -278,7 +280,7 @@ def _alone(spec: ModelSpec, name: str, mixer: SingleMixer) -> ModelSpec:
     return msgspec.structs.replace(spec, layers={**spec.layers, name: layer})
 
 
-def _variants(spec: ModelSpec, cache: KVCache, kv_dtype: DType, unit: Unit) -> Table | None:
+def _variants(spec: ModelSpec, cache: KVCache, kv_dtype: KVDType, unit: Unit) -> Table | None:
     """Return a table with the cache size that the model would have as MHA, GQA and MQA, in `unit`.
 
     Return None if the number of KV heads cannot be changed in any layer.
@@ -291,10 +293,11 @@ def _variants(spec: ModelSpec, cache: KVCache, kv_dtype: DType, unit: Unit) -> T
     )
     for name, variant in variants:
         if variant is not None:
-            variant_cache = kv_cache(
-                variant, cache.seq_len, batch=cache.batch, kv_dtype=kv_dtype, block_size=cache.block_size
-            )
-            rows.append((name, variant_cache))
+            with suppress(SpecError):  # a format of latent attention cannot store its heads
+                variant_cache = kv_cache(
+                    variant, cache.seq_len, batch=cache.batch, kv_dtype=kv_dtype, block_size=cache.block_size
+                )
+                rows.append((name, variant_cache))
     if not rows:
         return None
     columns: tuple[Field[tuple[str, KVCache]], ...] = (

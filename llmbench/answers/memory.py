@@ -14,7 +14,7 @@ from llmbench.errors import LLMBenchError
 from llmbench.report.document import Document, Table, table
 from llmbench.report.fields import Field, inside, record, records
 from llmbench.sizing.devices import DeviceFit, Run, device_fit, fitting_devices, memory_of, split_until_it_fits
-from llmbench.sizing.dtypes import DType
+from llmbench.sizing.dtypes import DType, KVDType
 from llmbench.sizing.memory import CONTEXT_BYTES, Memory, ServingRun
 from llmbench.sizing.recipe import Optimizer, PrecisionName, Recipe, product_dtype
 from llmbench.sizing.training import training_run
@@ -63,7 +63,7 @@ class Sized(AboutModel, kw_only=True):
     dropout: bool | None
     micro_batches: int | None
     recipe: str | None
-    kv_dtype: DType | None
+    kv_dtype: KVDType | None
     asked: tuple[str, ...]
     verdicts: list[Verdict]
     formulas: list[Formula] | None
@@ -252,7 +252,7 @@ def sized(
     dropout: bool = False,
     micro_batches: int | None = None,
     recipe: str = "",
-    kv_dtype: DType | None = None,
+    kv_dtype: KVDType | None = None,
     devices: Sequence[str] = (),
     explain: bool = False,
     timeline: bool = False,

@@ -38,7 +38,8 @@ CacheFormat = Annotated[
     Choices,
     typer.Option(
         "--kv-dtype",
-        help="Number format of the cache. Quantisation scales are not counted. A sweep: bf16,fp8.",
+        help="Format of the cache: a number format without scales, or a format of an engine with its scales. A sweep: "
+        "bf16,fp8.",
         **choices_of(CacheType),
     ),
 ]

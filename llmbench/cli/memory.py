@@ -117,7 +117,7 @@ CacheFormat = Annotated[
     Choices | None,
     typer.Option(
         "--kv-dtype",
-        help="Number format of the KV cache (inference only). Default: bf16. A sweep: bf16,fp8.",
+        help="Format of the KV cache (inference only). Default: bf16. A sweep: bf16,fp8.",
         show_default=False,
         **choices_of(CacheType),
     ),

@@ -18,6 +18,7 @@ from llmbench.cli.messages import say
 from llmbench.errors import LLMBenchError
 from llmbench.report.document import NOTES, Document, View
 from llmbench.report.render import Format, render
+from llmbench.sizing.dtypes import KVFormatName
 from llmbench.spec.catalog import find_model
 from llmbench.spec.model import ModelSpec
 
@@ -189,7 +190,7 @@ SEQ = 4096
 """The default of --seq, in tokens."""
 SEQS = Counts([SEQ])
 ONE = Counts([1])
-CacheType = Literal["bf16", "fp16", "fp32", "fp8", "int8", "int4"]
+CacheType = Literal["bf16", "fp16", "fp32", "fp8", "int8", "int4", KVFormatName]
 BF16 = Choices(["bf16"])
 NO_RECOMPUTE = Choices(["none"])
 Batch = Annotated[int, typer.Option("--batch", metavar="N", help="Number of sequences.", parser=positive_integer)]

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from math import prod
 
-from llmbench.sizing.dtypes import STATE_BYTES, DType, bits_of
+import msgspec
+
+from llmbench.sizing.dtypes import STATE_BYTES, DType, KVDType, bits_of, is_plain
 from llmbench.sizing.formula import (
     Formula,
     branches_of,
@@ -28,7 +30,7 @@ from llmbench.spec.model import ModelSpec
 
 def kv_cache_formulas(spec: ModelSpec, cache: KVCache) -> list[Formula]:
     """Return the formulas of a cache on one GPU: one per op, their sum, and the bytes that an engine reserves."""
-    ops = [op for op in lower(spec, Workload.prefill(1, kv_dtype=cache.kv_dtype)) if op.cache is not None]
+    ops = [op for op in lower(spec, Workload.prefill(1)) if op.cache is not None]
     terms = cache_formulas(
         spec, [(op, op.count) for op in ops], cache.seq_len, cache.batch, cache.kv_dtype, layout=Layout()
     )
@@ -50,7 +52,9 @@ def _reserved(ops: list[Op], cache: KVCache) -> Formula:
         fixed += op.count * (own.state + own.cross)
         elements = op.cache.per_token + op.cache.indexer_per_token
         if elements:
-            per_layer = _bytes(counted(elements, "elements"), elements, blocks, tokens, cache.kv_dtype)
+            whole = sequence_bytes(msgspec.structs.replace(op.cache, span=None), tokens, cache.kv_dtype, Layout())
+            size = whole.growing + whole.indexer
+            per_layer = _stored(counted(elements, "elements"), elements, blocks, tokens, cache.kv_dtype, size)
             terms.append(times(counted(op.count, "layers"), per_layer))
     every = plus(*terms, counted(fixed, "bytes of states and cross-attention") if fixed else "")
     text = times(counted(cache.batch, "sequences"), every if len(terms) + bool(fixed) < 2 else f"({every})")
@@ -58,7 +62,7 @@ def _reserved(ops: list[Op], cache: KVCache) -> Formula:
 
 
 def cache_formulas(
-    spec: ModelSpec, ops: Iterable[tuple[Op, int]], seq_len: int, batch: int, kv_dtype: DType, *, layout: Layout
+    spec: ModelSpec, ops: Iterable[tuple[Op, int]], seq_len: int, batch: int, kv_dtype: KVDType, *, layout: Layout
 ) -> list[Formula]:
     """Return the formulas of the caches of some ops, for all sequences. The sum of their values is the whole cache.
 
@@ -78,23 +82,27 @@ def cache_formulas(
         per_layer = (
             (
                 "keys and values",
-                _bytes(rows.row(cache.per_token), cache.per_token, kept, visible, kv_dtype),
+                _stored(rows.row(cache.per_token), cache.per_token, kept, visible, kv_dtype, own.growing),
                 own.growing,
             ),
             (
                 "indexer keys",
-                _bytes(rows.row(cache.indexer_per_token), cache.indexer_per_token, every, tokens, kv_dtype),
+                _stored(
+                    rows.row(cache.indexer_per_token), cache.indexer_per_token, every, tokens, kv_dtype, own.indexer
+                ),
                 own.indexer,
             ),
             (
                 "keys and values of cross-attention",
-                _bytes(rows.row(cache.cross_per_token), cache.cross_per_token, every, tokens, kv_dtype),
+                _stored(rows.row(cache.cross_per_token), cache.cross_per_token, every, tokens, kv_dtype, own.cross),
                 own.cross,
             ),
             ("recurrent state", times(rows.scan(cache.state), f"{STATE_BYTES} bytes"), STATE_BYTES * cache.state),
             (
                 "inputs of the convolution",
-                _bytes(rows.conv(cache.conv_state), cache.conv_state, "", 1, kv_dtype),
+                _bytes(
+                    rows.conv(cache.conv_state), cache.conv_state, "", 1, kv_dtype if is_plain(kv_dtype) else "bf16"
+                ),
                 own.state - STATE_BYTES * cache.state,
             ),
         )
@@ -104,6 +112,13 @@ def cache_formulas(
                     Formula(term=f"{what}, {op.layer}", text=times(layers, text, sequences), value=count * batch * size)
                 )
     return formulas
+
+
+def _stored(elements_text: str, elements: int, tokens_text: str, tokens: int, kv_dtype: KVDType, size: int) -> str:
+    """Return the formula of the bytes of some tokens. size: the value. An engine's format has bytes per token."""
+    if is_plain(kv_dtype):
+        return _bytes(elements_text, elements, tokens_text, tokens, kv_dtype)
+    return times(f"{size // tokens:,} bytes", tokens_text)
 
 
 def _bytes(elements_text: str, elements: int, tokens_text: str, tokens: int, dtype: DType) -> str:

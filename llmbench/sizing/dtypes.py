@@ -2,15 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Literal, assert_never, get_args
+from typing import Literal, TypeGuard, assert_never, get_args
 
 DType = Literal["fp32", "bf16", "fp16", "fp8", "int8", "int4", "fp4"]
 """The number formats of weights, activations and caches."""
 
+KVFormatName = Literal[
+    "fp8_e4m3",
+    "fp8_e5m2",
+    "fp8_per_token_head",
+    "int8_per_token_head",
+    "nvfp4",
+    "fp8_ds_mla",
+    "q8_0",
+    "q5_1",
+    "q5_0",
+    "q4_1",
+    "q4_0",
+    "iq4_nl",
+    "turbomind_int8",
+    "turbomind_int4",
+]
+"""The formats of engines for their caches, scales included (see kv_formats.py)."""
+
+KVDType = Literal[DType, KVFormatName]
+"""The format of a cache: a number format, without scales, or a format of an engine, with its scales."""
+
 STATE_BYTES = 4
-"""Bytes per element of a recurrent state, which is always fp32. A convolution state has the format of the cache."""
+"""Bytes per element of a recurrent state, which is always fp32. A convolution state has the number format of the cache.
+If the cache has the format of an engine, a convolution state is bf16."""
 
 DTYPES: tuple[DType, ...] = get_args(DType)
+
+
+def is_plain(kv_dtype: KVDType) -> TypeGuard[DType]:
+    """Return whether the format of a cache is a number format without scales."""
+    return kv_dtype in DTYPES
 
 
 def bits_of(dtype: DType) -> int:

@@ -90,6 +90,18 @@ def row_bytes(row: CacheRow, keys: str, values: str | None = None) -> tuple[int,
     return row.heads * _bytes(key, row.key), row.heads * _bytes(value, row.value)
 
 
+def token_bytes(row: CacheRow | None, format: str, *, indexer: bool = False) -> int:
+    """Return the bytes per token of a row in the format of an engine, rounded up. None: nothing is stored.
+
+    indexer: whether the row has the keys of an indexer. With `fp8_ds_mla`, they are fp8 with a scale.
+    """
+    if row is None:
+        return 0
+    if indexer and format == DEEPSEEK_FP8:
+        return INDEXER_FP8.part_bytes(row.width)
+    return -(-sum(row_bytes(row, format)) // row.tokens_per_row)
+
+
 def _bytes(format: KVFormat, parts: Iterable[int]) -> int:
     width = sum(parts)
     return format.part_bytes(width) if width else 0

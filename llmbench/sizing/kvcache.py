@@ -7,12 +7,13 @@ from typing import Literal
 import msgspec
 
 from llmbench.errors import SpecError
-from llmbench.sizing.dtypes import STATE_BYTES, DType, bytes_of
+from llmbench.sizing.dtypes import STATE_BYTES, KVDType, bytes_of, is_plain
+from llmbench.sizing.kv_formats import token_bytes
 from llmbench.sizing.lower import lower
 from llmbench.sizing.lower.builder import share
 from llmbench.sizing.op import Cache
 from llmbench.sizing.workload import Layout, Workload
-from llmbench.spec.mixer import AttentionKind, Mixer, Parallel
+from llmbench.spec.mixer import AttentionKind, CacheRow, Mixer, Parallel
 from llmbench.spec.model import ModelSpec
 
 
@@ -41,7 +42,7 @@ class KVCache(msgspec.Struct, frozen=True, kw_only=True):
     reserved_bytes: int
     seq_len: int
     batch: int
-    kv_dtype: DType
+    kv_dtype: KVDType
     block_size: int
     layers: dict[str, int]
 
@@ -73,7 +74,7 @@ class SequenceBytes(msgspec.Struct, frozen=True):
         )
 
 
-def sequence_bytes(cache: Cache, seq_len: int, kv_dtype: DType, layout: Layout) -> SequenceBytes:
+def sequence_bytes(cache: Cache, seq_len: int, kv_dtype: KVDType, layout: Layout) -> SequenceBytes:
     """Return the cache bytes of one op for one sequence on one GPU.
 
     Context parallelism splits the tokens over GPUs, but every GPU stores the whole states.
@@ -81,11 +82,18 @@ def sequence_bytes(cache: Cache, seq_len: int, kv_dtype: DType, layout: Layout) 
     tokens = share(seq_len, layout.cp)
     visible = tokens if cache.span is None else share(min(seq_len, cache.span), layout.cp)
     return SequenceBytes(
-        growing=bytes_of(cache.per_token * visible, kv_dtype),
-        state=STATE_BYTES * cache.state + bytes_of(cache.conv_state, kv_dtype),
-        indexer=bytes_of(cache.indexer_per_token * tokens, kv_dtype),
-        cross=bytes_of(cache.cross_per_token * tokens, kv_dtype),
+        growing=_stored(cache.row, cache.per_token, visible, kv_dtype),
+        state=STATE_BYTES * cache.state + bytes_of(cache.conv_state, kv_dtype if is_plain(kv_dtype) else "bf16"),
+        indexer=_stored(cache.indexer_row, cache.indexer_per_token, tokens, kv_dtype, indexer=True),
+        cross=_stored(cache.cross_row, cache.cross_per_token, tokens, kv_dtype),
     )
+
+
+def _stored(row: CacheRow | None, elements: int, tokens: int, kv_dtype: KVDType, *, indexer: bool = False) -> int:
+    """Return the bytes of some tokens. elements: number of elements per token, which `row` describes."""
+    if is_plain(kv_dtype):
+        return bytes_of(elements * tokens, kv_dtype)
+    return tokens * token_bytes(row, kv_dtype, indexer=indexer)
 
 
 def kv_cache(
@@ -93,7 +101,7 @@ def kv_cache(
     seq_len: int,
     *,
     batch: int = 1,
-    kv_dtype: DType = "bf16",
+    kv_dtype: KVDType = "bf16",
     block_size: int = 16,
     layout: Layout | None = None,
 ) -> KVCache:
@@ -108,15 +116,17 @@ def kv_cache(
     whole = SequenceBytes()
     layers: dict[str, int] = {}
     layout = layout or Layout()
-    for op in lower(spec, Workload.prefill(1, kv_dtype=kv_dtype), layout):
+    for op in lower(spec, Workload.prefill(1), layout):
         cache = op.cache
         if cache is None:
             continue
         count = op.count
         own = sequence_bytes(cache, seq_len, kv_dtype, layout)
         whole = whole.plus(own, count)
-        per_token += count * bytes_of(cache.per_token, kv_dtype)
-        reserved += count * bytes_of((cache.per_token + cache.indexer_per_token) * share(blocks, layout.cp), kv_dtype)
+        per_token += count * _stored(cache.row, cache.per_token, 1, kv_dtype)
+        every = msgspec.structs.replace(cache, span=None)
+        in_blocks = sequence_bytes(every, blocks, kv_dtype, layout)
+        reserved += count * (in_blocks.growing + in_blocks.indexer)
         layers[op.layer] = layers.get(op.layer, 0) + count * (own.growing + own.state)
     return KVCache(
         bytes_per_token=per_token,

@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from llmbench.sizing.dtypes import DType
+from llmbench.sizing.dtypes import DType, KVDType, is_plain
 from llmbench.sizing.kvcache import sequence_bytes
 from llmbench.sizing.lower import lower
 from llmbench.sizing.op import Op
@@ -91,7 +91,7 @@ def inference_memory(
     batch: int = 1,
     layout: Layout | None = None,
     precision: PrecisionName = "bf16",
-    kv_dtype: DType = "bf16",
+    kv_dtype: KVDType = "bf16",
 ) -> Memory:
     """Compute the memory for serving `batch` sequences of `seq_len` tokens.
 
@@ -112,7 +112,7 @@ class ServingRun(msgspec.Struct, frozen=True, kw_only=True):
     batch: int
     layout: Layout
     precision: PrecisionName
-    kv_dtype: DType
+    kv_dtype: KVDType
 
     @property
     def dtype(self) -> DType:
@@ -132,7 +132,7 @@ class ServingRun(msgspec.Struct, frozen=True, kw_only=True):
             encoder_len=length,
             weight_dtype=self.dtype,
             activation_dtype="fp32" if self.dtype == "fp32" else "bf16",
-            kv_dtype=self.kv_dtype,
+            kv_dtype=self.kv_dtype if is_plain(self.kv_dtype) else "bf16",  # a prefill reads no cache
         )
 
     def with_layout(self, layout: Layout) -> ServingRun:

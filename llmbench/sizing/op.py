@@ -6,6 +6,8 @@ from typing import Literal
 
 import msgspec
 
+from llmbench.spec.mixer.cache_row import CacheRow
+
 Component = Literal[
     "embedding",
     "position_embedding",
@@ -65,6 +67,7 @@ class Cache(msgspec.Struct, frozen=True):
     state, conv_state: elements per sequence of the recurrent state and of the convolution state. They do not depend on
         the sequence length.
     cross_per_token: elements per encoder token that cross-attention stores.
+    row, indexer_row, cross_row: the heads and widths of the elements per token. None: there are no such elements.
     """
 
     per_token: int = 0
@@ -73,6 +76,9 @@ class Cache(msgspec.Struct, frozen=True):
     state: int = 0
     conv_state: int = 0
     cross_per_token: int = 0
+    row: CacheRow | None = None
+    indexer_row: CacheRow | None = None
+    cross_row: CacheRow | None = None
 
 
 class Op(msgspec.Struct, frozen=True, kw_only=True):

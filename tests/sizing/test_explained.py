@@ -142,12 +142,13 @@ def test_serving_and_cache_formulas(name: str) -> None:
         run = ServingRun(spec=spec, seq_len=5001, batch=3, **SERVING[0])
         memory = run.memory()
     check(serving_formulas(run, memory), memory)
-    cache = kv_cache(spec, 5001, batch=3, kv_dtype="int4")
-    formulas = kv_cache_formulas(spec, cache)
-    for formula in formulas:
-        assert evaluate(formula.text) == formula.value, formula
-    parts = [formula.value for formula in formulas if not formula.term.startswith(("total", "reserved"))]
-    assert sum(parts) == cache.bytes_total
+    for kv_dtype in ("int4", "int8_per_token_head"):
+        cache = kv_cache(spec, 5001, batch=3, kv_dtype=kv_dtype)  # type: ignore[arg-type]
+        formulas = kv_cache_formulas(spec, cache)
+        for formula in formulas:
+            assert evaluate(formula.text) == formula.value, formula
+        parts = [formula.value for formula in formulas if not formula.term.startswith(("total", "reserved"))]
+        assert sum(parts) == cache.bytes_total
 
 
 @pytest.mark.parametrize(("tp", "heads"), [(1, "8 kv_heads"), (4, "(8 / 4) kv_heads"), (16, "(8 / 8) kv_heads")])

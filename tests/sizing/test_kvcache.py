@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from llmbench.errors import SpecError
+from llmbench.sizing.dtypes import KVDType
 from llmbench.sizing.kvcache import as_heads, kv_cache
 from llmbench.sizing.workload import Layout
 from llmbench.spec.catalog import bundled_models, load_bundled
@@ -121,6 +122,29 @@ def test_odd_bits_are_rounded_up_per_layer(seq: int) -> None:
         {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 3, "v_head_dim": 4},
     )
     assert kv_cache(spec, seq, kv_dtype="int4").bytes_per_sequence == 12 * -(-7 * seq // 2)
+
+
+def test_formats_of_engines_by_hand() -> None:
+    """Bytes per token of all layers: Llama-3.2-3B has 28 layers with 8 heads of 128, DeepSeek-V3.2 61 latents."""
+    llama, deepseek = load_bundled("llama3.2-3b"), load_bundled("deepseek-v3.2")
+    expected: list[tuple[KVDType, int]] = [
+        ("q8_0", 28 * 2 * 8 * 128 // 32 * 34),
+        ("q4_1", 28 * 2 * 8 * 128 // 32 * 20),
+        ("int8_per_token_head", 28 * 2 * 8 * (128 + 4)),
+        ("nvfp4", 28 * 2 * 8 * 72),
+        ("turbomind_int4", 28 * 2 * 8 * (64 + 4)),
+    ]
+    for name, size in expected:
+        cache = kv_cache(llama, 1001, batch=2, kv_dtype=name)
+        assert cache.bytes_per_token == size
+        assert cache.bytes_total == 2 * 1001 * size
+        assert cache.reserved_bytes == 2 * 1008 * size
+        split = kv_cache(llama, 1001, kv_dtype=name, layout=Layout(tp=4))
+        assert 4 * split.bytes_per_token == size
+    latent = kv_cache(deepseek, 10, kv_dtype="fp8_ds_mla")
+    assert (latent.bytes_per_token, latent.indexer_bytes_per_sequence) == (61 * 656, 10 * 61 * 132)
+    with pytest.raises(SpecError, match="latent attention"):
+        kv_cache(llama, 10, kv_dtype="fp8_ds_mla")
 
 
 def test_other_key_value_heads() -> None:

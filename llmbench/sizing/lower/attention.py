@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import assert_never
 
 from llmbench.errors import LayoutError
-from llmbench.sizing.lower.builder import Builder, Dim, product, share, token_cache
+from llmbench.sizing.lower.builder import Builder, Dim, local_row, product, share, token_cache
 from llmbench.sizing.lower.core import core
 from llmbench.sizing.lower.pairs import visible_pairs
 from llmbench.sizing.lower.temporaries import rotation
@@ -105,7 +105,8 @@ def attention(b: Builder, mixer: Attention, *, name: str = "attention", cross: b
     row = local_kv_heads * mixer.cache_row.width
     cache = None
     if cross:
-        cache = Cache(cross_per_token=0 if mixer.shares_kv else row)
+        crossing = None if mixer.shares_kv else local_row(b, mixer.cache_row)
+        cache = Cache(cross_per_token=0 if crossing is None else row, cross_row=crossing)
     elif mixer.causal and b.stack == "decoder":
         cache = token_cache(b, None if mixer.shares_kv else mixer.cache_row)
     core(

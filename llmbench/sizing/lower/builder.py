@@ -52,13 +52,19 @@ def token_cache(b: Builder, row: CacheRow | None, indexer_row: CacheRow | None =
     row, indexer_row: cache rows of the layer and of its indexer. None: the layer (or the indexer) caches nothing.
     """
 
-    def local(row: CacheRow | None) -> int:
-        if row is None:
-            return 0
-        return row._replace(heads=share(row.heads, min(b.layout.tp, row.heads))).elements
+    row, indexer_row = local_row(b, row), local_row(b, indexer_row)
+    return Cache(
+        per_token=0 if row is None else row.elements,
+        span=None if row is None else row.span,
+        indexer_per_token=0 if indexer_row is None else indexer_row.elements,
+        row=row,
+        indexer_row=indexer_row,
+    )
 
-    span = None if row is None else row.span
-    return Cache(per_token=local(row), span=span, indexer_per_token=local(indexer_row))
+
+def local_row(b: Builder, row: CacheRow | None) -> CacheRow | None:
+    """Return the part of a cache row that one GPU stores."""
+    return None if row is None else row._replace(heads=share(row.heads, min(b.layout.tp, row.heads)))
 
 
 class Builder:
