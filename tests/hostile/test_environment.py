@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -82,11 +81,12 @@ AT_EXIT = f"atexit.register(lambda: {INTERRUPT})"
 
 @pytest.mark.parametrize("moment", [DURING_IMPORTS, AT_EXIT], ids=["imports", "exit"])
 def test_ctrl_c_outside_a_command_ends_the_process(moment: str) -> None:
+    """A shell starts its background jobs with Ctrl-C ignored, and tests may be such a job. So each process sets it."""
     code = f"import atexit, os, signal, sys; from llmbench.cli import main\n{moment}\nmain(['params', 'gpt2'])"
-    done = python(code)
+    usual, ignored = (partial(signal.signal, signal.SIGINT, kind) for kind in (signal.SIG_DFL, signal.SIG_IGN))
+    done = python(code, preexec_fn=usual)
     assert (done.returncode, done.stderr) == (130, "")
     assert ("gpt2" in done.stdout) == (moment == AT_EXIT)
-    ignored: Callable[[], object] = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
     assert python(code, preexec_fn=ignored).returncode == 0  # as nohup does
 
 
