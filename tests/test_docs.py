@@ -154,6 +154,19 @@ def test_examples_of_the_pages_print_the_shown_output(path: Path, monkeypatch: p
     assert examples.actual(text) == text, "run python tools/doc_examples.py"
 
 
+def test_an_ellipsis_on_a_page_stands_for_any_lines() -> None:
+    for shown, printed, same in (
+        ("…\n\n  2 x\n…\n", "a\n\n  2 x\nb\n", True),
+        ("…\n\n  2 x\n…\n", "a\n\n  3 x\nb\n", False),
+        ("…\na\n…\n", "a\nb\n", True),
+        ("a\n…\nc\n", "a\nb\nb\nc\n", True),
+        ("a\n…\nc\n", "ab\nc\n", False),
+        ("…\nb\n…\nb\n", "a\nb\n", False),
+        ("…\nb\n", "a\nab\n", False),
+    ):
+        assert examples.agrees(shown, printed) == same, (shown, printed)
+
+
 @pytest.mark.parametrize("path", PAGES, ids=relative.get)
 def test_python_examples_of_the_pages(path: Path) -> None:
     import doctest

@@ -128,10 +128,10 @@ def agrees(shown: str, printed: str) -> bool:
         return False
     end = len(first)  # the end of what is already matched; each part is matched as early as possible
     for part in others[:-1]:
-        at = text.find(f"\n{part}", end - 1)
-        if at < 0:
+        at = end if text.startswith(part, end) else text.find(f"\n{part}", end) + 1
+        if not text.startswith(part, at):
             return False
-        end = at + 1 + len(part)
+        end = at + len(part)
     start = len(text) - len(others[-1])
     return start >= end and text.endswith(others[-1]) and (start == 0 or text[start - 1] == "\n")
 
