@@ -45,6 +45,8 @@ COMMANDS = [
     ["kvcache"],
     ["memory", "llama3-70b", "--layout", "tp=8,sp,pp=4,dp=2,zero=1"],
     ["memory", "jamba-v0.1", "--phase", "inference"],
+    ["fit", "llama3-8b", "--device", "h100", "--explain"],
+    ["fit", "gemma3-27b"],
     ["compare", "gpt2", "t5-base", "mamba2-2.7b"],
     ["specs", "list"],
     ["specs", "list", "--devices"],

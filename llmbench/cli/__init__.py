@@ -14,6 +14,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "flops": "llmbench.cli.flops",
         "kvcache": "llmbench.cli.kvcache",
         "memory": "llmbench.cli.memory",
+        "fit": "llmbench.cli.fit",
         "compare": "llmbench.cli.compare",
         "validate": "llmbench.cli.validate",
     },

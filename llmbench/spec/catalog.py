@@ -136,11 +136,22 @@ class DeviceHead(NamedTuple):
 
     memory_bytes: total memory that the driver reports. If this total is unknown, it is the memory of the datasheet.
     matrix_formats: number formats that the matrix units multiply.
+    cuda_memory_bytes: total memory that a CUDA program sees. None: it is not known.
+    compute_capability: CUDA compute capability, such as "9.0". "": the device is not from NVIDIA.
+    num_sms: number of streaming multiprocessors or compute units. 0: it is not known.
     """
 
     name: str
     memory_bytes: int
     matrix_formats: frozenset[str]
+    cuda_memory_bytes: int | None = None
+    compute_capability: str = ""
+    num_sms: int = 0
+
+    @property
+    def total_bytes(self) -> int:
+        """The total memory that a program sees: the smallest total that is known."""
+        return self.cuda_memory_bytes or self.memory_bytes
 
 
 def find_device_head(text: str) -> DeviceHead:
@@ -171,7 +182,17 @@ def device_heads() -> tuple[DeviceHead, ...]:
         head = _head("devices", name)
         figure = head.get("usable_memory_bytes") or head["memory_bytes"]
         if head.get("nvml_names"):
-            heads.append(DeviceHead(name, int(figure["value"]), frozenset(head["matrix_formats"]["value"])))
+            seen = head.get("cuda_memory_bytes")
+            heads.append(
+                DeviceHead(
+                    name,
+                    int(figure["value"]),
+                    frozenset(head["matrix_formats"]["value"]),
+                    None if seen is None else int(seen["value"]),
+                    head.get("compute_capability", ""),
+                    int(head["num_sms"]["value"]) if "num_sms" in head else 0,
+                )
+            )
     return tuple(sorted(heads, key=lambda head: (head.memory_bytes, head.name)))
 
 

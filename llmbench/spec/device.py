@@ -25,7 +25,14 @@ DType: TypeAlias = Literal["fp64", "fp64_tensor", "fp32", "tf32", "fp16", "bf16"
 # 24 GB and its rebuild with 48 GB, or boards with 96 GB and 141 GB.
 MEMORY_TOLERANCE = 0.10
 
-_WHOLE = ("memory_bytes", "usable_memory_bytes", "l2_cache_bytes", "num_sms", "shared_memory_per_sm_bytes")
+_WHOLE = (
+    "memory_bytes",
+    "usable_memory_bytes",
+    "cuda_memory_bytes",
+    "l2_cache_bytes",
+    "num_sms",
+    "shared_memory_per_sm_bytes",
+)
 _MEASURES = (
     *_WHOLE,
     "memory_bandwidth_bytes_per_s",
@@ -75,6 +82,9 @@ class DeviceSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     usable_memory_bytes: Figure | None = None
     """Total memory that the driver reports (`nvmlDeviceGetMemoryInfo().total`, `rocm-smi`). It does not include the
     memory that ECC and the firmware use."""
+    cuda_memory_bytes: Figure | None = None
+    """Total memory that a CUDA program sees (`cudaMemGetInfo`, "total capacity" in PyTorch's messages). It is less than
+    the total of the driver. Engines multiply it by their utilization."""
     matrix_formats: Formats
     """Number formats that the matrix units multiply. A model in another format needs a conversion first. fp32 is not
     listed, because the vector units of every device multiply fp32."""

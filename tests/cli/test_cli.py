@@ -417,6 +417,8 @@ OPTIONS = {
     "kvcache": "--all --seq --batch --kv-dtype --block-size --explain --set --format --output",
     "memory": "--phase --seq --batch --precision --optimizer --recompute --layout --kernels "
     "--kv-dtype --device --explain --timeline --set --format --output",
+    "fit": "--device --gpus --layout --engine --utilization --seq --users --weights --kv-dtype --price --explain --set "
+    "--format --output",
     "compare": "--vs --seq --set --format --output",
     "model": "--impl --device --dtype --layers --trace --seq --batch --set --format --output",
     "profile": "--impl --model --set --seq --batch --dtype --pass --device --by --trace --format --output",
@@ -444,7 +446,7 @@ def test_options_are_frozen(command: str) -> None:
     names = [option.opts[0] for option in options if "--help" not in option.opts]
     own = OPTIONS[command].split()
     assert names == own + (SHARED if "--format" in own else [])
-    assert len(own) <= (15 if command == "memory" else 12)
+    assert len(own) <= {"memory": 15, "fit": 14}.get(command, 12)
     assert all(option.help for option in options)
 
 

@@ -1,0 +1,174 @@
+"""`llmbench fit`: whether a model fits on a device with an inference engine, and how many users it then serves."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from llmbench.answers.fit import ENGINE, document, fitted
+from llmbench.cli.options import (
+    As,
+    Explain,
+    OneModel,
+    Output,
+    Set,
+    answer,
+    load,
+    positive_integer,
+    prints_tables,
+    token_count,
+)
+
+Devices = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--device",
+        metavar="NAME",
+        help="Device, for example h100. Can be repeated. Default: all built-in devices, and how many of each suffice.",
+        show_default=False,
+    ),
+]
+Gpus = Annotated[
+    int | None,
+    typer.Option(
+        "--gpus",
+        metavar="N",
+        help="Number of GPUs. They split the heads (tp), and the layers (pp) if the heads do not divide.",
+        parser=positive_integer,
+        show_default=False,
+    ),
+]
+LayoutOption = Annotated[
+    str,
+    typer.Option(
+        "--layout",
+        metavar="LAYOUT",
+        help="Parallel layout, for example tp=8,ep=8 or dp=8,ep=8. The experts use the GPUs of the attention.",
+        show_default=False,
+    ),
+]
+EngineOption = Annotated[
+    str,
+    typer.Option(
+        "--engine",
+        metavar="ENGINE",
+        help="Inference engine, and its version: vllm, vllm@0.11 or ideal. The constants of its profile can be "
+        "replaced: vllm@0.19,sequences=64,outside_torch=1.5GiB.",
+    ),
+]
+Utilization = Annotated[
+    float | None,
+    typer.Option(
+        "--utilization",
+        metavar="SHARE",
+        help="Share of the memory that the engine may use, from 0 to 1. Default: that of the engine.",
+        show_default=False,
+    ),
+]
+Length = Annotated[
+    int,
+    typer.Option("--seq", metavar="TOKENS", help="Tokens per request, for example 8192 or 8k.", parser=token_count),
+]
+Users = Annotated[
+    int,
+    typer.Option("--users", metavar="N", help="Requests that the engine serves at once.", parser=positive_integer),
+]
+Weights = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--weights",
+        metavar="FORMAT",
+        help="Format of the weights, for example fp8, awq or gptq,bits=8. Can be repeated. Default: the published "
+        "files.",
+        show_default=False,
+    ),
+]
+CacheFormat = Annotated[
+    str | None,
+    typer.Option(
+        "--kv-dtype",
+        metavar="FORMAT",
+        help="Format of the KV cache, for example fp8 or q8_0. Default: that of the activations.",
+        show_default=False,
+    ),
+]
+Price = Annotated[
+    float | None,
+    typer.Option("--price", metavar="X", min=0, help="Price of one GPU per hour.", show_default=False),
+]
+
+
+@prints_tables
+def command(
+    model: OneModel,
+    device: Devices = None,
+    gpus: Gpus = None,
+    layout: LayoutOption = "",
+    engine: EngineOption = ENGINE,
+    utilization: Utilization = None,
+    seq: Length = 8192,
+    users: Users = 1,
+    weights: Weights = None,
+    kv_dtype: CacheFormat = None,
+    price: Price = None,
+    explain: Explain = False,
+    set: Set = None,
+    format: As = "table",
+    output: Output = None,
+) -> None:
+    """Say whether a model fits on a device with an inference engine, and how many users it then serves.
+
+    The command divides the memory of a GPU as the engine does: weights as the engine loads them, activations of its
+    largest step, memory outside PyTorch, and the cache in the engine's blocks and pools. If the model does not fit, it
+    names the changes of one setting with which it does.
+
+    The exit code is 1 if the model fits in none of the cases.
+
+    Examples:
+
+      llmbench fit llama3-8b --device h100 --seq 8k --users 32
+
+      llmbench fit llama3.3-70b --seq 32k
+
+      llmbench fit deepseek-v3 --device h200 --layout tp=8,ep=8 --users 64
+
+      llmbench fit qwen3-32b --device rtx-4090 --weights fp8 --weights awq
+
+      llmbench fit gemma3-27b --device h100 --engine vllm@0.11,sequences=128 --explain
+
+      llmbench fit gpt-oss-120b --device h100 --gpus 2 --price 2.5 --format json
+    """
+    spec = load(model, set)
+    rows = fitted(
+        spec,
+        model=model,
+        devices=device or (),
+        gpus=gpus,
+        layout=layout,
+        engine=engine,
+        utilization=utilization,
+        seq=seq,
+        users=users,
+        weights=weights or (),
+        kv=kv_dtype,
+        price=price,
+        explain=explain,
+    )
+    inputs = {
+        "model": model,
+        "devices": device or [],
+        "gpus": gpus,
+        "layout": layout,
+        "engine": engine,
+        "utilization": utilization,
+        "seq_len": seq,
+        "users": users,
+        "weights": weights or [],
+        "kv_dtype": kv_dtype,
+        "price": price,
+        "set": set or [],
+    }
+    answer(document(rows, inputs, tables=format != "json"), format, output)
+    if not any(row.fits for row in rows):
+        raise typer.Exit(1)

@@ -1,0 +1,246 @@
+"""The memory budget of an engine: the terms into which it divides the memory of one GPU.
+
+The sum of the terms is the total memory of the GPU. The last term is the cache. It is negative if the other terms are
+larger than the memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import ceil, floor
+
+import msgspec
+
+from llmbench.errors import SpecError
+from llmbench.sizing.formula import Formula, counted, plus, times
+from llmbench.sizing.serving.pools import PlainPool, Pool, paged_pool, ratio_pool
+from llmbench.sizing.serving.shard import Shard
+from llmbench.sizing.workload import Layout
+from llmbench.spec.catalog import DeviceHead
+from llmbench.spec.engine import Engine, Rule
+
+MIB = 2**20
+GIB = 2**30
+
+WORKSPACE_SM90 = 32 * MIB
+WORKSPACE = 8_519_680
+"""Bytes of cuBLAS's workspace in PyTorch: 32 MiB on Hopper, 8.125 MiB on other GPUs. Source: the default workspace size
+in aten/src/ATen/cuda/CublasHandlePool.cpp."""
+
+CACHE = "cache"
+"""The name of the term that the cache gets."""
+
+
+class Budget(msgspec.Struct, frozen=True, kw_only=True):
+    """The budget of one GPU.
+
+    terms: formulas of the terms. Their sum is the total memory of the GPU.
+    usable: bytes that the engine may use: all terms except those that stay free and those outside its budget.
+    share: the utilization. batched_tokens, sequences: largest step of the engine. 0: it has no limit.
+    """
+
+    device: DeviceHead
+    engine: Engine
+    shard: Shard
+    terms: tuple[Formula, ...]
+    usable: int
+    pool: Pool
+    share: float
+    batched_tokens: int
+    sequences: int
+
+    @property
+    def cache(self) -> int:
+        """The bytes of the cache."""
+        return self.terms[-1].value
+
+
+class _Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the rules of all engines need.
+
+    total: memory of the GPU. gpus: GPUs that share one replica of the model. share: the utilization.
+    """
+
+    engine: Engine
+    device: DeviceHead
+    shard: Shard
+    layout: Layout
+    total: int
+    gpus: int
+    share: float
+    batched: int
+    sequences: int
+
+    def constant(self, key: str) -> int:
+        """Return a number of bytes: the constant for this number of GPUs and this architecture."""
+        several = "_tp" if self.gpus > 1 and f"{key}_tp" in self.engine.constants else ""
+        hopper = "_sm90" if self.device.compute_capability == "9.0" else ""
+        names = [key] if key in self.engine.replaced else [f"{key}{several}{hopper}", f"{key}{several}", key]
+        name = next((name for name in names if name in self.engine.constants), key)
+        return self.engine.whole(name, device=self.device)
+
+    @property
+    def workspace(self) -> int:
+        """The bytes of cuBLAS's workspace."""
+        if not self.device.compute_capability:
+            return 0
+        return WORKSPACE_SM90 if self.device.compute_capability == "9.0" else WORKSPACE
+
+    @property
+    def loaded(self) -> list[Formula]:
+        """The weights in memory, and what the engine adds to them."""
+        shard = self.shard
+        terms = [Formula(term="weights", text=counted(shard.weights, "bytes"), value=shard.weights)]
+        added = (("padding of the weights", shard.padding), ("table of RoPE", shard.rope))
+        return terms + [Formula(term=term, text=counted(size, "bytes"), value=size) for term, size in added if size]
+
+    def outside(self, term: str, key: str) -> list[Formula]:
+        """Return a term with a constant of the profile, or nothing if it is 0."""
+        value = self.constant(key)
+        return [Formula(term=term, text=counted(value, "bytes"), value=value)] if value else []
+
+
+def budget(
+    engine: Engine, device: DeviceHead, shard: Shard, layout: Layout, *, seq: int, utilization: float | None = None
+) -> Budget:
+    """Divide the memory of a GPU as an engine does.
+
+    seq: longest sequence that the engine accepts, in tokens. utilization: None stands for the engine's own default.
+
+    Raises SpecError for a utilization that is not above 0 and at most 1.
+    """
+    total = device.total_bytes
+    batched = engine.whole("batched_tokens", device=device)
+    if "chunked_prefill" in engine.constants and not engine.whole("chunked_prefill"):
+        batched = max(batched, seq)
+    settings = _Settings(
+        engine=engine,
+        device=device,
+        shard=shard,
+        layout=layout,
+        total=total,
+        gpus=layout.tp * layout.pp * layout.cp * layout.dp,
+        share=0,
+        batched=batched,
+        sequences=engine.whole("sequences", device=device),
+    )
+    share = utilization
+    if share is None:
+        share = engine.get("utilization") if "utilization" in engine.constants else _sglang_share(settings)
+    if not 0 < share <= 1:
+        raise SpecError(f"utilization: must be above 0 and at most 1, not {share}")
+    settings = msgspec.structs.replace(settings, share=share)
+    terms, outside = _RULES[engine.spec.rule](settings)
+    free = total - sum(term.value for term in (*terms, *outside))
+    terms.append(Formula(term=CACHE, text="what remains", value=free))
+    return Budget(
+        device=device,
+        engine=engine,
+        shard=shard,
+        terms=(*outside, *terms),
+        usable=total - sum(term.value for term in outside),
+        pool=_pool(settings, free),
+        share=share,
+        batched_tokens=batched,
+        sequences=settings.sequences,
+    )
+
+
+def _pool(settings: _Settings, size: int) -> Pool:
+    rows, engine = settings.shard.rows, settings.engine
+    match engine.spec.rule:
+        case "vllm":
+            return paged_pool(size, rows, engine, settings.batched)
+        case "sglang":
+            return ratio_pool(size, rows, engine)
+        case _:
+            return PlainPool(size, rows, engine.whole("block_tokens", 1))
+
+
+def _vllm(s: _Settings) -> tuple[list[Formula], list[Formula]]:
+    """vLLM: a share of the total memory. The rest is for the CUDA context and, before 0.21, for CUDA graphs."""
+    requested = ceil(s.total * s.share)
+    rest = Formula(
+        term="not requested",
+        text=f"{s.total:,} bytes − ceil({s.total:,} bytes × {s.share:g} utilization)",
+        value=s.total - requested,
+    )
+    terms = [
+        *s.loaded,
+        _activations(s, _sampling(s)),
+        *s.outside("outside PyTorch", "outside_torch"),
+        *s.outside("CUDA graphs", "graphs"),
+    ]
+    return terms, [rest]
+
+
+def _activations(s: _Settings, sampling: Formula) -> Formula:
+    """Return the peak of a profiling step: that of its widest layer, or that of the sampler."""
+    if "activations" in s.engine.replaced:
+        value = s.engine.whole("activations")
+        return Formula(term="activations", text=counted(value, "bytes"), value=value)
+    layers = s.shard.layer * s.batched + s.workspace
+    if layers >= sampling.value:
+        text = plus(
+            times(counted(s.batched, "tokens"), f"{s.shard.layer:,} bytes of a layer"),
+            counted(s.workspace, "bytes of cuBLAS's workspace") if s.workspace else "",
+        )
+        return Formula(term="activations of a layer", text=text, value=layers)
+    return sampling
+
+
+def _sampling(s: _Settings) -> Formula:
+    """Return the memory of the sampler in the profiling step (`_dummy_sampler_run` in vLLM's gpu_model_runner.py).
+
+    Every sequence has logits of the whole vocabulary on each GPU, in the format of the activations and in fp32. A sort
+    adds the sorted values and their indices, and what PyTorch's sort allocates: the indices before the sort, and a
+    second buffer for keys and indices. With fewer than 128 rows, PyTorch sorts all rows at once, with a segment number
+    beside each index (aten/src/ATen/native/cuda/SortStable.cu). Without a sort, the fp32 probabilities and the random
+    numbers follow, and the kernel has one row of the vocabulary per multiprocessor.
+
+    The hidden states of all tokens stay allocated, and those of the last tokens exist twice.
+    """
+    rows = min(s.sequences, s.batched)
+    own = s.shard.own
+    wide = own + (0 if own == 4 else 4)
+    scratch = 0
+    if s.engine.whole("sorts_logits"):
+        each = wide + 12 + (20 if rows >= 128 else 32 if rows > 1 else 0)
+    else:
+        each = wide + 8
+        scratch = min(s.device.num_sms, rows) * s.shard.vocabulary * 4
+    hidden = (s.batched + 2 * rows) * s.shard.hidden
+    if not s.shard.vocabulary:
+        rows = 0
+    value = rows * s.shard.vocabulary * each + scratch + hidden + s.workspace
+    text = plus(
+        times(counted(rows, "sequences"), counted(s.shard.vocabulary, "logits"), f"{each} bytes") if rows else "",
+        counted(scratch, "bytes of the sampler's scratch") if scratch else "",
+        counted(hidden, "bytes of hidden states"),
+        counted(s.workspace, "bytes of cuBLAS's workspace") if s.workspace else "",
+    )
+    return Formula(term="activations and sampling", text=text, value=value)
+
+
+def _ideal(s: _Settings) -> tuple[list[Formula], list[Formula]]:
+    """An ideal engine: weights, the widest op of a prefill step, and a CUDA context."""
+    left = s.total - floor(s.total * s.share)
+    outside = [Formula(term="not requested", text=counted(left, "bytes"), value=left)] if left else []
+    widest = s.shard.widest * s.batched
+    text = times(counted(s.batched, "tokens"), f"{s.shard.widest:,} bytes of the widest op")
+    terms = [
+        *s.loaded,
+        Formula(term="activations", text=text, value=widest),
+        *s.outside("CUDA context", "context"),
+    ]
+    return terms, outside
+
+
+def _sglang_share(s: _Settings) -> float:
+    return 0.9
+
+
+_RULES: dict[Rule, Callable[[_Settings], tuple[list[Formula], list[Formula]]]] = {
+    "ideal": _ideal,
+    "vllm": _vllm,
+}

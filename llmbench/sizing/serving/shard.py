@@ -1,0 +1,280 @@
+"""The part of a model on one GPU of a pipeline stage, as an engine loads it: weights, activations and cache rows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from llmbench.errors import LayoutError, SpecError
+from llmbench.sizing.dtypes import STATE_BYTES, DType, bits_of, bytes_of
+from llmbench.sizing.formula import branches_of
+from llmbench.sizing.kv_formats import INDEXER_FP8, row_bytes
+from llmbench.sizing.lower import lower
+from llmbench.sizing.lower.builder import share
+from llmbench.sizing.op import Op
+from llmbench.sizing.stages import Stage, stages
+from llmbench.sizing.weights import WeightRecipe, op_bytes
+from llmbench.sizing.workload import Layout, Workload
+from llmbench.spec.engine import Engine
+from llmbench.spec.mixer import AttentionKind, LatentAttention, MixerKind, branches
+from llmbench.spec.model import ModelSpec
+from llmbench.spec.position import Rope
+
+Visible = Literal["all", "window", "chunk", "state"]
+"""The tokens that a layer keeps: all, those of a sliding window, those of a chunk, or a state of fixed size."""
+
+
+class Rows(NamedTuple):
+    """Layers that store equal cache rows.
+
+    visible: the tokens that a layer keeps. tokens: width of the window or of the chunk.
+    row_bytes: bytes per token and layer. It is a fraction if one row represents several tokens.
+    state_bytes: bytes of the states of one sequence and layer.
+    latent: whether the rows are those of latent attention.
+    layers: number of layers.
+    """
+
+    visible: Visible
+    tokens: int
+    row_bytes: Fraction
+    state_bytes: int
+    latent: bool
+    layers: int
+
+
+class Shard(msgspec.Struct, frozen=True, kw_only=True):
+    """One GPU's part of a model. All sizes are in bytes.
+
+    stage: index of the pipeline stage.
+    weights: weights as the engine stores them. padding: rows and columns that the engine adds to them.
+    rope: table of sines and cosines.
+    layer: outputs of all ops of the widest layer for one token, as they exist at the peak of a step.
+    widest: inputs and outputs of the widest op for one token.
+    hidden: hidden state of one token. vocabulary: logits per sequence. 0: the stage has no head.
+    local_vocabulary: logits per sequence on this GPU. own: bytes of one activation.
+    rows: the layers with a cache.
+    products: number format of the matrix products.
+    format, title: format of the weights as `--weights` reads it, and its description.
+    doubts: why the bytes of the weights may be inexact.
+    """
+
+    stage: int
+    weights: int
+    padding: int
+    rope: int
+    layer: int
+    widest: int
+    hidden: int
+    vocabulary: int
+    local_vocabulary: int
+    own: int
+    rows: tuple[Rows, ...]
+    products: DType
+    format: str
+    title: str
+    doubts: tuple[str, ...] = ()
+
+
+def serving_layout(text: str) -> Layout:
+    """Return the layout of an engine: `tp=8,ep=8` or `dp=8,ep=8`. The experts use the same GPUs as the attention.
+
+    Without `etp`, the matrices of an expert are split over the GPUs that `ep` leaves: tp × cp × dp / ep.
+
+    Raises LayoutError for a wrong layout, or for items that only training has.
+    """
+    items = dict(item.partition("=")[::2] for item in text.replace(" ", "").split(",") if item)
+    for only in ("zero", "instances", "interleave", "sp"):
+        if only in items:
+            raise LayoutError(
+                f"layout {only}: is for training, and an engine does not use it", hint="tp, pp, dp, ep and cp serve"
+            )
+    if "ep" in items and "etp" not in items:
+        sizes = [items.get(name, "1") for name in ("tp", "cp", "dp", "ep")]
+        if all(size.isascii() and size.isdigit() and 0 < int(size) < 10**6 for size in sizes):
+            tp, cp, dp, ep = map(int, sizes)
+            if tp * cp * dp % ep:
+                raise LayoutError(
+                    f"layout ep={ep}: tp × cp × dp = {tp * cp * dp} is not divisible by {ep}",
+                    hint="the experts are divided among the GPUs of the attention, for example tp=8,ep=8",
+                )
+            return Layout.parse(f"{text},etp={tp * cp * dp // ep}")
+    return Layout.parse(text)
+
+
+def shards(
+    spec: ModelSpec, layout: Layout, engine: Engine, *, weights: str | None = None, kv: str | None = None
+) -> list[Shard]:
+    """Return the part of each pipeline stage on one GPU.
+
+    weights: format such as `gptq,bits=8`. None: the published files. kv: format of the cache. None: that of the
+        activations.
+
+    Raises SpecError for a model that does not decode, LayoutError if the layout does not divide the model, and
+    UnsupportedError if the format of the published files is not known.
+    """
+    if not spec.decodes or spec.encoder is not None:
+        raise SpecError(
+            f"{spec.name} has an encoder, and `fit` sizes engines that serve decoders",
+            hint=f"llmbench memory {spec.name} --phase inference",
+        )
+    recipe = WeightRecipe(spec, weights or engine.spec.weights)
+    plain = _plain(recipe)
+    workload = Workload.prefill(1, activation_dtype=plain, weight_dtype=plain)
+    return [
+        _shard(spec, stage, layout, engine, recipe, plain, kv or plain)
+        for stage in stages(spec, lower(spec, workload, layout), layout)
+    ]
+
+
+def _plain(recipe: WeightRecipe) -> DType:
+    """Return the number format of the activations: that of the weights that are not quantised."""
+    return recipe.products if recipe.products in ("fp32", "fp16") else "bf16"
+
+
+def _shard(
+    spec: ModelSpec, stage: Stage, layout: Layout, engine: Engine, recipe: WeightRecipe, plain: DType, kv: str
+) -> Shard:
+    stored = padding = 0
+    sizes: dict[int, tuple[int, int]] = {}
+    for op, layer in _instances(stage):
+        if id(op) not in sizes or recipe.by_module:
+            own = op_bytes(op, layer, recipe, loaded=True)
+            sizes[id(op)] = own, _padding(op, layer, recipe, engine, spec, layout) if own else 0
+        stored += sizes[id(op)][0]
+        padding += sizes[id(op)][1]
+    ops = [op for op, _ in stage.counts]
+    head = any(op.name == "lm_head" for op in ops)
+    vocabulary = _padded(spec.vocab_size, engine.whole("vocabulary_multiple", 1))
+    return Shard(
+        stage=stage.index,
+        weights=stored,
+        padding=padding,
+        rope=rope_table_bytes(spec) if engine.whole("rope_table") else 0,
+        layer=max(map(_layer_bytes, _by_layer(stage)), default=0),
+        widest=max((op.read_bytes + op.written_bytes for op in ops if op.name != "lm_head"), default=0),
+        hidden=bytes_of(spec.hidden_size, plain),
+        vocabulary=vocabulary if head else 0,
+        local_vocabulary=share(vocabulary, layout.tp) if head else 0,
+        own=bits_of(plain) // 8,
+        rows=tuple(_rows(spec, stage, layout, plain, kv, sized_apart=engine.spec.rule != "ideal")),
+        products=recipe.products,
+        format=recipe.text,
+        title=recipe.title,
+        doubts=tuple(recipe.doubts),
+    )
+
+
+def _instances(stage: Stage) -> Iterator[tuple[Op, int | None]]:
+    """Return each op of a stage with the index of its layer in the model."""
+    for chunk in stage.chunks:
+        for op in (*chunk.before, *chunk.after):
+            yield op, None
+        for index, ops in enumerate(chunk.layers, chunk.first_layer):
+            for op in ops:
+                yield op, index
+
+
+def _by_layer(stage: Stage) -> list[tuple[Op, ...]]:
+    """Return the ops of one layer of each kind."""
+    kinds = {ops[0].layer: ops for chunk in stage.chunks for ops in chunk.layers if ops}
+    return list(kinds.values())
+
+
+def _layer_bytes(ops: tuple[Op, ...]) -> int:
+    """Return the bytes that exist at the widest moment of a layer, for one token.
+
+    A compiled graph frees the tensors of a layer only when it ends. At the last matrix product, the outputs of all
+    earlier products, norms and activation functions exist, and the residual stream twice. The norm before the first
+    product belongs to the graph of the layer before.
+    """
+    products = [op for op in ops if op.kind in ("matmul", "attention", "scan", "conv")]
+    if not products:
+        return 0
+    stream = max((op.written_bytes for op in ops if op.role == "residual"), default=0)
+    acts = sum(op.written_bytes for op in ops if op.role in ("act", "gate"))
+    return 3 * stream + acts + sum(op.written_bytes for op in products[:-1])
+
+
+def rope_table_bytes(spec: ModelSpec) -> int:
+    """Return the bytes of the sines and cosines that vLLM stores for every position, in bf16.
+
+    All layers with the same rotation share one table (vllm/model_executor/layers/rotary_embedding).
+    """
+    widths = set()
+    for layer in spec.layers.values():
+        for mixer in branches(layer.mixer):
+            if isinstance(mixer, AttentionKind) and isinstance(positions := spec.positions_of(mixer), Rope):
+                widths.add((positions, mixer.rotated_heads.width))
+    return sum(2 * (spec.max_position_embeddings or 0) * width for _, width in widths)
+
+
+def _padded(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+def _padding(op: Op, layer: int | None, recipe: WeightRecipe, engine: Engine, spec: ModelSpec, layout: Layout) -> int:
+    """Return the bytes by which an engine pads the weights of one instance of an op."""
+    if op.matrix is None:
+        return 0
+    if op.name in ("embedding", "lm_head") and engine.whole("vocabulary_multiple"):
+        rows = share(_padded(spec.vocab_size, engine.whole("vocabulary_multiple")), layout.tp)
+        more = rows - share(spec.vocab_size, layout.tp)
+        return more * op_bytes(op, layer, recipe, loaded=True) // max(1, share(spec.vocab_size, layout.tp))
+    storage = recipe.storage(op, layer)
+    multiple = engine.whole("mxfp4_multiple")
+    if multiple and storage is not None and storage.name == "mxfp4":
+        copies, inputs, outputs = op.matrix
+        return copies * outputs * (_padded(inputs, multiple) - inputs) // 2  # the 4-bit values, not their scales
+    return 0
+
+
+def _rows(spec: ModelSpec, stage: Stage, layout: Layout, plain: DType, kv: str, *, sized_apart: bool) -> Iterator[Rows]:
+    """Return the layers of a stage that store equal cache rows.
+
+    sized_apart: whether the keys of an indexer have their own format (fp8 with a scale).
+    """
+    found: dict[tuple[Visible, int, Fraction, int, bool], int] = {}
+    for op, count in stage.counts:
+        cache = op.cache
+        if cache is None:
+            continue
+        mixers: list[MixerKind] = [*branches_of(op, spec.layers[op.layer])]
+        row = _row_bytes(mixers, cache.per_token, layout.tp, kv)
+        if cache.indexer_per_token:
+            width = cache.indexer_per_token
+            apart = sized_apart and width % INDEXER_FP8.block_elements == 0
+            row += INDEXER_FP8.part_bytes(width) if apart else Fraction(width * _bits(kv), 8)
+        state = STATE_BYTES * cache.state + bytes_of(cache.conv_state, plain)
+        visible: Visible = "all"
+        if cache.span is not None:
+            chunked = any(getattr(mixer, "attention_chunk_size", None) for mixer in mixers)
+            visible = "chunk" if chunked else "window"
+        latent = any(isinstance(mixer, LatentAttention) for mixer in mixers)
+        if row:
+            key = (visible, cache.span or 0, row, 0, latent)
+            found[key] = found.get(key, 0) + count
+        if state:
+            other: tuple[Visible, int, Fraction, int, bool] = ("state", 0, Fraction(0), state, False)
+            found[other] = found.get(other, 0) + count
+    for (visible, tokens, row, state, latent), count in found.items():
+        yield Rows(visible, tokens, row, state, latent, count)
+
+
+def _row_bytes(mixers: list[MixerKind], elements: int, tp: int, kv: str) -> Fraction:
+    """Return the bytes of the cache row with `elements` elements on this GPU."""
+    for mixer in mixers if elements else ():
+        for row in mixer.cache_rows:
+            local = row._replace(heads=share(row.heads, min(tp, row.heads)))
+            if local.elements == elements:
+                return Fraction(sum(row_bytes(local, kv)), row.tokens_per_row)
+    return Fraction(elements * _bits(kv), 8)
+
+
+def _bits(kv: str) -> int:
+    """Return the bits per element of a cache format, without scales."""
+    match = re.search(r"(?:fp|bf|int|^f|q)(\d+)", kv)
+    return int(match[1]) if match else 16

@@ -1,0 +1,261 @@
+"""Profiles of inference engines: the constants with which an engine divides the memory of a GPU.
+
+A file `specs/engines/<name>.toml` has a table per version. A version has the constants of the older versions, except
+those that it states itself. Every constant has the form `{ value = ..., source = "NAME" }`, and the table `[sources]`
+describes each source NAME.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import msgspec
+
+from llmbench.errors import SpecError, UnknownNameError, suggestion, unknown
+from llmbench.spec.base import Part
+from llmbench.spec.reading import read_text
+
+if TYPE_CHECKING:
+    from llmbench.spec.catalog import DeviceHead
+
+ENGINES = Path(__file__).parent.parent / "specs" / "engines"
+"""The folder that contains the bundled profiles."""
+
+Rule = Literal["ideal", "llamacpp", "sglang", "trtllm", "vllm"]
+"""How an engine divides the memory. `llmbench/sizing/serving/budget.py` has a function for each rule."""
+
+CONSTANTS = {
+    "utilization": "share of the memory that the engine may use (see the title of the engine)",
+    "context": "bytes of the CUDA context, with one GPU",
+    "context_tp": "bytes of the CUDA context and of the communication library, with several GPUs",
+    "outside_torch": "bytes that the engine allocates outside PyTorch while it measures its memory, with one GPU",
+    "outside_torch_tp": "the same with several GPUs",
+    "outside_torch_sm90": "the same on a Hopper GPU, with one GPU",
+    "outside_torch_tp_sm90": "the same on Hopper GPUs, with several GPUs",
+    "graphs": "bytes of CUDA graphs that the engine counts in its budget",
+    "activations": "bytes of activations; replaces the computed figure",
+    "margin": "bytes that stay free",
+    "batched_tokens": "largest number of tokens in one step",
+    "sequences": "largest number of sequences in one step",
+    "graph_sequences": "largest number of sequences of a CUDA graph, with less than four GPUs",
+    "graph_sequences_tp4": "the same with at least four GPUs",
+    "chunked_prefill": "1: a long prompt is divided over several steps. 0: a step has room for a whole sequence",
+    "sorts_logits": "1: the sampler sorts the logits. 0: a kernel selects them without sorting",
+    "block_tokens": "tokens per block of the cache",
+    "latent_block_tokens": "the same for latent attention",
+    "groups_layers": "1: the cache has groups of layers with equal rules. 0: every layer keeps all tokens",
+    "group_percent": "largest ratio of two classes of layers, in percent, at which they form groups of the larger size",
+    "windows_percent": "tokens of the pool of layers with a window, in percent of the tokens of the other pool",
+    "states_percent": "bytes of the pool of recurrent states, in percent of the bytes of the other pool",
+    "states_per_request": "states that one request needs",
+    "vocabulary_multiple": "the rows of embedding and head are padded to a multiple of this number",
+    "mxfp4_multiple": "the inputs of MXFP4 experts are padded to a multiple of this number",
+    "rope_table": "1: every GPU stores the sines and cosines of all positions",
+}
+"""The constants that a profile can have. The user can replace each of them: `--engine vllm,sequences=64`."""
+
+
+SET = "set on the command line"
+"""The source of a constant that the user replaced."""
+
+
+class Step(Part, frozen=True, kw_only=True):
+    """The value of a constant on devices with at least `memory` bytes, except those of one compute capability."""
+
+    memory: int
+    value: int | float
+    not_capability: str = ""
+
+
+class Constant(Part, frozen=True, kw_only=True):
+    """A number and the name of its source. steps: values on devices with more memory, the smallest memory first."""
+
+    value: int | float
+    source: str
+    steps: tuple[Step, ...] = ()
+
+
+class Version(Part, frozen=True, kw_only=True):
+    """The constants that one version of an engine changed."""
+
+    version: str
+    constants: dict[str, Constant] = msgspec.field(default_factory=dict)
+
+
+class EngineSpec(Part, frozen=True, kw_only=True):
+    """The profile of an engine.
+
+    - title: name of the engine for people.
+    - budget: the rule by which the engine divides the memory, in a sentence.
+    - versions: the known versions, the oldest one first.
+    - weights: format of the weights that the engine loads if the user names none. None: the published files.
+    """
+
+    name: str
+    title: str
+    rule: Rule
+    budget: str
+    aliases: tuple[str, ...] = ()
+    weights: str | None = None
+    versions: tuple[Version, ...]
+    sources: dict[str, str]
+
+    def __post_init__(self) -> None:
+        for version in self.versions:
+            for key, constant in version.constants.items():
+                if key not in CONSTANTS:
+                    raise ValueError(f"version {version.version}: unknown constant `{key}`")
+                if constant.source not in self.sources:
+                    raise ValueError(f"`{key}` names the source `{constant.source}`, which is not in [sources]")
+
+
+class Engine(NamedTuple):
+    """A version of an engine, and the constants that the user replaced.
+
+    version: the version whose constants are used. "": the engine has no versions.
+    asked: the version that the user named, or "".
+    constants: the constants.
+    replaced: names of the constants that the user set.
+    """
+
+    spec: EngineSpec
+    version: str
+    asked: str
+    constants: dict[str, Constant]
+    replaced: tuple[str, ...]
+
+    def get(self, key: str, default: float = 0, *, device: DeviceHead | None = None) -> float:
+        """Return the value of a constant on a device, or `default` if the profile has no such constant.
+
+        device: None stands for a device with little memory.
+        """
+        constant = self.constants.get(key)
+        if constant is None:
+            return default
+        value = constant.value
+        if device is not None:
+            for step in constant.steps:
+                if device.total_bytes >= step.memory and device.compute_capability != step.not_capability:
+                    value = step.value
+        return value
+
+    def whole(self, key: str, default: int = 0, *, device: DeviceHead | None = None) -> int:
+        """Return the value of a constant on a device as a whole number."""
+        return int(self.get(key, default, device=device))
+
+    def source(self, key: str) -> str:
+        """Return the description of the source of a constant."""
+        name = self.constants[key].source
+        return self.spec.sources.get(name, name)
+
+    @property
+    def title(self) -> str:
+        """The engine and its version: `vLLM 0.19`."""
+        return f"{self.spec.title} {self.version}".strip()
+
+    @property
+    def text(self) -> str:
+        """The engine as `--engine` reads it: `vllm@0.19,sequences=64`."""
+        at = f"@{self.asked or self.version}" if self.version else ""
+        return ",".join([f"{self.spec.name}{at}", *(f"{key}={self.constants[key].value}" for key in self.replaced)])
+
+    @property
+    def notes(self) -> list[str]:
+        """A note if the constants are those of an older version."""
+        if not self.asked or _numbers(self.asked) == _numbers(self.version):
+            return []
+        return [
+            f"llmbench has no constants that {self.spec.title} {self.asked} changed; it uses those of {self.version}, "
+            "the nearest older version"
+        ]
+
+
+@lru_cache(maxsize=1)
+def engine_names() -> tuple[str, ...]:
+    """Return the sorted names of the bundled engines."""
+    return tuple(sorted(file.stem for file in ENGINES.glob("*.toml")))
+
+
+@lru_cache(maxsize=16)
+def load_engine(name: str) -> EngineSpec:
+    """Return the bundled engine with exactly this name."""
+    return msgspec.toml.decode(read_text(ENGINES / f"{name}.toml"), type=EngineSpec)
+
+
+def find_engine(text: str) -> Engine:
+    """Return the engine that a text names: `vllm`, `vllm@0.11`, or `vllm@0.11,sequences=64,outside_torch=1.5GiB`.
+
+    Without a version, it is the newest one. A version that the profile does not list has the constants of the nearest
+    older version.
+
+    Raises UnknownNameError for an unknown engine or constant, and SpecError for a wrong number or a version that is
+    older than all known ones.
+    """
+    head, *changes = (part.strip() for part in text.split(","))
+    name, at, asked = (part.strip() for part in head.partition("@"))
+    spec = load_engine(_named(name))
+    if at and not spec.versions[0].version:
+        raise SpecError(f"the engine `{spec.name}` has no versions", hint=f"--engine {spec.name}")
+    if at and not re.fullmatch(r"v?\d+(\.\d+)*\w*", asked):
+        raise SpecError(
+            f"engine `{spec.name}`: {asked[:40]!r} is not a version",
+            hint=f"for example {spec.name}@{spec.versions[-1].version}",
+        )
+    asked = asked.removeprefix("v")
+    constants: dict[str, Constant] = {}
+    version = None
+    for known in spec.versions:
+        if asked and _numbers(known.version) > _numbers(asked):
+            break
+        version = known.version
+        constants |= known.constants
+    if version is None:
+        raise SpecError(
+            f"llmbench has no profile of {spec.title} {asked}; the oldest one is {spec.versions[0].version}",
+            hint=f"--engine {spec.name}@{spec.versions[0].version}",
+        )
+    replaced = []
+    for change in changes:
+        key, _, value = (part.strip() for part in change.partition("="))
+        if key not in CONSTANTS:
+            raise unknown("constant of an engine", key, CONSTANTS)
+        constants[key] = Constant(value=_number(key, value), source=SET)
+        replaced.append(key)
+    return Engine(spec, version, asked, constants, tuple(replaced))
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Return the numbers of a version, so that 0.9 is older than 0.11, and 0.19 equal to 0.19.0."""
+    numbers = [int(part) for part in re.findall(r"\d+", version)]
+    while numbers and not numbers[-1]:
+        numbers.pop()
+    return tuple(numbers)
+
+
+_UNITS = {"": 1, "k": 2**10, "kib": 2**10, "mib": 2**20, "m": 2**20, "g": 2**30, "gib": 2**30, "gb": 10**9, "mb": 10**6}
+
+
+def _number(key: str, text: str) -> int | float:
+    match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,6})?)\s*([a-zA-Z]*)", text)
+    if match is None or match[2].lower() not in _UNITS:
+        raise SpecError(
+            f"engine constant `{key}`: {text[:40]!r} is not a number", hint=f"for example {key}=8192 or {key}=1.5GiB"
+        )
+    value = float(match[1]) * _UNITS[match[2].lower()]
+    return int(value) if value == int(value) else value
+
+
+def _named(text: str) -> str:
+    wanted = text.lower().replace("-", "").replace("_", "").replace(".", "").replace(" ", "")
+    names = engine_names()
+    for name in names:
+        if wanted == name or wanted in load_engine(name).aliases:
+            return name
+    near = suggestion(wanted, names)
+    raise UnknownNameError(
+        f"engine `{text[:40]}` is unknown",
+        hint=(f"did you mean `{near}`? " if near else "") + f"llmbench knows {', '.join(names)}",
+    )

@@ -1,0 +1,197 @@
+"""Budgets of engines: printed logs, the sum of the terms, and properties of what fits."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmbench.errors import LayoutError, LLMBenchError, SpecError, UnknownNameError
+from llmbench.sizing.serving.budget import Budget, budget
+from llmbench.sizing.serving.fit import Fit, Question, Sizer
+from llmbench.sizing.serving.pools import paged_pool
+from llmbench.sizing.serving.shard import Rows, serving_layout, shards
+from llmbench.sizing.workload import Layout
+from llmbench.spec.catalog import device_heads, find_device_head, load_bundled
+from llmbench.spec.engine import CONSTANTS, engine_names, find_engine, load_engine
+
+GIB = 2**30
+
+
+def budgets(
+    model: str,
+    engine: str,
+    device: str,
+    total: float,
+    *,
+    utilization: float,
+    layout: str = "",
+    weights: str | None = None,
+    kv: str | None = None,
+    seq: int = 8192,
+) -> list[Budget]:
+    """The budgets of all stages, on a device whose total memory a log printed in GiB."""
+    head = find_device_head(device)._replace(cuda_memory_bytes=round(total * GIB))
+    parallel, profile = serving_layout(layout), find_engine(engine)
+    return [
+        budget(profile, head, shard, parallel, seq=seq, utilization=utilization)
+        for shard in shards(load_bundled(model), parallel, profile, weights=weights, kv=kv)
+    ]
+
+
+def term(own: Budget, name: str) -> float:
+    """The GiB of the terms whose names begin with `name`."""
+    return sum(each.value for each in own.terms if each.term.startswith(name)) / GIB
+
+
+def test_vllm_prints_these_budgets() -> None:
+    """Figures of public logs of vLLM: peak of the profiling step, and memory and tokens of the cache."""
+    h100 = {"device": "h100-sxm", "total": 79.19}
+    llama: dict[str, object] = {"model": "llama3.1-8b", "engine": "vllm@0.19", "utilization": 0.95, **h100}
+    rows: list[tuple[dict[str, object], float, float | None, int | None]] = [
+        (llama, 1.89, 58.11, 476_016),
+        ({**llama, "kv": "fp8"}, 1.89, 58.11, 952_032),
+        ({**llama, "layout": "tp=4"}, 1.89, None, None),
+        ({"model": "qwen2.5-7b", "engine": "vllm@0.19", "utilization": 0.95, **h100}, 2.21, 58.53, 1_096_000),
+        ({"model": "qwen3-14b", "engine": "vllm@0.16", "utilization": 0.9, **h100}, 5.64, None, None),
+        ({"model": "qwen3-14b", "engine": "vllm@0.17", "utilization": 0.9, **h100}, 2.23, None, None),
+        ({"model": "qwen3-0.6b", "engine": "vllm@0.11", "utilization": 0.9, **h100}, 5.56, 64.45, None),
+        ({"model": "gpt-oss-120b", "engine": "vllm@0.11", "utilization": 0.95, **h100}, 7.38, 3.33, None),
+        ({"model": "llama3-8b", "engine": "vllm@0.6.4", "utilization": 0.9, **h100}, 1.26, 53.29, None),
+    ]  # fmt: skip
+    for question, peak, cache, tokens in rows:
+        (own,) = budgets(**question)  # type: ignore[arg-type]
+        assert term(own, "activations") == pytest.approx(peak, abs=0.011), question
+        if cache is not None:
+            assert own.cache / GIB == pytest.approx(cache, rel=0.02), question
+        if tokens is not None:
+            assert own.pool.tokens == pytest.approx(tokens, rel=0.001), question
+
+
+def test_the_logits_stay_on_the_last_stage() -> None:
+    """vLLM's log of Llama-3.1-8B with two stages says 1.10 GiB for the first stage."""
+    first, last = budgets("llama3.1-8b", "vllm@0.19", "h100-sxm", 79.19, utilization=0.95, layout="pp=2")
+    assert term(first, "activations of a layer") == pytest.approx(1.10, abs=0.01)
+    assert term(last, "activations and sampling") == pytest.approx(1.89, abs=0.01)
+
+
+def test_the_terms_add_up_to_the_memory() -> None:
+    for engine in engine_names():
+        for model, layout in (("llama3-8b", ""), ("gpt-oss-20b", "tp=2"), ("deepseek-v3", "tp=8,ep=8")):
+            for own in budgets(model, engine, "h200", 139.8, utilization=0.8, layout=layout):
+                assert sum(each.value for each in own.terms) == own.device.total_bytes
+                assert all(each.value >= 0 for each in own.terms[:-1])
+
+
+def test_vllm_groups_the_layers_of_gemma3() -> None:
+    """62 layers: 10 keep all tokens, 52 keep 1,024. Groups of 10 need 8 layers of padding, and one request of 8,192
+    tokens takes 4.38 GiB, more than all 62 layers at full length."""
+    (own,) = budgets("gemma3-27b", "vllm@0.11", "h200", 139.8, utilization=0.9)
+    pool = own.pool
+    assert getattr(pool, "padding") == 8  # noqa: B009
+    assert pool.request_bytes(8192) / GIB == pytest.approx(4.38, abs=0.005)
+    assert pool.request_bytes(8192) > 62 * 8192 * 8192
+
+
+def test_classes_of_similar_size_form_groups_of_the_larger_size() -> None:
+    full = Rows("all", 0, Fraction(1024), 0, False, 10)
+    window = Rows("window", 128, Fraction(1024), 0, False, 12)
+    new, old = find_engine("vllm@0.19"), find_engine("vllm@0.9")
+    assert paged_pool(GIB, [full, window], new, 2048).padding == 2  # 12 < 1.5 × 10
+    assert paged_pool(GIB, [full, window], old, 2048).padding == 2  # 12 < 1.25 × 10
+    wider = window._replace(layers=14)
+    assert paged_pool(GIB, [full, wider], new, 2048).padding == 4
+    assert paged_pool(GIB, [full, wider], old, 2048).padding == 6  # two groups of 10 for 14 layers
+
+
+def test_an_older_version_lends_its_constants() -> None:
+    engine = find_engine("vllm@0.14")
+    assert engine.version == "0.11.0"
+    assert engine.notes
+    assert find_engine("vllm@0.19").notes == find_engine("vllm").notes == []
+    with pytest.raises(SpecError, match="no profile of vLLM"):
+        find_engine("vllm@0.2")
+
+
+def test_wrong_engines_say_what_is_wrong() -> None:
+    for text, message in (
+        ("vlm", "unknown"),
+        ("vllm@new", "not a version"),
+        ("vllm,seqs=3", "seqs"),
+        ("vllm,sequences=many", "not a number"),
+        ("ideal@3", "no versions"),
+    ):
+        with pytest.raises((UnknownNameError, SpecError), match=message):
+            find_engine(text)
+    replaced = find_engine("vllm@0.19,sequences=64,outside_torch=1.5GiB")
+    assert replaced.whole("outside_torch") == 3 * GIB // 2
+    assert find_engine(replaced.text) == replaced
+
+
+def test_every_constant_is_known_and_has_a_source() -> None:
+    for name in engine_names():
+        for version in load_engine(name).versions:
+            assert set(version.constants) <= set(CONSTANTS)
+
+
+def test_experts_use_the_gpus_of_the_attention() -> None:
+    assert serving_layout("tp=8,ep=8") == Layout(tp=8, ep=8, etp=1)
+    assert serving_layout("dp=8,ep=8") == Layout(dp=8, ep=8, etp=1)
+    assert serving_layout("tp=4,dp=2,ep=2") == Layout(tp=4, dp=2, ep=2, etp=4)
+    for text in ("tp=8,ep=3", "dp=8,zero=3", "tp=2,sp"):
+        with pytest.raises(LayoutError):
+            serving_layout(text)
+    for text in ("tp=8,ep=8", "dp=8,ep=8", "tp=8"):
+        experts = sum(
+            shard.weights for shard in shards(load_bundled("qwen3-30b-a3b"), serving_layout(text), find_engine("ideal"))
+        )
+        assert experts > 0
+
+
+MODELS = {name: load_bundled(name) for name in ("llama3.2-1b", "gpt-oss-20b", "deepseek-v2-lite", "jamba-v0.1")}
+SIZERS = {name: Sizer(spec) for name, spec in MODELS.items()}
+
+questions = st.builds(
+    Question,
+    engine=st.sampled_from([*engine_names(), "vllm@0.6.4", "vllm@0.11"]).map(find_engine),
+    device=st.sampled_from(device_heads()),
+    layout=st.sampled_from(["", "tp=2", "pp=2", "tp=2,pp=2", "dp=2"]).map(serving_layout),
+    seq=st.integers(1, 200_000),
+    users=st.integers(1, 2000),
+    utilization=st.floats(0.05, 1),
+    kv=st.sampled_from([None, "fp8"]),
+)
+
+
+def answer(name: str, question: Question) -> Fit | None:
+    try:
+        return SIZERS[name].fit(question)
+    except LLMBenchError:
+        return None
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(sorted(MODELS)), questions, st.floats(0, 1), st.integers(1, 100_000))
+def test_more_memory_never_fits_less(name: str, question: Question, more: float, longer: int) -> None:
+    replace = msgspec.structs.replace
+    fit = answer(name, question)
+    if fit is None:
+        return
+    for own in fit.budgets:
+        assert sum(each.value for each in own.terms) == own.device.total_bytes
+    assert question.utilization is not None
+    richer = answer(name, replace(question, utilization=question.utilization + more * (1 - question.utilization)))
+    assert richer is not None
+    assert richer.capacity >= fit.capacity
+    assert richer.longest >= fit.longest
+    assert richer.filled <= fit.filled
+    longest = answer(name, replace(question, seq=question.seq + longer))
+    assert longest is not None
+    assert longest.capacity <= fit.capacity
+    assert fit.fits or fit.missing_format or fit.longest_each < question.seq
+    if fit.fits:
+        assert fit.longest_each >= question.seq
+        assert fit.filled <= 1
