@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from llmbench.sizing.weights import stored_weights
 from llmbench.sizing.workload import Layout
+from llmbench.spec.ffn import MoE
 from llmbench.spec.huggingface.quantization import stored_weights as config_weights
 from llmbench.spec.mixer import AttentionKind, RecurrentKind, branches
 from llmbench.spec.model import ModelSpec
 from llmbench.spec.position import Rope
 from llmbench.spec.weights.formats import chosen
+from llmbench.spec.weights.modules import ModuleNames
 from llmbench.spec.weights.stored import Weights
 from llmbench.validation.comparison import Answer, Figure
 from llmbench.validation.models import bundled_model
@@ -135,11 +137,51 @@ def _weights(row: Row, spec: ModelSpec) -> Weights:
         return spec.weights
     if "from AWQ" in scheme:  # AutoAWQ leaves both out, and MLX would quantise them
         return Weights(format=format, keeps=("embed_tokens", "lm_head"))
+    keeps = _kept(spec, exceptions) if "ignore list" in scheme else ()
     fp32 = {"ffn.router"} if "router scales fp32" in exceptions else set()
     if "A_log fp32" in exceptions:
         mixers = [mixer for layer in spec.layers.values() for mixer in branches(layer.mixer)]
         fp32 |= {f"{mixer.module_name}.A_log" for mixer in mixers if isinstance(mixer, RecurrentKind)}
-    return Weights(format=format, fp32=tuple(sorted(fp32)))
+    dtype: Literal["bf16", "fp16", "fp32"] | None
+    for dtype in ("bf16", "fp16", "fp32"):
+        if format == dtype:
+            return Weights(dtype=dtype, fp32=tuple(sorted(fp32)))
+    return Weights(format=format, keeps=keeps, fp32=tuple(sorted(fp32)))
+
+
+def _kept(spec: ModelSpec, exceptions: str) -> tuple[str, ...]:
+    """Return the modules that the column `unquantised` names: `lm_head, attention, 6 of 23 mamba in/out_proj`.
+
+    If only some layers of a kind are named by their number, all of them have the same size, and the first ones stand
+    for them. Raises RefusedError for other words.
+    """
+    names = ModuleNames(spec)
+    indices = {kind: [i for i, name in enumerate(spec.order) if name == kind] for kind in spec.layers}
+    mixers = {kind: list(branches(layer.mixer)) for kind, layer in spec.layers.items()}
+
+    def modules(inside: str, layers: list[int], *parts: str) -> list[str]:
+        return [names.of(f"layers.{{}}.{inside}.{part}", layer)[0] for layer in layers for part in parts]
+
+    kept: list[str] = []
+    for text in (part.strip() for part in exceptions.partition(" bf16")[0].split(",")):
+        some = re.fullmatch(r"(?:(\d+) of \d+ )?mamba in/out_proj", text)
+        if text == "lm_head":
+            kept += names.of("lm_head", None)[:1]
+        elif text == "embeddings":
+            kept += names.of("embedding", None)[:1]
+        elif text in ("routers", "router"):
+            moe = [i for i, name in enumerate(spec.order) if isinstance(spec.layers[name].ffn, MoE)]
+            kept += modules("ffn", moe, "router")
+        elif re.fullmatch(r"attention(?: \(\d+\))?", text):
+            for kind, own in mixers.items():
+                if any(isinstance(mixer, AttentionKind) for mixer in own):
+                    kept += modules("attention", indices[kind], "q_proj", "k_proj", "v_proj", "o_proj")
+        elif some is not None:
+            mamba = [i for kind, own in mixers.items() for i in indices[kind] if any(m.kind == "mamba2" for m in own)]
+            kept += modules("mamba", mamba[: int(some[1]) if some[1] else None], "in_proj", "out_proj")
+        elif text not in ("convs", "norms"):
+            raise RefusedError(f"column `unquantised`: llmbench does not know {text[:60]!r}")
+    return tuple(kept)
 
 
 def _config(text: str) -> dict[str, Any] | None:

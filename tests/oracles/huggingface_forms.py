@@ -217,7 +217,8 @@ def jamba(v: View) -> Keys:
 def nemotron_h(v: View) -> Keys:
     m = v.mixer(Mamba2)
     letters: dict[type | None, str] = {Mamba2: "M", Attention: "*", Dense: "-", MoE: "E"}
-    return {
+    sparse = any(isinstance(layer.ffn, MoE) for layer in v.layers)
+    return (nemotron_experts(v) if sparse else {"mlp_bias": v.dense.bias} | width(v)) | {
         "hybrid_override_pattern": "".join(letters[type(layer.mixer or layer.ffn)] for layer in v.layers),
         "mamba_num_heads": m.num_heads,
         "mamba_head_dim": m.head_dim,
@@ -229,7 +230,20 @@ def nemotron_h(v: View) -> Keys:
         "expand": m.intermediate_size // v.spec.hidden_size,
         "use_conv_bias": m.conv_bias,
         "use_bias": m.proj_bias,
-        "mlp_bias": v.dense.bias,
+    }
+
+
+def nemotron_experts(v: View) -> Keys:
+    e = v.experts
+    return {
+        "n_routed_experts": e.num_experts,
+        "num_experts_per_tok": e.num_experts_per_tok,
+        "moe_intermediate_size": e.intermediate_size,
+        "moe_shared_expert_intermediate_size": e.shared.intermediate_size if e.shared else None,
+        "n_group": e.router.n_group,
+        "topk_group": e.router.topk_group,
+        "norm_topk_prob": e.router.normalize,
+        "routed_scaling_factor": e.router.scale,
     }
 
 
@@ -329,7 +343,7 @@ FORMS: dict[str, tuple[Callable[[View], Keys], ...]] = {
     "falcon_mamba": (common, mamba),
     "mamba2": (common, mamba2),
     "jamba": (common, experts("num_experts", "intermediate_size"), jamba),
-    "nemotron_h": (common, width, nemotron_h),
+    "nemotron_h": (common, nemotron_h),
     "recurrent_gemma": (common, recurrent_gemma),
     "t5": (common, t5),
     "switch_transformers": (common, t5, switch),

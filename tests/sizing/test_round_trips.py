@@ -249,4 +249,4 @@ def test_patterns_by_hand(text: str, order: str) -> None:
 def test_the_pattern_of_every_bundled_model(name: str) -> None:
     order = load_bundled(name).order
     assert parse_pattern(format_pattern(order)) == order
-    assert len(format_pattern(order)) <= 120
+    assert len(format_pattern(order)) <= 140
