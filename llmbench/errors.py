@@ -14,6 +14,7 @@ An error has a hint if the user can do something about it. `assert` is only for 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from llmbench.printable import printable
@@ -34,6 +35,15 @@ MOST_CHARACTERS = 4000
 """The largest length of a message or a hint. A name in a damaged file can have any length."""
 
 
+def _text(message: str) -> str:
+    """Return a message that a terminal shows as it is.
+
+    A line break stays only in front of an indented line. A name from a stranger's file can contain other line breaks,
+    with which it could imitate a hint.
+    """
+    return printable(re.sub(r"\n(?!  )", r"\\n", message[: MOST_CHARACTERS + 1]), most=MOST_CHARACTERS, lines=True)
+
+
 class LLMBenchError(Exception):
     """An error that the user can understand and correct.
 
@@ -43,8 +53,8 @@ class LLMBenchError(Exception):
     exit_code = 2
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(printable(message, most=MOST_CHARACTERS, lines=True))
-        self.hint = None if hint is None else printable(hint, most=MOST_CHARACTERS, lines=True)
+        super().__init__(_text(message))
+        self.hint = None if hint is None else _text(hint)
 
 
 class UnknownNameError(LLMBenchError):

