@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from llmbench.bench.results.metrics import METRICS, Line
-from llmbench.cli.options import MODEL_HELP, load
+from llmbench.cli.options import MODEL_HELP, load, refuse_results
 from llmbench.errors import CannotRunError, LLMBenchError, install_hint
 from llmbench.report.document import Table, table
 from llmbench.report.fields import Field
@@ -92,8 +92,8 @@ def listed(names: Mapping[str, str]) -> str:
 
 
 def need_torch(command: str) -> None:
-    """Raise CannotRunError unless torch is installed. Check the cache folder of torch's compiler before torch is
-    imported."""
+    """Raise CannotRunError unless torch is installed and can be imported. Check the cache folder of torch's compiler
+    before torch is imported."""
     from importlib.util import find_spec
 
     from llmbench.measure.compiler_cache import compiler_cache_fault
@@ -101,21 +101,22 @@ def need_torch(command: str) -> None:
     if find_spec("torch") is None:
         raise CannotRunError(f"`llmbench {command}` needs PyTorch, which is not installed", hint=install_hint("gpu"))
     compiler_cache_fault()
+    import_torch()
+
+
+def import_torch() -> None:
+    """Import torch, which is installed. Raises CannotRunError if the import fails."""
+    try:
+        import torch  # noqa: F401
+    except Exception as problem:  # a broken installation, or a wrong value of a variable such as TORCH_LOGS
+        reason = " ".join(str(problem).split())[:300]
+        raise CannotRunError(f"PyTorch cannot be imported: {type(problem).__name__}: {reason}") from None
 
 
 def fail_where_wrong(rows: Iterable[Row]) -> None:
     """Exit with code 1 if a row is INCORRECT or FAILED. Rows that are OOM or n/a do not change the exit code."""
     if any(row.status in ("INCORRECT", "FAILED") for row in rows):
         raise typer.Exit(1)
-
-
-def _begins(path: Path, start: bytes) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(start)) == start
-
-
-RESULTS = b'{"line":"'
-"""The first bytes of every result file."""
 
 
 def check_file(option: str, path: Path | None) -> None:
@@ -132,11 +133,7 @@ def check_file(option: str, path: Path | None) -> None:
             raise LLMBenchError(f"{option} {path}: no such folder", hint="create the folder, or use another path")
         if path.exists():
             writable = os.access(path, os.W_OK)
-            if path.is_file() and _begins(path, RESULTS):
-                raise LLMBenchError(
-                    f"{option} {path} contains results, which would be lost",
-                    hint="use another file; `llmbench bench --resume` continues an existing result file",
-                )
+            refuse_results(option, path)
         else:
             TemporaryFile(dir=path.absolute().parent).close()
             writable = True

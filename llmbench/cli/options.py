@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TextIO, TypeVar, get_args
 
 import typer
 
@@ -256,6 +257,33 @@ def prints_tables(command: Callable[..., Any]) -> Callable[..., Any]:
     return with_view
 
 
+RESULTS = b'{"line":"'
+"""The first bytes of every result file."""
+
+
+def refuse_results(option: str, path: Path) -> None:
+    """Raise LLMBenchError if the file of `option` contains results, which would be lost."""
+    if not os.path.isfile(path):
+        return
+    with path.open("rb") as file:
+        if file.read(len(RESULTS)) == RESULTS:
+            raise LLMBenchError(
+                f"{option} {path} contains results, which would be lost",
+                hint="use another file; `llmbench bench --resume` continues an existing result file",
+            )
+
+
+def write_file(output: Path, write: Callable[[TextIO], object]) -> None:
+    """Write the file of --output with the function `write`. Raises LLMBenchError if it cannot be written."""
+    try:
+        refuse_results("--output", output)
+        with output.open("w", encoding="utf-8") as stream:
+            write(stream)
+    except OSError as problem:
+        raise LLMBenchError(f"cannot write {output}: {problem.strerror}") from None
+    say(f"wrote {output}")
+
+
 def answer(document: Document, format: Format, output: Path | None) -> None:
     """Write a document to the file `output`, or to stdout if `output` is None.
 
@@ -264,9 +292,4 @@ def answer(document: Document, format: Format, output: Path | None) -> None:
     if output is None:
         render(document, format, sys.stdout, _view.get(View()))
         return
-    try:
-        with output.open("w", encoding="utf-8") as stream:
-            render(document, format, stream, _view.get(View()))
-    except OSError as problem:
-        raise LLMBenchError(f"cannot write {output}: {problem.strerror}") from None
-    say(f"wrote {output}")
+    write_file(output, lambda stream: render(document, format, stream, _view.get(View())))

@@ -13,7 +13,7 @@ import typer
 
 from llmbench.answers.about import approximate_lines, title
 from llmbench.cli.messages import say
-from llmbench.cli.options import MODEL_HELP, As, Output, Set, answer, load, prints_tables
+from llmbench.cli.options import MODEL_HELP, As, Output, Set, answer, load, prints_tables, write_file
 from llmbench.errors import LLMBenchError, SpecError
 from llmbench.report.describe import headline
 from llmbench.report.document import Block, Document, listing, table
@@ -383,8 +383,4 @@ def _write(text: str, output: Path | None) -> None:
     if output is None:
         sys.stdout.write(text)
         return
-    try:
-        output.write_text(text, encoding="utf-8")
-    except OSError as problem:
-        raise LLMBenchError(f"cannot write {output}: {problem.strerror}") from None
-    say(f"wrote {output}")
+    write_file(output, lambda stream: stream.write(text))
