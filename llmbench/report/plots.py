@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -76,15 +78,19 @@ def check_plot(path: Path) -> None:
 
 
 def _figure(size_inches: tuple[float, float], **options: Any) -> Any:
-    """Return an empty figure, which is drawn without a display.
-
-    matplotlib refuses to be imported if MPLBACKEND names a backend that is not installed, such as that of a notebook.
-    The backend is for windows, and a figure without a window needs none.
-    """
-    os.environ.pop("MPLBACKEND", None)
+    """Return an empty figure, which is drawn without a display."""
+    _forget_backend()
     from matplotlib.figure import Figure
 
     return Figure(figsize=size_inches, **options)
+
+
+def _forget_backend() -> None:
+    """Remove MPLBACKEND. If it names a backend that is not installed, matplotlib cannot be imported.
+
+    The backend is for windows, such as that of a notebook, and a figure without a window needs none.
+    """
+    os.environ.pop("MPLBACKEND", None)
 
 
 _SHOWN_IN: dict[str, Unit] = {"s": "ms", "B": "gib"}
@@ -96,6 +102,21 @@ def save(panels: list[Panel], path: Path, *, title: str = "", caption: str = "")
 
     Raises LLMBenchError if the file cannot be written.
     """
+    with _plain_texts():
+        _save(panels, path, title, caption)
+
+
+@contextmanager
+def _plain_texts() -> Iterator[None]:
+    """Show texts as they are. Otherwise matplotlib takes `$` in the name of a model as the start of a formula."""
+    _forget_backend()
+    from matplotlib import rc_context
+
+    with rc_context({"text.parse_math": False, "text.usetex": False}):
+        yield
+
+
+def _save(panels: list[Panel], path: Path, title: str, caption: str) -> None:
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
     figure = _figure((5.6 * columns, 3.4 * rows + 0.7), dpi=150, layout="constrained")
