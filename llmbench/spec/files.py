@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,11 @@ import msgspec
 from llmbench.errors import SpecError
 from llmbench.spec.model import ModelSpec
 from llmbench.spec.reading import read_text
+
+MOST_BYTES = 2 * 1024**2
+"""The largest size of a spec file, in bytes: twice the size of a model with 5,000 kinds of layers."""
+_DEEP_KEY = re.compile(r"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){30}""")
+"""Matches a key such as a.b.c with more than 30 parts. tomllib needs quadratic time and memory for the parts."""
 
 
 def parse_spec(text: str, where: str) -> ModelSpec:
@@ -36,7 +42,12 @@ def parse_spec(text: str, where: str) -> ModelSpec:
 
 def read_spec(path: Path) -> ModelSpec:
     """Return the spec that a TOML file describes. Raises SpecError if the file is unreadable or invalid."""
-    return parse_spec(read_text(path), str(path))
+    text = read_text(path, MOST_BYTES)
+    deep = _DEEP_KEY.search(text)
+    if deep is not None:
+        line = text.count("\n", 0, deep.start()) + 1
+        raise SpecError(f"{path}, line {line}: a key has more than 30 parts: {deep[0][:60]}")
+    return parse_spec(text, str(path))
 
 
 def write_spec(spec: ModelSpec) -> str:

@@ -61,10 +61,10 @@ def read_bytes(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
     return bytes(content)
 
 
-def read_text(path: Path) -> str:
-    """Return the text of a regular UTF-8 file. Raises SpecError if it cannot be read or is not UTF-8."""
+def read_text(path: Path, most_bytes: int = MOST_BYTES) -> str:
+    """Return the text of a regular UTF-8 file of up to `most_bytes`. Raises SpecError if it is no such file."""
     try:
-        return read_bytes(path).decode()
+        return read_bytes(path, most_bytes).decode()
     except UnicodeDecodeError:
         raise SpecError(f"cannot read {path}: it is not a UTF-8 text file") from None
 

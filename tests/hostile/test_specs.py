@@ -10,6 +10,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from llmbench.errors import LLMBenchError
 from llmbench.sizing.workload import Layout
 from llmbench.spec.catalog import load_bundled
 from llmbench.spec.files import parse_spec, read_spec, write_spec
@@ -64,6 +65,15 @@ def test_a_spec_with_one_word_replaced(position: int, word: str) -> None:
 )
 def test_hostile_toml(text: str) -> None:
     assert survives(lambda: parse_spec(text, "text")) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["a." * 1_000_000 + "b = 1", "[" + "a . " * 500_000 + "b]", "x = {" + '"a".' * 500 + "b = 1}"]
+)
+def test_a_key_of_many_parts(text: str, tmp_path: Path) -> None:
+    (tmp_path / "x.toml").write_text(f"name = 'x'\n{text}\n")
+    with quickly(), pytest.raises(LLMBenchError, match=r"a key has more than 30 parts|more than 2,097,152 bytes"):
+        read_spec(tmp_path / "x.toml")
 
 
 @pytest.mark.parametrize("value", ["-1", "0", "2147483649", "1e400", "nan", '"x"', "[]", "{}", "true", "9" * 5000])
