@@ -25,11 +25,12 @@ from llmbench.cli.measured import (
 )
 from llmbench.cli.messages import say
 from llmbench.cli.options import As, Counts, Set, answer, prints_tables, sequence_counts, token_counts
-from llmbench.errors import CannotRunError, LLMBenchError
+from llmbench.errors import LLMBenchError
 from llmbench.report.units import plural
 
 if TYPE_CHECKING:
     from llmbench.bench.experiments.experiment import Ask, Group
+    from llmbench.measure.ranks import Follower
     from llmbench.measure.reference import ReferenceMeasurements
     from llmbench.measure.results import Key, Row
 
@@ -197,6 +198,7 @@ def _measured(
     from llmbench.measure.environment import environment
     from llmbench.measure.reference import measure_references
     from llmbench.measure.results import Header
+    from llmbench.measure.store import Store
     from llmbench.model.formats import DTYPES
 
     clock, this_machine = ask.ranks.clock(ask.device), environment(ask.device)
@@ -211,32 +213,41 @@ def _measured(
         rows: dict[Key, Row] = {}
         earlier: dict[Key, ReferenceMeasurements] = {}
         notes: list[str] = []
-        interruption: KeyboardInterrupt | CannotRunError | None = None
-        with nullcontext() if path is None else ask.ranks.store(path, header, resume=resume) as store:
-            if store is not None and store.existing is not None:
-                known = {key for group in groups for key in group.row_keys()}
-                existing = store.existing.by_key()
-                rows = {key: row for key, row in existing.items() if key in known}
-                sessions = store.existing.headers_by_key()
-                earlier = {
-                    key: head.reference_measurements
-                    for key, head in sessions.items()
-                    if head and head.reference_measurements and key in known
-                }
-                notes = [f"ignored: {damage}" for damage in store.existing.damaged]
-                if len(rows) < len(existing):
-                    notes.append(
-                        f"ignored: {plural(len(existing) - len(rows), 'row')} of cases that are not in this run"
-                    )
-            try:
-                for row in run(groups, clock=clock, references=references, store=store, started=started):
-                    rows[row.key] = row
-                    earlier.pop(row.key, None)
-            except (KeyboardInterrupt, CannotRunError) as problem:
-                interruption = problem
+        interruption: KeyboardInterrupt | LLMBenchError | None = None
+        store: Store | Follower | None = None
+        written = True
+        try:
+            with nullcontext() if path is None else ask.ranks.store(path, header, resume=resume) as store:
+                if store is not None and store.existing is not None:
+                    known = {key for group in groups for key in group.row_keys()}
+                    existing = store.existing.by_key()
+                    rows = {key: row for key, row in existing.items() if key in known}
+                    sessions = store.existing.headers_by_key()
+                    earlier = {
+                        key: head.reference_measurements
+                        for key, head in sessions.items()
+                        if head and head.reference_measurements and key in known
+                    }
+                    notes = [f"ignored: {damage}" for damage in store.existing.damaged]
+                    if len(rows) < len(existing):
+                        notes.append(
+                            f"ignored: {plural(len(existing) - len(rows), 'row')} of cases that are not in this run"
+                        )
+                try:
+                    for row in run(groups, clock=clock, references=references, store=store, started=started):
+                        rows[row.key] = row
+                        earlier.pop(row.key, None)
+                except (KeyboardInterrupt, LLMBenchError) as problem:
+                    interruption = problem
+        except LLMBenchError as problem:
+            if store is None:  # the file was not opened
+                raise
+            interruption, written = problem, False
     if store is not None:
         notes += store.notes
-        path = store.path
+        path = store.path if written else None
+        if isinstance(store, Store) and isinstance(interruption, LLMBenchError):
+            rows |= {row.key: row for row in store.measured}
     if earlier:
         notes.append(
             f"{plural(len(earlier), 'row')} of earlier sessions: the limit of each row comes from the reference "

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from llmbench.bench.experiments.experiment import Ask, Experiment
-    from llmbench.errors import CannotRunError
+    from llmbench.errors import LLMBenchError
     from llmbench.measure.environment import Environment
     from llmbench.measure.reference import ReferenceMeasurements
     from llmbench.measure.results import Key, Row
@@ -40,7 +40,7 @@ class Measured(NamedTuple):
     earlier: Mapping[Key, ReferenceMeasurements]
     notes: list[str]
     path: Path | None = None
-    interruption: KeyboardInterrupt | CannotRunError | None = None
+    interruption: KeyboardInterrupt | LLMBenchError | None = None
 
 
 def document(

@@ -46,6 +46,7 @@ class Store:
         self.existing: Results | None = None
         self.notes: list[str] = []
         self._lines: list[Header | Row] = []
+        self._lost: str | None = None
         if os.path.exists(self.path) and not os.path.isfile(self.path):
             kind = "a folder" if os.path.isdir(self.path) else "not a regular file"
             raise LLMBenchError(f"{path} is {kind}", hint="give the path of a file")
@@ -83,6 +84,11 @@ class Store:
         rows = self.existing.by_key().values() if self.existing else ()
         return {row.key for row in rows if row.ended_session}
 
+    @property
+    def measured(self) -> list[Row]:
+        """The rows of this session, also those that could not be written."""
+        return [line for line in self._lines if isinstance(line, Row)]
+
     def write(self, rows: Iterable[Row]) -> None:
         """Append rows to the file in one write. If the file is lost, write all rows to a new file."""
         self._append(list(rows))
@@ -102,7 +108,7 @@ class Store:
 
     def _append(self, lines: list[Any]) -> None:
         self._lines += lines
-        loss = self._loss()
+        loss = self._lost or self._loss()
         if loss is None:
             try:
                 self._size += _write(self._file, lines)
@@ -143,9 +149,10 @@ class Store:
                 path.unlink()
                 continue
             os.close(self._file)
-            self.path, self._file, self._size = path, file, size
+            self.path, self._file, self._size, self._lost = path, file, size, None
             self.notes.append(f"{lost} {loss}; all rows are in {path}")
             return
+        self._lost = loss  # `close` tries again
         raise LLMBenchError(f"{lost} {loss}, and no other file can be written", hint="free space on the disk")
 
     def _refuse_rows_without_header(self) -> None:

@@ -411,6 +411,28 @@ def test_rows_that_do_not_fit_on_the_disk_go_to_another_file(tmp_path: Path, mon
     assert [row.implementation for row in read(path).rows] == ["flash"]
 
 
+def test_rows_that_fit_nowhere_are_written_when_the_disk_has_space_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    whole_write, path = os.write, tmp_path / "r.jsonl"
+
+    def write(file: int, text: bytes) -> int:
+        if full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return whole_write(file, text)
+
+    full = False
+    monkeypatch.setattr(os, "write", write)
+    with Store(path, header()) as store:
+        full = True
+        with pytest.raises(LLMBenchError, match="no other file can be written"):
+            store.write([row()])
+        assert store.measured == [row()]
+        full = False
+    assert read(store.path).rows == [row()]
+
+
 def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     with Store(path, header()), pytest.raises(LLMBenchError, match="another run writes"):
