@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from llmbench.cli import run
 from llmbench.errors import LLMBenchError
@@ -75,3 +77,22 @@ def test_devices_are_refused_on_the_command_line(
     with quickly():
         assert run([*arguments, path]) == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.parametrize("command", ["params gpt2", "kvcache", "specs list", "specs show gpt2", "env"])
+def test_no_command_writes_over_results(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"line":"header"}\n')
+    assert run([*command.split(), "--output", str(path)]) == 2
+    assert "contains results, which would be lost" in capsys.readouterr().err
+    assert path.read_text() == '{"line":"header"}\n'
+
+
+def test_a_shard_that_is_truncated_while_it_is_read(tmp_path: Path) -> None:
+    """The system would end the process with SIGBUS."""
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.ones(100_000)}, path)
+    checkpoint = Checkpoint(tmp_path)
+    os.truncate(path, 5000)
+    with pytest.raises(LLMBenchError, match="truncated after it was opened"):
+        checkpoint.tensor("a")

@@ -90,6 +90,8 @@ class Checkpoint:
         count = math.prod(shape)
         if not count:
             return torch.empty(shape, dtype=dtype)
+        if file.size() < offset + count * dtype.itemsize:  # the system would end the process that reads such memory
+            raise SpecError(f"{self.folder}: the file of tensor {_short(name)} was truncated after it was opened")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given buffer is not writable")
             if offset % dtype.itemsize:  # the address is not a multiple of the element's size
