@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 import typer
 
 from llmbench.cli.kernels_bench import bench_kernels
-from llmbench.cli.measured import device_option
+from llmbench.cli.measured import device_option, import_torch
 from llmbench.cli.options import As, Output, answer, positive_integer, prints_tables
 from llmbench.errors import CannotRunError, SpecError, install_hint
 from llmbench.measure.environment import packages, ptxas
@@ -291,6 +291,8 @@ def list_kernels(format: As = "table", output: Output = None) -> None:
     lines = []
     if (package := _missing()) is not None:
         lines = [f"formats, backward, cases and shapes are unknown, because {package} is not installed"]
+    else:
+        import_torch()
     rows = [_listed(name) for name in KERNELS]
     answer(listing("kernels.list", "kernels", LIST, rows, lines=lines), format, output)
 
@@ -489,6 +491,7 @@ def need_triton() -> None:
     """Raise CannotRunError unless torch and Triton are installed."""
     if (package := _missing()) is not None:
         raise CannotRunError(f"`llmbench kernels` needs {package}, which is not installed", hint=install_hint("gpu"))
+    import_torch()
 
 
 def _missing() -> str | None:

@@ -178,7 +178,9 @@ def join(processes: Processes, device: torch.device, experiment: str) -> tuple[R
     Raises LLMBenchError if the experiment does not support this number of processes.
     """
     launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
-    size = int(os.environ["WORLD_SIZE"]) if launched else 1
+    size = _number("WORLD_SIZE", least=1) if launched else 1
+    if launched:
+        _number("RANK", most=size - 1)
     if processes == "several" and size == 1:
         raise LLMBenchError(
             f"{experiment} needs several processes, and there is only one",
@@ -191,7 +193,7 @@ def join(processes: Processes, device: torch.device, experiment: str) -> tuple[R
     if size == 1:
         return ALONE, device
     if device.type == "cuda":
-        local = int(os.environ.get("LOCAL_RANK", "0"))
+        local = _number("LOCAL_RANK")
         if local >= torch.cuda.device_count():
             raise CannotRunError(
                 f"process {local} has no GPU: torchrun started more processes than the machine has GPUs "
@@ -202,9 +204,26 @@ def join(processes: Processes, device: torch.device, experiment: str) -> tuple[R
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         backend, bound_device = ("nccl", device) if device.type == "cuda" else ("gloo", None)
-        dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT, device_id=bound_device)
+        try:
+            dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT, device_id=bound_device)
+        except (ValueError, RuntimeError) as problem:  # a wrong MASTER_ADDR or MASTER_PORT, or missing processes
+            raise CannotRunError(
+                f"the {size} processes cannot reach each other: {_first_line(problem)}",
+                hint="start them with torchrun, or remove the variables RANK and WORLD_SIZE",
+            ) from None
         atexit.register(_leave)
     return _ranks(), device
+
+
+def _number(variable: str, *, least: int = 0, most: int = 2**31) -> int:
+    """Return the number of an environment variable that torchrun sets; 0 if it is not set."""
+    text = os.environ.get(variable, "0")
+    if not re.fullmatch(r"[0-9]{1,10}", text) or not least <= int(text) <= most:
+        raise LLMBenchError(
+            f"the environment variable {variable} is {text[:60]!r}, not a number from {least} to {most}",
+            hint="start the processes with torchrun, or remove the variables RANK and WORLD_SIZE",
+        )
+    return int(text)
 
 
 @cache

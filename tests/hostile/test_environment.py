@@ -15,7 +15,7 @@ import pytest
 from llmbench.cli import run
 from llmbench.errors import CannotRunError
 from llmbench.measure.compiler_cache import compiler_cache_fault
-from llmbench.report.plots import check_plot
+from llmbench.report.plots import Panel, Series, check_plot, save
 from tests.own_process import run_module
 
 
@@ -55,6 +55,37 @@ def test_a_plot_needs_no_backend(backend: str, tmp_path: Path, monkeypatch: pyte
     done = python(f"{code}; save([{panel}], path)", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "x.svg").read_bytes().startswith(b"<?xml")
+
+
+def test_a_plot_shows_names_as_they_are(tmp_path: Path) -> None:
+    """matplotlib would take the text between two `$` for a formula."""
+    name, path = r"$\frac$", tmp_path / "x.svg"
+    save([Panel(name, name, name, "s", [Series(name, [(1, 1e-3), (2, 1e-2)])])], path, title=name, caption=name)
+    assert path.read_bytes().startswith(b"<?xml")
+
+
+@pytest.mark.parametrize(
+    ("variables", "problem"),
+    [
+        ({"RANK": "0", "WORLD_SIZE": "x"}, "WORLD_SIZE is 'x'"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK is '2', not a number from 0 to 1"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "x"}, "cannot reach each other"),
+    ],
+)
+def test_wrong_variables_of_torchrun(
+    variables: dict[str, str], problem: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert run(["bench", "train", "--device", "cpu"]) in (2, 3)
+    assert problem in capsys.readouterr().err
+
+
+def test_a_torch_that_cannot_be_imported_is_no_bug() -> None:
+    variables = os.environ | {"TORCH_LOGS": "wrong"}
+    done = python("from llmbench.cli import main; main(['model', 'gpt2'])", env=variables)
+    assert done.returncode == 3
+    assert done.stderr.startswith("error: PyTorch cannot be imported: ValueError: Invalid log settings")
 
 
 def test_a_matplotlib_that_cannot_draw_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
