@@ -39,7 +39,8 @@ def near(value: Any, rng: random.Random) -> Any:
     if isinstance(value, (bool, dict, list)) or value is None:
         return rng.choice([True, False, None, 1, 8])
     if isinstance(value, (int, float)):
-        return rng.choice([value + 1, value - 1, 2 * value, value // 2, 1, 2, 64, 10**6, float(value), -value])
+        other = value + 0.5 if abs(value) < 1e9 else 0.5
+        return rng.choice([value + 1, value - 1, 2 * value, value // 2, 1, 2, 64, 10**6, other, -value])
     return rng.choice([value + "x", value.upper(), "", "silu", "full_attention", "sliding_attention", "yarn"])
 
 

@@ -248,6 +248,7 @@ class Fork:
             sys.stdout = os.fdopen(1, "w", encoding=encoding, closefd=False)
             sys.stderr = os.fdopen(2, "w", encoding=encoding, errors="backslashreplace", closefd=False)
             os.environ.update(variables)
+            tempfile.tempdir = variables.get("TMPDIR", str(self.folder))  # removed with the folder of the try
             os.chdir(self.folder)
             if most_bytes:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
@@ -321,8 +322,6 @@ def claimed(answer: Answer, folder: Path) -> Problems:
         found = len(set(whole_rows(path.read_bytes()))) if path.is_file() else 0
         if found < int(count):
             problems.append(f"lost rows: {found} of {count} claimed rows are in {name}")
-        if name.startswith(tempfile.gettempdir()) and "x-" in name:
-            path.unlink(missing_ok=True)
     return problems
 
 
@@ -418,23 +417,24 @@ def lost_file(whole: Whole) -> Attempt:
 
 
 def full_disk(whole: Whole) -> Attempt:
-    """A disk that becomes full during a run: a limit of the size of files, or a small file system in memory."""
+    """A disk that becomes full during a run: a limit of the size of files, or a small file system in memory.
+
+    The folder for temporary files, where a result file moves, is on the same disk or on another one.
+    """
 
     def attempt(rng: random.Random, folder: Path) -> Problems:
-        where = folder / "where"
+        where, elsewhere = folder / "where", folder / "elsewhere"
         where.mkdir()
-        size = rng.choice([4096, 8192, 12288])
-        small = rng.random() < 0.5 and mounted(where, size)
+        elsewhere.mkdir()
+        small = rng.random() < 0.6 and mounted(where, rng.choice([4096, 8192, 12288]))
+        limit = 0 if small else rng.randrange(1, len(whole.content) + 500)
+        variables = {"TMPDIR": str(rng.choice([where, elsewhere]))}
         command = [*BENCH, "-o", "where/x.jsonl", "--format", "json"]
         try:
-            answer = Fork(
-                folder, command, most_bytes=0 if small else rng.randrange(1, len(whole.content) + 500)
-            ).answer()
+            answer = Fork(folder, command, variables=variables, most_bytes=limit).answer()
             path = where / "x.jsonl"
             kept = len(set(whole_rows(path.read_bytes()))) if path.exists() else 0
             problems = named([*command, "tmpfs" if small else "limit"], answer) + claimed(answer, folder)
-            for other in Path(tempfile.gettempdir()).glob("x-*.jsonl"):
-                other.unlink()
         finally:
             if small:
                 subprocess.run(["umount", str(where)], check=False)
@@ -442,6 +442,8 @@ def full_disk(whole: Whole) -> Attempt:
             problems.append("lost rows: exit code 0 without a file")
         if answer.code != 0 and "error: " not in answer.err:
             problems.append(f"no error after {kept} rows")
+        if answer.code != 0 and small and kept and answer.out.count('"implementation": ') < kept:
+            problems.append(f"lost rows: the answer lacks some of {kept} rows")
         return problems
 
     return attempt
