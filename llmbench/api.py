@@ -138,6 +138,7 @@ def flops(
     batch: int = 1,
     attention: flops_answers.ScoredPairs = "causal",
     recompute: Recompute = "none",
+    lora: str = "",
     by: flops_answers.By = "component",
     explain: bool = False,
 ) -> Answer[Flops]:
@@ -150,7 +151,7 @@ def flops(
     _one_of("attention", attention, flops_answers.ScoredPairs)
     _one_of("by", by, flops_answers.By)
     workload = flops_answers.workload_of(phase, seq, batch, masked_pairs=attention == "full")
-    rows = flops_answers.counted(map(load, (model, *more)), workload, recompute)
+    rows = flops_answers.counted(map(load, (model, *more)), workload, recompute, lora)
     inputs = {
         "models": [row.spec.name for row in rows],
         "phase": phase,
@@ -158,6 +159,7 @@ def flops(
         "batch": batch,
         "attention": attention,
         "recompute": recompute,
+        "lora": lora,
     }
     return Answer([row.flops for row in rows], flops_answers.document(rows, inputs, by=by, explain=explain))
 
@@ -204,6 +206,8 @@ def memory(
     dropout: bool = False,
     micro_batches: int | None = None,
     recipe: str = "",
+    lora: str = "",
+    base: str = "",
     kv_dtype: KVDType | None = None,
     devices: Sequence[str] = (),
     explain: bool = False,
@@ -211,7 +215,8 @@ def memory(
 ) -> Answer[Memory]:
     """Compute the peak memory of one GPU, as `llmbench memory` does. `layout`: for example "tp=8,pp=4,dp=2".
 
-    recipe: for example "step=foreach,offload=states". devices: names of devices. Empty: all built-in devices. explain:
+    recipe: for example "step=foreach,offload=states". lora: for example "r=16,targets=q,v". base: format of the frozen
+    weights with `lora`, for example "nf4". devices: names of devices. Empty: all built-in devices. explain:
     show the formulas with their numbers. timeline: show the memory along the training step.
 
     Raises LLMBenchError for a value that is not valid, and for an option that has no effect in the phase.
@@ -233,6 +238,8 @@ def memory(
         "dropout": dropout,
         "micro_batches": micro_batches,
         "recipe": recipe,
+        "lora": lora,
+        "base": base,
         "kv_dtype": kv_dtype,
         "devices": list(devices),
     }

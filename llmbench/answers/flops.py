@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -12,12 +12,14 @@ from llmbench.errors import LLMBenchError
 from llmbench.report.document import Block, Document, table
 from llmbench.report.fields import Field, fitted, records
 from llmbench.report.units import change, plural, si
-from llmbench.sizing.flops import Flops, count_flops, step_flops
-from llmbench.sizing.lower import lower
+from llmbench.sizing.flops import Flops, count_flops, step_flops, step_ops, trained_parameters
 from llmbench.sizing.op import Op
 from llmbench.sizing.params import layer_group
 from llmbench.sizing.workload import Phase, Recompute, Workload
 from llmbench.spec.model import ModelSpec
+
+if TYPE_CHECKING:
+    from llmbench.sizing.adapters import Adapters
 
 By = Literal["component", "op"]
 """What one row of the table stands for."""
@@ -31,6 +33,7 @@ class Counted(AboutModel, kw_only=True):
     flops: Flops
     workload: Workload
     recompute: Recompute
+    adapters: Adapters | None = None
 
 
 FIELDS: tuple[Field[Counted], ...] = (
@@ -47,6 +50,11 @@ FIELDS: tuple[Field[Counted], ...] = (
         "(`causal`)",
     ),
     Field("recompute", description="value of `--recompute`"),
+    Field(
+        "lora",
+        value=lambda row: None if row.adapters is None else str(row.adapters),
+        description="value of `--lora`, with its defaults: the adapters; null without adapters",
+    ),
     Field(
         "absorbed_mla",
         value=lambda row: absorbs(row.spec, row.workload),
@@ -82,17 +90,29 @@ FIELDS: tuple[Field[Counted], ...] = (
         "rule_of_thumb_flops",
         value=lambda row: row.flops.rule,
         description="FLOPs of the step by the rule of thumb: 2·N per token, or 6·N per token in training. N is the "
-        "number of active parameters without embeddings",
+        "number of active parameters without embeddings. Frozen parameters count 4·N",
     ),
     Field("components", value=lambda row: row.flops.components, description="FLOPs of each component"),
 )
 
 
-def counted(specs: Iterable[ModelSpec], workload: Workload, recompute: Recompute = "none") -> list[Counted]:
-    """Return the models with the FLOPs of one step.
+def counted(
+    specs: Iterable[ModelSpec], workload: Workload, recompute: Recompute = "none", lora: str = ""
+) -> list[Counted]:
+    """Return the models with the FLOPs of one step. `lora`: adapters, such as `r=16,targets=q,v`.
 
-    Raises LLMBenchError for a recomputation in a step without a backward pass.
+    Raises LLMBenchError for a recomputation or for adapters in a step without a backward pass.
     """
+    if lora and workload.phase != "train":
+        raise LLMBenchError(
+            f"--lora {lora}: --phase {workload.phase} trains no adapters",
+            hint="use --phase train. Adapters that are merged into the weights change no FLOPs of inference",
+        )
+    adapters = None
+    if lora:
+        from llmbench.sizing.adapters import Adapters  # only --lora needs it
+
+        adapters = Adapters.parse(lora)
     if recompute != "none" and workload.phase != "train":
         raise LLMBenchError(
             f"--recompute {recompute}: --phase {workload.phase} has no backward pass",
@@ -102,9 +122,10 @@ def counted(specs: Iterable[ModelSpec], workload: Workload, recompute: Recompute
         Counted(
             spec=spec,
             tokens=workload.kv_len,
-            flops=count_flops(spec, workload, recompute=recompute),
+            flops=count_flops(spec, workload, recompute=recompute, adapters=adapters),
             workload=workload,
             recompute=recompute,
+            adapters=adapters,
         )
         for spec in specs
     ]
@@ -185,7 +206,7 @@ def _length(workload: Workload) -> int:
 
 def _block(row: Counted, by: str, explain: bool) -> Block:
     flops, workload = row.flops, row.workload
-    ops = [op for op in lower(row.spec, workload) if step_flops(op, workload)]
+    ops = [op for op in step_ops(row.spec, workload, row.adapters) if step_flops(op, workload)]
     rows = _by_op(ops, workload, explain) if by == "op" else _by_component(ops, workload, explain)
     one_kind = len({layer_group(op) for op in ops if op.layer}) < 2
     first: list[Field[dict[str, Any]]] = [
@@ -202,7 +223,7 @@ def _block(row: Counted, by: str, explain: bool) -> Block:
     ]
     return model_block(
         row,
-        context=_context(workload),
+        context=_context(workload) + (f"\n{_adapters(row)}" if row.adapters is not None else ""),
         table=table(fitted(columns, rows), rows, total={by: "total", "flops": flops.total}),
         lines=_lines(row),
     )
@@ -214,13 +235,25 @@ def _context(w: Workload) -> str:
     return f"{step} {plural(_length(w), 'token')} · batch {w.batch:,} · {pairs}"
 
 
+def _adapters(row: Counted) -> str:
+    """Return the adapters of a row, and their share of all parameters."""
+    assert row.adapters is not None
+    trained, frozen = trained_parameters(row.spec, row.adapters)
+    share = trained / (trained + frozen)
+    return f"lora {row.adapters} · {trained:,} of {trained + frozen:,} parameters are trained ({share:.2%})"
+
+
 def _lines(row: Counted) -> list[str]:
     flops, w = row.flops, row.workload
-    rule = "6·N" if w.phase == "train" else "2·N"
+    rule = "2·N" if w.phase != "train" else "6·N" if row.adapters is None else "4·N + 6·adapters"
     lines = [
         f"{si(flops.per_token)}FLOPs per token · rule of thumb {rule} = {si(flops.rule / flops.tokens)}FLOPs per token "
         f"({change(flops.rule, flops.total)}), N: active parameters without embeddings"
     ]
+    if row.adapters is not None:
+        lines.append(
+            "factors: 6 for adapters, 4 for frozen weights, which need no gradient, and 2 before the first adapter"
+        )
     if absorbs(row.spec, w):
         lines.append("latent attention (MLA) is counted in its absorbed form: it does not expand the latents")
     if flops.recompute:
@@ -261,18 +294,29 @@ def _work(op: Op) -> str:
 
 
 def _text(name: str, ops: list[Op], w: Workload, explain: bool) -> str:
-    times = 6 if w.phase == "train" else 2
+    """Return the formula of the FLOPs of some ops. Ops with and without gradients have different factors."""
+    groups: dict[int, list[Op]] = {}
+    for op in ops:
+        groups.setdefault(step_flops(op, w) * 2 // (op.count * op.forward_flops), []).append(op)
+    factors = sorted(groups, reverse=True)
+    times = str(factors[0]) if len(factors) == 1 else f"({' or '.join(map(str, factors))})"
     if name == "attention scores":
         formula = f"{times} × (d_qk + d_v) × pairs × heads"
-        return f"{formula} = {_scores(ops, times, w)}" if explain else formula
-    formula = f"{times} × tokens × " + ("(state + convolution taps)" if name == "recurrence" else "weights")
-    if not explain:
-        return formula
-    tokens = w.batch * w.query_len
-    # Weights that several layers share count once per layer. A few products have rows that do not depend on the tokens.
+        numbers = [_scores(groups[factor], factor, w) for factor in factors]
+    else:
+        formula = f"{times} × tokens × " + ("(state + convolution taps)" if name == "recurrence" else "weights")
+        numbers = [_products(groups[factor], factor, w.batch * w.query_len) for factor in factors]
+    return f"{formula} = {' + '.join(numbers)}" if explain else formula
+
+
+def _products(ops: list[Op], times: int, tokens: int) -> str:
+    """Return the FLOPs of products with numbers.
+
+    Weights that several layers share count once per layer. A few products have rows that do not depend on the tokens.
+    """
     elements, rest = divmod(sum(op.count * op.forward_flops for op in ops), 2 * tokens)
     more = f" + {times // 2 * rest:,}" if rest else ""
-    return f"{formula} = {times} × {tokens:,} × {elements:,}{more}"
+    return f"{times} × {tokens:,} × {elements:,}{more}"
 
 
 def _scores(ops: list[Op], times: int, w: Workload) -> str:

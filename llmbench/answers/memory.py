@@ -15,6 +15,7 @@ from llmbench.report.document import Document, Table, table
 from llmbench.report.fields import Field, inside, record, records
 from llmbench.sizing.devices import DeviceFit, Run, device_fit, fitting_devices, memory_of, split_until_it_fits
 from llmbench.sizing.dtypes import DType, KVDType
+from llmbench.sizing.flops import trained_parameters
 from llmbench.sizing.memory import CONTEXT_BYTES, Memory, ServingRun
 from llmbench.sizing.recipe import Optimizer, PrecisionName, Recipe, product_dtype
 from llmbench.sizing.training import training_run
@@ -23,6 +24,7 @@ from llmbench.spec.catalog import devices_named, find_device_head
 from llmbench.spec.model import ModelSpec
 
 if TYPE_CHECKING:
+    from llmbench.sizing.adapters import Adapters
     from llmbench.sizing.formula import Formula
     from llmbench.sizing.timeline import Step
 
@@ -41,6 +43,16 @@ class Verdict(NamedTuple):
     fit: DeviceFit
     split: Layout | None = None
     split_memory: Memory | None = None
+
+
+class LoraSize(NamedTuple):
+    """The adapters of a run: their text, the format of the frozen weights if it is not that of the precision, and the
+    numbers of trained and of frozen parameters of the whole model."""
+
+    text: str
+    base: str | None
+    trained: int
+    frozen: int
 
 
 class Sized(AboutModel, kw_only=True):
@@ -63,6 +75,7 @@ class Sized(AboutModel, kw_only=True):
     dropout: bool | None
     micro_batches: int | None
     recipe: str | None
+    lora: LoraSize | None
     kv_dtype: KVDType | None
     asked: tuple[str, ...]
     verdicts: list[Verdict]
@@ -157,6 +170,26 @@ FIELDS: tuple[Field[Sized], ...] = (
         description="micro-batches per optimizer step: value of `--micro-batches`, or its default; null in inference",
     ),
     Field("recipe", description="value of `--recipe`; null in inference"),
+    Field(
+        "lora",
+        value=lambda row: row.lora and row.lora.text,
+        description="value of `--lora`, with its defaults: the adapters; null without adapters",
+    ),
+    Field(
+        "base",
+        value=lambda row: row.lora and row.lora.base,
+        description="value of `--base`: the format of the frozen weights; null if it is that of the precision",
+    ),
+    Field(
+        "trained_parameters",
+        value=lambda row: row.lora and row.lora.trained,
+        description="with `--lora`: parameters of all adapters of the model; else null",
+    ),
+    Field(
+        "frozen_parameters",
+        value=lambda row: row.lora and row.lora.frozen,
+        description="with `--lora`: parameters of the model without adapters; else null",
+    ),
     Field("kv_dtype", description="value of `--kv-dtype`, or its default; null in training"),
     *inside(
         "memory",
@@ -252,6 +285,8 @@ def sized(
     dropout: bool = False,
     micro_batches: int | None = None,
     recipe: str = "",
+    lora: str = "",
+    base: str = "",
     kv_dtype: KVDType | None = None,
     devices: Sequence[str] = (),
     explain: bool = False,
@@ -282,6 +317,8 @@ def sized(
                 "dropout": dropout,
                 "micro-batches": micro_batches,
                 "recipe": recipe,
+                "lora": lora,
+                "base": base,
             },
             parallel,
             timeline,
@@ -302,6 +339,8 @@ def sized(
             loss=loss,
             dropout=dropout,
             recipe=Recipe.parse(recipe),
+            adapters=_adapters(lora),
+            base=base or None,
             attention="standard" if kernels == "standard" else "flash",
         )
     else:
@@ -323,12 +362,29 @@ def sized(
         dropout=dropout if training else None,
         micro_batches=None if isinstance(run, ServingRun) else run.passes,
         recipe=None if isinstance(run, ServingRun) else str(run.recipe),
+        lora=_lora_size(run),
         kv_dtype=None if training else kv_dtype or "bf16",
         asked=tuple(devices),
         verdicts=_verdicts(run, memory, _products(run, chosen), devices),
         formulas=_formulas(run, memory) if explain else None,
         steps=_steps(run, memory) if timeline else None,
     )
+
+
+def _adapters(text: str) -> Adapters | None:
+    if not text:
+        return None
+    from llmbench.sizing.adapters import Adapters  # only --lora needs it
+
+    return Adapters.parse(text)
+
+
+def _lora_size(run: Run) -> LoraSize | None:
+    """Return the adapters of a run with the numbers of its parameters. None: the run has no adapters."""
+    if isinstance(run, ServingRun) or run.adapters is None:
+        return None
+    trained, frozen = trained_parameters(run.spec, run.adapters)
+    return LoraSize(str(run.adapters), None if run.base is None else run.base.text, trained, frozen)
 
 
 def _products(run: Run, precision: PrecisionName) -> DType:

@@ -152,7 +152,7 @@ def _block(row: Sized) -> Block:
         lines=[_moment(memory), *_rules(row)],
     )
     block.answer, block.long_answer = _answer(row, named=NAMED), _answer(row, named=len(row.verdicts))
-    block.notes = [*_assumptions(row), *block.notes]
+    block.notes = [*_assumptions(row), *_adapter_notes(row), *block.notes]
     return block
 
 
@@ -254,6 +254,10 @@ def _more(row: Sized) -> str:
     passes, pp = row.micro_batches or 1, row.memory.layout.pp
     said += [f"{passes:,} micro-batches per step"] if passes > 1 and passes != 2 * pp else []
     said += [row.recipe] if row.recipe else []
+    if row.lora is not None:
+        total = row.lora.trained + row.lora.frozen
+        said.append(f"lora {row.lora.text}" + (f", base {row.lora.base}" if row.lora.base else ""))
+        said.append(f"{row.lora.trained:,} of {total:,} parameters are trained ({row.lora.trained / total:.2%})")
     return "\n" + " · ".join(said) if said else ""
 
 
@@ -265,6 +269,18 @@ def _moment(memory: Memory) -> str:
     moment = memory.moment.replace("{}.", "N.")
     step = "the optimizer step" if moment == "optimizer" else f"the backward pass of {moment}"
     return f"the peak is in {step}{stage and ','}{stage}; not every part exists in full at the peak"
+
+
+def _adapter_notes(row: Sized) -> list[str]:
+    """Return notes on adapters: which matrices have none, and the copy of a quantised matrix."""
+    if row.lora is None:
+        return []
+    notes = []
+    if row.lora.base is not None:
+        notes.append("assumption: each product converts its quantised matrix to 16 bits, one matrix at a time")
+    if row.spec.is_moe:
+        notes.append("experts and routers have no adapters; their weights are frozen")
+    return notes
 
 
 def _assumptions(row: Sized) -> list[str]:

@@ -52,6 +52,16 @@ RecomputeOption = Annotated[
         **choices_of(Recompute),
     ),
 ]
+LoraOption = Annotated[
+    str,
+    typer.Option(
+        "--lora",
+        metavar="ITEMS",
+        help="Train low-rank adapters on frozen weights: r=16,alpha=32,targets=q,v. See `llmbench memory` (--phase "
+        "train only).",
+        show_default=False,
+    ),
+]
 ByOption = Annotated[By, typer.Option("--by", help="Show one row per component, or one row per op.")]
 
 
@@ -63,6 +73,7 @@ def command(
     batch: Batches = ONE,
     attention: ScorePairs = "causal",
     recompute: RecomputeOption = NO_RECOMPUTE,
+    lora: LoraOption = "",
     by: ByOption = "component",
     explain: Explain = False,
     set: Set = None,
@@ -82,6 +93,8 @@ def command(
 
       llmbench flops llama3-8b --phase train --recompute full --by op
 
+      llmbench flops llama3-8b --phase train --lora r=16,targets=all-linear
+
       llmbench flops llama3-8b --seq 1k..128k
 
       llmbench flops gemma3-27b --attention full --format json
@@ -95,7 +108,7 @@ def command(
         for spec in specs
         for workload in workloads
         for again in recompute
-        for row in counted([spec], workload, again)
+        for row in counted([spec], workload, again, lora)
     ]
     inputs = {
         "models": models,
@@ -104,6 +117,7 @@ def command(
         "batch": batch.as_input,
         "attention": attention,
         "recompute": recompute.as_input,
+        "lora": lora,
         "set": set or [],
     }
     answer(document(rows, inputs, by=by, explain=explain, tables=format != "json"), format, output)

@@ -113,6 +113,26 @@ RecipeOption = Annotated[
         show_default=False,
     ),
 ]
+LoraOption = Annotated[
+    str,
+    typer.Option(
+        "--lora",
+        metavar="ITEMS",
+        help="Train low-rank adapters on frozen weights: r=16,alpha=32,targets=q,v. Further targets: attention, mlp, "
+        "all-linear. Also dropout=0.05 and dora (training only).",
+        show_default=False,
+    ),
+]
+BaseOption = Annotated[
+    str,
+    typer.Option(
+        "--base",
+        metavar="FORMAT",
+        help="Format of the frozen weights with --lora (QLoRA): nf4, nf4,double=1, bnb-int8 or another name of `specs "
+        "list --formats`. Default: as --precision says.",
+        show_default=False,
+    ),
+]
 CacheFormat = Annotated[
     Choices | None,
     typer.Option(
@@ -158,6 +178,8 @@ def command(
     dropout: Dropout = False,
     micro_batches: MicroBatches = None,
     recipe: RecipeOption = "",
+    lora: LoraOption = "",
+    base: BaseOption = "",
     kv_dtype: CacheFormat = None,
     device: Devices = None,
     explain: Explain = False,
@@ -179,6 +201,8 @@ def command(
       llmbench memory llama2-7b
 
       llmbench memory llama2-7b --recompute full --optimizer adamw-8bit
+
+      llmbench memory llama3-8b --lora r=16,alpha=32,targets=q,v --base nf4
 
       llmbench memory llama3-70b --layout tp=8,sp,pp=4,dp=2,zero=1 --seq 8192
 
@@ -210,6 +234,8 @@ def command(
             dropout=dropout,
             micro_batches=micro_batches,
             recipe=recipe,
+            lora=lora,
+            base=base,
             kv_dtype=cache,
             devices=device or (),
             explain=explain,
@@ -234,6 +260,8 @@ def command(
         "dropout": dropout,
         "micro_batches": micro_batches,
         "recipe": recipe,
+        "lora": lora,
+        "base": base,
         "kv_dtype": kv_dtype.as_input if kv_dtype else None,
         "devices": device or [],
         "set": set or [],

@@ -241,6 +241,7 @@ def _adapter(op: Op, adapters: Adapters, workload: Workload, saved: int) -> list
     magnitude = msgspec.structs.replace(
         added,
         name=f"{op.name}.lora_magnitude",
+        kind="matmul",
         parameters=outside if own else 0,
         active_parameters=outside if own else 0,
         shards=split_out,

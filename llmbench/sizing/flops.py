@@ -89,6 +89,13 @@ def step_ops(spec: ModelSpec, workload: Workload, adapters: Adapters | None = No
     return adapt(ops, adapters, workload)
 
 
+def trained_parameters(spec: ModelSpec, adapters: Adapters) -> tuple[int, int]:
+    """Return the parameters of all adapters, and the frozen parameters of the model."""
+    ops = step_ops(spec, Workload.train(1), adapters)
+    trained = sum(op.count * op.trained for op in ops)
+    return trained, sum(op.count * op.parameters for op in ops) - trained
+
+
 def step_flops(op: Op, workload: Workload) -> int:
     """Return the FLOPs of all instances of an op. In training, they include the backward pass."""
     return op.count * (op.forward_flops + (op.backward_flops if workload.phase == "train" else 0))

@@ -176,3 +176,22 @@ def test_text_of_adapters() -> None:
     for text in ("r=8,alpha=16,targets=q,v", "r=64,alpha=128,targets=all-linear,dropout=0.05,dora"):
         assert str(Adapters.parse(text)) == text
     assert Adapters.parse("targets=q_proj,w1+output_proj,mlp,r=8").targets == ("q", "gate", "o", "mlp")
+
+
+def test_answers_of_commands() -> None:
+    """The commands name the adapters, the share of trained parameters, and factors that add up to the FLOPs."""
+    import llmbench
+
+    row = llmbench.memory("mixtral-8x7b", lora="r=8,targets=attention", base="nf4").rows[0]
+    assert (row["lora"], row["base"]) == ("r=8,alpha=16,targets=attention", "nf4")
+    assert row["trained_parameters"] == 32 * 8 * (2 * 8192 + 2 * (4096 + 1024))
+    assert row["frozen_parameters"] == llmbench.params("mixtral-8x7b").value.total
+    assert "experts and routers have no adapters" in str(llmbench.memory("mixtral-8x7b", lora="r=8,targets=attention"))
+    assert llmbench.memory("llama2-7b").rows[0]["lora"] is None
+    shown = str(llmbench.flops("llama3.2-1b", phase="train", seq=64, lora="r=4,targets=o,dora", explain=True))
+    for line in filter(lambda text: " = " in text and "×" in text and "tokens" in text, shown.splitlines()):
+        assert "weights = " in line
+    with pytest.raises(LLMBenchError, match="trains no adapters"):
+        llmbench.flops("llama2-7b", lora="r=8")
+    with pytest.raises(LLMBenchError, match="--lora r=8 is for training"):
+        llmbench.memory("llama2-7b", phase="inference", lora="r=8")
