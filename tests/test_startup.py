@@ -206,8 +206,8 @@ def test_errors_are_ours() -> None:
 
 
 def test_variants_of_a_sweep_are_as_by_hand() -> None:
-    """`benchmarks/sweep.py` sizes 10,000 variants and prints the seconds. Here one of 37 is computed by hand too. 37 has
-    no factor in common with the number of values of a field, so each value of each field is among them."""
+    """`benchmarks/sweep.py` sizes 10,000 variants and prints the seconds. Here one of 37 is computed by hand too. 37
+    has no factor in common with the number of values of a field, so each value of each field is among them."""
     where = importlib.util.spec_from_file_location("sweep", ROOT / "benchmarks" / "sweep.py")
     assert where is not None
     assert where.loader is not None
