@@ -15,7 +15,7 @@ from llmbench.sizing.recipe import Optimizer, PrecisionName, Recipe
 from llmbench.sizing.training import stage_memories, training_run
 from llmbench.sizing.workload import Layout, Loss, Recompute
 from llmbench.spec.ffn import FFN, Dense, Gated, MoE, Router, SharedExperts
-from llmbench.spec.mixer import Attention, LatentAttention, QKNorm
+from llmbench.spec.mixer import Attention, LatentAttention, Mamba2, QKNorm
 from llmbench.spec.model import Layer, ModelSpec, NextTokenPrediction, Norm
 from llmbench.spec.override import override
 from llmbench.spec.position import LearnedPositions, NoPositions, Positions, Rope
@@ -90,7 +90,8 @@ def logged(row: Row) -> tuple[Memory, int]:
         loss=row.choice("ce_fusion", _LOSSES),
         dropout=bool(first_known(row.number("hidden_dropout"), 0.1)),
         recipe=Recipe(
-            mtp=bool(row.count("mtp")),
+            mtp=bool(_mtp(row)),
+            fp8=_fp8(row),
             fused_gradients=first_known(row.flag("grad_accum_fusion"), True),
             batch_first=_batch_first(row),
             weights_before_down=True,
@@ -146,9 +147,11 @@ def _workspaces(row: Row, layout: Layout) -> int:
 
 def model_of(row: Row) -> ModelSpec:
     """Return the spec of the model of a row."""
-    layers, mtp = row.size("layers"), _at_most(row, "mtp", 16) if row.count("mtp") else None
+    layers, mtp = row.size("layers"), _mtp(row)
     dense = _layer(row, _feed_forward(row))
-    if not row.count("experts"):
+    if row.text("hybrid_pattern"):
+        kinds, pattern = _hybrid(row)
+    elif not row.count("experts"):
         kinds, pattern = {"block": dense}, f"{layers}*block"
     else:
         routed = first_known(row.count("moe_layers"), layers)
@@ -178,6 +181,40 @@ def _at_most(row: Row, column: str, most: int) -> int:
     if value > most:
         raise RefusedError(f"column `{column}`: {value} is more than {most}")
     return value
+
+
+_KINDS = {"M": "mamba", "*": "attention", "-": "dense", "E": "moe"}
+"""The kinds of layers that a letter of --hybrid-override-pattern stands for."""
+
+
+def _hybrid(row: Row) -> tuple[dict[str, Layer], str]:
+    """Return the kinds of layers of a hybrid model, and their pattern.
+
+    The columns do not give the widths of Mamba layers, so they are Megatron's defaults: inner width 2 × hidden, heads
+    of 64, a state of 128, 8 groups.
+    """
+    letters = row.text("hybrid_pattern").partition("/")[0]
+    unknown = set(letters) - set(_KINDS)
+    if unknown:
+        raise RefusedError(f"column `hybrid_pattern`: unknown letters {' '.join(sorted(unknown))}")
+    mamba = Mamba2(num_heads=2 * row.size("hidden") // 64, head_dim=64, state_size=128, n_groups=8, conv_kernel=4)
+    attention = _layer(row, _feed_forward(row)).mixer
+    made = {
+        "mamba": lambda: Layer(mixer=mamba, ffn=None),
+        "attention": lambda: Layer(mixer=attention, ffn=None),
+        "dense": lambda: Layer(mixer=None, ffn=_feed_forward(row)),
+        "moe": lambda: Layer(mixer=None, ffn=_mixture(row)),
+    }
+    names = [_KINDS[letter] for letter in letters]
+    return {name: made[name]() for name in dict.fromkeys(names)}, " ".join(f"1*{name}" for name in names)
+
+
+def _mtp(row: Row) -> int:
+    """Return the number of multi-token-prediction modules. A layout of the stages without `m` has none."""
+    written = row.text("pp_layout")
+    if written:
+        return written.count("m")
+    return _at_most(row, "mtp", 16) if row.count("mtp") else 0
 
 
 def _vocabulary(row: Row) -> int:
@@ -286,8 +323,18 @@ def layout_of(row: Row) -> Layout:
     )
 
 
+def _fp8(row: Row) -> Literal["none", "cached", "primary"]:
+    """Return what Transformer Engine stores in fp8. One scale per tensor or per block of 32 changes little."""
+    if "fp8" not in row.text("precision").split():
+        return "none"
+    return "primary" if row.flag("fp8_param_gather") else "cached"
+
+
 def _precision(row: Row) -> PrecisionName:
-    pair = row.text("precision") or "bf16", row.text("grad_dtype") or "fp32"
+    words = row.text("precision").split()
+    if len(words) > 1 and words[1] != "fp8":
+        raise RefusedError(f"column `precision`: llmbench does not know what {' '.join(words[1:])} stores in training")
+    pair = (words or ["bf16"])[0], row.text("grad_dtype") or "fp32"
     if pair not in _PRECISIONS:
         raise RefusedError(f"llmbench does not know the precision {pair[0]!r} with {pair[1]} gradients")
     return _PRECISIONS[pair]
@@ -307,9 +354,10 @@ def _recompute(row: Row) -> Recompute:
 
 def _refuse_unknown(row: Row) -> None:
     """Raise RefusedError for the settings that change the memory and that llmbench does not compute."""
-    row.choice("model_type", dict.fromkeys(("", "gpt", "gpt-moe", "gpt-mla", "gpt-moe-mla"), True))
+    row.choice(
+        "model_type", dict.fromkeys(("", "gpt", "gpt-moe", "gpt-mla", "gpt-moe-mla", "hybrid", "hybrid-moe"), True)
+    )
     for column, what in (
-        ("hybrid_pattern", "the widths of Mamba layers, which the columns do not give"),
         ("offload", "offloading"),
         ("fsdp", "Megatron's FSDP"),
         ("moe_layer_freq", "a pattern of layers with and without experts that is not at the start"),
@@ -317,6 +365,8 @@ def _refuse_unknown(row: Row) -> None:
         text = row.text(column)
         if text and not (column == "moe_layer_freq" and _dense_first(text)):
             raise RefusedError(f"column `{column}`: llmbench does not compute {what} ({text[:40]})")
+    if row.text("cuda_graph"):
+        raise RefusedError("column `cuda_graph`: CUDA graphs keep buffers that llmbench does not compute")
     if "defer-embedding-wgrad-compute" in row.text("overlap_other"):
         raise RefusedError("column `overlap_other`: llmbench does not compute deferred gradients of the head")
     if row.flag("precision_aware_optimizer"):

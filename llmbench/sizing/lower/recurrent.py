@@ -52,12 +52,12 @@ def recurrent(b: Builder, mixer: Recurrent) -> None:
             assert_never(mixer)
 
 
-def _conv(b: Builder, mixer: RecurrentKind, formula: str, *, bias: bool) -> None:
+def _conv(b: Builder, mixer: RecurrentKind, formula: str, *, bias: bool, saves: bool = True) -> None:
     """Add the causal depthwise convolution. It costs one multiply-add per channel, tap and token.
 
     The state of the convolution stores the newest (number of taps − 1) inputs.
 
-    formula: number of channels, written with spec field names.
+    formula: number of channels, written with spec field names. saves: whether the op saves its input and its result.
     """
     assert mixer.fixed_state.conv is not None
     inputs, channels = mixer.fixed_state.conv
@@ -78,17 +78,20 @@ def _conv(b: Builder, mixer: RecurrentKind, formula: str, *, bias: bool) -> None
         backward_flops=2 * flops,
         read_bytes=b.act(b.tokens * local),
         written_bytes=b.act(b.tokens * local),
-        saved_bytes=b.act(2 * b.tokens * local),
+        saved_bytes=b.act(2 * b.tokens * local) if saves else 0,
         kv_read_bytes=state_bytes if b.workload.phase == "decode" else 0,
         kv_written_bytes=state_bytes if b.workload.phase != "train" else 0,
         cache=Cache(conv_state=local * inputs),
     )
 
 
-def _scan(b: Builder, mixer: RecurrentKind, *, inputs: int, outputs: int, terms: int = 3) -> None:
+def _scan(
+    b: Builder, mixer: RecurrentKind, *, inputs: int, outputs: int, terms: int = 3, saves: int | None = None
+) -> None:
     """Add the recurrence.
 
     inputs, outputs: elements per token. terms: multiply-adds per state element and token.
+    saves: elements per token that the op saves. None: its inputs and outputs.
     """
     tp = b.layout.tp
     local = share(mixer.fixed_state.scan_elements, tp)
@@ -103,7 +106,7 @@ def _scan(b: Builder, mixer: RecurrentKind, *, inputs: int, outputs: int, terms:
         backward_flops=2 * flops,
         read_bytes=b.act(b.tokens * share(inputs, tp)),
         written_bytes=b.act(b.tokens * share(outputs, tp)),
-        saved_bytes=b.act(b.tokens * share(inputs + outputs, tp)),
+        saved_bytes=b.act(b.tokens * share(inputs + outputs if saves is None else saves, tp)),
         kv_read_bytes=state_bytes if b.workload.phase == "decode" else 0,
         kv_written_bytes=state_bytes if b.workload.phase != "train" else 0,
         cache=Cache(state=local),
@@ -139,6 +142,11 @@ def _mamba(b: Builder, m: Mamba) -> None:
 
 
 def _mamba2(b: Builder, m: Mamba2) -> None:
+    """Add the ops of Mamba-2.
+
+    The fused kernel saves the result of the input projection and the result of the scan. Its backward pass computes the
+    convolution again (mamba_split_conv1d_scan_combined in mamba_ssm/ops/triton/ssd_combined.py, which Megatron calls).
+    """
     tp = b.layout.tp
     if m.num_heads % tp:
         raise LayoutError(f"layout tp={tp}: the {m.num_heads} state-space heads are not divisible by {tp}")
@@ -151,10 +159,11 @@ def _mamba2(b: Builder, m: Mamba2) -> None:
     shared = 2 * m.n_groups * m.state_size
     packed = Dim(2 * width.size + shared + m.num_heads, f"(2 × {width.label} + 2 × n_groups × state_size + num_heads)")
     b.linear(f"{m.module_name}.in_proj", "mixer_ssm", b.hidden, packed, bias=m.proj_bias, split="column", gathers=True)
-    _conv(b, m, f"{width.label} + 2 × {groups.label} × {state.label}", bias=m.conv_bias)
+    _conv(b, m, f"{width.label} + 2 × {groups.label} × {state.label}", bias=m.conv_bias, saves=not b.fused)
     for name in ("A_log", "D", "dt_bias"):
         b.vector(f"{m.module_name}.{name}", "mixer_ssm", heads, shards=tp)
-    _scan(b, m, inputs=width.size + shared + m.num_heads, outputs=width.size)
+    saves = packed.size + width.size if b.fused else None
+    _scan(b, m, inputs=width.size + shared + m.num_heads, outputs=width.size, saves=saves)
     if m.gated_norm:
         b.norm(f"{m.module_name}.norm", "mixer_ssm", width, Norm(), rows=b.tokens, shards=tp)
     out_bias = m.proj_bias if m.out_proj_bias is None else m.out_proj_bias
