@@ -121,12 +121,17 @@ def _one_of(option: str, value: str | None, choices: Any) -> None:
 
 
 def params(
-    model: Model, *more: Model, by: params_answers.By = "component", explain: bool = False
+    model: Model,
+    *more: Model,
+    by: params_answers.By = "component",
+    weights: str | None = None,
+    explain: bool = False,
 ) -> Answer[Parameters]:
-    """Count the parameters of models, as `llmbench params` does. `explain`: show the formulas with their numbers."""
+    """Count the parameters of models, as `llmbench params` does. `weights`: format of the weights, for their bytes in
+    files. `explain`: show the formulas with their numbers."""
     _one_of("by", by, params_answers.By)
-    rows = params_answers.counted(map(load, (model, *more)))
-    inputs = {"models": [row.spec.name for row in rows]}
+    rows = params_answers.counted(map(load, (model, *more)), weights)
+    inputs = {"models": [row.spec.name for row in rows], "weights": weights}
     return Answer([row.parameters for row in rows], params_answers.document(rows, inputs, by=by, explain=explain))
 
 
@@ -198,6 +203,7 @@ def memory(
     seq: int = 4096,
     batch: int = 1,
     precision: PrecisionName | None = None,
+    weights: str | None = None,
     optimizer: Optimizer = "adamw",
     recompute: Recompute = "none",
     layout: str = "",
@@ -230,6 +236,7 @@ def memory(
     _one_of("kv_dtype", kv_dtype, KVDType)
     options: dict[str, Any] = {
         "precision": precision,
+        "weights": weights,
         "optimizer": optimizer,
         "recompute": recompute,
         "layout": layout,

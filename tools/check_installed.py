@@ -39,7 +39,7 @@ COMMANDS = [
     "kvcache deepseek-v3 --kv-dtype fp8",
     "memory llama2-7b",
     "memory llama3-70b --layout tp=8,sp,pp=4,dp=2,zero=1",
-    "memory llama3-70b --phase inference --precision fp8 --layout tp=4",
+    "memory llama3-70b --phase inference --weights fp8 --layout tp=4",
     "compare gpt2-xl llama2-7b mistral-7b jamba-v0.1",
     "env",
     "specs list",

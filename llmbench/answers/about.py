@@ -11,6 +11,7 @@ from llmbench.report.document import Block, Table
 from llmbench.report.fields import Field, record
 from llmbench.report.units import Unit, plural
 from llmbench.sizing.lengths import beyond_positions
+from llmbench.sizing.weights import WeightRecipe
 from llmbench.spec.model import ModelSpec
 
 Item = TypeVar("Item")
@@ -124,3 +125,9 @@ def length_notes(spec: ModelSpec, tokens: int) -> list[str]:
 def title(spec: ModelSpec, *, approximate: bool = False) -> str:
     """Return the name of the model, with "(approximate)" if the figures of the model may be inexact."""
     return f"{spec.name} (approximate)" if spec.approximate or approximate else spec.name
+
+
+def weights_line(recipe: WeightRecipe) -> str:
+    """Return the format of stored weights and where it comes from: `MXFP4 experts, groups of 32 (from the spec)`."""
+    origin = {"--weights": "--weights", "assumed": "assumed"}.get(recipe.origin, f"from {recipe.origin}")
+    return f"{recipe.title} ({origin})"

@@ -19,6 +19,7 @@ from llmbench.sizing.flops import trained_parameters
 from llmbench.sizing.memory import CONTEXT_BYTES, Memory, ServingRun
 from llmbench.sizing.recipe import Optimizer, PrecisionName, Recipe, product_dtype
 from llmbench.sizing.training import training_run
+from llmbench.sizing.weights import WeightRecipe
 from llmbench.sizing.workload import Layout, Loss, Recompute
 from llmbench.spec.catalog import devices_named, find_device_head
 from llmbench.spec.model import ModelSpec
@@ -61,13 +62,17 @@ class Sized(AboutModel, kw_only=True):
     An option that has no effect in the chosen phase is None.
 
     run: the settings from which the memory was computed.
+    products: number format of the matrix products, which a device must be able to compute.
+    weights: how the weights are stored in serving. None in training.
     asked: the names that the user gave to the devices of `verdicts`. Empty: these are the built-in devices that fit.
     formulas, steps: the formulas and the timeline, if the user asked for them.
     """
 
     run: Run
     memory: Memory
-    precision: PrecisionName
+    products: DType
+    weights: WeightRecipe | None
+    precision: PrecisionName | None
     optimizer: Optimizer | None
     recompute: Recompute | None
     kernels: str | None
@@ -156,7 +161,18 @@ FIELDS: tuple[Field[Sized], ...] = (
         value=lambda row: _batch_is(row.memory),
         description="text that says which sequences `micro_batch` counts",
     ),
-    Field("precision", description="value of `--precision`, or the default of the phase"),
+    Field("precision", description="value of `--precision`, or its default; null in inference"),
+    Field(
+        "weights_format",
+        value=lambda row: None if row.weights is None else row.weights.text,
+        description="format of the weights, as `--weights` accepts it; null in training, where `precision` says it",
+    ),
+    Field(
+        "weights_from",
+        value=lambda row: None if row.weights is None else row.weights.origin,
+        description="where the format of the weights comes from: `--weights`, `quantization_config`, "
+        "`hf_quant_config.json`, `the spec`, or `assumed` if the spec does not say it; null in training",
+    ),
     Field("optimizer", description="value of `--optimizer`; null in inference"),
     Field("recompute", description="value of `--recompute`; null in inference"),
     Field("kernels", description="value of `--kernels`; null in inference"),
@@ -277,6 +293,7 @@ def sized(
     seq: int = 4096,
     batch: int = 1,
     precision: PrecisionName | None = None,
+    weights: str | None = None,
     optimizer: Optimizer = "adamw",
     recompute: Recompute = "none",
     layout: str = "",
@@ -307,7 +324,18 @@ def sized(
             f"--kv-dtype {kv_dtype}: a training step has no KV cache",
             hint="leave out --kv-dtype, or use --phase inference",
         )
+    if training and weights is not None:
+        raise LLMBenchError(
+            f"--weights {weights}: a training step stores its weights as --precision says",
+            hint="use --precision, or use --phase inference",
+        )
     if not training:
+        if precision is not None:
+            known = precision if precision in ("fp8", "fp32") else "bf16"
+            raise LLMBenchError(
+                f"--precision {precision} is for training and changes nothing with --phase inference",
+                hint=f"the format of served weights is --weights {known}",
+            )
         _refuse_training_options(
             {
                 "optimizer": optimizer,
@@ -323,15 +351,16 @@ def sized(
             parallel,
             timeline,
         )
-    chosen: PrecisionName = precision or ("mixed" if training else "bf16")
     run: Run
+    stored: WeightRecipe | None = None
     if training:
+        precision = precision or "mixed"
         run = training_run(
             spec,
             seq,
             micro_batch=batch,
             layout=parallel,
-            precision=chosen,
+            precision=precision,
             optimizer=optimizer,
             recompute=recompute,
             micro_batches=micro_batches,
@@ -343,10 +372,13 @@ def sized(
             base=base or None,
             attention="standard" if kernels == "standard" else "flash",
         )
+        products = "fp8" if run.recipe.fp8 != "none" else product_dtype(precision)
     else:
         run = ServingRun(
-            spec=spec, seq_len=seq, batch=batch, layout=parallel, precision=chosen, kv_dtype=kv_dtype or "bf16"
+            spec=spec, seq_len=seq, batch=batch, layout=parallel, weights=weights, kv_dtype=kv_dtype or "bf16"
         )
+        stored = run.weight_recipe()
+        products = stored.products
     memory = memory_of(run)
     return Sized(
         spec=spec,
@@ -354,7 +386,9 @@ def sized(
         tokens=seq,
         run=run,
         memory=memory,
-        precision=chosen,
+        products=products,
+        weights=stored,
+        precision=precision,
         optimizer=optimizer if training else None,
         recompute=recompute if training else None,
         kernels=kernels if training else None,
@@ -365,7 +399,7 @@ def sized(
         lora=_lora_size(run),
         kv_dtype=None if training else kv_dtype or "bf16",
         asked=tuple(devices),
-        verdicts=_verdicts(run, memory, _products(run, chosen), devices),
+        verdicts=_verdicts(run, memory, products, devices),
         formulas=_formulas(run, memory) if explain else None,
         steps=_steps(run, memory) if timeline else None,
     )
@@ -385,12 +419,6 @@ def _lora_size(run: Run) -> LoraSize | None:
         return None
     trained, frozen = trained_parameters(run.spec, run.adapters)
     return LoraSize(str(run.adapters), None if run.base is None else run.base.text, trained, frozen)
-
-
-def _products(run: Run, precision: PrecisionName) -> DType:
-    """Return the format in which the matrix products of a run are computed."""
-    fp8 = not isinstance(run, ServingRun) and run.recipe.fp8 != "none"
-    return "fp8" if fp8 else product_dtype(precision)
 
 
 def _verdicts(run: Run, memory: Memory, products: DType, names: Sequence[str]) -> list[Verdict]:
@@ -421,7 +449,7 @@ def _steps(run: Run, memory: Memory) -> list[Step]:
 def document(rows: list[Sized], inputs: dict[str, Any], *, tables: bool = True) -> Document:
     """Return the answer for some models. `inputs`: the options. `tables`: whether people will read it."""
     answer = Document(
-        command="memory", version=2, inputs=inputs, rows_key="models", rows=records(FIELDS, rows), blocks=[]
+        command="memory", version=3, inputs=inputs, rows_key="models", rows=records(FIELDS, rows), blocks=[]
     )
     if tables:
         from llmbench.answers.memory_screen import blocks  # imported here, because JSON has no tables

@@ -6,14 +6,14 @@ from typing import Any
 
 import msgspec
 
-from llmbench.answers.about import model_block, sweep_fields
+from llmbench.answers.about import model_block, sweep_fields, weights_line
 from llmbench.answers.memory import FIELDS, Sized, Verdict
 from llmbench.report.document import Block, table
 from llmbench.report.fields import Field
 from llmbench.report.units import plural, size
 from llmbench.sizing.devices import HEADROOM, SPLITS, DeviceFit
 from llmbench.sizing.memory import CONTEXT_BYTES, PARTS, Memory, ServingRun
-from llmbench.sizing.recipe import product_dtype, training_precision
+from llmbench.sizing.recipe import training_precision
 from llmbench.spec.catalog import device_heads
 
 NAMED = 3
@@ -203,7 +203,7 @@ def _verdict(verdict: Verdict, memory: Memory, recompute: str | None) -> str:
 
 def _rules(row: Sized) -> list[str]:
     """Return the rule by which a device can run the model, and in training the option that asks about serving."""
-    units = f", and its matrix units compute {product_dtype(row.precision)}" if row.precision != "fp32" else ""
+    units = f", and its matrix units compute {row.products}" if row.products != "fp32" else ""
     rule = (
         f"a device fits if the peak and a CUDA context of {CONTEXT_BYTES // 2**20} MiB leave {HEADROOM:.0%} of its "
         f"memory free{units}"
@@ -226,9 +226,11 @@ def _context(rows: list[Sized]) -> str:
     workload = [] if _differs(rows, "seq_len") else [plural(memory.seq_len, "token")]
     workload += [] if _differs(rows, "micro_batch") else [f"{sequences} {memory.micro_batch:,}{replica}"]
     said = " · ".join([*workload, gpus])
-    if memory.phase == "inference":
-        formats = f"weights {row.precision}" + ("" if _differs(rows, "kv_dtype") else f" · cache {row.kv_dtype}")
+    if row.weights is not None:
+        formats = f"weights: {weights_line(row.weights)}"
+        formats += "" if _differs(rows, "kv_dtype") else f" · cache {row.kv_dtype}"
         return f"serving · {said}\n{formats}"
+    assert row.precision is not None
     recipe = training_precision(row.precision)
     formats = f"weights {recipe.weights}, gradients {recipe.gradients}"
     if layout.zero == 3 and recipe.master and recipe.gradients != "fp32":

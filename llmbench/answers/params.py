@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from llmbench.answers.about import MODEL_FIELDS, AboutModel, model_block
+from msgspec.structs import replace
+
+from llmbench.answers.about import MODEL_FIELDS, AboutModel, model_block, weights_line
 from llmbench.report.document import Block, Document, Table, table
 from llmbench.report.fields import Cell, Field, records
-from llmbench.report.units import billions, change, size
+from llmbench.report.units import billions, change, fitting, size
 from llmbench.sizing.lower import lower
 from llmbench.sizing.op import Op
 from llmbench.sizing.params import COMPONENTS, ONE_TOKEN, Parameters, count_parameters, layer_group
+from llmbench.sizing.weights import NEXT_TOKEN_PREDICTION, StoredWeights, WeightRecipe, stored_weights
 from llmbench.spec.model import ModelSpec
 
 ROWS = (*(component for component in COMPONENTS if component != "lm_head"), "lm_head")
@@ -22,9 +25,14 @@ By = Literal["component", "layer", "op"]
 
 
 class Counted(AboutModel, kw_only=True):
-    """A model and its numbers of parameters."""
+    """A model, its numbers of parameters, and the bytes of its weights in files.
+
+    recipe, stored: how the weights are stored, and their bytes. None: the format of the published files is not known.
+    """
 
     parameters: Parameters
+    recipe: WeightRecipe | None
+    stored: StoredWeights | None
 
 
 FIELDS: tuple[Field[Counted], ...] = (
@@ -85,12 +93,47 @@ FIELDS: tuple[Field[Counted], ...] = (
         value=lambda row: row.parameters.bf16_bytes,
         description="bytes of the weights in bf16: 2 × `parameters.total`",
     ),
+    Field(
+        "weights_format",
+        value=lambda row: None if row.recipe is None else row.recipe.text,
+        description="format of the weights in files, as `--weights` accepts it; null if it is not known",
+    ),
+    Field(
+        "weights_from",
+        value=lambda row: None if row.recipe is None else row.recipe.origin,
+        description="where the format comes from: `--weights`, `quantization_config`, `hf_quant_config.json`, `the "
+        "spec`, or `assumed` if the spec does not say it",
+    ),
+    Field(
+        "stored_bytes",
+        value=lambda row: None if row.stored is None else row.stored.total_bytes,
+        description="bytes of all tensors in the files, with buffers and multi-token prediction, without the headers "
+        "of the files; null if the format is not known",
+    ),
+    Field(
+        "stored_components",
+        value=lambda row: None if row.stored is None else row.stored.components,
+        description="bytes of each component in the files, buffers included, and of `next_token_prediction`; the sum "
+        "is `stored_bytes`",
+    ),
 )
 
 
-def counted(specs: Iterable[ModelSpec]) -> list[Counted]:
-    """Return the models with their numbers of parameters."""
-    return [Counted(spec=spec, parameters=count_parameters(spec)) for spec in specs]
+def counted(specs: Iterable[ModelSpec], weights: str | None = None) -> list[Counted]:
+    """Return the models with their numbers of parameters. weights: format of the weights (see `stored_weights`)."""
+    rows = []
+    for spec in specs:
+        known = weights is not None or not spec.weights.unknown
+        stored = stored_weights(spec, weights) if known else None
+        rows.append(
+            Counted(
+                spec=spec,
+                parameters=count_parameters(spec),
+                recipe=WeightRecipe(spec, weights) if known else None,
+                stored=stored,
+            )
+        )
+    return rows
 
 
 def document(
@@ -118,7 +161,7 @@ def _block(row: Counted, by: str, explain: bool) -> Block:
     spec, counted = row.spec, row.parameters
     ops = [op for op in lower(spec, ONE_TOKEN) if op.parameters or op.buffers]
     tables = {"component": _by_component, "layer": _by_layer, "op": _by_op}
-    lines = [_summary(spec, counted)]
+    lines = [*_stored(row), _summary(spec, counted)]
     if counted.active != counted.total:
         lines.append(
             f"active per token {counted.active:,} ({counted.active / counted.total:.1%}) · without embeddings "
@@ -129,17 +172,26 @@ def _block(row: Counted, by: str, explain: bool) -> Block:
         apart.append(f"stored buffers {counted.buffers:,}")
     if counted.next_token_prediction:
         apart.append(f"multi-token prediction {counted.next_token_prediction:,}")
+        stored = 0 if row.stored is None else row.stored.components.get(NEXT_TOKEN_PREDICTION, 0)
+        apart[-1] += f" ({size(stored)} in files)" if stored else ""
     if apart:
         lines.append("not in the total: " + " · ".join(apart))
-    shown = tables[by](spec, ops, counted, explain)
+    shown = tables[by](row, ops, explain)
     if any(isinstance(cell, Cell) and cell.text != cell.value for cells in shown.rows for cell in cells):
         lines.append(f"… stands for tensors below {SMALL:.0%} of a component in a layer; --explain shows all")
     return model_block(row, table=shown, lines=lines)
 
 
+def _stored(row: Counted) -> list[str]:
+    """Return lines about the bytes of the weights in files."""
+    if row.stored is None or row.recipe is None:
+        return [f"bytes of the weights not known: {row.spec.weights.unknown}"]
+    lines = [f"weights in files {size(row.stored.total_bytes)} · {weights_line(row.recipe)}"]
+    return lines + [f"approximate bytes: {doubt}" for doubt in row.stored.doubts]
+
+
 def _summary(spec: ModelSpec, counted: Parameters) -> str:
     parts = [
-        f"bf16 weights {size(counted.bf16_bytes)}",
         f"rule of thumb 12·L·d² = {billions(counted.rule_12_l_d2)} ({change(counted.rule_12_l_d2, counted.total)})",
     ]
     published = spec.published_parameters
@@ -239,7 +291,8 @@ LAYER_COLUMNS: tuple[Field[Any], ...] = (
 )
 
 
-def _by_component(spec: ModelSpec, ops: list[Op], counted: Parameters, explain: bool) -> Table:
+def _by_component(about: Counted, ops: list[Op], explain: bool) -> Table:
+    spec, counted = about.spec, about.parameters
     rows: list[dict[str, Any]] = []
     counts = _layer_counts(spec)
     for component in ROWS:
@@ -256,7 +309,14 @@ def _by_component(spec: ModelSpec, ops: list[Op], counted: Parameters, explain: 
             row["layers"] = len({(op.stack, layer) for op in repeated for layer in op.layers})
         if len(sums) == 1:
             row["parameters_per_layer"] = sums.pop()
+        if about.stored is not None:
+            row["stored_bytes"] = about.stored.components[component]
         rows.append(row | {"parameters": total, "share": total / counted.total})
+    last: dict[str, Any] = {"component": "total", "parameters": counted.total, "share": 1.0}
+    sizes = [row["stored_bytes"] for row in rows if "stored_bytes" in row]
+    quantised = about.recipe is not None and about.recipe.quantises  # else all components have the same bits
+    if sizes:
+        last["stored_bytes"] = sum(sizes)
     same = len({row["layers"] for row in rows if "layers" in row}) < 2
     parameters, share, in_one_layer = LAYER_COLUMNS
     columns: tuple[Field[Any], ...] = (
@@ -264,7 +324,8 @@ def _by_component(spec: ModelSpec, ops: list[Op], counted: Parameters, explain: 
         parameters,
         share,
         Field("layers", None if same else "layers", "count"),
-        in_one_layer,
+        Field("stored_bytes", "in files" if quantised else None, fitting("gib", [sum(sizes)]), spare=1),
+        replace(in_one_layer, spare=2),
         Field(
             "formula",
             "formula" if explain else "formula (one layer)",
@@ -272,10 +333,11 @@ def _by_component(spec: ModelSpec, ops: list[Op], counted: Parameters, explain: 
             wraps=True,
         ),
     )
-    return table(columns, rows, total={"component": "total", "parameters": counted.total, "share": 1.0})
+    return table(columns, rows, total=last)
 
 
-def _by_layer(spec: ModelSpec, ops: list[Op], counted: Parameters, explain: bool) -> Table:
+def _by_layer(about: Counted, ops: list[Op], explain: bool) -> Table:
+    spec, counted = about.spec, about.parameters
     rows: list[dict[str, Any]] = []
     counts = _layer_counts(spec)
     for name, parameters in counted.layers.items():
@@ -293,7 +355,8 @@ def _by_layer(spec: ModelSpec, ops: list[Op], counted: Parameters, explain: bool
     return table(columns, rows, total=last)
 
 
-def _by_op(spec: ModelSpec, ops: list[Op], counted: Parameters, explain: bool) -> Table:
+def _by_op(about: Counted, ops: list[Op], explain: bool) -> Table:
+    spec, counted = about.spec, about.parameters
     from llmbench.sizing.formula import values_of, with_numbers
 
     rows: list[dict[str, Any]] = []

@@ -9,7 +9,7 @@ import msgspec
 import typer
 
 from llmbench.answers.about import MODEL_FIELDS, AboutModel, length_notes
-from llmbench.cli.options import SEQ, As, Models, Output, Seq, Set, answer, load, prints_tables
+from llmbench.cli.options import SEQ, As, Models, Output, Seq, Set, WeightsOption, answer, load, prints_tables
 from llmbench.cli.versus import VersusCommand, sides
 from llmbench.report.describe import distinct
 from llmbench.report.document import Block, Document, Table, table, transposed
@@ -20,6 +20,7 @@ from llmbench.sizing.kvcache import KVCache, kv_cache
 from llmbench.sizing.memory import Memory, inference_memory
 from llmbench.sizing.params import Parameters, count_parameters
 from llmbench.sizing.training import training_memory
+from llmbench.sizing.weights import StoredWeights, stored_weights
 from llmbench.sizing.workload import Workload
 from llmbench.spec.ffn import FFN, activation_name
 from llmbench.spec.mixer import AttentionKind, branches
@@ -30,13 +31,15 @@ class Compared(AboutModel, kw_only=True):
     """A model with its parameters, KV cache, memory and FLOPs per token.
 
     `changes`: the values of `--set` that changed the model. `inference`, `training`: the memory of one GPU.
-    `decode_flops_per_token` is None if the model has no decoder.
+    `decode_flops_per_token` is None if the model has no decoder. `stored` and `inference` are None if the format of the
+    published files is not known.
     """
 
     changes: tuple[str, ...]
     parameters: Parameters
+    stored: StoredWeights | None
     cache: KVCache
-    inference: Memory
+    inference: Memory | None
     training: Memory
     prefill_flops_per_token: float
     decode_flops_per_token: float | None
@@ -90,8 +93,14 @@ FIELDS: tuple[Field[Compared], ...] = (
         "weights_bytes",
         "weights",
         "gib",
-        lambda row: row.parameters.bf16_bytes,
-        description="bytes of the weights in bf16",
+        lambda row: None if row.stored is None else row.stored.total_bytes,
+        description="the same figure as `stored_bytes` of `params`: bytes of the weights in files",
+    ),
+    Field(
+        "weights_format",
+        "weight format",
+        value=lambda row: None if row.stored is None else row.stored.format,
+        description="format of the weights, as `--weights` accepts it; null if it is not known",
     ),
     _texts(
         "positions",
@@ -232,7 +241,7 @@ FIELDS: tuple[Field[Compared], ...] = (
         "inference_memory_bytes",
         "memory in inference",
         "gib",
-        lambda row: row.inference.peak_bytes,
+        lambda row: None if row.inference is None else row.inference.peak_bytes,
         description="the same figure as `peak_bytes` of `memory --phase inference`",
     ),
     Field(
@@ -290,6 +299,7 @@ def command(
         ),
     ] = False,
     seq: Seq = SEQ,
+    weights: WeightsOption = None,
     set: Set = None,
     format: As = "table",
     output: Output = None,
@@ -310,12 +320,16 @@ def command(
     """
     first, second = sides(models, set or [])
     both = [first, *([] if second is None else [second])]
-    rows = [_compared(load(text, side.changes), seq, tuple(side.changes)) for side in both for text in side.models]
+    rows = [
+        _compared(load(text, side.changes), seq, weights, tuple(side.changes)) for side in both for text in side.models
+    ]
     document = Document(
         command="compare",
+        version=2,
         inputs={
             "models": first.models,
             "seq_len": seq,
+            "weights": weights,
             "set": first.changes,
             "vs": None if second is None else {"models": second.models, "set": second.changes},
         },
@@ -327,14 +341,16 @@ def command(
     answer(document, format, output)
 
 
-def _compared(spec: ModelSpec, seq: int, changes: tuple[str, ...]) -> Compared:
+def _compared(spec: ModelSpec, seq: int, weights: str | None, changes: tuple[str, ...]) -> Compared:
+    known = weights is not None or not spec.weights.unknown
     return Compared(
         spec=spec,
         tokens=seq,
         changes=changes,
         parameters=count_parameters(spec),
+        stored=stored_weights(spec, weights) if known else None,
         cache=kv_cache(spec, seq),
-        inference=inference_memory(spec, seq),
+        inference=inference_memory(spec, seq, weights=weights) if known else None,
         training=training_memory(spec, seq),
         prefill_flops_per_token=count_flops(spec, Workload.prefill(seq)).per_token,
         decode_flops_per_token=count_flops(spec, Workload.decode(seq)).per_token if spec.decodes else None,
@@ -354,7 +370,7 @@ def _block(rows: list[Compared], seq: int, *, mark: bool) -> Block:
     else:
         models.narrow = _narrow(fields, rows)
     return Block(
-        headline=f"FLOPs and cache at {plural(seq, 'token')}, bf16",
+        headline=f"FLOPs and cache at {plural(seq, 'token')}, cache in bf16",
         table=models,
         lines=[f"{row.spec.name} is approximate: {reason}" for row in rows for reason in row.approximate_because],
         notes=[

@@ -20,6 +20,7 @@ from llmbench.cli.options import (
     Output,
     Seqs,
     Set,
+    WeightsOption,
     answer,
     choices_of,
     load,
@@ -46,8 +47,7 @@ Precision = Annotated[
     PrecisionName | None,
     typer.Option(
         "--precision",
-        help="Number formats of weights, gradients and optimizer states. Default: mixed in training, bf16 in "
-        "inference.",
+        help="Number formats of weights, gradients and optimizer states (training only). Default: mixed.",
         show_default=False,
     ),
 ]
@@ -170,6 +170,7 @@ def command(
     seq: Seqs = SEQS,
     batch: MicroBatch = ONE,
     precision: Precision = None,
+    weights: WeightsOption = None,
     optimizer: OptimizerOption = "adamw",
     recompute: RecomputeOption = NO_RECOMPUTE,
     layout: LayoutOption = "",
@@ -206,7 +207,7 @@ def command(
 
       llmbench memory llama3-70b --layout tp=8,sp,pp=4,dp=2,zero=1 --seq 8192
 
-      llmbench memory llama3-70b --phase inference --precision fp8 --batch 32 --layout tp=4
+      llmbench memory llama3-70b --phase inference --weights fp8 --batch 32 --layout tp=4
 
       llmbench memory llama3-8b --phase inference --seq 8k,32k,128k --batch 1,16
 
@@ -226,6 +227,7 @@ def command(
             seq=tokens,
             batch=sequences,
             precision=precision,
+            weights=weights,
             optimizer=optimizer,
             recompute=again,
             layout=layout,
@@ -252,6 +254,7 @@ def command(
         "seq_len": seq.as_input,
         "micro_batch": batch.as_input,
         "precision": precision,
+        "weights": weights,
         "optimizer": optimizer,
         "recompute": recompute.as_input,
         "layout": layout,

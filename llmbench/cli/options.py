@@ -206,6 +206,18 @@ Batches = Annotated[
 ]
 
 
+WeightsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        metavar="FORMAT",
+        help="Format of the stored weights, for example bf16, fp8, awq, or gptq,bits=8,group=32. `llmbench specs list "
+        "--formats` shows all. Default: the format of the published files.",
+        show_default=False,
+    ),
+]
+
+
 def load(text: str, changes: list[str] | None) -> ModelSpec:
     """Return the spec of the model that `text` names. `changes`: values of --set, which replace fields of the spec."""
     spec = find_model(text)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from llmbench.answers.params import By, counted, document
-from llmbench.cli.options import As, Explain, Models, Output, Set, answer, load, prints_tables
+from llmbench.cli.options import As, Explain, Models, Output, Set, WeightsOption, answer, load, prints_tables
 
 ByOption = Annotated[
     By,
@@ -19,6 +19,7 @@ ByOption = Annotated[
 def command(
     models: Models,
     by: ByOption = "component",
+    weights: WeightsOption = None,
     explain: Explain = False,
     set: Set = None,
     format: As = "table",
@@ -37,10 +38,12 @@ def command(
 
       llmbench params llama3-8b --by op --explain
 
+      llmbench params gpt-oss-20b llama3.1-8b --weights awq
+
       llmbench params llama2-7b --set num_key_value_heads=8
 
       llmbench params path/to/config.json --format json
     """
-    rows = counted([load(text, set) for text in models])
-    inputs = {"models": models, "set": set or []}
+    rows = counted([load(text, set) for text in models], weights)
+    inputs = {"models": models, "weights": weights, "set": set or []}
     answer(document(rows, inputs, by=by, explain=explain, tables=format != "json"), format, output)

@@ -20,6 +20,7 @@ from llmbench.report.document import Block, Document, listing, table
 from llmbench.report.fields import Field, fitted, record
 from llmbench.report.units import UNKNOWN
 from llmbench.sizing.params import Parameters, count_parameters
+from llmbench.sizing.weights import bits_per_element
 from llmbench.spec.catalog import (
     bundled_devices,
     bundled_models,
@@ -32,6 +33,7 @@ from llmbench.spec.device import DeviceSpec, DType, Figure
 from llmbench.spec.files import read_spec, write_spec
 from llmbench.spec.model import ModelSpec
 from llmbench.spec.reading import read_text
+from llmbench.spec.weights.formats import Chosen, chosen, format_names
 
 command = typer.Typer(no_args_is_help=True, help="List, show, import and check model specs.", rich_markup_mode=None)
 
@@ -167,6 +169,30 @@ MODEL_TYPES: tuple[Field[str], ...] = (
         description="a `model_type` of Hugging Face configs that `specs import` supports",
     ),
 )
+FORMATS: tuple[Field[Chosen], ...] = (
+    Field("format", "format", value=lambda row: row.name, description="name of the format, for `--weights`"),
+    Field("aliases", value=lambda row: list(row.format.aliases), description="other names of the format"),
+    Field("title", "description", value=lambda row: row.title, wraps=True, description="description of the format"),
+    Field(
+        "parameters",
+        "parameters",
+        value=lambda row: dict(row.parameters),
+        text=lambda row: ", ".join(f"{name}={value}" for name, value in row.parameters.items()) or "none",
+        wraps=True,
+        spare=1,
+        description="parameters with their default values; `--weights gptq,bits=8` changes one. A group of 0 is the "
+        "whole row of a matrix",
+    ),
+    Field(
+        "bits_per_element",
+        "bits per weight",
+        "number",
+        value=bits_per_element,
+        description="stored bits per element of a quantised matrix with 4,096 inputs and outputs, scales included",
+    ),
+    Field("products", "computes", value=lambda row: row.format.products, description="number format of the products"),
+    Field("source", value=lambda row: row.format.source, description="publication or tool that defines the format"),
+)
 
 
 @command.command("list")
@@ -181,6 +207,7 @@ def list_specs(
             "llmbench refuses all other types.",
         ),
     ] = False,
+    formats: Annotated[bool, typer.Option("--formats", help="List the formats of stored weights.")] = False,
     family: Annotated[
         str,
         typer.Option(
@@ -204,7 +231,8 @@ def list_specs(
     format: As = "table",
     output: Output = None,
 ) -> None:
-    """List the built-in models or devices, one per line. `specs show` shows the source of each figure.
+    """List the built-in models, devices or formats of weights, one per line. `specs show` shows the source of each
+    figure.
 
     Examples:
 
@@ -216,14 +244,28 @@ def list_specs(
 
       llmbench specs list --devices --filter h100
 
+      llmbench specs list --formats
+
       llmbench specs list --format json
     """
-    if devices and model_types:
-        raise typer.BadParameter("--devices and --model-types exclude each other")
-    if family and (devices or model_types):
-        raise typer.BadParameter("--family is for models: leave out --devices and --model-types, or use --filter")
-    inputs = {"devices": devices, "model_types": model_types, "family": family, "filter": filter}
-    if model_types:
+    options = {"--devices": devices, "--model-types": model_types, "--formats": formats}
+    lists = [option for option, asked in options.items() if asked]
+    if len(lists) > 1:
+        raise typer.BadParameter(f"{' and '.join(lists)} exclude each other")
+    if family and lists:
+        raise typer.BadParameter(f"--family is for models: leave out {lists[0]}, or use --filter")
+    inputs = {
+        "devices": devices,
+        "model_types": model_types,
+        "formats": formats,
+        "family": family,
+        "filter": filter,
+    }
+    if formats:
+        kinds = [chosen(name) for name in format_names()]
+        kinds = [kind for kind in kinds if _matches(filter, kind.name, *kind.format.aliases, kind.format.title)]
+        document = listing("specs.list", "specs", FORMATS, kinds, inputs=inputs, version=2)
+    elif model_types:
         from llmbench.spec.huggingface import supported_model_types
 
         types = [name for name in supported_model_types() if _matches(filter, name)]
@@ -242,10 +284,10 @@ def list_specs(
         ]
         document = listing("specs.list", "specs", MODELS, models, inputs=inputs, version=2)
     if not document.rows:
-        chosen = {"--family": family, "--filter": filter}
-        options = " ".join(f"{option} {shlex.quote(text)}" for option, text in chosen.items() if text)
+        given = {"--family": family, "--filter": filter}
+        filters = " ".join(f"{option} {shlex.quote(text)}" for option, text in given.items() if text)
         raise LLMBenchError(
-            f"nothing in the list matches {options}", hint="`llmbench specs list` shows every model and its family"
+            f"nothing in the list matches {filters}", hint="`llmbench specs list` shows every model and its family"
         )
     answer(document, format, output)
 

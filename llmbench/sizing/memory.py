@@ -10,12 +10,12 @@ from typing import Literal
 
 import msgspec
 
-from llmbench.sizing.dtypes import DType, KVDType, is_plain
+from llmbench.sizing.dtypes import KVDType, is_plain
 from llmbench.sizing.kvcache import sequence_bytes
 from llmbench.sizing.lower import lower
 from llmbench.sizing.op import Op
-from llmbench.sizing.recipe import PrecisionName, served_bytes, serving_dtype
 from llmbench.sizing.stages import Stage, stages
+from llmbench.sizing.weights import WeightRecipe, stage_tensors
 from llmbench.sizing.workload import Layout, Workload
 from llmbench.spec.model import ModelSpec
 
@@ -90,34 +90,38 @@ def inference_memory(
     *,
     batch: int = 1,
     layout: Layout | None = None,
-    precision: PrecisionName = "bf16",
+    weights: str | None = None,
     kv_dtype: KVDType = "bf16",
 ) -> Memory:
     """Compute the memory for serving `batch` sequences of `seq_len` tokens.
 
-    The memory is the sum of four terms: the weights (see `served_tensors`), the cache, the activations of the widest op
-    of a prefill, and the fp32 logits of each sequence's last position. As in serving engines, one prefill step
-    processes at most PREFILL_TOKENS tokens. An encoder always processes a whole sequence.
+    The memory is the sum of four terms: the weights, the cache, the activations of the widest op of a prefill, and the
+    fp32 logits of each sequence's last position. As in serving engines, one prefill step processes at most
+    PREFILL_TOKENS tokens. An encoder always processes a whole sequence.
+
+    weights: the format of the weights, such as `gptq,bits=8`. None: the format of the published files.
     """
     return ServingRun(
-        spec=spec, seq_len=seq_len, batch=batch, layout=layout or Layout(), precision=precision, kv_dtype=kv_dtype
+        spec=spec, seq_len=seq_len, batch=batch, layout=layout or Layout(), weights=weights, kv_dtype=kv_dtype
     ).memory()
 
 
 class ServingRun(msgspec.Struct, frozen=True, kw_only=True):
-    """The settings of serving: `batch` sequences of `seq_len` tokens."""
+    """The settings of serving: `batch` sequences of `seq_len` tokens.
+
+    weights: the format of the weights, such as `gptq,bits=8`. None: the format of the published files.
+    """
 
     spec: ModelSpec
     seq_len: int
     batch: int
     layout: Layout
-    precision: PrecisionName
+    weights: str | None
     kv_dtype: KVDType
 
-    @property
-    def dtype(self) -> DType:
-        """The format of the weights."""
-        return serving_dtype(self.precision)
+    def weight_recipe(self) -> WeightRecipe:
+        """Return how the weights are stored."""
+        return WeightRecipe(self.spec, self.weights, served=True)
 
     @property
     def workload(self) -> Workload:
@@ -130,8 +134,7 @@ class ServingRun(msgspec.Struct, frozen=True, kw_only=True):
             query_len=length,
             kv_len=seq_len,
             encoder_len=length,
-            weight_dtype=self.dtype,
-            activation_dtype="fp32" if self.dtype == "fp32" else "bf16",
+            activation_dtype="fp32" if self.weights == "fp32" else "bf16",
             kv_dtype=self.kv_dtype if is_plain(self.kv_dtype) else "bf16",  # a prefill reads no cache
         )
 
@@ -145,15 +148,17 @@ class ServingRun(msgspec.Struct, frozen=True, kw_only=True):
 
     def memory(self) -> Memory:
         """Return the memory of the stage with the highest peak."""
-        return highest_stage([self.stage_peak(stage) for stage in self.stages()])
+        recipe = self.weight_recipe()
+        memory = highest_stage([self.stage_peak(stage, recipe) for stage in self.stages()])
+        return msgspec.structs.replace(memory, approximate=recipe.doubts)
 
-    def stage_peak(self, stage: Stage) -> Memory:
-        """Return the memory of one stage."""
+    def stage_peak(self, stage: Stage, recipe: WeightRecipe) -> Memory:
+        """Return the memory of one stage. recipe: how the weights are stored."""
         ops = stage.ops
         widest = widest_op(ops)
-        weights = cache = 0
+        weights = sum(count * tensor.bytes for tensor, count in stage_tensors(stage, recipe))
+        cache = 0
         for op, count in stage.counts:
-            weights += count * served_bytes(op, self.dtype)
             if op.cache is not None:
                 cache += count * sequence_bytes(op.cache, self.seq_len, self.kv_dtype, self.layout).total
         parts = {

@@ -10,10 +10,11 @@ from llmbench.sizing.dtypes import bits_of
 from llmbench.sizing.formula import Formula, counted, divided, plus, shared, times
 from llmbench.sizing.memory import CONTEXT_BYTES, Memory, ServingRun, widest_op
 from llmbench.sizing.op import Op
-from llmbench.sizing.recipe import Tensors, served_tensors, state_tensors
+from llmbench.sizing.recipe import Tensors, state_tensors
 from llmbench.sizing.recompute import checkpoint_terms
 from llmbench.sizing.stages import Chunk, Stage
 from llmbench.sizing.training_step import Moment, TrainingRun
+from llmbench.sizing.weights import stage_tensors
 from llmbench.sizing.workload import Layout
 
 MIB = 2**20
@@ -47,7 +48,7 @@ def serving_formulas(run: ServingRun, memory: Memory) -> list[Formula]:
         *parameter_formulas(stage, run.layout),
         Formula(
             term="weights",
-            text=tensors_text(each for op in ops for each in served_tensors(op, run.dtype)),
+            text=tensors_text(each for each, count in stage_tensors(stage, run.weight_recipe()) for _ in range(count)),
             value=parts["weights"],
         ),
     ]

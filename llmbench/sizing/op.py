@@ -108,7 +108,8 @@ class Op(msgspec.Struct, frozen=True, kw_only=True):
     copied_bytes: bytes among saved_bytes that are copies of inputs. The original inputs exist at the same time.
     selective_bytes: bytes among saved_bytes that selective recomputation does not save (the score matrices).
     backward_bytes: bytes that only the backward pass of the op needs: gradients of inputs and outputs, and temporaries.
-    matrix: (number of matrices, inputs, outputs) of the weights on this GPU. None: the weights are not matrices.
+    matrix: (number of matrices, inputs, outputs) of the weights on this GPU. None: the weights are not matrices. A tied
+        head and a layer with shared weights have the matrix, too, but another op owns it (see `owned_matrix`).
     scores: (width of a query, width of a value, heads, (query, key) pairs) of the scores that the op computes. The
         forward pass costs 2 × (the two widths) × heads × pairs. None: the op computes no scores of this form.
     tied: whether embedding and head share one matrix. It is true for both ops.
@@ -159,6 +160,14 @@ class Op(msgspec.Struct, frozen=True, kw_only=True):
     def count(self) -> int:
         """The number of instances in the model: one per layer of `layers`, or 1 if the op is outside the layers."""
         return len(self.layers) or 1
+
+    @property
+    def owned_matrix(self) -> tuple[int, int, int] | None:
+        """`matrix` if its elements are among the parameters of this op, else None."""
+        if self.matrix is None:
+            return None
+        copies, inputs, outputs = self.matrix
+        return self.matrix if self.parameters >= copies * inputs * outputs else None
 
     def names(self) -> list[str]:
         """Return the dotted name of every instance."""

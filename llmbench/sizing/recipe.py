@@ -1,4 +1,4 @@
-"""Number formats in training and in serving, and the bytes of weights and optimizer states."""
+"""Number formats in training, and the bytes of optimizer states."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llmbench.sizing.items import Reader, choice, decimal, flag, read_items, sev
 from llmbench.sizing.op import Op
 
 Optimizer = Literal["adamw", "adamw-8bit", "lion", "sgd", "sgd-momentum", "adafactor", "muon"]
-PrecisionName = Literal["mixed", "mixed-fp32-grads", "bf16", "fp32", "fp16", "fp8", "int8", "int4"]
+PrecisionName = Literal["mixed", "mixed-fp32-grads", "bf16", "fp32", "fp8"]
 
 
 class Precision(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,46 +51,21 @@ _TRAINING: dict[str, Precision] = {
     # training.
     "fp8": Precision(name="fp8", weights="bf16", activations="bf16", gradients="bf16", master=True, states="fp32"),
 }
-_SERVING: dict[str, DType] = {
-    "bf16": "bf16",
-    "fp16": "fp16",
-    "fp32": "fp32",
-    "fp8": "fp8",
-    "int8": "int8",
-    "int4": "int4",
-}
 
 
 def training_precision(name: str) -> Precision:
-    """Return the number formats of a training precision. Raises SpecError if it is only for inference."""
+    """Return the number formats of a training precision. Raises SpecError if there is no such precision."""
     if name not in _TRAINING:
-        raise SpecError(
-            f"precision `{name}` is only for inference", hint=f"for training choose from {', '.join(_TRAINING)}"
-        )
+        raise SpecError(f"precision `{name}` is unknown", hint=f"choose from {', '.join(_TRAINING)}")
     return _TRAINING[name]
 
 
-def serving_dtype(name: str) -> DType:
-    """Return the format of the served weights at this precision. Raises SpecError if the precision is only for
-    training."""
-    if name not in _SERVING:
-        raise SpecError(
-            f"precision `{name}` is only for training", hint=f"for inference choose from {', '.join(_SERVING)}"
-        )
-    return _SERVING[name]
-
-
 def product_dtype(precision: PrecisionName) -> DType:
-    """Return the format in which the matrix products of a precision run. A device must be able to compute it.
-
-    int4 weights are converted to 16 bits before each product, so any device with fp16 can compute them.
-    """
+    """Return the format in which the matrix products of a training step run. A device must be able to compute it."""
     match precision:
         case "mixed" | "mixed-fp32-grads" | "bf16":
             return "bf16"
-        case "int4":
-            return "fp16"
-        case "fp32" | "fp16" | "fp8" | "int8":
+        case "fp32" | "fp8":
             return precision
         case _:
             assert_never(precision)
@@ -224,7 +199,7 @@ def state_tensors(op: Op, optimizer: Optimizer, precision: Precision, recipe: Re
         case "sgd-momentum" | "lion":
             tensors.append(Tensors("momenta", n, bits))
         case "adafactor":
-            copies, rows, columns = op.matrix or (0, 0, 0)
+            copies, rows, columns = op.owned_matrix or (0, 0, 0)
             if copies:
                 tensors.append(Tensors("row and column sums", copies * (rows + columns), bits))
             if n > copies * rows * columns:
@@ -281,35 +256,3 @@ def update_bytes(op: Op, optimizer: Optimizer, precision: Precision) -> int:
     """
     gradients, weights = (bytes_of(op.parameters, dtype) for dtype in (precision.gradients, precision.weights))
     return gradients + 2 * (weights + state_bytes(op, optimizer, precision))
-
-
-def served_bytes(op: Op, dtype: DType) -> int:
-    """Return the bytes of the weights of one instance of an op in a served model."""
-    return sum(tensors.bytes for tensors in served_tensors(op, dtype))
-
-
-def served_tensors(op: Op, dtype: DType) -> list[Tensors]:
-    """Return the weights of one instance of an op in a served model.
-
-    Only matrices inside layers have the quantised format. Embeddings, head, norms, biases and routers stay in bf16, as
-    in published checkpoints. int4 stores a bf16 scale and a 4-bit zero point per group of 128 inputs of each output
-    (GPTQ, AWQ). int8 and fp8 store an fp32 scale per output.
-    """
-    n = op.parameters
-    if not n:
-        return []
-    if dtype not in ("int4", "int8", "fp8", "fp4"):
-        return [Tensors("weights", n, bits_of(dtype))]
-    if op.matrix is None or op.kind != "matmul" or not op.layer or op.component == "router":
-        return [Tensors("weights in bf16", n, 16)]
-    copies, inputs, outputs = op.matrix
-    quantised = copies * inputs * outputs
-    if dtype in ("int4", "fp4"):
-        scales = Tensors("scales with zero points", copies * outputs * -(-inputs // 128), 20)
-    else:
-        scales = Tensors("scales", copies * outputs, 32)
-    return [
-        Tensors(f"weights in {dtype}", quantised, bits_of(dtype)),
-        scales,
-        Tensors("weights in bf16", n - quantised, 16),
-    ]

@@ -7,7 +7,7 @@ replace the matrices. All figures can be those of one GPU of a layout, because t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
@@ -18,9 +18,11 @@ from llmbench.sizing.dtypes import DType, bits_of
 from llmbench.sizing.lower import lower, lower_next_token_prediction
 from llmbench.sizing.op import Op
 from llmbench.sizing.recipe import Tensors
+from llmbench.sizing.stages import Stage
 from llmbench.sizing.workload import Layout, Workload
 from llmbench.spec.model import ModelSpec
 from llmbench.spec.weights.formats import Chosen, Role, Storage, StoredTensor, chosen
+from llmbench.spec.weights.gguf import BLOCKS
 
 if TYPE_CHECKING:
     from llmbench.spec.weights.modules import ModuleNames
@@ -92,13 +94,17 @@ class WeightRecipe:
 
     text: a format such as `gptq,bits=8`. None: the format of the published files. Patterns of module names apply only
         to the published files.
+    served: whether the weights are in the memory of an engine. Engines convert published weights in fp32 to bf16.
+    origin: where the format comes from: `--weights`, `quantization_config`, `the spec`, or `assumed` if the spec does
+        not say it.
 
     Raises UnsupportedError if the format of the published files is not known.
     """
 
-    def __init__(self, spec: ModelSpec, text: str | None = None) -> None:
+    def __init__(self, spec: ModelSpec, text: str | None = None, *, served: bool = False) -> None:
         self.spec = spec
         own = spec.weights
+        self.origin = "--weights" if text else own.source or ("the spec" if own.format or own.dtype else "assumed")
         if text is None and own.unknown:
             raise UnsupportedError(
                 f"{spec.name}: the bytes of the weights are not known, because {own.unknown}",
@@ -107,7 +113,8 @@ class WeightRecipe:
         self.published = text is None
         self._format = chosen(text or own.format) if text or own.format else None
         plain = None if self._format is None else self._format.format.plain
-        self._plain: DType = plain or own.dtype or "bf16"
+        self._converted = served and plain is None and own.dtype == "fp32"
+        self._plain: DType = "bf16" if self._converted else plain or own.dtype or "bf16"
         self._fp32 = own.fp32 if self._format is None or plain is None else ()
         self._by_role: dict[Role, Storage | None] = {}
         self._overrides = [(o.modules, chosen(o.format).storage() if o.format else None) for o in own.overrides]
@@ -124,7 +131,9 @@ class WeightRecipe:
         formats: list[Chosen] = [] if self._format is None else [self._format]
         if self.published:
             formats += [chosen(o.format) for o in self.spec.weights.overrides if o.format]
-        return " and ".join(dict.fromkeys(each.title for each in formats)) or self._plain
+        return " and ".join(dict.fromkeys(each.title for each in formats)) or (
+            f"{self._plain}, converted from fp32" if self._converted else self._plain
+        )
 
     @property
     def text(self) -> str:
@@ -132,9 +141,20 @@ class WeightRecipe:
         return self._plain if self._format is None else self._format.text
 
     @property
+    def quantises(self) -> bool:
+        """Whether at least one matrix can have other bits than the rest of the weights."""
+        form = None if self._format is None else self._format.format
+        return bool(self._overrides) or (form is not None and (bool(form.tensors) or form.gguf is not None))
+
+    @property
     def products(self) -> DType:
         """The number format in which the matrix products run."""
         return self._plain if self._format is None else self._format.format.products
+
+    @property
+    def encoder_layers(self) -> int:
+        """The number of layers of a separate encoder. They come before the layers of the decoder."""
+        return 0 if self.spec.encoder is None else len(self.spec.encoder.order)
 
     @property
     def without_next_token_prediction(self) -> bool:
@@ -230,17 +250,16 @@ def stored_tensors(op: Op, storage: Storage | None, plain_bits: int, *, loaded: 
     """
     plain = op.parameters + op.buffers
     tensors = []
-    if storage is not None and op.matrix is not None:
-        copies, inputs, outputs = op.matrix[0], *_sides(op)
-        if op.parameters >= copies * inputs * outputs:  # else another op owns the matrix
-            plain -= copies * inputs * outputs
-            for tensor in storage.tensors:
-                numbers = copies * _numbers(tensor, inputs, outputs)
-                bits = plain_bits if tensor.bits is None else tensor.bits
-                bits = tensor.loaded_bits if loaded and tensor.loaded_bits is not None else bits
-                tensors.append(Tensors(f"{storage.name} {tensor.name}", numbers, bits))
+    if storage is not None and op.owned_matrix is not None:
+        copies, inputs, outputs = op.owned_matrix[0], *_sides(op)
+        plain -= copies * inputs * outputs
+        for tensor in storage.tensors:
+            numbers = copies * _numbers(tensor, inputs, outputs)
+            bits = plain_bits if tensor.bits is None else tensor.bits
+            bits = tensor.loaded_bits if loaded and tensor.loaded_bits is not None else bits
+            tensors.append(Tensors(f"{storage.name} {tensor.name}", numbers, bits))
     if plain:
-        tensors.append(Tensors("weights in fp32" if plain_bits == 32 else "weights in 16 bits", plain, plain_bits))
+        tensors.append(Tensors("weights" if storage is None else "other weights", plain, plain_bits))
     return tensors
 
 
@@ -309,6 +328,30 @@ def stored_weights(
         components=components,
         doubts=recipe.doubts,
     )
+
+
+def stage_tensors(stage: Stage, recipe: WeightRecipe) -> Iterator[tuple[Tensors, int]]:
+    """Yield the tensors that an engine loads for a pipeline stage, each with the number of its copies in the stage."""
+    if not recipe.by_module:
+        placed = [(op, op.layers[0] if op.layers else None, count) for op, count in stage.counts]
+    else:
+        placed = [(op, None, 1) for chunk in stage.chunks for op in (*chunk.before, *chunk.after)]
+        for chunk in stage.chunks:
+            for index, layer in enumerate(chunk.layers, chunk.first_layer - recipe.encoder_layers):
+                placed += [(op, index + (recipe.encoder_layers if op.stack == "encoder" else 0), 1) for op in layer]
+    for op, place, count in placed:
+        for tensor in stored_tensors(op, recipe.storage(op, place), recipe.plain_bits(op), loaded=True):
+            yield tensor, count
+
+
+def bits_per_element(form: Chosen) -> float:
+    """Return the stored bits per element of a matrix with 4,096 inputs and outputs."""
+    if form.format.gguf is not None:
+        elements, size = BLOCKS[form.format.gguf.base]
+        return 8 * size / elements
+    op = Op(name="matrix", component="mlp", kind="matmul", parameters=4096**2, matrix=(1, 4096, 4096))
+    plain = bits_of(form.format.plain or "bf16")
+    return 8 * sum(tensor.bytes for tensor in stored_tensors(op, form.storage(), plain)) / op.parameters
 
 
 def stored_plain(op: Op, recipe: Recipe) -> int:

@@ -70,6 +70,10 @@ FIELDS: dict[str, dict[str, Any]] = {
         "published_parameters": INT,
         "rule_12_l_d2": INT,
         "bf16_bytes": INT,
+        "weights_format": TEXT,
+        "weights_from": TEXT,
+        "stored_bytes": INT,
+        "stored_components": dict.fromkeys(("embedding", "attention", "mlp", "norms", "lm_head"), INT),
     },
     "flops": MARK
     | {"phase": TEXT, "attention": TEXT, "recompute": TEXT, "absorbed_mla": BOOL, "flops_per_token": FLOAT}
@@ -112,7 +116,7 @@ FIELDS: dict[str, dict[str, Any]] = {
         ("seq_len", "micro_batch", "num_gpus", "peak_bytes", "reserved_bytes", "context_bytes", "stage"), INT
     )
     | dict.fromkeys(("batch_is", "precision", "optimizer", "recompute", "kernels"), TEXT)
-    | {"kv_dtype": "NoneType", "parts_bytes": PARTS}
+    | {"weights_format": "NoneType", "weights_from": "NoneType", "kv_dtype": "NoneType", "parts_bytes": PARTS}
     | {"full_bytes": dict.fromkeys(("weights", "gradients", "optimizer", "activations"), INT)},
 }
 """Every field of a row and its type, on which programs rely."""
@@ -127,7 +131,7 @@ def shape(value: Any) -> Any:
 def test_json_has_exactly_its_fields(command: str, capsys: Capture) -> None:
     document = json.loads(answer(capsys, command, "llama2-7b", "--format", "json"))
     assert set(document) == {"schema", "inputs", "environment", "models"}
-    assert document["schema"] == f"llmbench.{command}/{2 if command == 'memory' else 1}"
+    assert document["schema"] == f"llmbench.{command}/{ {'memory': 3, 'compare': 2}.get(command, 1) }"
     assert document["environment"] == {
         "llmbench": llmbench.__version__,
         "python": ".".join(map(str, sys.version_info[:3])),
@@ -138,7 +142,7 @@ def test_json_has_exactly_its_fields(command: str, capsys: Capture) -> None:
 @pytest.mark.parametrize(
     ("command", "inputs"),
     [
-        ("params", "models set"),
+        ("params", "models weights set"),
         ("flops", "models phase seq_len batch attention recompute set"),
         ("kvcache", "models all seq_len batch kv_dtype block_size set"),
         ("memory", "model phase seq_len micro_batch precision optimizer recompute layout kernels kv_dtype devices set"),
@@ -166,7 +170,7 @@ def test_figures_of_the_readme(capsys: Capture) -> None:
 
 
 def test_inference_is_its_own_phase(capsys: Capture) -> None:
-    (row,) = rows(capsys, "memory", "llama2-7b", "--phase", "inference", "--precision", "int4", "--batch", "2")
+    (row,) = rows(capsys, "memory", "llama2-7b", "--phase", "inference", "--weights", "int4", "--batch", "2")
     assert row["phase"] == "inference"
     matrices = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
     scales = matrices // 128 * 5 // 2  # a bf16 scale and a 4-bit zero point for every 128 inputs
@@ -348,7 +352,10 @@ def test_the_format_follows_the_file_name(name: str, options: list[str], begins:
         (["memory", "gpt2", "--layout", "xp=3"], 2, ["unknown item `xp`", "tp"]),
         (["memory", "gpt2", "--layout", "tp=5"], 2, ["tp=5", "12 attention heads"]),
         (["memory", "gpt2", "--layout", "pp=99"], 2, ["pp=99", "12 layers"]),
-        (["memory", "gpt2", "--precision", "int4"], 2, ["int4", "inference"]),
+        (["memory", "gpt2", "--precision", "int4"], 2, ["int4", "mixed"]),
+        (["memory", "gpt2", "--phase", "inference", "--precision", "fp8"], 2, ["--weights fp8"]),
+        (["memory", "gpt2", "--weights", "fp8"], 2, ["--precision"]),
+        (["params", "gpt2", "--weights", "gptp"], 2, ["did you mean `gptq`"]),
         (["kvcache", "--set", "head_dim=3"], 2, ["--set"]),
         (["specs", "check", "nowhere.toml"], 2, ["no file"]),
         (["specs", "show", "nowhere"], 2, ["not found"]),
@@ -412,14 +419,14 @@ def test_every_command_has_a_module_and_help(capsys: Capture) -> None:
 SHARED = ["--wide", "--notes"]
 """The options of every command that prints tables. `prints_tables` adds them behind the command's own."""
 OPTIONS = {
-    "params": "--by --explain --set --format --output",
+    "params": "--by --weights --explain --set --format --output",
     "flops": "--phase --seq --batch --attention --recompute --by --explain --set --format --output",
     "kvcache": "--all --seq --batch --kv-dtype --block-size --explain --set --format --output",
-    "memory": "--phase --seq --batch --precision --optimizer --recompute --layout --kernels "
-    "--kv-dtype --device --explain --timeline --set --format --output",
+    "memory": "--phase --seq --batch --precision --weights --optimizer --recompute --layout --kernels --loss --dropout "
+    "--micro-batches --recipe --lora --base --kv-dtype --device --explain --timeline --set --format --output",
     "fit": "--device --gpus --layout --engine --utilization --seq --users --weights --kv-dtype --price --explain --set "
     "--format --output",
-    "compare": "--vs --seq --set --format --output",
+    "compare": "--vs --seq --weights --set --format --output",
     "model": "--impl --device --dtype --layers --trace --seq --batch --set --format --output",
     "profile": "--impl --model --set --seq --batch --dtype --pass --device --by --trace --format --output",
     "bench": "--preset --model --set --seq --batch --device --dtype --output --resume --plot --format",
@@ -428,7 +435,7 @@ OPTIONS = {
     "kernels list": "--format --output",
     "kernels check": "--device --dtype --seeds --fuzz --seed --format --output",
     "kernels inspect": "--arch --dtype --shipped --jobs --format --output",
-    "specs list": "--devices --model-types --family --filter --format --output",
+    "specs list": "--devices --model-types --formats --family --filter --format --output",
     "specs show": "--set --output",
     "specs import": "--output",
     "specs check": "--format --output",

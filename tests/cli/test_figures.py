@@ -230,10 +230,13 @@ def test_memory_states_its_assumptions(capsys: Capture) -> None:
     for assumption in ("weights bf16", "master weights fp32", "adamw", "recompute full", "fused", "flash"):
         assert assumption in text.split("\n\n")[0]
     assert "micro-batch 1,000 per replica" in text
-    served = ("memory", "llama2-7b", "--phase", "inference", "--precision", "int8", "--kv-dtype", "fp8")
-    assert "weights int8 · cache fp8" in answer(capsys, *served)
+    served = ("memory", "llama2-7b", "--phase", "inference", "--weights", "int8", "--kv-dtype", "fp8")
+    assert "weights: int8 weights and activations (w8a8), one scale per output (--weights) · cache fp8" in answer(
+        capsys, *served
+    )
     model = row(capsys, *served)
-    assert (model["precision"], model["kv_dtype"], model["optimizer"]) == ("int8", "fp8", None)
+    assert (model["precision"], model["kv_dtype"], model["optimizer"]) == (None, "fp8", None)
+    assert (model["weights_format"], model["weights_from"]) == ("int8", "--weights")
     assert model["parts_bytes"]["kv_cache"] * 2 == row(capsys, *served[:-2])["parts_bytes"]["kv_cache"]
     assert row(capsys, "memory", "llama2-7b")["precision"] == "mixed"
 

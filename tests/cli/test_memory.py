@@ -33,13 +33,13 @@ def row(capsys: Capture, *arguments: str) -> dict[str, Any]:
 
 def test_a_device_must_compute_the_format(capsys: Capture) -> None:
     """gpt2 is small enough for every device, so only the format of the products decides."""
-    serving = ("gpt2", "--phase", "inference", "--precision")
+    serving = ("gpt2", "--phase", "inference", "--weights")
     every = {device.name for device in device_heads()}
     v100s = {name for name in every if name.startswith("v100")}
     ampere = {name for name in every if name.startswith(("a100", "a10g", "rtx-3090"))}
     fits = {
-        precision: set(row(capsys, *serving, precision)["fits_on"])
-        for precision in ("bf16", "fp16", "fp32", "fp8", "int8", "int4")
+        weights: set(row(capsys, *serving, weights)["fits_on"])
+        for weights in ("bf16", "fp16", "fp32", "fp8", "int8", "int4")
     }
     assert fits["fp16"] == fits["fp32"] == fits["int4"] == every
     assert fits["bf16"] == every - v100s - {"t4"}
@@ -96,7 +96,7 @@ def test_no_number_of_devices_suffices(capsys: Capture) -> None:
         (["llama2-7b", "--device", "h100"], 1),
         (["llama2-7b", "--device", "h100", "--format", "json"], 1),
         (["llama2-7b", "--device", "h100", "--device", "h200"], 0),
-        (["llama3-8b", "--phase", "inference", "--precision", "fp8", "--device", "a100-80gb-sxm"], 1),
+        (["llama3-8b", "--phase", "inference", "--weights", "fp8", "--device", "a100-80gb-sxm"], 1),
         (["llama3-8b", "--phase", "inference", "--seq", "8k,32k", "--batch", "1", "--device", "h100"], 0),
         (["llama3-8b", "--phase", "inference", "--seq", "8k,128k", "--batch", "16", "--device", "h100"], 1),
     ],

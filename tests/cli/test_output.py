@@ -40,7 +40,7 @@ ANSWERS = [
     ["kvcache", "llama2-7b", "jamba-v0.1", "t5-base"],
     ["memory", "llama2-7b"],
     ["memory", "deepseek-v3", "--layout", "pp=16,ep=64,dp=128,zero=1", "--recompute", "full"],
-    ["memory", "llama3-70b", "--phase", "inference", "--precision", "fp8"],
+    ["memory", "llama3-70b", "--phase", "inference", "--weights", "fp8"],
     ["fit", "llama3-8b", "--device", "h100", "--explain"],
     ["fit", "llama3-70b", "--seq", "32k"],
     ["compare", "gpt2-xl", "llama2-7b", "deepseek-v3"],
@@ -49,8 +49,11 @@ ANSWERS = [
     ["specs", "list"],
     ["specs", "list", "--devices"],
     ["specs", "list", "--model-types"],
+    ["specs", "list", "--formats"],
     ["specs", "check", "specs/models/gpt2.toml"],
 ]
+VERSIONS = {"memory": 3, "compare": 2, "specs.list": 2, "specs.check": 2}
+"""The version of the JSON of each command. It is 1 for the other commands."""
 each_answer = pytest.mark.parametrize("arguments", ANSWERS, ids=" ".join)
 
 
@@ -81,7 +84,7 @@ def test_json(arguments: list[str], capsys: Capture) -> None:
     text = answer(capsys, *arguments, "--format", "json")
     document = json.loads(text)
     command = ".".join(arguments[: 2 if arguments[0] == "specs" else 1])
-    assert document["schema"] == f"llmbench.{command}/{2 if command in ('memory', 'specs.list', 'specs.check') else 1}"
+    assert document["schema"] == f"llmbench.{command}/{VERSIONS.get(command, 1)}"
     assert text.endswith("\n}\n")
     assert document == json.loads(json.dumps(document))
 
@@ -95,7 +98,7 @@ def test_csv(arguments: list[str], capsys: Capture) -> None:
     assert rows.count(rows[0]) == 1
     assert len(set(rows[0])) == len(rows[0])
     assert "–" not in [cell for row in rows[1:] for cell in row]  # unknown is empty to a machine
-    if arguments[0] != "env" and "--devices" not in arguments and "--model-types" not in arguments:
+    if arguments[0] != "env" and not {"--devices", "--model-types", "--formats"} & set(arguments):
         assert "model" in rows[0]
 
 

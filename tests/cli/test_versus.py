@@ -41,6 +41,7 @@ def test_both_sides_are_in_the_inputs(capsys: Capture) -> None:
     assert content["inputs"] == {
         "models": ["llama2-7b"],
         "seq_len": 8192,
+        "weights": None,
         "set": ["positions=alibi"],
         "vs": {"models": ["llama2-7b"], "set": ["num_key_value_heads=8"]},
     }

@@ -86,10 +86,10 @@ TRAINING: list[dict[str, Any]] = [
     {"recipe": Recipe.parse("fp8=primary,step=foreach"), "precision": "mixed-fp32-grads", "dropout": True},
 ]
 SERVING: list[dict[str, Any]] = [
-    {"layout": Layout(), "precision": "bf16", "kv_dtype": "bf16"},
-    {"layout": Layout.parse("tp=2"), "precision": "int4", "kv_dtype": "int4"},
-    {"layout": Layout.parse("pp=2,cp=3"), "precision": "fp8", "kv_dtype": "bf16"},
-    {"layout": Layout.parse("tp=4"), "precision": "int8", "kv_dtype": "fp8"},
+    {"layout": Layout(), "weights": None, "kv_dtype": "bf16"},
+    {"layout": Layout.parse("tp=2"), "weights": "awq", "kv_dtype": "int4"},
+    {"layout": Layout.parse("pp=2,cp=3"), "weights": "mlx,bits=8", "kv_dtype": "bf16"},
+    {"layout": Layout.parse("tp=4"), "weights": "nf4,double=1", "kv_dtype": "fp8"},
 ]
 
 
@@ -154,7 +154,7 @@ def test_serving_and_cache_formulas(name: str) -> None:
 @pytest.mark.parametrize(("tp", "heads"), [(1, "8 kv_heads"), (4, "(8 / 4) kv_heads"), (16, "(8 / 8) kv_heads")])
 def test_a_gpu_stores_at_least_one_head(tp: int, heads: str) -> None:
     spec = load_bundled("llama3-8b")
-    run = ServingRun(spec=spec, seq_len=64, batch=1, layout=Layout(tp=tp), precision="bf16", kv_dtype="bf16")
+    run = ServingRun(spec=spec, seq_len=64, batch=1, layout=Layout(tp=tp), weights="bf16", kv_dtype="bf16")
     formulas = serving_formulas(run, run.memory())
     check(formulas, run.memory())
     assert any(f"2 × {heads} × 128 head_dim" in formula.text for formula in formulas)

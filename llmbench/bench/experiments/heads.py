@@ -29,7 +29,6 @@ from llmbench.model.devices import free_bytes
 from llmbench.sizing.kvcache import kv_cache
 from llmbench.sizing.memory import inference_memory
 from llmbench.sizing.params import count_parameters
-from llmbench.sizing.recipe import PrecisionName
 from llmbench.spec.ffn import Gated
 from llmbench.spec.mixer import AttentionKind, LatentAttention, Mixer
 from llmbench.spec.model import ModelSpec
@@ -151,10 +150,10 @@ def largest_batch(ask: Ask, free: int | None, hidden: int, mixer: Mixer, context
     if free is None:
         return None
     spec = _served(ask.shape.model, hidden, mixer)
-    precision: PrecisionName = "fp32" if ask.dtype == "fp32" else "bf16"
+    weights = "fp32" if ask.dtype == "fp32" else "bf16"
 
     def fits(batch: int) -> bool:
-        memory = inference_memory(spec, context, batch=batch, precision=precision, kv_dtype=ask.dtype)
+        memory = inference_memory(spec, context, batch=batch, weights=weights, kv_dtype=ask.dtype)
         return memory.needed_bytes <= free
 
     most = 1

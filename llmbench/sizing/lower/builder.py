@@ -196,7 +196,7 @@ class Builder:
             active_parameters=own,
             matmul_elements=weights,
             tied=tied,
-            matrix=None if tied else (1, inside, outside),
+            matrix=(1, inside, outside),
             shards=1 if split == "none" else shards,
             formula=formula,
             forward_flops=flops,
