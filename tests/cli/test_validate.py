@@ -41,6 +41,11 @@ def test_every_published_row_has_a_source_and_an_answer(path: Path, capsys: Capt
     assert sum(group["rows"] for group in result["groups"]) == result["rows"]
     metrics = result["metrics"]
     assert kind == "memory" or metrics["exact"] == 1, [item["name"] for item in result["items"] if not item["exact"]]
+    if path.stem == "megatron_runs":
+        assert metrics["median_ape"] <= 0.01
+        assert metrics["worst"] <= 0.03
+        static = next(part["metrics"] for part in result["quantities"] if part["value"] == "static_bytes")
+        assert static["median_ape"] <= 0.02
     assert 0 <= metrics["median_ape"] <= metrics["worst"] < 0.2
     assert 0 <= metrics["within_1pct"] <= metrics["within_3pct"] <= metrics["within_10pct"] <= 1
 
