@@ -100,10 +100,10 @@ def _entry(command: Any, name: str) -> dict[str, Any]:
     context = command.make_context(name or "llmbench", [], resilient_parsing=True)
     options, arguments = {}, []
     for parameter in command.get_params(context):
-        metavar = (parameter.metavar or "").strip("[].<>")
+        metavar = (parameter.metavar or "").strip("[].")
         names = NAMES.get(f"{name} {parameter.name}", NAMES.get(metavar))
-        choices = metavar.split("|") if "|" in metavar else None
-        values = names or getattr(parameter.type, "choices", None) or choices
+        parser = getattr(parameter.type, "func", None)  # of an option that takes several choices
+        values = names or getattr(parameter.type, "choices", getattr(parser, "choices", None))
         if parameter.param_type_name == "argument":
             arguments.append({"values": values, "several": parameter.nargs != 1})
             continue

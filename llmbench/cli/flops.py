@@ -46,10 +46,12 @@ RecomputeOption = Annotated[
     Choices,
     typer.Option(
         "--recompute",
-        help="Activations that the backward pass computes again. selective: attention scores. every-second: all "
-        "activations except those of attention and of every second matrix product. full: all activations of a layer. "
-        "A sweep: none,full.",
-        **choices_of(Recompute),
+        **choices_of(
+            Recompute,
+            "Activations that the backward pass computes again. selective: attention scores. every-second: all "
+            "activations except those of attention and of every second matrix product. full: all activations of a "
+            "layer. A sweep: none,full.",
+        ),
     ),
 ]
 LoraOption = Annotated[

@@ -38,9 +38,11 @@ CacheFormat = Annotated[
     Choices,
     typer.Option(
         "--kv-dtype",
-        help="Format of the cache: a number format without scales, or a format of an engine with its scales. A sweep: "
-        "bf16,fp8.",
-        **choices_of(CacheType),
+        **choices_of(
+            CacheType,
+            "Format of the cache: a number format without scales, or a format of an engine with its scales. A sweep: "
+            "bf16,fp8.",
+        ),
     ),
 ]
 BlockSize = Annotated[

@@ -56,10 +56,12 @@ RecomputeOption = Annotated[
     Choices,
     typer.Option(
         "--recompute",
-        help="Activations that the backward pass computes again (training only). selective: attention scores. "
-        "every-second: all activations except those of attention and of every second matrix product. full: all "
-        "activations of a layer. A sweep: none,full.",
-        **choices_of(Recompute),
+        **choices_of(
+            Recompute,
+            "Activations that the backward pass computes again (training only). selective: attention scores. "
+            "every-second: all activations except those of attention and of every second matrix product. full: all "
+            "activations of a layer. A sweep: none,full.",
+        ),
     ),
 ]
 LayoutOption = Annotated[
@@ -137,9 +139,8 @@ CacheFormat = Annotated[
     Choices | None,
     typer.Option(
         "--kv-dtype",
-        help="Format of the KV cache (inference only). Default: bf16. A sweep: bf16,fp8.",
         show_default=False,
-        **choices_of(CacheType),
+        **choices_of(CacheType, "Format of the KV cache (inference only). Default: bf16. A sweep: bf16,fp8."),
     ),
 ]
 

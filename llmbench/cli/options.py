@@ -109,20 +109,38 @@ def sequence_counts(text: str | Counts) -> Counts:
     return _counts(text, positive_integer)
 
 
-def choices_of(kind: Any) -> dict[str, Any]:
-    """Return the arguments of `typer.Option` for one or several choices of the Literal type `kind`: `bf16,fp8`."""
-    known = get_args(kind)
+class _ChoicesParser:
+    """Parse one or several of the values `choices`, separated by commas: `bf16,fp8`."""
 
-    def parse(text: str | Choices) -> Choices:
+    __name__ = "choices"  # typer shows this name
+
+    def __init__(self, choices: tuple[str, ...]) -> None:
+        self.choices = choices
+
+    def __call__(self, text: str | Choices) -> Choices:
         if isinstance(text, Choices):  # the default
             return text
         values = [part.strip() for part in text.split(",")]
         for value in values:
-            if value not in known:
-                raise typer.BadParameter(f"{value!r} is not one of {', '.join(map(repr, known))}")
+            if value not in self.choices:
+                raise typer.BadParameter(f"{value!r} is not one of {', '.join(map(repr, self.choices))}")
         return Choices(dict.fromkeys(values))
 
-    return {"parser": parse, "metavar": f"<{'|'.join(known)}>"}
+
+LONG_CHOICES = 50
+"""The largest length of the choices that a help text shows behind the name of an option, in characters."""
+
+
+def choices_of(kind: Any, help: str) -> dict[str, Any]:
+    """Return the arguments of `typer.Option` for one or several choices of the Literal type `kind`.
+
+    Choices that are too long for the column of the option's name stand in the help text.
+    """
+    known = get_args(kind)
+    metavar = f"<{'|'.join(known)}>"
+    if len(metavar) > LONG_CHOICES:
+        metavar, help = "NAME", f"{help} Choices: {', '.join(known)}."
+    return {"parser": _ChoicesParser(known), "metavar": metavar, "help": help}
 
 
 Models = Annotated[list[str], typer.Argument(metavar="MODEL...", help=MODEL_HELP, show_default=False)]
