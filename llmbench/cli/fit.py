@@ -53,8 +53,8 @@ EngineOption = Annotated[
     typer.Option(
         "--engine",
         metavar="ENGINE",
-        help="Inference engine, and its version: vllm, vllm@0.11 or ideal. The constants of its profile can be "
-        "replaced: vllm@0.19,sequences=64,outside_torch=1.5GiB.",
+        help="Inference engine, and its version: vllm, vllm@0.11, sglang, trtllm, llamacpp or ideal. The constants of "
+        "its profile can be replaced: vllm@0.19,sequences=64,outside_torch=1.5GiB.",
     ),
 ]
 Utilization = Annotated[

@@ -33,6 +33,13 @@ FILES = (
     FileKind("checkpoints", "weights", ("model", "base", "scheme", "bytes"), ("model", "scheme"), "weights"),
     FileKind("kv_formats", "kv", ("engine", "model", "format", "layers", "given"), ("engine", "model", "format"), "kv"),
     FileKind(
+        "engine_logs",
+        "engine",
+        ("engine", "version", "model", "scheme", "gpu", "tp", "total_gib", "util"),
+        ("engine", "version", "model", "scheme", "kv_dtype"),
+        "engine",
+    ),
+    FileKind(
         "megatron_runs",
         "memory",
         ("mem_max_last", "layers", "hidden", "heads", "seq_len", "micro_batch", "tp", "pp", "logging_stage"),
@@ -85,7 +92,9 @@ def _file_kind(kind: Kind, columns: Sequence[str], path: Path) -> FileKind:
     """Return the kind of file that has these columns. Raises LLMBenchError if a needed column is missing."""
     candidates = [file for file in FILES if file.kind == kind]
     if not candidates:
-        raise LLMBenchError(f"llmbench cannot read files of kind `{kind}`", hint="it reads weights, kv and memory")
+        raise LLMBenchError(
+            f"llmbench cannot read files of kind `{kind}`", hint="it reads weights, kv, engine and memory"
+        )
     missing = {file: [name for name in file.needs if name not in columns] for file in candidates}
     file = min(candidates, key=lambda file: len(missing[file]))
     if not missing[file]:

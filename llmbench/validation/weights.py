@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 import msgspec
 
+from llmbench.sizing.serving.shard import rope_table_bytes
 from llmbench.sizing.weights import stored_weights
 from llmbench.sizing.workload import Layout
 from llmbench.spec.ffn import MoE
 from llmbench.spec.huggingface.quantization import stored_weights as config_weights
 from llmbench.spec.mixer import AttentionKind, RecurrentKind, branches
 from llmbench.spec.model import ModelSpec
-from llmbench.spec.position import Rope
 from llmbench.spec.weights.formats import chosen
 from llmbench.spec.weights.modules import ModuleNames
 from llmbench.spec.weights.stored import Weights
@@ -69,19 +69,6 @@ def answer(row: Row) -> Answer:
     )
     note = row.text("note")
     return Answer(figures=(figure,), parts=parts, doubt=note if note.startswith("OPEN") else "")
-
-
-def rope_table_bytes(spec: ModelSpec) -> int:
-    """Return the bytes of the sines and cosines that vLLM stores for every position, in bf16.
-
-    All layers with the same rotation share one table (vllm/model_executor/layers/rotary_embedding).
-    """
-    widths = set()
-    for layer in spec.layers.values():
-        for mixer in branches(layer.mixer):
-            if isinstance(mixer, AttentionKind) and isinstance(positions := spec.positions_of(mixer), Rope):
-                widths.add((positions, mixer.rotated_heads.width))
-    return sum(2 * (spec.max_position_embeddings or 0) * width for _, width in widths)
 
 
 def _base(row: Row) -> str:

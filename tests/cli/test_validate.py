@@ -33,14 +33,16 @@ def write(folder: Path, *lines: str) -> Path:
 
 @pytest.mark.parametrize("path", sorted(PUBLISHED.glob("*.csv")), ids=lambda path: path.stem)
 def test_every_published_row_has_a_source_and_an_answer(path: Path, capsys: Capture) -> None:
-    kind = {"checkpoints": "weights", "kv_formats": "kv"}.get(path.stem, "memory")
+    kind = {"checkpoints": "weights", "kv_formats": "kv", "engine_logs": "engine"}.get(path.stem, "memory")
     result = answer(capsys, kind, path, "--by", "source")
     assert result["file"] == path.stem
     assert result["answered"] == result["rows"] == len(result["items"])
     assert all(group["value"] for group in result["groups"])
     assert sum(group["rows"] for group in result["groups"]) == result["rows"]
     metrics = result["metrics"]
-    assert kind == "memory" or metrics["exact"] == 1, [item["name"] for item in result["items"] if not item["exact"]]
+    assert kind in ("memory", "engine") or metrics["exact"] == 1, [
+        item["name"] for item in result["items"] if not item["exact"]
+    ]
     if path.stem == "megatron_runs":
         assert metrics["median_ape"] <= 0.01
         assert metrics["worst"] <= 0.03
@@ -147,3 +149,32 @@ def test_megatron_defaults_and_doubts(tmp_path: Path, capsys: Capture) -> None:
     own, doubtful = result["items"]
     assert own["ours"] == doubtful["ours"]
     assert doubtful["doubt"] == "layout"
+
+
+def test_an_engine_log_says_which_setting_is_missing(tmp_path: Path, capsys: Capture) -> None:
+    head = "engine,version,model,scheme,gpu,tp,total_gib,util,max_model_len,weights_gib,kv_gib,notes"
+    rows = {
+        "vLLM,0.19,llama3.1-8b,,H100,1,,,8192,,58,": "util",
+        "vLLM,0.19,llama3.1-8b,,H100,1,,0.9,,,58,": "max_model_len",
+        "vLLM,2026-09,llama3.1-8b,,H100,1,,0.9,8192,,58,": "version",
+        "vLLM,0.2,llama3.1-8b,,H100,1,,0.9,8192,,58,": "the oldest one is",
+        "vLLM,0.19,Llama-3.1-8B-FP8,,H100,1,,0.9,8192,,58,": "scheme",
+        "vLLM,0.19,llama3.1-8b,,a card,1,,0.9,8192,,58,": "gpu",
+        "vLLM,0.19,llama3.1-8b,,H100,,,0.9,8192,,58,": "tp",
+        "vLLM,0.19,llama3.1-8b,,H100,0,,0.9,8192,,58,": "at least 1",
+        "vLLM,0.19,llama3.1-8b,,H100,1,,1.9,8192,,58,": "utilization",
+        "Other,0.19,llama3.1-8b,,H100,1,,0.9,8192,,58,": "profile",
+        "vLLM,0.19,llama3.1-8b,,H100,1,,0.9,8192,,,": "no measured figure",
+    }
+    items = answer(capsys, "engine", write(tmp_path, head, *rows))["items"]
+    for item, word in zip(items, rows.values(), strict=True):
+        assert item["measured"] is None
+        assert word in item["reason"], item["reason"]
+    weights = "vLLM,0.19,llama3.1-8b,,H100,1,,,,14.99,,"  # without `util`, the weights can still be compared
+    sglang = "SGLang,0.5,qwen3-235b-a22b,fp8 block 128,H100,4,,0.93,,,15.33,K 8.23 GB + V 8.23 GB"
+    guessed = "vLLM,0.11,not named; Qwen3-8B-FP8 by weights,,24G,1,23.53,0.8,1024,8.8,8.6,"
+    items = answer(capsys, "engine", write(tmp_path, head, weights, sglang, guessed))["items"]
+    assert items[0]["quantity"] == "weights_bytes"
+    assert items[1]["measured"] == 2 * 8.23 * 2**30
+    assert abs(items[2]["error"]) < 0.002
+    assert items[2]["doubt"]

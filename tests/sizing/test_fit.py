@@ -195,3 +195,17 @@ def test_more_memory_never_fits_less(name: str, question: Question, more: float,
     if fit.fits:
         assert fit.longest_each >= question.seq
         assert fit.filled <= 1
+
+
+def test_sglang_prints_this_cache() -> None:
+    """A log of Qwen3-235B-A22B-FP8 on four H100: 367,404 tokens, keys and values of 8.23 GiB each."""
+    (own,) = budgets(
+        "qwen3-235b-a22b", "sglang", "h100-sxm", 79.19, utilization=0.93, layout="tp=4", weights="fp8-block"
+    )
+    assert own.pool.tokens == pytest.approx(367_404, rel=0.03)
+    assert own.cache / GIB == pytest.approx(16.46, rel=0.03)
+
+
+def test_llamacpp_prints_this_compute_buffer() -> None:
+    (own,) = budgets("llama3-8b", "llamacpp", "rtx-4090", 23.53, utilization=1)
+    assert term(own, "compute buffer") * 1024 == 258.5

@@ -237,10 +237,78 @@ def _ideal(s: _Settings) -> tuple[list[Formula], list[Formula]]:
 
 
 def _sglang_share(s: _Settings) -> float:
-    return 0.9
+    """Return SGLang's default of mem_fraction_static, rounded to three decimals as SGLang does.
+
+    It reserves 512 MiB, 1.5 MiB per token of a step, 2 MiB per sequence of a CUDA graph, and 128 MiB per GPU. GPUs with
+    more than 60 GiB keep at least 10 GiB free. Attention with data parallelism needs 3 MiB per sequence and copy more,
+    and 1.5 MiB more above 300 sequences.
+    """
+    layout, total = s.layout, s.total / MIB
+    large = layout.tp >= 4 and "graph_sequences_tp4" in s.engine.constants
+    graphs = s.engine.whole("graph_sequences_tp4" if large else "graph_sequences", device=s.device)
+    reserved = 512 + 1.5 * max(s.batched, 2048) + 2 * graphs + 128 * layout.tp * layout.pp
+    if layout.dp > 1:
+        reserved += (3 if graphs <= 300 else 4.5) * graphs * layout.dp
+    if total > 60 * 1024:
+        reserved = max(reserved, 10 * 1024)
+    return round((total - reserved) / total, 3)
+
+
+def _sglang(s: _Settings) -> tuple[list[Formula], list[Formula]]:
+    """SGLang: a share of the memory that is free before loading. The rest is for activations and CUDA graphs."""
+    context = s.outside("CUDA context and NCCL" if s.gpus > 1 else "CUDA context", "context")
+    free = s.total - sum(term.value for term in context)
+    reserve = free - floor(free * s.share)
+    text = f"{free:,} bytes − floor({free:,} bytes × {s.share:g} mem_fraction_static)"
+    return s.loaded, [*context, Formula(term="activations and graphs", text=text, value=reserve)]
+
+
+def _trtllm(s: _Settings) -> tuple[list[Formula], list[Formula]]:
+    """TensorRT-LLM: a share of the memory that is free after a step with the largest number of tokens."""
+    peak = [*s.loaded, _activations(s, _last_logits(s)), *s.outside("outside PyTorch", "outside_torch")]
+    free = s.total - sum(term.value for term in peak)
+    rest = free - floor(free * s.share)
+    text = f"{free:,} free bytes − floor({free:,} bytes × {s.share:g} utilization)"
+    return peak, [Formula(term="not used", text=text, value=max(0, rest))]
+
+
+def _llamacpp(s: _Settings) -> tuple[list[Formula], list[Formula]]:
+    """llama.cpp: model, compute buffers and cache are allocated at the start, and a margin stays free."""
+    terms = [*s.loaded, _activations(s, _ggml_logits(s)), *s.outside("CUDA context", "context")]
+    return terms, s.outside("margin that stays free", "margin")
+
+
+def _last_logits(s: _Settings) -> Formula:
+    """Return the memory of the logits of the last token of each sequence, in the format of the activations and fp32."""
+    rows = min(s.sequences, s.batched)
+    each = s.shard.own + (0 if s.shard.own == 4 else 4)
+    hidden = s.batched * s.shard.hidden
+    value = rows * s.shard.vocabulary * each + hidden + s.workspace
+    text = plus(
+        times(counted(rows, "sequences"), counted(s.shard.vocabulary, "logits"), f"{each} bytes"),
+        counted(hidden, "bytes of hidden states"),
+        counted(s.workspace, "bytes of cuBLAS's workspace") if s.workspace else "",
+    )
+    return Formula(term="activations and logits", text=text, value=value)
+
+
+def _ggml_logits(s: _Settings) -> Formula:
+    """Return llama.cpp's compute buffer: the fp32 logits and hidden states of every token of a step.
+
+    For Llama-3-8B and 512 tokens it prints 258.50 MiB.
+    """
+    hidden = 4 * (s.shard.hidden // s.shard.own)
+    value = s.batched * (4 * s.shard.vocabulary + hidden)
+    text = times(
+        counted(s.batched, "tokens"), f"({counted(s.shard.vocabulary, 'logits')} × 4 bytes + {hidden:,} bytes)"
+    )
+    return Formula(term="compute buffer", text=text, value=value)
 
 
 _RULES: dict[Rule, Callable[[_Settings], tuple[list[Formula], list[Formula]]]] = {
     "ideal": _ideal,
+    "llamacpp": _llamacpp,
+    "sglang": _sglang,
+    "trtllm": _trtllm,
     "vllm": _vllm,
 }

@@ -40,5 +40,40 @@ def _vllm(name: str, fit: Fit) -> list[str]:
     return parts
 
 
-_FLAGS = {"vllm": _vllm}
+def _sglang(name: str, fit: Fit) -> list[str]:
+    question, own = fit.question, fit.tightest
+    layout = question.layout
+    gpus = layout.tp * layout.dp
+    parts = ["python -m sglang.launch_server --model-path", name, f"--context-length {question.seq}"]
+    parts += [f"--tp-size {gpus}"] if gpus > 1 else []
+    parts += [f"--pp-size {layout.pp}"] if layout.pp > 1 else []
+    parts += [f"--dp-size {layout.dp} --enable-dp-attention"] if layout.dp > 1 else []
+    parts += [f"--ep-size {layout.ep}"] if layout.ep > 1 else []
+    parts += [f"--mem-fraction-static {_share(own.share)}", f"--max-running-requests {max(1, question.users)}"]
+    kv = {"fp8": "fp8_e4m3"}.get(question.kv or "", question.kv)
+    parts += [f"--kv-cache-dtype {kv}"] if kv else []
+    return parts
+
+
+def _trtllm(name: str, fit: Fit) -> list[str]:
+    question, own = fit.question, fit.tightest
+    layout = question.layout
+    parts = ["trtllm-serve", name, f"--max_seq_len {question.seq}"]
+    parts += [f"--tp_size {layout.tp}"] if layout.tp > 1 else []
+    parts += [f"--pp_size {layout.pp}"] if layout.pp > 1 else []
+    parts += [f"--ep_size {layout.ep}"] if layout.ep > 1 else []
+    parts += [f"--max_batch_size {own.sequences}", f"--max_num_tokens {own.batched_tokens}"]
+    return [*parts, f"--kv_cache_free_gpu_memory_fraction {_share(own.share)}"]
+
+
+def _llamacpp(name: str, fit: Fit) -> list[str]:
+    question = fit.question
+    recipe = fit.tightest.shard.format.removeprefix("gguf-").replace("-", "_").upper()
+    file = shlex.quote(f"{name.rpartition('/')[2]}-{recipe}.gguf")
+    parts = ["llama-server -m", file, f"-c {question.seq * question.users}", f"-np {question.users}", "-ngl 999"]
+    parts += [f"-ctk {question.kv} -ctv {question.kv} -fa on"] if question.kv else []
+    return parts
+
+
+_FLAGS = {"llamacpp": _llamacpp, "sglang": _sglang, "trtllm": _trtllm, "vllm": _vllm}
 """The flags of each engine, by its rule."""
