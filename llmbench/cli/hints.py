@@ -25,7 +25,7 @@ OTHER_NAMES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("zero fsdp", ("--layout dp=8,zero=3",)),
     ("context context-length ctx ctx-len length seq-len seqlen seq-length sequence-length", ("--seq 8k",)),
     ("max-model-len max-seq-len tokens prompt", ("--seq 8k",)),
-    ("batch-size bs mbs micro-batch-size sequences users", ("--batch 8",)),
+    ("batch-size bs mbs micro-batch-size sequences users", ("--batch 8", "--users 8")),
     ("dtype quant quantization quantize format weight-dtype", ("--precision bf16", "--kv-dtype fp8", "--dtype bf16")),
     ("cache-dtype kv-cache-dtype kv", ("--kv-dtype fp8",)),
     ("checkpointing activation-checkpointing gradient-checkpointing checkpoint", ("--recompute full",)),
