@@ -49,14 +49,26 @@ _LOSSES: dict[str, Loss] = {"": "plain", "no": "plain", "native": "fused", "te":
 def answer(row: Row) -> Answer:
     """Compare the peak since the start of the process, and the bytes that are allocated after an optimizer step."""
     memory, states = logged(row)
-    figures = [Figure(quantity="peak_bytes", measured=row.needed("mem_max_last"), ours=memory.peak_bytes)]
+    parts: dict[str, float] = dict(memory.parts_bytes)
+    if memory.moment == "loss":
+        parts["attention_mask"] = _attention_mask(row)
+    figures = [Figure(quantity="peak_bytes", measured=row.needed("mem_max_last"), ours=sum(parts.values()))]
     allocated = row.number("mem_allocated_last")
     if allocated is not None:
         # With 16-bit gradients, the optimizer has made an fp32 copy of them, which the next step frees at its start.
         # It is sharded as the master copy, which has a third of the bytes of Adam's states.
         copies = states // 3 if row.text("grad_dtype") in ("fp16", "bf16") else 0
         figures.append(Figure(quantity="static_bytes", measured=allocated, ours=memory.steady_bytes + copies))
-    return Answer(figures=tuple(figures), doubt=_doubt(row), parts=dict(memory.parts_bytes))
+    return Answer(figures=tuple(figures), doubt=_doubt(row), parts=parts)
+
+
+def _attention_mask(row: Row) -> int:
+    """Return the bytes of the mask that Megatron's data loader makes: one byte per query and key of each sequence.
+
+    The forward pass holds it until the loss is computed. There, as many bytes of logits exist as in the backward pass:
+    16-bit logits with their fp32 copy, or the fp32 softmax with its 16-bit gradient.
+    """
+    return 0 if row.flag("no_mask_from_loader") else row.size("micro_batch") * row.size("seq_len") ** 2
 
 
 def _doubt(row: Row) -> str:
