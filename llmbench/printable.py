@@ -15,8 +15,9 @@ UNSAFE = (
     "\x00-\x1f\x7f-\x9f"  # control characters, with the escape character
     "\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069"  # invisible characters, and those that change the direction
     "\u2028\u2029\ufeff\ufff9-\ufffb"  # separators of lines and annotations
+    "\u00ad\u034f\u115f\u1160\u180b-\u180f\u3164\uffa0\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"  # invisible
     "\ud800-\udfff"  # halves of characters, which UTF-8 cannot encode
-    "\U000e0000-\U000e007f"  # invisible tags
+    "\U000e0000-\U000e01ef"  # invisible tags and selectors
 )
 """The characters that a terminal obeys or does not show, as a range of a regular expression."""
 
@@ -30,7 +31,7 @@ def printable(text: str, *, most: int | None = None, lines: bool = False) -> str
     """
     if most is not None and len(text) > most:
         text = f"{text[:most]}…"
-    if text.isprintable():  # most texts
+    if text.isascii() and text.isprintable():  # most texts
         return text
     if lines:
         escaped = "\n".join(_UNSAFE.sub(_escape, line) for line in text.split("\n"))

@@ -115,8 +115,8 @@ def _markdown(document: Document, view: View) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Return the text with a backslash before each `<` that may begin an HTML tag or a link."""
-    return re.sub(r"<(?=[A-Za-z/!?])", r"\\<", text)
+    """Return the text with a backslash where an HTML tag, a link or a picture may begin."""
+    return re.sub(r"<(?=[A-Za-z/!?])|(?<=\])\(", r"\\\g<0>", text)
 
 
 def _markdown_table(table: Table) -> str:

@@ -168,3 +168,16 @@ def test_a_name_cannot_imitate_a_hint(tmp_path: Path, capsys: Capture) -> None:
         assert len(hints) == 1
         assert "curl" not in hints[0]
     assert str(LLMBenchError("a\n  b")) == "a\n  b"
+
+
+def test_invisible_characters_are_shown_as_escapes() -> None:
+    assert printable("a\u00adb\u3164c\U000e0100") == "a\\xadb\\u3164c\\U000e0100"
+    for visible in ("é", "漢字", "👩\u200d💻", "می\u200cخواهم"):
+        assert printable(visible) == visible
+
+
+def test_markdown_has_no_links_and_pictures_of_strangers(tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "![x](http:).json"
+    path.write_text('{"model_type": "llama"}')
+    assert run(["params", str(path), "--format", "markdown"]) == 0
+    assert "![x]\\(http:)" in capsys.readouterr().out
