@@ -16,7 +16,9 @@ from llmbench.errors import SpecError
 __all__ = ["MOST_BYTES", "open_regular", "read_bytes", "read_text"]
 
 MOST_BYTES = 32 * 1024**2
-"""The largest size of a spec, a config or an index, in bytes. The largest real ones have less than 10% of it."""
+"""The largest size of a config, of an index or of the header of a shard, in bytes.
+
+The largest real configs and indexes have less than 10% of it."""
 
 _KINDS = {
     stat.S_IFDIR: "a folder",

@@ -18,6 +18,7 @@ from llmbench.model.weights import Checkpoint
 from llmbench.spec.catalog import find_model
 from llmbench.spec.files import read_spec
 from llmbench.spec.huggingface import load_config
+from llmbench.spec.reading import MOST_BYTES
 
 from .inputs import quickly
 
@@ -96,3 +97,11 @@ def test_a_shard_that_is_truncated_while_it_is_read(tmp_path: Path) -> None:
     os.truncate(path, 5000)
     with pytest.raises(LLMBenchError, match="truncated after it was opened"):
         checkpoint.tensor("a")
+
+
+def test_a_header_of_a_shard_has_a_largest_size(tmp_path: Path) -> None:
+    size = MOST_BYTES + 1
+    (tmp_path / "model.safetensors").write_bytes(size.to_bytes(8, "little"))
+    os.truncate(tmp_path / "model.safetensors", 2 * size)
+    with quickly(), pytest.raises(LLMBenchError, match="its header has more than"):
+        Checkpoint(tmp_path)

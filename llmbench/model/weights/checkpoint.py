@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from llmbench.errors import CannotRunError, SpecError, install_hint
-from llmbench.spec.reading import open_regular, read_bytes
+from llmbench.spec.reading import MOST_BYTES, open_regular, read_bytes
 
 _DTYPES = {
     "F64": torch.float64,
@@ -137,6 +137,9 @@ def _tensors(path: Path) -> dict[str, _Stored]:
     except ImportError:
         raise CannotRunError("reading weights needs the package `safetensors`", hint=install_hint("gpu")) from None
     with open(open_regular(path), "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if MOST_BYTES < size <= os.fstat(file.fileno()).st_size:
+            raise SpecError(f"cannot read {path}: its header has more than {MOST_BYTES:,} bytes")
         try:
             with safe_open(path, framework="np"):  # checks sizes and offsets, and that no bytes are left
                 pass
@@ -145,7 +148,6 @@ def _tensors(path: Path) -> dict[str, _Stored]:
                 f"{path} is not a safetensors file, or it is truncated or damaged: {str(problem)[:500]}",
                 hint="copy or download the file again",
             ) from None
-        size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size), object_pairs_hook=lambda pairs: _without_duplicates(path, pairs))
         content = mmap(file.fileno(), 0, access=ACCESS_READ)
     header.pop("__metadata__", None)
