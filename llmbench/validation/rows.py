@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from llmbench.errors import LLMBenchError
+from llmbench.spec.reading import read_text
 
 Value = TypeVar("Value")
 LARGEST = 10**9
@@ -100,14 +102,9 @@ def read_rows(path: Path) -> tuple[list[str], list[Row]]:
 
     Raises LLMBenchError if the file cannot be read, or has no headings.
     """
+    reader = csv.reader(io.StringIO(read_text(path).removeprefix("\ufeff"), newline=""))
     try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.reader(stream)
-            lines = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
-    except OSError as problem:
-        raise LLMBenchError(f"cannot read {path}: {problem.strerror}") from None
-    except UnicodeDecodeError:
-        raise LLMBenchError(f"cannot read {path}: it is not a UTF-8 text") from None
+        lines = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
     except csv.Error as problem:
         raise LLMBenchError(f"cannot read {path} as CSV, line {reader.line_num}: {problem}") from None
     if not lines:

@@ -67,7 +67,7 @@ def test_only_regular_files_of_a_plausible_size_are_read(
     assert len(str(refused.value)) < 1000
 
 
-COMMANDS = [["params"], ["memory"], ["diff", "/dev/zero"], ["specs", "show"], ["specs", "check"]]
+COMMANDS = [["params"], ["memory"], ["diff", "/dev/zero"], ["specs", "show"], ["specs", "check"], ["validate", "kv"]]
 
 
 @pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
