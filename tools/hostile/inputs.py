@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import json
 import os
 import random
@@ -227,6 +229,30 @@ def checkpoints() -> Attempt:
     return attempt
 
 
+def tables() -> Attempt:
+    """Damaged CSV files of published measurements, for `validate`."""
+    kinds = ["weights", "kv", "engine", "memory"]
+    files = [path.read_text() for path in sorted((ROOT / "benchmarks" / "published").glob("*.csv"))]
+    published = [list(csv.reader(io.StringIO(text))) for text in files]
+
+    def attempt(rng: random.Random, folder: Path) -> Problems:
+        head, *body = rng.choice(published)
+        rows = [head.copy(), *(row.copy() for row in rng.sample(body, k=min(len(body), 8)))]
+        for _ in range(rng.randint(1, 6)):
+            row = rng.choice(rows)
+            at = rng.randrange(len(row))
+            row[at] = near(row[at], rng) if rng.random() < 0.3 else rng.choice([*WORDS, rng.choice(rng.choice(rows))])
+        text = io.StringIO()
+        csv.writer(text).writerows(rows)
+        (folder / "x.csv").write_bytes(broken(text.getvalue().encode("utf-8", "surrogateescape"), rng))
+        command = ["validate", rng.choice(kinds), str(folder / "x.csv"), "--notes", "--format", rng.choice(FORMATS)]
+        if rng.random() < 0.5:
+            command += ["--by", rng.choice(head)]
+        return named(command, inside(command))
+
+    return attempt
+
+
 def files() -> Attempt:
     """Devices, pipes, folders, links and files of /proc in place of every file that a command reads."""
     targets = ["/dev/zero", "/dev/full", "/dev/random", "/dev/tty", "/dev/null", "/dev/stdin", "/dev/fd/0"]
@@ -261,6 +287,7 @@ def files() -> Attempt:
                 ["specs", "show", path],
                 ["specs", "import", path],
                 ["diff", path, path],
+                ["validate", rng.choice(["weights", "kv", "engine", "memory"]), path],
                 ["model", path, "--device", "meta"],
                 ["model", path, "--device", "cpu", "--layers", "1"],
                 ["bench", "norms", "--device", "cpu", "--resume", path],

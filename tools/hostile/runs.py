@@ -191,6 +191,7 @@ def processes() -> Attempt:
         elif what == 3:
             command = [*command, "-o", "x.json"]
             options["wrap"] = f"ulimit -f {rng.choice([0, 1])}; exec {{}}"
+            variables["PYTHONDONTWRITEBYTECODE"] = "1"  # Python keeps compiled files that it could not write whole
         elif what == 4:
             options |= {"sent": signal.SIGINT, "after": rng.uniform(0, 0.5)}
         elif what == 5:
