@@ -149,7 +149,7 @@ def _block(row: Sized) -> Block:
         row,
         context=_context([row]),
         table=table(columns, parts, total={"part": "peak", "peak_bytes": memory.peak_bytes}),
-        lines=[_moment(memory), *_rules(row)],
+        lines=[_moment(memory), *_stages(memory), *_rules(row)],
     )
     block.answer, block.long_answer = _answer(row, named=NAMED), _answer(row, named=len(row.verdicts))
     block.notes = [*_assumptions(row), *_adapter_notes(row), *block.notes]
@@ -271,6 +271,14 @@ def _moment(memory: Memory) -> str:
     moment = memory.moment.replace("{}.", "N.")
     step = "the optimizer step" if moment == "optimizer" else f"the backward pass of {moment}"
     return f"the peak is in {step}{stage and ','}{stage}; not every part exists in full at the peak"
+
+
+def _stages(memory: Memory) -> list[str]:
+    """Return a line with the peaks of the first and of the last pipeline stage. Megatron logs the last one."""
+    if memory.layout.pp == 1:
+        return []
+    first, *_, last = memory.stage_peaks
+    return [f"peak of the first pipeline stage: {size(first)} · of the last one: {size(last)} (JSON has all stages)"]
 
 
 def _adapter_notes(row: Sized) -> list[str]:
