@@ -249,8 +249,8 @@ def _saved_by_layers(run: TrainingRun, stage: Stage) -> list[Formula]:
             )
             for component, ops in components.items()
         ]
-        terms = checkpoint_terms(layer, run.recompute, run.stream())
-        if run.recompute == "none":
+        terms = checkpoint_terms(layer, run.recompute, run.stream(), run.modules)
+        if run.recompute == "none" and not run.modules:
             text = plus(*(counted(sum(op.saved_bytes for op in ops), name) for name, ops in components.items()))
         else:
             text = plus(*(counted(size, name) for name, size in terms.items()))

@@ -10,6 +10,7 @@ from llmbench.errors import SpecError
 from llmbench.sizing.dtypes import DType, bits_of, bytes_of
 from llmbench.sizing.items import Reader, choice, decimal, flag, read_items, several
 from llmbench.sizing.op import Op
+from llmbench.sizing.recompute import Module
 
 Optimizer = Literal["adamw", "adamw-8bit", "lion", "sgd", "sgd-momentum", "adafactor", "muon"]
 PrecisionName = Literal["mixed", "mixed-fp32-grads", "bf16", "fp32", "fp8"]
@@ -88,6 +89,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         FusedAdam). None: as the precision says.
     offload: what the memory of the host stores. states: the optimizer states and the master copy. weights: the shards
         of weights, gradients and states (FSDP's CPU offload). activations: the activations that layers save.
+    recompute: parts of a layer that the backward pass computes again, in addition to those of --recompute (Megatron's
+        --recompute-modules). See recompute.py.
     fp8: what Transformer Engine stores for matrix products in fp8. none: nothing. cached: an fp8 copy of each matrix
         and of its transpose, besides the weights, and inputs in fp8. primary: these copies instead of the weights
         (Megatron's --fp8-param-gather), and inputs in fp8.
@@ -104,6 +107,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     states: tuple[DType, ...] = ()
     master: Literal["fp32", "bf16", "fp16", "remainder"] | None = None
     offload: tuple[Offload, ...] = ()
+    recompute: tuple[Module, ...] = ()
     fp8: Literal["none", "cached", "primary"] = "none"
     imbalance: float = 1.0
     mtp: bool = False
@@ -129,6 +133,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             "states": several(*_FORMATS),
             "master": choice("fp32", "bf16", "fp16", "remainder"),
             "offload": several(*get_args(Offload)),
+            "recompute": several(*get_args(Module)),
             "fp8": choice("none", "cached", "primary"),
             "imbalance": decimal,
             **dict.fromkeys(("mtp", "fused_gradients", "gradient_buffers", "batch_first", "weights_before_down"), flag),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import Literal
 
 from llmbench.sizing.op import Op
 from llmbench.sizing.workload import Recompute
@@ -27,22 +28,69 @@ def repeated(layer: Sequence[Op], recompute: Recompute) -> list[Op]:
     return [op for op in layer if id(op) not in saved and op.kind != "attention"]
 
 
-def checkpoint_bytes(layer: Sequence[Op], recompute: Recompute, stream_bytes: int) -> int:
+Module = Literal["core_attn", "layernorm", "mla_up_proj", "mlp", "moe_act", "shared_experts"]
+"""The parts of a layer whose results the backward pass can compute again (Megatron's --recompute-modules).
+
+- core_attn: the score matrices of attention. --recompute selective means the same.
+- layernorm: the results of the norms before attention and before the feed-forward.
+- mla_up_proj: queries, keys and values of latent attention, from its latents.
+- mlp, shared_experts: all activations of a dense feed-forward, or of shared experts, from its input.
+- moe_act: the result of the experts' activation.
+"""
+
+_AFTER_NORM = (".q_proj", ".q_a_proj", ".in_proj", ".ffn.gate_proj", ".ffn.up_proj", ".ffn.router", ".shared.gate_proj")
+"""The ends of the names of the ops that save the result of a norm, because they read it first."""
+
+
+def discarded(ops: Sequence[Op], modules: Collection[str]) -> list[tuple[str, int]]:
+    """Return, for each op of a layer, the part that it belongs to, and the bytes that it does not save because of it.
+
+    modules: the parts that the backward pass computes again. An empty text and 0: the op saves everything.
+    """
+    if not modules:
+        return [("", 0)] * len(ops)
+    latent = "mla_up_proj" in modules and any(op.name.endswith(".kv_b_proj") for op in ops)
+    return [_discarded(op, modules, latent=latent) for op in ops]
+
+
+def _discarded(op: Op, modules: Collection[str], *, latent: bool) -> tuple[str, int]:
+    """`latent`: whether queries, keys and values are computed again from latents."""
+    saved = op.saved_bytes
+    if op.role == "core":
+        scores = op.selective_bytes if "core_attn" in modules else 0
+        inputs = min(op.read_bytes, saved - op.selective_bytes) if latent else 0
+        return ("mla_up_proj" if inputs else "core_attn"), scores + inputs
+    if latent and op.name.endswith((".q_b_proj", ".kv_b_proj")):
+        return "mla_up_proj", saved
+    if "layernorm" in modules and op.kind == "matmul" and op.name.endswith(_AFTER_NORM):
+        return "layernorm", saved
+    for module in ("mlp", "shared_experts"):
+        if module in modules and op.component == module and not op.name.endswith(_AFTER_NORM):
+            return module, saved
+    if "moe_act" in modules and op.name.endswith(".experts.down_proj"):
+        return "moe_act", saved
+    return ("core_attn", op.selective_bytes) if "core_attn" in modules else ("", 0)
+
+
+def checkpoint_bytes(
+    layer: Sequence[Op], recompute: Recompute, stream_bytes: int, modules: Collection[str] = ()
+) -> int:
     """Return the bytes that a layer saves in its forward pass for its backward pass.
 
-    stream_bytes: bytes of the input of the layer, which is the residual stream.
+    stream_bytes: bytes of the input of the layer, which is the residual stream. modules: see `discarded`.
     """
-    return sum(checkpoint_terms(layer, recompute, stream_bytes).values())
+    return sum(checkpoint_terms(layer, recompute, stream_bytes, modules).values())
 
 
-def checkpoint_terms(layer: Sequence[Op], recompute: Recompute, stream_bytes: int) -> dict[str, int]:
+def checkpoint_terms(
+    layer: Sequence[Op], recompute: Recompute, stream_bytes: int, modules: Collection[str] = ()
+) -> dict[str, int]:
     """Return the terms of `checkpoint_bytes` in bytes. A term that is subtracted is negative."""
     saved = sum(op.saved_bytes for op in layer)
     everything = {"saved by all ops": saved}
-    if recompute == "none":
-        return everything
-    if recompute == "selective":
-        return everything | {"score matrices": -sum(op.selective_bytes for op in layer)}
+    if recompute in ("none", "selective"):
+        again = sum(size for _, size in discarded(layer, modules))
+        return everything | {"computed again": -again} if again else everything
     terms = {"input of the layer": stream_bytes}
     if recompute == "every-second":
         terms["outputs of every second product"] = sum(op.written_bytes for op in _saved_products(layer))

@@ -96,6 +96,12 @@ def training_run(
     passes = micro_batches or (1 if layout.pp == 1 else 2 * layout.pp)
     check_recipe(recipe, optimizer, formats)
     _check_step(recipe, layout, formats, passes)
+    if recipe.recompute and recompute not in ("none", "selective"):
+        named = "+".join(recipe.recompute)
+        raise SpecError(
+            f"recipe recompute={named}: --recompute {recompute} computes these parts again already",
+            hint="leave out one of them",
+        )
     workload = Workload.train(
         seq_len,
         micro_batch,

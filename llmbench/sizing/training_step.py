@@ -16,7 +16,7 @@ from llmbench.sizing.lower import lower, lower_next_token_prediction
 from llmbench.sizing.memory import Memory
 from llmbench.sizing.op import Op
 from llmbench.sizing.recipe import Offload, Optimizer, Precision, Recipe, Tensors, state_bytes, temporary_bits
-from llmbench.sizing.recompute import checkpoint_bytes
+from llmbench.sizing.recompute import checkpoint_bytes, discarded
 from llmbench.sizing.stages import Chunk, Stage, chunks_in_flight, stages
 from llmbench.sizing.workload import Layout, Recompute, Workload
 from llmbench.spec.model import ModelSpec
@@ -363,7 +363,12 @@ class TrainingRun(msgspec.Struct, kw_only=True):
 
     def checkpoint(self, layer: tuple[Op, ...]) -> int:
         """Return the bytes that a layer saves in its forward pass for its backward pass."""
-        return checkpoint_bytes(layer, self.recompute, self.stream())
+        return checkpoint_bytes(layer, self.recompute, self.stream(), self.modules)
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The parts of a layer that the backward pass computes again."""
+        return (*self.recipe.recompute, *(["core_attn"] if self.recompute == "selective" else []))
 
     def saved(self, chunk: Chunk) -> int:
         """Return the bytes that a chunk saves in the forward pass of one micro-batch, without logits."""
@@ -425,14 +430,19 @@ class TrainingRun(msgspec.Struct, kw_only=True):
         saved_before: bytes that earlier ops have saved. gradients: bytes of gradients before the first moment.
         place: where the ops are in their chunk.
         """
-        saved = [op.saved_bytes - (op.selective_bytes if self.recompute == "selective" else 0) for op in ops]
+        parts = discarded(ops, self.modules)
+        saved = [op.saved_bytes - size for op, (_, size) in zip(ops, parts, strict=True)]
+        # The backward pass first computes a whole part again, and then frees its activations op by op.
+        sums: dict[str, int] = {}
+        computed = [sums.setdefault(part, 0) for part, _ in parts]
+        for index, (part, size) in enumerate(parts):
+            computed[index] = sums[part] = sums[part] + size
         alive = saved_before + sum(saved)
         logits = sum(size for op, size in zip(ops, saved, strict=True) if op.kind == "loss")
         whole = 0  # bytes of gradients that FSDP or ZeRO has not yet split over the data-parallel group
         after = gradients
         stream = self.stream() if place == "layer" else 0
-        for op, size in zip(reversed(ops), reversed(saved), strict=True):
-            again = op.selective_bytes if self.recompute == "selective" else 0
+        for op, size, again in zip(reversed(ops), reversed(saved), reversed(computed), strict=True):
             is_logits = op.kind == "loss"
             passing = op.backward_bytes + again + (0 if op.name.endswith("residual") else stream)
             if is_logits:  # the forward pass of a loss can need more than its backward pass

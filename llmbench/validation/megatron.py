@@ -8,10 +8,11 @@ GELU, LayerNorm, biases, learned positions, a tied head, and fp32 gradient buffe
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Literal, get_args
 
 from llmbench.sizing.memory import Memory
 from llmbench.sizing.recipe import Optimizer, PrecisionName, Recipe
+from llmbench.sizing.recompute import Module
 from llmbench.sizing.training import stage_memories, training_run
 from llmbench.sizing.workload import Layout, Loss, Recompute
 from llmbench.spec.ffn import FFN, Dense, Gated, MoE, Router, SharedExperts
@@ -103,6 +104,7 @@ def logged(row: Row) -> tuple[Memory, int]:
         dropout=bool(first_known(row.number("hidden_dropout"), 0.1)),
         recipe=Recipe(
             mtp=bool(_mtp(row)),
+            recompute=_modules(row),
             fp8=_fp8(row),
             fused_gradients=first_known(row.flag("grad_accum_fusion"), True),
             batch_first=_batch_first(row),
@@ -356,12 +358,22 @@ def _recompute(row: Row) -> Recompute:
     granularity = row.choice("recompute_granularity", {"": "none", "full": "full", "selective": "selective"})
     if granularity == "full" and row.size("recompute_layers", 1) != 1:
         raise RefusedError("llmbench recomputes each layer by itself, and this run keeps one input per several layers")
-    modules = row.text("recompute_modules").strip("[]").split()
-    if granularity == "selective" and modules not in ([], ["core_attn"]):
-        raise RefusedError(f"llmbench cannot recompute the modules {' '.join(modules)} alone")
     if granularity == "full" and row.text("recompute_method") not in ("", "uniform"):
         raise RefusedError(f"llmbench does not know the recompute method {row.text('recompute_method')!r}")
-    return granularity  # type: ignore[return-value]
+    # Megatron's parts by name. Without names, it computes the core of attention again.
+    named = granularity == "selective" and _modules(row)
+    return "none" if named else granularity  # type: ignore[return-value]
+
+
+def _modules(row: Row) -> tuple[Module, ...]:
+    """Return the parts of a layer that a run with selective recomputation names."""
+    if row.text("recompute_granularity") != "selective":
+        return ()
+    names = row.text("recompute_modules").strip("[]").replace(",", " ").split()
+    for name in names:
+        if name not in get_args(Module):
+            raise RefusedError(f"column `recompute_modules`: llmbench cannot compute {name} again alone")
+    return tuple(names)  # type: ignore[arg-type]
 
 
 def _refuse_unknown(row: Row) -> None:

@@ -83,6 +83,7 @@ TRAINING: list[dict[str, Any]] = [
     {"recipe": Recipe.parse("step=backward,offload=states"), "loss": "inplace"},
     {"recipe": Recipe.parse("step=loop,offload=weights"), "layout": Layout.parse("dp=4,zero=3"), "micro_batches": 3},
     {"recipe": Recipe.parse("fp8=cached,imbalance=1.3"), "layout": Layout.parse("tp=2,sp,dp=2")},
+    {"recipe": Recipe.parse("recompute=mlp+layernorm+core_attn"), "attention": "standard", "kernels": "eager"},
     {"recipe": Recipe.parse("fp8=primary,step=foreach"), "precision": "mixed-fp32-grads", "dropout": True},
 ]
 SERVING: list[dict[str, Any]] = [

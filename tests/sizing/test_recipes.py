@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from llmbench.errors import SpecError
@@ -11,6 +13,7 @@ from llmbench.sizing.recipe import Recipe
 from llmbench.sizing.training import training_memory, training_run
 from llmbench.sizing.workload import Layout, Workload
 from llmbench.spec.catalog import load_bundled
+from llmbench.spec.model import ModelSpec
 from llmbench.spec.override import override
 
 LLAMA = load_bundled("llama2-7b")
@@ -103,6 +106,32 @@ def test_fp8_copies_of_transformer_engine() -> None:
     # per layer and token: the inputs of q, k, v and of gate, up, and of down in fp8, and an fp8 copy for the output
     saved = 2048 * 32 * (4096 + 4096 + 11008 - 4096)
     assert plain["activations"] - cached["activations"] == saved
+
+
+def test_parts_of_a_layer_that_are_computed_again() -> None:
+    """Megatron's --recompute-modules: what each part saves no more, per layer and token."""
+
+    def less(spec: ModelSpec, modules: str, **options: Any) -> int:
+        plain, again = (
+            training_run(spec, 512, recipe=Recipe.parse(text), **options) for text in ("", f"recompute={modules}")
+        )
+        layers = (run.stages[0].chunks[0].layers[-1] for run in (plain, again))
+        plain_bytes, again_bytes = (run.checkpoint(layer) for run, layer in zip((plain, again), layers, strict=True))
+        return (plain_bytes - again_bytes) // 512
+
+    assert less(LLAMA, "layernorm") == 2 * 2 * 4096
+    assert less(LLAMA, "mlp") == 3 * 2 * 11008
+    assert less(LLAMA, "core_attn", attention="standard") == 2 * 32 * 512
+    assert less(MIXTRAL, "moe_act") == 2 * 2 * 14336
+    deepseek = load_bundled("deepseek-v3")
+    # the inputs of both up-projections, and queries, keys and values of 128 heads
+    assert less(deepseek, "mla_up_proj") == 2 * (1536 + 512 + 128 * (192 + 192 + 128))
+    assert less(deepseek, "shared_experts") == 3 * 2 * 2048
+    selective = training_memory(LLAMA, 512, attention="standard", recompute="selective")
+    assert selective == training_memory(LLAMA, 512, attention="standard", recipe=Recipe.parse("recompute=core_attn"))
+    # a part is computed again as a whole, so the peak falls by less than what is not saved
+    here, there = (training_memory(LLAMA, 8192, recipe=Recipe.parse(text)) for text in ("", "recompute=mlp"))
+    assert there.peak_bytes < here.peak_bytes
 
 
 def test_imbalance_belongs_to_the_experts() -> None:
