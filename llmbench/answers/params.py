@@ -113,8 +113,8 @@ FIELDS: tuple[Field[Counted], ...] = (
     Field(
         "stored_components",
         value=lambda row: None if row.stored is None else row.stored.components,
-        description="bytes of each component in the files, buffers included, and of `next_token_prediction`; the sum "
-        "is `stored_bytes`",
+        description="bytes of each component in the files, buffers included, of `next_token_prediction`, and of parts "
+        "for other modalities such as `vision_tower`; the sum is `stored_bytes`",
     ),
 )
 
@@ -187,6 +187,9 @@ def _stored(row: Counted) -> list[str]:
     if row.stored is None or row.recipe is None:
         return [f"bytes of the weights not known: {row.spec.weights.unknown}"]
     lines = [f"weights in files {size(row.stored.total_bytes)} · {weights_line(row.recipe)}"]
+    parts = [f"{tower.name} {tower.parameters:,}" for tower in row.spec.towers]
+    if parts:
+        lines.append(f"only in these bytes: {' · '.join(parts)} parameters")
     return lines + [f"approximate bytes: {doubt}" for doubt in row.stored.doubts]
 
 

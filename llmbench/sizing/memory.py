@@ -156,7 +156,7 @@ class ServingRun(msgspec.Struct, frozen=True, kw_only=True):
         """Return the memory of one stage. recipe: how the weights are stored."""
         ops = stage.ops
         widest = widest_op(ops)
-        weights = sum(count * tensor.bytes for tensor, count in stage_tensors(stage, recipe))
+        weights = sum(count * tensor.bytes for tensor, count in stage_tensors(stage, recipe, self.layout.tp))
         cache = 0
         for op, count in stage.counts:
             if op.cache is not None:

@@ -44,11 +44,14 @@ def serving_formulas(run: ServingRun, memory: Memory) -> list[Formula]:
     """Return the formulas of the memory of serving. `memory`: the memory of the same run."""
     stage = run.stages()[memory.stage]
     ops, parts = stage.ops, memory.parts_bytes
+    stored = stage_tensors(stage, run.weight_recipe(), run.layout.tp)
     formulas = [
         *parameter_formulas(stage, run.layout),
         Formula(
             term="weights",
-            text=tensors_text(each for each, count in stage_tensors(stage, run.weight_recipe()) for _ in range(count)),
+            text=tensors_text(
+                each for each, count in stage_tensors(stage, run.weight_recipe(), run.layout.tp) for _ in range(count)
+            ),
             value=parts["weights"],
         ),
     ]

@@ -151,6 +151,16 @@ class WeightRecipe:
         """The number format in which the matrix products run."""
         return self._plain if self._format is None else self._format.format.products
 
+    def towers(self, tp: int = 1) -> list[Tensors]:
+        """Return the weights of the parts for other modalities than text on one GPU. No format quantises them.
+
+        Engines split them over the tensor-parallel group. llama.cpp has them in a file of their own, which is not
+        counted.
+        """
+        if self._gguf is not None:
+            return []
+        return [Tensors(tower.name, -(-tower.parameters // tp), bits_of(self._plain)) for tower in self.spec.towers]
+
     @property
     def encoder_layers(self) -> int:
         """The number of layers of a separate encoder. They come before the layers of the decoder."""
@@ -284,7 +294,8 @@ class StoredWeights(msgspec.Struct, frozen=True, kw_only=True):
 
     format: the format as `--weights` accepts it. title: its description.
     total_bytes: bytes of all tensors. The headers of the files are not included.
-    components: bytes of each component, buffers included, and of the multi-token-prediction modules.
+    components: bytes of each component, buffers included, of the multi-token-prediction modules, and of the parts for
+        other modalities than text.
     doubts: why the bytes may be inexact.
     """
 
@@ -321,6 +332,7 @@ def stored_weights(
             tables = [op for op in ops if op.name in ("embedding", "lm_head") and op.parameters]
             stored += mtp.count * sum(stored_plain(op, recipe) for op in tables)
         components[NEXT_TOKEN_PREDICTION] = stored
+    components |= {tensors.kind: tensors.bytes for tensors in recipe.towers((layout or Layout()).tp)}
     return StoredWeights(
         format=recipe.text,
         title=recipe.title,
@@ -330,8 +342,13 @@ def stored_weights(
     )
 
 
-def stage_tensors(stage: Stage, recipe: WeightRecipe) -> Iterator[tuple[Tensors, int]]:
-    """Yield the tensors that an engine loads for a pipeline stage, each with the number of its copies in the stage."""
+def stage_tensors(stage: Stage, recipe: WeightRecipe, tp: int) -> Iterator[tuple[Tensors, int]]:
+    """Yield the tensors that an engine loads for a pipeline stage, each with the number of its copies in the stage.
+
+    The parts for other modalities than text are in the first stage. tp: number of GPUs that split them.
+    """
+    if stage.index == 0:
+        yield from ((tensors, 1) for tensors in recipe.towers(tp))
     if not recipe.by_module:
         placed = [(op, op.layers[0] if op.layers else None, count) for op, count in stage.counts]
     else:

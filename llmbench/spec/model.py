@@ -262,6 +262,18 @@ class HyperConnections(Part, frozen=True):
     mixes: bool = True
 
 
+class Tower(Part, frozen=True):
+    """A part of a multimodal model for another modality than text, with its projector. It is only in the bytes of
+    weights. All other figures are those of the text part.
+
+    - name: name of the part: `vision_tower`.
+    - parameters: number of its parameters.
+    """
+
+    name: Name
+    parameters: Annotated[int, msgspec.Meta(ge=1, le=10**12)]
+
+
 class NextTokenPrediction(Part, frozen=True):
     """Multi-token-prediction modules (DeepSeek-V3). Published parameter counts do not include them.
 
@@ -311,6 +323,7 @@ class ModelSpec(Part, frozen=True):
     - hyper_connections: the additional residual streams.
     - extra: weights outside the layers that no other field describes.
     - weights: how the published files store the weights.
+    - towers: parts for other modalities than text.
     """
 
     name: Name
@@ -337,6 +350,7 @@ class ModelSpec(Part, frozen=True):
     hyper_connections: HyperConnections | None = None
     extra: tuple[ExtraWeight, ...] = ()
     weights: Weights = Weights()
+    towers: tuple[Tower, ...] = ()
 
     @property
     def order(self) -> tuple[str, ...]:

@@ -89,6 +89,7 @@ def same_model(spec: ModelSpec) -> ModelSpec:
         notes=(),
         published_parameters=None,
         weights=Weights(),
+        towers=(),
         layers=layers,
         pattern=pattern,
         encoder=encoder,

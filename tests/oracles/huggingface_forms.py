@@ -272,6 +272,16 @@ def qwen3_next(v: View) -> Keys:
     }
 
 
+def shared_width(v: View) -> Keys:
+    assert v.experts.shared is not None
+    return {"shared_expert_intermediate_size": v.experts.shared.intermediate_size}
+
+
+def qwen3_5(v: View) -> Keys:
+    mtp = v.spec.next_token_prediction
+    return qwen3_next(v) | {"mtp_num_hidden_layers": 0 if mtp is None else mtp.count}
+
+
 def t5(v: View) -> Keys:
     encoder, positions = v.spec.encoder, v.positions
     if encoder is None or not isinstance(positions, RelativeBias):
@@ -335,6 +345,8 @@ FORMS: dict[str, tuple[Callable[[View], Keys], ...]] = {
     "qwen2_moe": _QWEN,
     "qwen3_moe": _QWEN,
     "qwen3_next": (*_QWEN, qwen3_next),
+    "qwen3_5_moe_text": (common, experts("num_experts", "moe_intermediate_size"), qwen3_5, shared_width),
+    "qwen3_5_text": (common, width, qwen3_5),
     "dbrx": (common, dbrx),
     "deepseek": (common, deepseek),
     "glm4_moe": (common, deepseek, glm_moe),
