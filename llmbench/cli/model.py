@@ -296,7 +296,8 @@ def command(
         with working("tracing"):
             attention = "flash" if impl is None else traits.attention
             traced = trace_model(spec, seq_len=seq, batch=batch, dtype=dtype, attention=attention)
-        row = Modelled(spec=spec, doubts=training_doubts(spec), dtype=dtype, seq_len=seq, batch=batch, traced=traced)
+        doubts = training_doubts(spec)
+        row = Modelled(spec=spec, doubts=doubts, tokens=seq, dtype=dtype, seq_len=seq, batch=batch, traced=traced)
         block = _trace_block(row, traced, by_stack=format != "csv")
     else:
         folder, unread = _weights(model, changed=bool(set) or layers is not None or device == "meta")
@@ -306,7 +307,7 @@ def command(
         with working("running"):
             ran = describe.forward(built, plan)
         run = Run(plan, built, ran, describe.tree(built.model))
-        row = Modelled(spec=spec, dtype=dtype, seq_len=seq, batch=batch, run=run)
+        row = Modelled(spec=spec, tokens=seq, dtype=dtype, seq_len=seq, batch=batch, run=run)
         block = _built_block(row, run)
         if reason:
             block.lines.append(f"implementation: {name}, because {reason}")

@@ -109,6 +109,15 @@ def test_traced_beside_analytic(capsys: Capture) -> None:
     assert standard["traced_saved_bytes"] > row(capsys, "gpt2", "--trace")["trace"]["traced_saved_bytes"]
 
 
+def test_notes_on_the_model(capsys: Capture) -> None:
+    """A change of a kind, and a sequence above the context, have notes in `model`, as in the sizing commands."""
+    small = ("smollm2-135m", "--layers", "1", "--seq", "8193")
+    for way in (("--device", "meta"), ("--trace",)):
+        notes = row(capsys, *small, *way, "--set", "norm.kind=layernorm")["notes"]
+        assert any(note.startswith("norm.kind = layernorm: ") for note in notes), notes
+        assert "a sequence of more than 8,192 tokens exceeds the context length of smollm2-135m" in notes
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
