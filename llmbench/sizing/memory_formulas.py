@@ -36,7 +36,7 @@ def training_formulas(run: TrainingRun, memory: Memory) -> list[Formula]:
         Formula(term="activations", text=_activations(run, stage, place, moment), value=parts["activations"]),
     ]
     if moment.logits:
-        formulas.append(Formula(term="logits and loss", text=_logits(run, moment), value=moment.logits))
+        formulas.append(Formula(term="logits and loss", text=_logits(run, chunk, moment), value=moment.logits))
     return formulas + peak_formulas(memory)
 
 
@@ -314,16 +314,17 @@ def _others(run: TrainingRun, stage: Stage, place: int) -> str:
     return plus(*found) if found else ""
 
 
-def _logits(run: TrainingRun, moment: Moment) -> str:
+def _logits(run: TrainingRun, chunk: Chunk, moment: Moment) -> str:
     """Return the formula of the logits at the loss: bytes per logit that are saved, and that are temporary.
 
     A loss in chunks has parts that are not a whole number of bytes per logit.
     """
     tokens = -(-run.workload.batch * run.workload.query_len // run.layout.cp)
     logits = tokens * -(-run.spec.vocab_size // run.layout.tp)
-    saved = moment.logits - moment.temporary
-    if saved % logits or moment.temporary % logits:
-        return plus(counted(saved, "saved bytes"), counted(moment.temporary, "temporary bytes"))
-    text = plus(counted(saved // logits, "saved"), counted(moment.temporary // logits, "temporary"))
+    temporary = moment.temporary if _is_loss(chunk, moment) else 0
+    saved = moment.logits - temporary
+    if saved % logits or temporary % logits:
+        return plus(counted(saved, "saved bytes"), counted(temporary, "temporary bytes"))
+    text = plus(counted(saved // logits, "saved"), counted(temporary // logits, "temporary"))
     vocab = shared(run.spec.vocab_size, run.layout.tp, "vocab")
     return times(counted(tokens, "tokens"), vocab, f"({text}) bytes per logit")

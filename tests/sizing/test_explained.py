@@ -109,6 +109,14 @@ def test_training_formulas_and_timeline(name: str) -> None:
     assert steps[-1].part == "optimizer"
 
 
+def test_formulas_at_the_head_of_a_module_for_multi_token_prediction() -> None:
+    """The logits of the other loss are still saved there."""
+    for seq, loss in ((3, "inplace"), (512, "plain"), (2048, "fused")):
+        run = training_run(load_bundled("deepseek-v3"), seq, loss=loss, recompute="full", recipe=Recipe(mtp=True))
+        memory = run_memory(run)
+        check(training_formulas(run, memory), memory)
+
+
 @pytest.mark.parametrize("setting", range(len(TRAINING)))
 @pytest.mark.parametrize("name", ["llama2-7b", "mixtral-8x7b", "t5-base", "gemma2-2b"])
 def test_training_formulas_of_each_setting(name: str, setting: int) -> None:
