@@ -23,10 +23,10 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def error(self) -> float:
-        """(ours - measured) / measured. A measured zero has error 0 or infinity."""
+        """(ours - measured) / |measured|. A measured zero has error 0 or infinity."""
         if self.measured == 0:
             return 0.0 if self.ours == 0 else float("inf")
-        return (self.ours - self.measured) / self.measured
+        return (self.ours - self.measured) / abs(self.measured)
 
     @property
     def exact(self) -> bool:

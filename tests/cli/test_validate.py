@@ -48,6 +48,8 @@ def test_every_published_row_has_a_source_and_an_answer(path: Path, capsys: Capt
         assert metrics["worst"] <= 0.03
         static = next(part["metrics"] for part in result["quantities"] if part["value"] == "static_bytes")
         assert static["median_ape"] <= 0.02
+    if path.stem == "torchtune_runs":
+        assert metrics["worst"] <= 0.07
     assert 0 <= metrics["median_ape"] <= metrics["worst"] < 0.2
     assert 0 <= metrics["within_1pct"] <= metrics["within_3pct"] <= metrics["within_10pct"] <= 1
 

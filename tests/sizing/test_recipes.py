@@ -66,6 +66,9 @@ def test_megatrons_fused_loss_holds_an_fp32_copy_more() -> None:
     chunked = training_memory(spec, tokens, kernels="eager", loss="chunked", recompute="full")
     assert eager == 12 * logits  # an fp32 log-softmax and two fp32 temporaries
     assert chunked.parts_bytes["logits"] == (2 + 4) * logits + 4 * logits // 8
+    compiled = next(op for op in training_run(spec, tokens, loss="chunked").stages[0].ops if op.kind == "loss")
+    assert compiled.saved_bytes == 2 * logits + 4 * tokens  # the logits, and an fp32 number per token
+    assert compiled.backward_bytes == 2 * logits // 8
     # kernels/loss/linear.py: gradients of the hidden states and of the head, and the logits of one chunk
     run = training_run(spec, tokens, loss="linear")
     loss_op = next(op for op in run.stages[0].ops if op.kind == "loss")

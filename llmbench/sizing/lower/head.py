@@ -61,7 +61,8 @@ def _loss(b: Builder, width: int, logits: int) -> None:
       (Megatron's --cross-entropy-loss-fusion with the implementation `native`).
     - inplace: the gradient overwrites the logits in the forward pass (Transformer Engine's and Liger's cross-entropy).
     - chunked: PyTorch's loss of one chunk of tokens after another (torchtune). All logits exist when the first chunk
-      starts, but only one chunk has an fp32 copy.
+      starts, but only one chunk has an fp32 copy. With eager kernels, the loss saves an fp32 log-softmax of each chunk.
+      A fused or compiled kernel saves the logits, and one fp32 number per token.
     - linear: the head and the loss are one op. It stores the logits of one chunk of tokens, and computes the gradients
       of the hidden states and of the head in the forward pass (kernels/loss/linear.py, Liger).
 
@@ -78,6 +79,9 @@ def _loss(b: Builder, width: int, logits: int) -> None:
             forward, saved, backward = own + wide + 4 * logits, 4 * logits, own
         case "inplace":
             forward, saved, backward = own, own, 0
+        case "chunked" if b.fused:
+            chunk = share(logits, CHUNKS)
+            forward, saved, backward = own, own + 4 * b.tokens, b.act(chunk)
         case "chunked":
             chunk = share(logits, CHUNKS)
             forward, saved = own + 4 * logits + (4 * chunk if wide else 0), 4 * logits
