@@ -234,6 +234,12 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """
         if text.strip() == _ONE_GPU:
             return cls()
+        if text.strip() == "auto":
+            raise LayoutError(
+                "layout: llmbench does not choose the layout of a training step",
+                hint="try tp=8 or dp=8,zero=3, and for several nodes tp=8,sp,pp=4,dp=2,zero=1. --device NAME says how "
+                "many of these devices suffice. For serving, `llmbench fit MODEL --gpus N` divides the model",
+            )
         readers: dict[str, Reader] = {name: flag if name in _FLAGS else whole_number for name in cls.__struct_fields__}
         readers["stages"] = str
         return cls(**read_items(text, "layout", readers, error=LayoutError, example="tp=8,sp,pp=2,zero=1"))

@@ -221,7 +221,9 @@ def test_a_layout_that_cannot_serve_names_one_that_can(capsys: Capture) -> None:
         assert run([*arguments, served]) == 0
         capsys.readouterr()
     assert run(["memory", "gpt2", "--layout", "auto"]) == 2
-    for example in re.findall(r"\w+=\d+[^ ]*?(?=[, .] )", capsys.readouterr().err):
+    examples = re.findall(r"[td]p=\S*\w", capsys.readouterr().err)
+    assert len(examples) == 3
+    for example in examples:
         assert result(capsys, "llama3-70b", "--layout", example)[0] == 0
 
 
