@@ -49,9 +49,7 @@ def serving_formulas(run: ServingRun, memory: Memory) -> list[Formula]:
         *parameter_formulas(stage, run.layout),
         Formula(
             term="weights",
-            text=tensors_text(
-                each for each, count in stage_tensors(stage, run.weight_recipe(), run.layout.tp) for _ in range(count)
-            ),
+            text=tensors_text(each for each, count in stored for _ in range(count)),
             value=parts["weights"],
         ),
     ]
