@@ -109,7 +109,11 @@ FIELDS: tuple[Field[Fitted], ...] = (
         description="version whose constants are used; null if the engine has no versions",
     ),
     Field("device", "device", value=lambda row: row.device.name, description="name of the device"),
-    Field("fits", "fits", description="whether all users fit, and the device computes the format of the products"),
+    Field(
+        "fits",
+        "fits",
+        description="whether all users fit, the engine runs on the device, and the device computes the format",
+    ),
     Field("gpus", "GPUs", "count", description="number of GPUs; null if no number that was tried suffices"),
     Field(
         "layout",

@@ -31,7 +31,13 @@ def blocks(rows: list[Fitted]) -> list[Block]:
 def _one(row: Fitted) -> Block:
     fit = row.fit
     assert fit is not None  # a device that the user names has an answer
-    block = model_block(row, context=_context(row), table=_terms(fit), lines=_lines(row, fit))
+    described = fit.runs or fit.missing_format is not None
+    block = model_block(
+        row,
+        context=_context(row),
+        table=_terms(fit) if described else None,
+        lines=_lines(row, fit) if described else [],
+    )
     block.answer = _answer(row, fit)
     return block
 
@@ -41,13 +47,13 @@ def _answer(row: Fitted, fit: Fit) -> str:
     gpus = question.layout.num_gpus
     where = row.device.name if gpus == 1 else f"{gpus} × {row.device.name}"
     users = f"{plural(question.users, 'request')} of {question.seq:,} tokens"
-    if fit.missing_format is not None:
-        return f"{row.spec.name} does not run on {where}: its matrix units do not compute {fit.missing_format}."
+    if not fit.runs:
+        return f"{row.spec.name} does not run on {where}: {_why_not(row, fit)}."
     if fit.fits:
         most = f"{plural(fit.capacity, 'such request')} fit" if fit.capacity > 1 else "No second request fits"
         return (
-            f"{row.spec.name} fits on {where}: {users} fill {fit.filled:.0%} of the usable memory. {most}, and one "
-            f"request can have {fit.longest:,} tokens."
+            f"{row.spec.name} fits on {where}: {users} {'fill' if question.users > 1 else 'fills'} {fit.filled:.0%} of "
+            f"the usable memory. {most}, and one request can have {fit.longest:,} tokens."
         )
     own = fit.tightest
     if own.cache <= 0:
@@ -55,9 +61,17 @@ def _answer(row: Fitted, fit: Fit) -> str:
             f"{row.spec.name} does not fit on {where}: without a cache it needs {size(own.usable - own.cache)} of the "
             f"usable {size(own.usable)}{' per GPU' if gpus > 1 else ''}."
         )
-    return f"{row.spec.name} does not fit on {where}: {users} need {fit.filled:.0%} of the usable memory. " + (
+    return f"{row.spec.name} does not fit on {where}: {users} {'need' if question.users > 1 else 'needs'} "
+        f"{fit.filled:.0%} of the usable memory. " + (
         f"Only {fit.capacity:,} fit." if fit.capacity else "None of them fits."
     )
+
+
+def _why_not(row: Fitted, fit: Fit) -> str:
+    """Return why the engine does not run on the device."""
+    if fit.missing_format is not None:
+        return f"its matrix units do not compute {fit.missing_format}"
+    return f"llmbench has no profile of {row.engine.spec.title} on devices of {row.device.vendor.title()}"
 
 
 def _context(row: Fitted) -> str:
@@ -98,7 +112,7 @@ def _lines(row: Fitted, fit: Fit) -> list[str]:
     if row.changes:
         lines.append("one of these changes makes it fit, the nearest one first:")
         lines += [f"  {change.option}: {change.what}" for change in row.changes[:CHANGES]]
-    elif not fit.fits:
+    elif not fit.fits and fit.runs:
         lines.append("no change of a single setting that llmbench tries makes it fit")
     command = start_command(row.spec, row.model, fit)
     if command is not None and fit.fits:
@@ -148,10 +162,14 @@ def _smallest(first: Fitted, fitting: list[Fitted]) -> str:
 def _left_out(rows: list[Fitted]) -> list[str]:
     """Return lines about the devices that the table leaves out."""
     lacking = [row.device.name for row in rows if row.fit is not None and row.fit.missing_format]
-    small = [row.device.name for row in rows if not row.fits and row.device.name not in lacking]
+    other = [row.device.name for row in rows if row.fit is not None and not row.fit.runs]
+    small = [row.device.name for row in rows if not row.fits and row.device.name not in other]
+    other = [name for name in other if name not in lacking]
     lines = []
     if small:
         lines.append(f"{COUNTS[-1]} of these are not enough: {', '.join(small)}")
+    if other:
+        lines.append(f"no profile of {rows[0].engine.spec.title} on these: {', '.join(other)}")
     if lacking:
         lines.append(f"these do not compute the number format of the weights: {', '.join(lacking)}")
     return lines

@@ -139,6 +139,7 @@ class DeviceHead(NamedTuple):
     cuda_memory_bytes: total memory that a CUDA program sees. None: it is not known.
     compute_capability: CUDA compute capability, such as "9.0". "": the device is not from NVIDIA.
     num_sms: number of streaming multiprocessors or compute units. 0: it is not known.
+    vendor: nvidia, amd, apple, google or intel.
     """
 
     name: str
@@ -147,6 +148,7 @@ class DeviceHead(NamedTuple):
     cuda_memory_bytes: int | None = None
     compute_capability: str = ""
     num_sms: int = 0
+    vendor: str = "nvidia"
 
     @property
     def total_bytes(self) -> int:
@@ -181,7 +183,7 @@ def device_heads() -> tuple[DeviceHead, ...]:
     for name in bundled_devices():
         head = _head("devices", name)
         figure = head.get("usable_memory_bytes") or head["memory_bytes"]
-        if head.get("nvml_names"):
+        if head.get("gpus", 1) == 1:
             seen = head.get("cuda_memory_bytes")
             heads.append(
                 DeviceHead(
@@ -191,6 +193,7 @@ def device_heads() -> tuple[DeviceHead, ...]:
                     None if seen is None else int(seen["value"]),
                     head.get("compute_capability", ""),
                     int(head["num_sms"]["value"]) if "num_sms" in head else 0,
+                    head["vendor"],
                 )
             )
     return tuple(sorted(heads, key=lambda head: (head.memory_bytes, head.name)))

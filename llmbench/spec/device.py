@@ -32,6 +32,8 @@ _WHOLE = (
     "l2_cache_bytes",
     "num_sms",
     "shared_memory_per_sm_bytes",
+    "link_count",
+    "link_gpus",
 )
 _MEASURES = (
     *_WHOLE,
@@ -59,19 +61,21 @@ class Formats(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class DeviceSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The figures of one GPU's datasheet. The only board with two GPUs is `mi250x`, as its notes say.
+    """The figures of the datasheet of one GPU or accelerator. The only board with two GPUs is `mi250x`.
 
     Peak rates are theoretical maxima at the clock that the vendor states. The power limit often keeps the clock lower.
     """
 
     name: str
     aliases: tuple[str, ...] = ()
-    vendor: Literal["nvidia", "amd"]
+    vendor: Literal["nvidia", "amd", "apple", "google", "intel"]
     architecture: str
     compute_capability: str | None = None
-    """CUDA compute capability, such as "9.0". None for AMD."""
+    """CUDA compute capability, such as "9.0". None for other vendors."""
     gfx_target: str | None = None
-    """LLVM target of an AMD GPU, such as "gfx942". None for NVIDIA."""
+    """LLVM target of an AMD GPU, such as "gfx942". None for other vendors."""
+    gpus: int = 1
+    """Number of GPUs that a driver reports for the board."""
     nvml_names: tuple[str, ...] = ()
     """Product names exactly as the driver reports them. llmbench compares whole names, because "NVIDIA H200" contains
     "NVIDIA H20", and an H20 has only a seventh of the FLOP/s of an H200."""
@@ -91,7 +95,8 @@ class DeviceSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     memory_bandwidth_bytes_per_s: Figure | None = None
     l2_cache_bytes: Figure | None = None
     num_sms: Figure | None = None
-    """Number of enabled streaming multiprocessors (NVIDIA) or compute units (AMD)."""
+    """Number of enabled streaming multiprocessors (NVIDIA), compute units (AMD), GPU cores (Apple) or tensor processor
+    cores (Intel Gaudi)."""
     shared_memory_per_sm_bytes: Figure | None = None
     """Largest shared memory of one SM (on AMD: LDS of one compute unit). On NVIDIA GPUs with compute capability 8.0 or
     more, one block can use 1 KiB less."""
@@ -110,6 +115,10 @@ class DeviceSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     link_bytes_per_s: Figure | None = None
     """Bandwidth of the GPU-to-GPU link. It is the total of both directions, as in datasheets. One direction has half of
     it."""
+    link_count: Figure | None = None
+    """Number of links of one GPU. All of them together have `link_bytes_per_s`."""
+    link_gpus: Figure | None = None
+    """Number of GPUs that the links connect in the reference system (the NVLink domain)."""
     pcie_name: str | None = None
     pcie_bytes_per_s: Figure | None = None
     """Bandwidth of PCIe. It is the total of both directions. One direction has half of it."""

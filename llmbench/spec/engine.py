@@ -90,6 +90,7 @@ class EngineSpec(Part, frozen=True, kw_only=True):
 
     - title: name of the engine for people.
     - budget: the rule by which the engine divides the memory, in a sentence.
+    - vendors: vendors of the devices whose memory the profile describes. Empty: all.
     - versions: the known versions, the oldest one first.
     - weights: format of the weights that the engine loads if the user names none. None: the published files.
     """
@@ -100,6 +101,7 @@ class EngineSpec(Part, frozen=True, kw_only=True):
     budget: str
     aliases: tuple[str, ...] = ()
     weights: str | None = None
+    vendors: tuple[str, ...] = ()
     versions: tuple[Version, ...]
     sources: dict[str, str]
 

@@ -224,8 +224,6 @@ def _sampling(s: _Settings) -> Formula:
 
 def _ideal(s: _Settings) -> tuple[list[Formula], list[Formula]]:
     """An ideal engine: weights, the widest op of a prefill step, and a CUDA context."""
-    left = s.total - floor(s.total * s.share)
-    outside = [Formula(term="not requested", text=counted(left, "bytes"), value=left)] if left else []
     widest = s.shard.widest * s.batched
     text = times(counted(s.batched, "tokens"), f"{s.shard.widest:,} bytes of the widest op")
     terms = [
@@ -233,7 +231,14 @@ def _ideal(s: _Settings) -> tuple[list[Formula], list[Formula]]:
         Formula(term="activations", text=text, value=widest),
         *s.outside("CUDA context", "context"),
     ]
-    return terms, outside
+    return terms, _not_usable(s)
+
+
+def _not_usable(s: _Settings) -> list[Formula]:
+    """Return the term of the memory that the utilization leaves out, or nothing if it leaves nothing out."""
+    left = s.total - floor(s.total * s.share)
+    text = f"{s.total:,} bytes − floor({s.total:,} bytes × {s.share:g} utilization)"
+    return [Formula(term="not requested", text=text, value=left)] if left else []
 
 
 def _sglang_share(s: _Settings) -> float:
@@ -275,7 +280,7 @@ def _trtllm(s: _Settings) -> tuple[list[Formula], list[Formula]]:
 def _llamacpp(s: _Settings) -> tuple[list[Formula], list[Formula]]:
     """llama.cpp: model, compute buffers and cache are allocated at the start, and a margin stays free."""
     terms = [*s.loaded, _activations(s, _ggml_logits(s)), *s.outside("CUDA context", "context")]
-    return terms, s.outside("margin that stays free", "margin")
+    return terms, [*_not_usable(s), *s.outside("margin that stays free", "margin")]
 
 
 def _last_logits(s: _Settings) -> Formula:

@@ -58,9 +58,15 @@ class Fit(msgspec.Struct, frozen=True, kw_only=True):
     filled: float
 
     @property
+    def runs(self) -> bool:
+        """Whether the profile of the engine describes the device, and the device computes the format."""
+        vendors = self.question.engine.spec.vendors
+        return self.missing_format is None and (not vendors or self.question.device.vendor in vendors)
+
+    @property
     def fits(self) -> bool:
-        """Whether the device computes the format, and all users fit."""
-        return self.missing_format is None and self.capacity >= self.question.users
+        """Whether the engine runs on the device, and all users fit."""
+        return self.runs and self.capacity >= self.question.users
 
     @property
     def tightest(self) -> Budget:
@@ -163,7 +169,7 @@ def split(sizer: Sizer, question: Question, gpus: int) -> Layout:
 def smallest_count(sizer: Sizer, question: Question) -> Fit | None:
     """Return the answer for the smallest number of GPUs that suffices, or None if no number of COUNTS does.
 
-    If the device does not compute the number format, return the answer for one GPU.
+    If the engine does not run on the device, return the answer for one GPU.
     """
     for gpus in COUNTS:
         try:
@@ -171,7 +177,7 @@ def smallest_count(sizer: Sizer, question: Question) -> Fit | None:
             fit = sizer.fit(msgspec.structs.replace(question, layout=layout))
         except LayoutError:
             continue
-        if fit.fits or fit.missing_format is not None:
+        if fit.fits or not fit.runs:
             return fit
     return None
 
