@@ -61,10 +61,9 @@ def _answer(row: Fitted, fit: Fit) -> str:
             f"{row.spec.name} does not fit on {where}: without a cache it needs {size(own.usable - own.cache)} of the "
             f"usable {size(own.usable)}{' per GPU' if gpus > 1 else ''}."
         )
-    return f"{row.spec.name} does not fit on {where}: {users} {'need' if question.users > 1 else 'needs'} "
-        f"{fit.filled:.0%} of the usable memory. " + (
-        f"Only {fit.capacity:,} fit." if fit.capacity else "None of them fits."
-    )
+    needs = "need" if question.users > 1 else "needs"
+    some = f"Only {fit.capacity:,} fit." if fit.capacity else "None of them fits."
+    return f"{row.spec.name} does not fit on {where}: {users} {needs} {fit.filled:.0%} of the usable memory. {some}"
 
 
 def _why_not(row: Fitted, fit: Fit) -> str:

@@ -11,10 +11,9 @@ from llmbench.answers.memory import FIELDS, Sized, Verdict
 from llmbench.report.document import Block, table
 from llmbench.report.fields import Field
 from llmbench.report.units import plural, size
-from llmbench.sizing.devices import HEADROOM, SPLITS, DeviceFit
+from llmbench.sizing.devices import HEADROOM, SPLITS, DeviceFit, torch_devices
 from llmbench.sizing.memory import CONTEXT_BYTES, PARTS, Memory, ServingRun
 from llmbench.sizing.recipe import training_precision
-from llmbench.spec.catalog import device_heads
 
 NAMED = 3
 """The largest number of devices that the first sentence names without `--wide`."""
@@ -169,7 +168,7 @@ def _answer(row: Sized, *, named: int) -> str:
         return "\n".join([needs, *(_verdict(verdict, memory, row.recompute) for verdict in row.verdicts)])
     fits = [verdict.fit for verdict in row.verdicts]
     if not fits:
-        largest = device_heads()[-1]
+        largest = torch_devices()[-1]
         return (
             f"{needs} It fits on no built-in device; the largest is {largest.name} with {size(largest.memory_bytes)}."
         )

@@ -62,9 +62,18 @@ def device_fit(device: DeviceHead, needed_bytes: int, products: DType) -> Device
     return DeviceFit(device.name, needed_bytes, device.memory_bytes, products if lacks else None)
 
 
+def torch_devices() -> tuple[DeviceHead, ...]:
+    """Return the bundled devices of NVIDIA and AMD, with the smallest memory first.
+
+    The memory of a step is that of PyTorch with CUDA or ROCm. Other devices share their memory with the CPU, or run
+    other frameworks.
+    """
+    return tuple(device for device in device_heads() if device.vendor in ("nvidia", "amd"))
+
+
 def fitting_devices(needed_bytes: int, products: DType) -> list[DeviceFit]:
-    """Return the bundled devices that can run the model. The device that it fills most comes first."""
-    fits = (device_fit(device, needed_bytes, products) for device in device_heads())
+    """Return the devices of `torch_devices` that can run the model. The device that it fills most comes first."""
+    fits = (device_fit(device, needed_bytes, products) for device in torch_devices())
     return [fit for fit in fits if fit.fits]
 
 
