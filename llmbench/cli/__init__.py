@@ -15,6 +15,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "kvcache": "llmbench.cli.kvcache",
         "memory": "llmbench.cli.memory",
         "fit": "llmbench.cli.fit",
+        "mfu": "llmbench.cli.mfu",
         "compare": "llmbench.cli.compare",
         "validate": "llmbench.cli.validate",
     },

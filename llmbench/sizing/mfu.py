@@ -1,0 +1,135 @@
+"""The utilization of a training run: FLOPs per second by several conventions, as shares of the peak of the devices.
+
+Model FLOPs utilization (MFU) counts the FLOPs that the model needs. Hardware FLOPs utilization (HFU) also counts those
+that the backward pass computes again (PaLM, arXiv 2204.02311, appendix B). Papers count differently: with or without
+embeddings, with all (query, key) pairs or with those inside the causal mask. `conventions` gives all of them, so that a
+published figure can be compared.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from llmbench.errors import SpecError
+from llmbench.sizing.flops import step_flops
+from llmbench.sizing.formula import counted, plus, times
+from llmbench.sizing.lower import lower
+from llmbench.sizing.op import Op
+from llmbench.sizing.params import count_parameters
+from llmbench.sizing.recompute import repeated
+from llmbench.sizing.workload import Recompute, Workload
+from llmbench.spec.device import DeviceSpec, DType
+from llmbench.spec.model import ModelSpec
+
+Kind = Literal["mfu", "hfu"]
+
+
+class Convention(msgspec.Struct, frozen=True, kw_only=True):
+    """A way to count the FLOPs of a training step.
+
+    name: short name for tables. key: name for programs. kind: whether FLOPs that are computed again count.
+    used_by: who counts so. flops: FLOPs of one sequence. formula: the formula of these FLOPs with numbers.
+    """
+
+    name: str
+    key: str
+    kind: Kind
+    used_by: str
+    flops: int
+    formula: str
+
+
+def conventions(spec: ModelSpec, seq_len: int, recompute: Recompute = "none") -> list[Convention]:
+    """Return the FLOPs of a training step on one sequence, by each convention. `seq_len`: tokens per sequence."""
+    causal = lower(spec, Workload.train(seq_len))
+    full = lower(spec, Workload.train(seq_len, masked_pairs=True))
+    parameters = count_parameters(spec)
+    tokens = counted(seq_len, "tokens")
+
+    def rule(count: int, noun: str) -> tuple[int, str]:
+        return 6 * count * seq_len, times("6", counted(count, noun), tokens)
+
+    def with_pairs(ops: list[Op], noun: str) -> tuple[int, str]:
+        count, text = rule(parameters.active, "active parameters" if spec.is_moe else "parameters")
+        scores = _total(ops, "attention")
+        return count + scores, plus(text, counted(scores, noun))
+
+    def table(ops: list[Op], noun: str) -> tuple[int, str]:
+        parts = {
+            "of products with weights": _total(ops, "matmul"),
+            noun: _total(ops, "attention"),
+            "of recurrences": _total(ops, "scan", "conv"),
+        }
+        return sum(parts.values()), plus(*(counted(size, name) for name, size in parts.items() if size))
+
+    def again(ops: list[Op], noun: str, *, scores: bool) -> tuple[int, str]:
+        count, text = table(ops, noun)
+        layers = _repeated(ops, recompute)
+        flash = sum(op.count * op.recompute_flops for op in ops) if scores else 0
+        terms = [
+            counted(layers, "of recomputed layers") if layers else "",
+            counted(flash, "of scores that flash attention repeats") if flash else "",
+        ]
+        return count + layers + flash, plus(text, *terms)
+
+    inside, every = "of pairs inside the mask", "of all pairs"
+    found: list[tuple[str, str, Kind, str, tuple[int, str]]] = [
+        ("6·N, N: all parameters", "6n", "mfu", "rule of thumb", rule(parameters.total, "parameters")),
+    ]
+    if spec.is_moe:
+        text = rule(parameters.active, "active parameters")
+        found.append(("6·N, N: active", "6n_active", "mfu", "rule of thumb for experts", text))
+    without = parameters.active_no_embeddings
+    found += [
+        ("6·N, N: without embeddings", "6n_no_embeddings", "mfu", "scaling laws", rule(without, "parameters")),
+        ("6·N + causal attention", "6n_causal", "mfu", "", with_pairs(causal, inside)),
+        ("6·N + full attention", "6n_full", "mfu", "PaLM, LLM Foundry", with_pairs(full, every)),
+        ("model FLOPs, causal", "model_causal", "mfu", "llmbench", table(causal, inside)),
+        ("model FLOPs, full", "model_full", "mfu", "Korthikanti 2022", table(full, every)),
+        ("with recompute, causal", "hardware_causal", "hfu", "llmbench", again(causal, inside, scores=True)),
+        ("with recompute, full", "hardware_full", "hfu", "", again(full, every, scores=False)),
+    ]
+    return [
+        Convention(name=name, key=key, kind=kind, used_by=used_by, flops=flops, formula=formula)
+        for name, key, kind, used_by, (flops, formula) in found
+    ]
+
+
+def _total(ops: list[Op], *kinds: str) -> int:
+    workload = Workload.train(1)
+    return sum(step_flops(op, workload) for op in ops if op.kind in kinds)
+
+
+def _repeated(ops: list[Op], recompute: Recompute) -> int:
+    """Return the FLOPs of the ops that recomputation runs again. Selective recomputation repeats the scores."""
+    if recompute == "selective":
+        return sum(op.count * op.forward_flops for op in ops if op.kind == "attention")
+    layers: dict[tuple[str, str], list[Op]] = {}
+    for op in ops:
+        if op.layer:
+            layers.setdefault((op.stack, op.layer), []).append(op)
+    return sum(op.count * op.forward_flops for layer in layers.values() for op in repeated(layer, recompute))
+
+
+def peak_flops_per_s(device: DeviceSpec, dtype: DType) -> float:
+    """Return the dense peak of a device in a number format, in FLOP/s.
+
+    Raises SpecError if the device does not compute the format, or if no source states the peak.
+    """
+    peak = device.peak_flops_per_s(dtype)
+    computed = ("fp32", *device.matrix_formats.value)
+    known = [each for each in device.dense_flops_per_s if each in computed and not each.startswith("int")]
+    if peak is not None and dtype in computed:
+        return peak
+    problem = "no source states its peak in" if dtype in computed else "its matrix units do not compute"
+    raise SpecError(f"{device.name}: {problem} {dtype}", hint=f"choose from {', '.join(known)}")
+
+
+def utilization(flops: int, seq_len: int, tokens_per_s: float, gpus: int, peak: float) -> float:
+    """Return FLOPs per second of all GPUs, as a share of their peak.
+
+    flops: FLOPs of one sequence of `seq_len` tokens. tokens_per_s: tokens per second of all GPUs together.
+    """
+    return flops / seq_len * tokens_per_s / (gpus * peak)
