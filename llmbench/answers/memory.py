@@ -311,8 +311,8 @@ def sized(
 ) -> Sized:
     """Return a model with the memory that one GPU needs for it.
 
-    devices: names of devices. Empty: those of `torch_devices`. explain: also return the formulas. timeline: also return the
-        timeline of the training step.
+    devices: names of devices. Empty: those of `torch_devices`. explain: also return the formulas. timeline: also return
+        the timeline of the training step.
 
     Raises LLMBenchError for a layout that is not valid, for an option that has no effect in the phase, and for a device
     that is unknown.

@@ -34,8 +34,8 @@ _OPTIMIZERS: dict[str, Optimizer] = {
     "torch.optim.SGD": "sgd",
 }
 _FUSED_SINCE = "2024-09"
-"""The recipes in torchtune's recipes/configs set `fused: True` for torch.optim.AdamW since September 2024. Before, the step
-was torch's default on a GPU, foreach."""
+"""The recipes in torchtune's recipes/configs set `fused: True` for torch.optim.AdamW since September 2024. Before, the
+step was torch's default on a GPU, foreach."""
 
 _METHODS: dict[str, Literal["full", "lora", "qlora"]] = {"full": "full", "lora": "lora", "qlora": "qlora"}
 
