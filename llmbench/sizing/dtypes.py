@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeGuard, assert_never, get_args
+from typing import Literal, NamedTuple, TypeGuard, assert_never, get_args
 
 DType = Literal["fp32", "bf16", "fp16", "fp8", "int8", "int4", "fp4"]
 """The number formats of weights, activations and caches."""
@@ -61,3 +61,19 @@ _BITS: dict[DType, int] = {dtype: bits_of(dtype) for dtype in DTYPES}
 def bytes_of(elements: int, dtype: DType) -> int:
     """Return the bytes of `elements` elements, rounded up to whole bytes."""
     return (elements * _BITS[dtype] + 7) // 8
+
+
+class Tensors(NamedTuple):
+    """Tensors of one kind that an op stores, such as its weights or the moments of an optimizer.
+
+    kind: what the tensors are. elements: number of their elements. bits: bits per element.
+    """
+
+    kind: str
+    elements: int
+    bits: int
+
+    @property
+    def bytes(self) -> int:
+        """The bytes of the tensors, rounded up."""
+        return (self.elements * self.bits + 7) // 8

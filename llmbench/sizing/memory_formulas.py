@@ -6,11 +6,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from llmbench.sizing.cache_formulas import cache_formulas
-from llmbench.sizing.dtypes import bits_of
+from llmbench.sizing.dtypes import Tensors, bits_of
 from llmbench.sizing.formula import Formula, counted, divided, plus, shared, times
 from llmbench.sizing.memory import CONTEXT_BYTES, Memory, ServingRun, widest_op
 from llmbench.sizing.op import Op
-from llmbench.sizing.recipe import Tensors, state_tensors
+from llmbench.sizing.recipe import state_tensors
 from llmbench.sizing.recompute import checkpoint_terms
 from llmbench.sizing.stages import Chunk, Stage
 from llmbench.sizing.training_step import Moment, TrainingRun

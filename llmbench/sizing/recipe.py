@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, assert_never, get_args
+from typing import Literal, assert_never, get_args
 
 import msgspec
 
 from llmbench.errors import SpecError
-from llmbench.sizing.dtypes import DType, bits_of, bytes_of
+from llmbench.sizing.dtypes import DType, Tensors, bits_of, bytes_of
 from llmbench.sizing.items import Reader, choice, decimal, flag, read_items, several
 from llmbench.sizing.op import Op
 from llmbench.sizing.recompute import Module
@@ -151,22 +151,6 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 PLAIN_RECIPE = Recipe()
-
-
-class Tensors(NamedTuple):
-    """Tensors of one kind that an op stores, such as the moments of an optimizer.
-
-    kind: what the tensors are. elements: number of their elements. bits: bits per element.
-    """
-
-    kind: str
-    elements: int
-    bits: int
-
-    @property
-    def bytes(self) -> int:
-        """The bytes of the tensors, rounded up."""
-        return (self.elements * self.bits + 7) // 8
 
 
 def state_bytes(op: Op, optimizer: Optimizer, precision: Precision, recipe: Recipe = PLAIN_RECIPE) -> int:

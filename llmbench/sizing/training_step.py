@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from llmbench.errors import SpecError
-from llmbench.sizing.dtypes import DType, bits_of, bytes_of
+from llmbench.sizing.dtypes import DType, Tensors, bits_of, bytes_of
 from llmbench.sizing.lower import lower, lower_next_token_prediction
 from llmbench.sizing.memory import Memory
 from llmbench.sizing.op import Op
-from llmbench.sizing.recipe import Offload, Optimizer, Precision, Recipe, Tensors, state_bytes, temporary_bits
+from llmbench.sizing.recipe import Offload, Optimizer, Precision, Recipe, state_bytes, temporary_bits
 from llmbench.sizing.recompute import checkpoint_bytes, discarded
 from llmbench.sizing.stages import Chunk, Stage, chunks_in_flight, stages
 from llmbench.sizing.workload import Layout, Recompute, Workload

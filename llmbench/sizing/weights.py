@@ -14,17 +14,15 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 from llmbench.errors import UnsupportedError
-from llmbench.sizing.dtypes import DType, bits_of
+from llmbench.sizing.dtypes import DType, Tensors, bits_of
 from llmbench.sizing.lower import lower, lower_next_token_prediction
 from llmbench.sizing.op import Op
-from llmbench.sizing.recipe import Tensors
-from llmbench.sizing.stages import Stage
 from llmbench.sizing.workload import Layout, Workload
 from llmbench.spec.model import ModelSpec
-from llmbench.spec.weights.formats import Chosen, Role, Storage, StoredTensor, chosen
-from llmbench.spec.weights.gguf import BLOCKS
 
 if TYPE_CHECKING:
+    from llmbench.sizing.stages import Stage
+    from llmbench.spec.weights.formats import Chosen, Role, Storage, StoredTensor
     from llmbench.spec.weights.modules import ModuleNames
     from llmbench.spec.weights.patterns import Patterns
 
@@ -34,7 +32,7 @@ ONE_TOKEN = Workload.prefill(1)
 NEXT_TOKEN_PREDICTION = "next_token_prediction"
 """The entry of `StoredWeights.components` for the multi-token-prediction modules."""
 
-_NO_MATRIX = re.compile(
+_NO_MATRIX = (
     "vis(ion|ual)|image|video|audio|speech|project(or|ion)|merger|resampler|patch|mtp|nextn|eh_proj|shared_head|draft|"
     "norm|conv|rotary|e_score|embed|bias|lm_head|output_layer|router|gate$"
 )
@@ -89,6 +87,12 @@ def role_of(op: Op) -> Role | None:
             return "other" if op.layer else "outside"
 
 
+def _chosen(text: str) -> Chosen:
+    from llmbench.spec.weights.formats import chosen  # imported here, because most models have no quantised format
+
+    return chosen(text)
+
+
 class WeightRecipe:
     """The recipe of a format, or of the published files of a model.
 
@@ -111,13 +115,13 @@ class WeightRecipe:
                 hint="say the format with --weights, for example --weights fp8",
             )
         self.published = text is None
-        self._format = chosen(text or own.format) if text or own.format else None
+        self._format = _chosen(text or own.format) if text or own.format else None
         plain = None if self._format is None else self._format.format.plain
         self._converted = served and plain is None and own.dtype == "fp32"
         self._plain: DType = "bf16" if self._converted else plain or own.dtype or "bf16"
         self._fp32 = own.fp32 if self._format is None or plain is None else ()
         self._by_role: dict[Role, Storage | None] = {}
-        self._overrides = [(o.modules, chosen(o.format).storage() if o.format else None) for o in own.overrides]
+        self._overrides = [(o.modules, _chosen(o.format).storage() if o.format else None) for o in own.overrides]
         self._gguf = None
         if self._format is not None and self._format.format.gguf is not None:
             from llmbench.sizing.gguf import GgufChoices  # loads the tables of all families
@@ -130,7 +134,7 @@ class WeightRecipe:
         """A description of the format: `fp8, one scale per block of 128 × 128`."""
         formats: list[Chosen] = [] if self._format is None else [self._format]
         if self.published:
-            formats += [chosen(o.format) for o in self.spec.weights.overrides if o.format]
+            formats += [_chosen(o.format) for o in self.spec.weights.overrides if o.format]
         return " and ".join(dict.fromkeys(each.title for each in formats)) or (
             f"{self._plain}, converted from fp32" if self._converted else self._plain
         )
@@ -232,7 +236,7 @@ class WeightRecipe:
         """Return whether a pattern names modules that the op table does not have, or that no format quantises."""
         layer = re.search(r"layers\.(\d+)", pattern.replace("\\", ""))
         beyond = layer is not None and int(layer[1]) >= self.spec.num_hidden_layers
-        return beyond or _NO_MATRIX.search(pattern) is not None
+        return beyond or re.search(_NO_MATRIX, pattern) is not None
 
     def plain_bits(self, op: Op) -> int:
         """Return the bits per element of the weights of an op that are not quantised.
@@ -364,6 +368,8 @@ def stage_tensors(stage: Stage, recipe: WeightRecipe, tp: int) -> Iterator[tuple
 def bits_per_element(form: Chosen) -> float:
     """Return the stored bits per element of a matrix with 4,096 inputs and outputs."""
     if form.format.gguf is not None:
+        from llmbench.spec.weights.gguf import BLOCKS  # only `specs list --formats` needs it
+
         elements, size = BLOCKS[form.format.gguf.base]
         return 8 * size / elements
     op = Op(name="matrix", component="mlp", kind="matmul", parameters=4096**2, matrix=(1, 4096, 4096))
