@@ -214,7 +214,7 @@ def list_specs(
             "--family",
             metavar="NAME",
             help="List only models whose family begins with NAME. The family is the `model_type` of the Hugging Face "
-            "config: `--family qwen3` lists qwen3, qwen3_moe and qwen3_next.",
+            "config: `--family qwen3` lists qwen3, qwen3_moe, qwen3_next and others.",
             show_default=False,
         ),
     ] = "",

@@ -77,6 +77,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     },
     "flops": MARK
     | {"phase": TEXT, "attention": TEXT, "recompute": TEXT, "absorbed_mla": BOOL, "flops_per_token": FLOAT}
+    | {"lora": "NoneType"}
     | dict.fromkeys(
         (
             "seq_len",
@@ -115,8 +116,11 @@ FIELDS: dict[str, dict[str, Any]] = {
     | dict.fromkeys(
         ("seq_len", "micro_batch", "num_gpus", "peak_bytes", "reserved_bytes", "context_bytes", "stage"), INT
     )
-    | dict.fromkeys(("batch_is", "precision", "optimizer", "recompute", "kernels"), TEXT)
-    | {"weights_format": "NoneType", "weights_from": "NoneType", "kv_dtype": "NoneType", "parts_bytes": PARTS}
+    | {"steady_bytes": INT, "stage_steady_bytes": "list", "host_bytes": {}, "micro_batches": INT, "dropout": BOOL}
+    | dict.fromkeys(("batch_is", "precision", "optimizer", "recompute", "kernels", "loss", "recipe"), TEXT)
+    | dict.fromkeys(("weights_format", "weights_from", "kv_dtype", "lora", "base"), "NoneType")
+    | dict.fromkeys(("trained_parameters", "frozen_parameters"), "NoneType")
+    | {"parts_bytes": PARTS}
     | {"full_bytes": dict.fromkeys(("weights", "gradients", "optimizer", "activations"), INT)},
 }
 """Every field of a row and its type, on which programs rely."""
@@ -143,9 +147,13 @@ def test_json_has_exactly_its_fields(command: str, capsys: Capture) -> None:
     ("command", "inputs"),
     [
         ("params", "models weights set"),
-        ("flops", "models phase seq_len batch attention recompute set"),
+        ("flops", "models phase seq_len batch attention recompute lora set"),
         ("kvcache", "models all seq_len batch kv_dtype block_size set"),
-        ("memory", "model phase seq_len micro_batch precision optimizer recompute layout kernels kv_dtype devices set"),
+        (
+            "memory",
+            "model phase seq_len micro_batch precision weights optimizer recompute layout kernels loss dropout "
+            "micro_batches recipe lora base kv_dtype devices set",
+        ),
     ],
 )
 def test_json_repeats_the_arguments(command: str, inputs: str, capsys: Capture) -> None:
@@ -242,7 +250,7 @@ def test_a_list_of_specs_is_filtered(capsys: Capture) -> None:
         return rows(capsys, "specs", "list", *options)
 
     families = {row["model"]: row["family"] for row in listed("--family", "Qwen3")}
-    assert set(families.values()) == {"qwen3", "qwen3_moe", "qwen3_next"}
+    assert set(families.values()) == {"qwen3", "qwen3_moe", "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"}
     assert len(families) == len([name for name in bundled_models() if name.startswith("qwen3")])
     assert [row["model"] for row in listed("--filter", "coder", "--family", "starcoder2")] == [
         "starcoder2-15b",
@@ -420,7 +428,7 @@ SHARED = ["--wide", "--notes"]
 """The options of every command that prints tables. `prints_tables` adds them behind the command's own."""
 OPTIONS = {
     "params": "--by --weights --explain --set --format --output",
-    "flops": "--phase --seq --batch --attention --recompute --by --explain --set --format --output",
+    "flops": "--phase --seq --batch --attention --recompute --lora --by --explain --set --format --output",
     "kvcache": "--all --seq --batch --kv-dtype --block-size --explain --set --format --output",
     "memory": "--phase --seq --batch --precision --weights --optimizer --recompute --layout --kernels --loss --dropout "
     "--micro-batches --recipe --lora --base --kv-dtype --device --explain --timeline --set --format --output",
@@ -453,7 +461,7 @@ def test_options_are_frozen(command: str) -> None:
     names = [option.opts[0] for option in options if "--help" not in option.opts]
     own = OPTIONS[command].split()
     assert names == own + (SHARED if "--format" in own else [])
-    assert len(own) <= {"memory": 15, "fit": 14}.get(command, 12)
+    assert len(own) <= {"memory": 22, "fit": 14}.get(command, 12)
     assert all(option.help for option in options)
 
 
