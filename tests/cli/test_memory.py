@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -230,3 +231,16 @@ def test_a_layout_that_cannot_serve_names_one_that_can(capsys: Capture) -> None:
 def test_serving_has_no_timeline(capsys: Capture) -> None:
     assert run(["memory", "gpt2", "--phase", "inference", "--timeline"]) == 2
     assert "--phase train" in capsys.readouterr().err
+
+
+def test_an_unknown_quantisation_has_no_bytes(capsys: Capture, tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    quantised = {"quantization_config": {"quant_method": "new"}}
+    shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
+    config.write_text(json.dumps({"model_type": "llama", "vocab_size": 100, **shape, **quantised}))
+    assert run(["memory", str(config), "--phase", "inference"]) == 2
+    assert "say the format with --weights" in capsys.readouterr().err
+    assert run(["memory", str(config), "--phase", "inference", "--weights", "awq"]) == 0
+    assert "AWQ, 4 bits, groups of 128 (--weights)" in capsys.readouterr().out
+    assert run(["params", str(config)]) == 0
+    assert "bytes of the weights not known" in capsys.readouterr().out

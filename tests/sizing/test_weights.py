@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from llmbench.errors import LLMBenchError
 from llmbench.sizing.lower import lower
+from llmbench.sizing.memory import ServingRun, inference_memory
 from llmbench.sizing.op import Op
+from llmbench.sizing.params import count_parameters
 from llmbench.sizing.weights import ONE_TOKEN, WeightRecipe, op_bytes, role_of, stored_tensors, stored_weights
 from llmbench.sizing.workload import Layout
 from llmbench.spec.catalog import load_bundled
+from llmbench.spec.override import override
 from llmbench.spec.weights.formats import chosen, format_names, load_format
+from llmbench.spec.weights.stored import ModuleFormat, Weights
 
 PUBLISHED = [
     # (model, format or None for the model's own, bytes of all tensors, source)
@@ -139,3 +144,31 @@ def test_every_format_reads_its_own_text() -> None:
             assert chosen(alias).name == name
         for key, value in form.parameters.items():
             assert chosen(f"{name},{key}={value + 1}").text == f"{name},{key}={value + 1}"
+
+
+def test_stages_sum_to_the_whole_if_a_layer_is_stored_differently() -> None:
+    keeps = ("lm_head", "re:.*layers\\.(0|5)\\..*")
+    overrides = (ModuleFormat(modules=("model.layers.1.mlp",), format="fp8-channel"),)
+    for name, layers in (("qwen3-0.6b", 6), ("mixtral-8x7b", 6), ("t5-small", 6)):
+        spec = override(load_bundled(name), {"num_hidden_layers": layers})
+        spec = replace(
+            spec, tie_word_embeddings=False, weights=Weights(format="gptq", keeps=keeps, overrides=overrides)
+        )
+        whole = stored_weights(spec, loaded=True)
+        uniform = stored_weights(replace(spec, weights=Weights(format="gptq")), loaded=True)
+        assert (whole.total_bytes > uniform.total_bytes) == (name != "t5-small")  # T5 has other names of modules
+        run = ServingRun(spec=spec, seq_len=64, batch=1, layout=Layout(pp=3), weights=None, kv_dtype="bf16")
+        recipe = run.weight_recipe()
+        peaks = [run.stage_peak(stage, recipe).parts_bytes["weights"] for stage in run.stages()]
+        assert sum(peaks) == whole.total_bytes
+
+
+def test_a_vision_tower_counts_only_in_the_bytes() -> None:
+    spec = load_bundled("qwen3.5-9b")
+    (tower,) = spec.towers
+    bare = replace(spec, towers=())
+    assert count_parameters(spec) == count_parameters(bare)
+    for text, bits in ((None, 16), ("mlx", 16), ("q4_k_m", 0)):
+        added = stored_weights(spec, text).total_bytes - stored_weights(bare, text).total_bytes
+        assert added == tower.parameters * bits // 8
+    assert inference_memory(spec, 1).parts_bytes["weights"] == stored_weights(spec, loaded=True).total_bytes
