@@ -35,6 +35,8 @@ def test_each_class_with_parts_for_other_modalities_gets_the_note() -> None:
 
 def test_the_written_config_of_a_class_gets_the_note() -> None:
     assert has_note(Phi4MultimodalConfig().to_dict())
+    (note,) = from_config({"model_type": "phi4_multimodal", "vision_config": {}, "audio_config": {}}, name="x").notes
+    assert note.endswith("without audio_config, vision_config")
 
 
 @pytest.mark.parametrize(
