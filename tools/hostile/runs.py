@@ -193,7 +193,7 @@ def processes() -> Attempt:
             options["wrap"] = f"ulimit -f {rng.choice([0, 1])}; exec {{}}"
             variables["PYTHONDONTWRITEBYTECODE"] = "1"  # Python keeps compiled files that it could not write whole
         elif what == 4:
-            options |= {"sent": signal.SIGINT, "after": rng.uniform(0, 0.5)}
+            options |= {"sent": signal.SIGINT, "after": rng.uniform(0, 1.5)}
         elif what == 5:
             options["wrap"] = f"stty cols {rng.choice([1, 7, 40])} </dev/tty 2>/dev/null; exec {{}}"
             terminal = ["script", "-qec", "true", "/dev/null"]
