@@ -52,7 +52,8 @@ def other_modalities(values: dict[str, Any]) -> list[str]:
     """
     own = [key for key, value in values.items() if value and _OTHER_MODALITIES.search(key)]
     added = facts().get(str(values.get("model_type")), {}).get("other_modalities", [])
-    return sorted({key for key in own if not key.endswith(TOKEN_KEYS)} | {key for key in added if values.get(key, {}) == {}})
+    defaults = {key for key in added if values.get(key, {}) == {}}
+    return sorted({key for key in own if not key.endswith(TOKEN_KEYS)} | defaults)
 
 
 def text_part(values: dict[str, Any], notes: list[str], depth: int = 0) -> dict[str, Any]:
