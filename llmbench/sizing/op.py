@@ -48,13 +48,14 @@ class Collective(msgspec.Struct, frozen=True):
     bytes: bytes of the whole tensor, not of the traffic on one link. For an all-reduce it is the reduced tensor, for an
         all-gather the gathered result, for a reduce-scatter the input, and for an all-to-all the data that one GPU
         sends.
-    group: the parallel group whose GPUs communicate (tensor, context or expert parallelism).
+    group: the parallel group whose GPUs communicate (tensor, context or expert parallelism). etp: the GPUs over which
+        the matrices of each expert are split, if they are not the tensor-parallel group.
     when: the pass in which the communication occurs.
     """
 
     kind: Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all"]
     bytes: int
-    group: Literal["tp", "cp", "ep"]
+    group: Literal["tp", "cp", "ep", "etp"]
     when: Literal["forward", "backward"]
 
 

@@ -19,7 +19,7 @@ from llmbench.sizing.lower.head import head_and_loss
 from llmbench.sizing.lower.mixers import lower_mixer
 from llmbench.sizing.lower.pairs import visible_pairs
 from llmbench.sizing.lower.streams import join_head, join_streams
-from llmbench.sizing.op import Component, Op
+from llmbench.sizing.op import Collective, Component, Op
 from llmbench.sizing.workload import Layout, Workload
 from llmbench.spec.mixer import branches
 from llmbench.spec.model import ExtraWeight, Layer, ModelSpec, Stack
@@ -232,6 +232,20 @@ def _table(
         read_bytes=looked_up,
         written_bytes=looked_up,
         saved_bytes=8 * b.tokens,  # the op saves the token ids in int64
+        collectives=_row_sums(b, looked_up) if shards > 1 else (),
+    )
+
+
+def _row_sums(b: Builder, looked_up: int) -> tuple[Collective, ...]:
+    """Return the collectives of a table whose rows are split over the tensor-parallel group.
+
+    Each GPU looks up the tokens of its own rows and has zeros for the others. The sum has the rows of all tokens.
+    """
+    if not b.layout.sp:
+        return (Collective("all_reduce", looked_up, "tp", "forward"),)
+    return (
+        Collective("reduce_scatter", looked_up, "tp", "forward"),
+        Collective("all_gather", looked_up, "tp", "backward"),
     )
 
 

@@ -7,7 +7,7 @@ cost 2·(d_qk + d_v) FLOPs per (query, key) pair and head. d_qk and d_v are the 
 
 from __future__ import annotations
 
-from typing import assert_never
+from typing import Any, assert_never
 
 from llmbench.errors import LayoutError
 from llmbench.sizing.lower.builder import Builder, Dim, local_row, product, share, token_cache
@@ -170,7 +170,7 @@ def apply_positions(b: Builder, name: str, positions: Positions, heads: Dim, que
 
 def _rope(b: Builder, name: str, positions: Rope, queries: int, keys: int) -> None:
     """Add the rotation of queries and keys. queries, keys: numbers of rotated elements."""
-    temporary = {}
+    temporary: dict[str, Any] = {}
     if not b.fused:
         steps = rotation(queries, keys, b.act(queries + keys), interleaved=positions.interleaved)
         temporary = {"forward_bytes": steps.forward_bytes, "backward_bytes": steps.backward_bytes}

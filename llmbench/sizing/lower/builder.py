@@ -323,6 +323,7 @@ class Builder:
         saves: int = 0,
         saved_bytes: int = 0,
         role: Role | None = None,
+        collectives: tuple[Collective, ...] = (),
         **temporary: int,
     ) -> None:
         """Add an elementwise function.
@@ -340,6 +341,7 @@ class Builder:
             written_bytes=self.act(writes),
             saved_bytes=self.act(saves) + saved_bytes,
             role=role,
+            collectives=collectives,
             **temporary,
         )
 

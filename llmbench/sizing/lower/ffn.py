@@ -7,7 +7,7 @@ size F. Each expert is a dense or a gated feed-forward. A router for E experts h
 from __future__ import annotations
 
 from math import ceil
-from typing import assert_never
+from typing import Literal, assert_never
 
 from llmbench.errors import LayoutError
 from llmbench.sizing.dtypes import bytes_of
@@ -169,7 +169,8 @@ def _mixture(b: Builder, moe: MoE, *, inputs_saved: bool) -> None:
         inputs = Dim(moe.latent_size, "latent_size")
         b.linear("ffn.latent_in", "other", b.hidden, inputs, saves_input=not inputs_saved)
         inputs_saved = True
-    _experts(b, moe, experts, inputs, tokens, chosen)
+    spread, joined = _tensor_parallel_experts(b, moe, tokens, inputs.size)
+    _experts(b, moe, experts, inputs, tokens, chosen, spread)
     if moe.latent_size is not None:
         b.linear("ffn.latent_out", "other", inputs, b.hidden)
     if moe.shared is not None:
@@ -182,8 +183,9 @@ def _mixture(b: Builder, moe: MoE, *, inputs_saved: bool) -> None:
         if moe.shared.gate:
             b.linear("ffn.shared_gate", "shared_experts", b.hidden, Dim(1, "1"), saves_input=False)
             gated = b.tokens * b.hidden.size
-            moved = {"reads": gated, "writes": gated, "saves": gated}
-            b.elementwise("ffn.shared_scale", "shared_experts", role="shared_scale", **moved)
+            b.elementwise(
+                "ffn.shared_scale", "shared_experts", reads=gated, writes=gated, saves=gated, role="shared_scale"
+            )
     if moe.beside is not None:
         _dense(
             b,
@@ -205,8 +207,42 @@ def _mixture(b: Builder, moe: MoE, *, inputs_saved: bool) -> None:
         writes=combined,
         saves=rows + outputs,
         role="combine",
+        collectives=joined,
         forward_bytes=forward_bytes,
     )
+
+
+def _tensor_parallel_experts(
+    b: Builder, moe: MoE, tokens: int, width: int
+) -> tuple[tuple[Collective, ...], tuple[Collective, ...]]:
+    """Return the collectives that give the experts their inputs, and those that join their outputs.
+
+    The GPUs that split the matrices of an expert have partial sums of its outputs. If they all have the same tokens,
+    an all-reduce adds the sums. If each GPU has tokens of its own (sequence parallelism), the tokens are gathered
+    before, and the sums are scattered after the experts. If the tensor-parallel group is larger than an expert's group,
+    it divides its tokens, and gathers the outputs. With a shared expert, the sums of both are added first, so the
+    collectives of the shared expert suffice.
+
+    tokens: number of tokens whose experts this GPU computes. width: width of the inputs and outputs of the experts.
+    """
+    tp, etp, sp = b.layout.tp, b.layout.expert_tp, b.layout.sp
+    if etp == tp and (tp == 1 or moe.shared is not None or moe.beside is not None):
+        return (), ()
+    group: Literal["tp", "etp"] = "tp" if etp == tp else "etp"
+    own, all_tokens = b.act(tokens * width), b.act(b.tokens * width)
+    if etp > 1 and (sp or etp > tp):
+        return (
+            (Collective("all_gather", own, group, "forward"), Collective("reduce_scatter", own, group, "backward")),
+            (Collective("reduce_scatter", own, group, "forward"), Collective("all_gather", own, group, "backward")),
+        )
+    spread, joined = [], []
+    if etp > 1:
+        joined.append(Collective("all_reduce", own, group, "forward"))
+        spread.append(Collective("all_reduce", own, group, "backward"))
+    if etp < tp and not sp:
+        joined.append(Collective("all_gather", all_tokens, "tp", "forward"))
+        spread.append(Collective("all_gather", all_tokens, "tp", "backward"))
+    return tuple(spread), tuple(joined)
 
 
 def _router_saves(b: Builder, moe: MoE, width: int, choices: int, *, copies: bool) -> int:
@@ -249,11 +285,14 @@ def experts_read(moe: MoE, experts: int, tokens: int) -> float:
     return experts * (1 - (1 - chance) ** tokens)
 
 
-def _experts(b: Builder, moe: MoE, experts: Dim, inputs: Dim, tokens: int, chosen: int) -> None:
+def _experts(
+    b: Builder, moe: MoE, experts: Dim, inputs: Dim, tokens: int, chosen: int, spread: tuple[Collective, ...]
+) -> None:
     """Add the matrices of the experts as grouped matrix products.
 
     tokens: number of tokens whose experts this GPU computes.
     chosen: number of experts with weights that one token uses.
+    spread: the collectives that give the experts their inputs.
     """
     tp, ep, rows = b.layout.expert_tp, b.layout.ep, ceil(tokens * chosen * b.workload.imbalance)
     width = Dim(moe.intermediate_size, "intermediate_size")
@@ -269,7 +308,9 @@ def _experts(b: Builder, moe: MoE, experts: Dim, inputs: Dim, tokens: int, chose
             Collective("all_to_all", dispatch, "ep", "forward"),
             Collective("all_to_all", dispatch, "ep", "backward"),
         )
-    b.elementwise("ffn.dispatch", "experts", reads=tokens * inputs.size, writes=padded * inputs.size)
+    b.elementwise(
+        "ffn.dispatch", "experts", reads=tokens * inputs.size, writes=padded * inputs.size, collectives=spread
+    )
     # each item: (name of the matrix, whether its product saves its input)
     inner = [("gate_proj", True), ("up_proj", False)] if moe.gated else [("up_proj", True)]
     for matrix, saves in [*inner, ("down_proj", True)]:

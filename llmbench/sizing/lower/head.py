@@ -6,6 +6,7 @@ from typing import assert_never
 
 from llmbench.sizing.dtypes import bytes_of
 from llmbench.sizing.lower.builder import Builder, Dim, share
+from llmbench.sizing.op import Collective
 
 CHUNKS = 8
 """Number of chunks of a chunked loss (torchtune's CEWithChunkedOutputLoss, num_output_chunks)."""
@@ -102,7 +103,18 @@ def _loss(b: Builder, width: int, logits: int) -> None:
         forward_bytes=forward,
         saved_bytes=saved,
         backward_bytes=backward,
+        collectives=_loss_sums(b),
     )
+
+
+def _loss_sums(b: Builder) -> tuple[Collective, ...]:
+    """Return the collectives of a loss whose logits are split over the tensor-parallel group.
+
+    Per token, the group computes the largest logit, the sum of the exponentials, and the logit of the target, in fp32.
+    """
+    if b.layout.tp == 1:
+        return ()
+    return 3 * (Collective("all_reduce", 4 * b.tokens, "tp", "forward"),)
 
 
 def _chunked_head_backward(b: Builder, width: int, logits: int) -> int:
