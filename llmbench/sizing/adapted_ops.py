@@ -93,16 +93,17 @@ def _check_targets(ops: Iterable[Op], adapters: Adapters) -> None:
     for target in adapters.targets:
         if any(_matches(op, target) for op in linear):
             continue
-        names = ", ".join(dict.fromkeys(_leaf(op) for op in linear))
+        parts = [part for part in ("attention", "mlp") if any(_matches(op, part) for op in linear)]
+        names = ", ".join([*dict.fromkeys(_leaf(op) for op in linear), *parts, "all-linear"])
         if any(_leaf(op) == target or op.component == target for op in ops if op.component in _NOT_ADAPTED):
             raise SpecError(
                 f"lora targets: `{target[:40]}` is a part to which llmbench adds no adapters: experts, routers, "
                 "embedding and head",
-                hint=f"choose from {names}, attention, mlp and all-linear",
+                hint=f"choose from {names}",
             )
         raise SpecError(
             f"lora targets: the model has no matrix `{target[:40]}`",
-            hint=f"choose from {names}, attention, mlp and all-linear",
+            hint=f"choose from {names}",
         )
 
 
@@ -258,9 +259,10 @@ def _adapter(op: Op, adapters: Adapters, workload: Workload, saved: int) -> list
 def _without_early_gradients(ops: list[Op], owners: dict[str, str]) -> list[Op]:
     """Remove the backward pass of the ops before the first adapter, because their inputs need no gradient.
 
-    In the layer of the first adapter, this is also true for the products with the same input as the adapted matrix.
-    Their adapters compute no gradient of this input either. All other ops of this layer count as if all their inputs
-    needed a gradient. This is at most a few tensors too much, in one layer.
+    In the layer of the first adapter, this is also true for the frozen products with the same input as the adapted
+    matrix, and for the ops of their module that no adapter precedes. The adapters of this input compute no gradient of
+    it either. All other ops of this layer count as if all their inputs needed a gradient. This is at most a few tensors
+    too much, in one layer.
 
     owners: for each product, the name of the product that saves its input ("": an op of another kind).
     """
@@ -268,6 +270,8 @@ def _without_early_gradients(ops: list[Op], owners: dict[str, str]) -> list[Op]:
     first = min(min(op.layers) for op in ops if not op.frozen and op.stack == stack)
     result: list[Op] = []
     source: str | None = None  # the owner of the input of the first adapter
+    silent: set[str] = set()  # modules of the first layer that read this input, and in which no op has a gradient yet
+    live: set[str] = set()  # modules of the first layer in which an op has a gradient
     for op in ops:
         if op.stack != stack or (not op.layer and source is not None):
             result.append(op)
@@ -284,15 +288,20 @@ def _without_early_gradients(ops: list[Op], owners: dict[str, str]) -> list[Op]:
                 source = owner or matrix
                 if not owner and not op.saved_bytes:  # no other op saves the input now
                     alone = msgspec.structs.replace(alone, saved_bytes=op.read_bytes)
-            if source is None or (op.frozen and owner == source):
+            module = matrix.rpartition(".")[0]
+            if source is None or (op.frozen and (owner == source or module in silent - live)):
+                if owner == source and module.count(".") > 1:
+                    silent.add(module)
                 alone = _silent(alone)
-            elif part == "A" and (owner or matrix) == source:
-                alone = msgspec.structs.replace(
-                    alone,
-                    backward_flops=op.forward_flops,
-                    backward_bytes=op.backward_bytes - op.read_bytes,
-                    saved_bytes=min(alone.saved_bytes, op.read_bytes),  # dropout saves no mask
-                )
+            else:
+                live.add(module)
+                if part == "A" and (owner or matrix) == source:
+                    alone = msgspec.structs.replace(
+                        alone,
+                        backward_flops=op.forward_flops,
+                        backward_bytes=op.backward_bytes - op.read_bytes,
+                        saved_bytes=min(alone.saved_bytes, op.read_bytes),  # dropout saves no mask
+                    )
             result.append(alone)
         if later:
             result.append(msgspec.structs.replace(op, layers=later))
