@@ -24,13 +24,14 @@ from llmbench.spec.catalog import find_model
 from llmbench.spec.model import ModelSpec
 
 if TYPE_CHECKING:
+    from llmbench.answers.mfu import Utilized
     from llmbench.model.decoder import Decoder
     from llmbench.sizing.flops import Flops
     from llmbench.sizing.kvcache import KVCache
     from llmbench.sizing.memory import Memory
     from llmbench.sizing.params import Parameters
 
-__all__ = ["Answer", "Model", "build", "flops", "kv_cache", "load", "memory", "params"]
+__all__ = ["Answer", "Model", "build", "flops", "kv_cache", "load", "memory", "mfu", "params"]
 
 Value = TypeVar("Value")
 Model = str | ModelSpec
@@ -254,6 +255,43 @@ def memory(
     row = memory_answers.sized(spec, phase=phase, seq=seq, batch=batch, explain=explain, timeline=timeline, **options)
     inputs = {"model": row.spec.name, "phase": phase, "seq_len": seq, "micro_batch": batch, **options}
     return Answer([row.memory], memory_answers.document([row], inputs))
+
+
+def mfu(
+    model: Model,
+    *,
+    device: str,
+    gpus: int = 1,
+    seq: int = 4096,
+    batch: int | None = None,
+    step_s: float | None = None,
+    tokens_per_s: float | None = None,
+    precision: Literal["bf16", "fp16", "tf32", "fp32", "fp8", "fp4"] = "bf16",
+    recompute: Recompute = "none",
+    explain: bool = False,
+) -> Answer[Utilized]:
+    """Compute the utilization of a training run, as `llmbench mfu` does. `values` has one item for each convention.
+
+    batch, step_s: sequences of all GPUs together and seconds per step. tokens_per_s: tokens per second of all GPUs
+    together, in their place.
+
+    Raises LLMBenchError for a value that is not valid, and for a format that the device does not compute.
+    """
+    from llmbench.answers import mfu as answers
+
+    _one_of("recompute", recompute, Recompute)
+    options: dict[str, Any] = {
+        "device": device,
+        "gpus": gpus,
+        "step_s": step_s,
+        "tokens_per_s": tokens_per_s,
+        "batch": batch,
+        "precision": precision,
+        "recompute": recompute,
+    }
+    rows = answers.utilized(load(model), seq=seq, **options)
+    inputs = {"model": rows[0].spec.name, "seq_len": seq, **options}
+    return Answer(rows, answers.document(rows, inputs, explain=explain))
 
 
 def build(model: Model, **options: Any) -> Decoder:

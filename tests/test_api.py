@@ -30,6 +30,14 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ),
         (lb.kv_cache("deepseek-v3", kv_dtype="fp8"), ("kvcache", "deepseek-v3", "--kv-dtype", "fp8")),
         (lb.memory("llama3-8b", layout="tp=2,sp"), ("memory", "llama3-8b", "--layout", "tp=2,sp")),
+        (
+            lb.memory("llama3-8b", lora="r=8,targets=q,v", base="nf4"),
+            ["memory", "llama3-8b", "--lora", "r=8,targets=q,v", "--base", "nf4"],
+        ),
+        (
+            lb.mfu("llama3-8b", device="h100", gpus=8, batch=64, step_s=6.5),
+            ["mfu", "llama3-8b", "--device", "h100", "--gpus", "8", "--batch", "64", "--step-time", "6.5"],
+        ),
     ],
 )
 def test_answers_are_those_of_the_commands(
@@ -38,7 +46,8 @@ def test_answers_are_those_of_the_commands(
     assert repr(answer) == printed(capsys, *arguments)
     assert answer._repr_markdown_() == printed(capsys, *arguments, "--format", "markdown")
     of_command = json.loads(printed(capsys, *arguments, "--format", "json"))
-    assert answer.to_dict()["models"] == of_command["models"]
+    rows = "conventions" if arguments[0] == "mfu" else "models"
+    assert answer.to_dict()[rows] == of_command[rows]
     assert answer.to_dict()["schema"] == of_command["schema"]
 
 

@@ -100,6 +100,17 @@ def test_korthikanti(model: tuple[int, int, int], gpus: int, batch: int, step: f
     assert found["model_full"] + 3 * repeated == pytest.approx(hfu, abs=0.0006)
 
 
+def test_megatron_turing() -> None:
+    """530B (arXiv 2201.11990, section 2.4): TFLOP/s per GPU with full recomputation. PaLM's table 3 gives its MFU."""
+    spec = gpt(105, 20480, 128, 51200, 2048)
+    for gpus, step, rate in ((2240, 60.1, 126), (2800, 50.2, 121)):
+        rows = utilized(spec, device="a100", gpus=gpus, seq=2048, batch=1920, step_s=step, recompute="full")
+        by_key = {row.convention.key: row for row in rows}
+        assert by_key["hardware_full"].flops_per_s / 1e12 == pytest.approx(rate, rel=0.006)
+        if gpus == 2240:
+            assert by_key["6n_full"].utilization == pytest.approx(0.302, abs=0.0006)
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     model=st.sampled_from(["llama3-8b", "mixtral-8x7b", "gemma3-27b", "jamba-v0.1", "deepseek-v3", "t5-small", "gpt2"]),
