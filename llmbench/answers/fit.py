@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -141,7 +142,7 @@ FIELDS: tuple[Field[Fitted], ...] = (
         "count",
         value=_of("longest"),
         spare=1,
-        description="longest request, in tokens, that fits alone",
+        description="longest request, in tokens, that fits alone; 134,217,728 stands for no limit",
     ),
     Field(
         "longest_tokens_each",
@@ -217,6 +218,8 @@ def fitted(
 
     Raises LLMBenchError for a wrong name, layout or number.
     """
+    if price is not None and not 0 <= price < math.inf:
+        raise LLMBenchError(f"--price {price}: must be a number of at least 0")
     chosen = find_engine(engine)
     parallel = serving_layout(layout)
     if layout and gpus is not None and parallel.num_gpus != gpus:

@@ -10,7 +10,7 @@ from llmbench.report.document import Block, Table, table
 from llmbench.report.fields import Field
 from llmbench.report.units import plural, size
 from llmbench.sizing.serving.command import start_command
-from llmbench.sizing.serving.fit import COUNTS, Fit
+from llmbench.sizing.serving.fit import COUNTS, LONGEST, Fit
 
 CHANGES = 4
 """The largest number of changes that the screen names."""
@@ -53,7 +53,7 @@ def _answer(row: Fitted, fit: Fit) -> str:
         most = f"{plural(fit.capacity, 'such request')} fit" if fit.capacity > 1 else "No second request fits"
         return (
             f"{row.spec.name} fits on {where}: {users} {'fill' if question.users > 1 else 'fills'} {fit.filled:.0%} of "
-            f"the usable memory. {most}, and one request can have {fit.longest:,} tokens."
+            f"the usable memory. {most}, and one request can have {_tokens(fit.longest)}."
         )
     own = fit.tightest
     if own.cache <= 0:
@@ -64,6 +64,11 @@ def _answer(row: Fitted, fit: Fit) -> str:
     needs = "need" if question.users > 1 else "needs"
     some = f"Only {fit.capacity:,} fit." if fit.capacity else "None of them fits."
     return f"{row.spec.name} does not fit on {where}: {users} {needs} {fit.filled:.0%} of the usable memory. {some}"
+
+
+def _tokens(longest: int) -> str:
+    """Return the longest request as a text."""
+    return "any number of tokens" if longest >= LONGEST else f"{longest:,} tokens"
 
 
 def _why_not(row: Fitted, fit: Fit) -> str:
@@ -103,7 +108,10 @@ def _lines(row: Fitted, fit: Fit) -> list[str]:
         cache.append(f"a request of {question.seq:,} tokens takes {size(own.pool.request_bytes(question.seq))} of it")
         lines.append(", and ".join(cache))
         if fit.fits and question.users > 1:
-            lines.append(f"each of {question.users:,} requests can have {fit.longest_each:,} tokens")
+            lines.append(f"each of {question.users:,} requests can have {_tokens(fit.longest_each)}")
+    context = row.spec.max_position_embeddings
+    if context is not None and fit.longest > context:
+        lines.append(f"the context length of {row.spec.name} is {context:,} tokens")
     if own.batched_tokens and own.sequences:
         lines.append(f"steps of at most {own.batched_tokens:,} tokens and {own.sequences:,} sequences")
     if row.cost is not None:
@@ -116,6 +124,8 @@ def _lines(row: Fitted, fit: Fit) -> list[str]:
     command = start_command(row.spec, row.model, fit)
     if command is not None and fit.fits:
         lines.append(f"start it: {command}")
+        if question.weights is not None and question.weights != row.spec.weights.format:
+            lines.append(f"the files must have the weights in this format: {own.shard.title}")
     return lines
 
 

@@ -53,6 +53,7 @@ CONSTANTS = {
     "states_per_request": "states that one request needs",
     "vocabulary_multiple": "the rows of embedding and head are padded to a multiple of this number",
     "mxfp4_multiple": "the inputs of MXFP4 experts are padded to a multiple of this number",
+    "mtp": "number of modules for multi-token prediction that the engine loads, with their cache",
     "rope_table": "1: every GPU stores the sines and cosines of all positions",
 }
 """The constants that a profile can have. The user can replace each of them: `--engine vllm,sequences=64`."""
@@ -60,6 +61,18 @@ CONSTANTS = {
 
 SET = "set on the command line"
 """The source of a constant that the user replaced."""
+
+
+AT_LEAST_ONE = (
+    "batched_tokens",
+    "sequences",
+    "block_tokens",
+    "latent_block_tokens",
+    "vocabulary_multiple",
+    "states_per_request",
+    "windows_percent",
+)
+"""The constants that cannot be 0."""
 
 
 class Step(Part, frozen=True, kw_only=True):
@@ -91,6 +104,7 @@ class EngineSpec(Part, frozen=True, kw_only=True):
     - title: name of the engine for people.
     - budget: the rule by which the engine divides the memory, in a sentence.
     - vendors: vendors of the devices whose memory the profile describes. Empty: all.
+    - kv_formats: formats of the cache that the engine can store. Empty: all.
     - versions: the known versions, the oldest one first.
     - weights: format of the weights that the engine loads if the user names none. None: the published files.
     """
@@ -102,6 +116,7 @@ class EngineSpec(Part, frozen=True, kw_only=True):
     aliases: tuple[str, ...] = ()
     weights: str | None = None
     vendors: tuple[str, ...] = ()
+    kv_formats: tuple[str, ...] = ()
     versions: tuple[Version, ...]
     sources: dict[str, str]
 
@@ -224,7 +239,10 @@ def find_engine(text: str) -> Engine:
         key, _, value = (part.strip() for part in change.partition("="))
         if key not in CONSTANTS:
             raise unknown("constant of an engine", key, CONSTANTS)
-        constants[key] = Constant(value=_number(key, value), source=SET)
+        number = _number(key, value)
+        if key in AT_LEAST_ONE and number < 1:
+            raise SpecError(f"engine constant `{key}`: must be at least 1, not {value}")
+        constants[key] = Constant(value=number, source=SET)
         replaced.append(key)
     return Engine(spec, version, asked, constants, tuple(replaced))
 

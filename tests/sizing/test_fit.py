@@ -123,6 +123,7 @@ def test_wrong_engines_say_what_is_wrong() -> None:
         ("vllm,seqs=3", "seqs"),
         ("vllm,sequences=many", "not a number"),
         ("ideal@3", "no versions"),
+        ("vllm,block_tokens=0", "at least 1"),
     ):
         with pytest.raises((UnknownNameError, SpecError), match=message):
             find_engine(text)
@@ -209,3 +210,19 @@ def test_sglang_prints_this_cache() -> None:
 def test_llamacpp_prints_this_compute_buffer() -> None:
     (own,) = budgets("llama3-8b", "llamacpp", "rtx-4090", 23.53, utilization=1)
     assert term(own, "compute buffer") * 1024 == 258.5
+
+
+def test_a_predictor_adds_its_weights_and_a_layer_of_cache() -> None:
+    """DeepSeek-V3's module: a layer, two norms, a projection and a norm, without embedding and head."""
+    plain = shards(load_bundled("deepseek-v3"), Layout(), find_engine("vllm"))[0]
+    (more,) = shards(load_bundled("deepseek-v3"), Layout(), find_engine("vllm,mtp=1"))
+    assert sum(rows.layers for rows in more.rows) == sum(rows.layers for rows in plain.rows) + 1 == 62
+    assert 11e9 < more.weights - plain.weights < 12e9
+    with pytest.raises(SpecError, match="has 0 modules"):
+        shards(load_bundled("llama3-8b"), Layout(), find_engine("vllm,mtp=1"))
+
+
+def test_an_engine_refuses_formats_that_it_cannot_store() -> None:
+    for engine, kv in (("vllm", "q8_0"), ("llamacpp", "fp8"), ("trtllm", "fp8_ds_mla")):
+        with pytest.raises(SpecError, match="has no cache in the format"):
+            shards(load_bundled("llama3-8b"), Layout(), find_engine(engine), kv=kv)

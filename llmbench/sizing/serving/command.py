@@ -37,6 +37,11 @@ def _vllm(name: str, fit: Fit) -> list[str]:
     parts += [f"--gpu-memory-utilization {_share(own.share)}"]
     parts += [f"--max-num-seqs {own.sequences}", f"--max-num-batched-tokens {own.batched_tokens}"]
     parts += [f"--kv-cache-dtype {question.kv}"] if question.kv else []
+    engine = question.engine
+    parts += [f"--block-size {engine.whole('block_tokens')}"] if "block_tokens" in engine.replaced else []
+    if engine.whole("mtp"):
+        drafts = f'{{"method": "mtp", "num_speculative_tokens": {engine.whole("mtp")}}}'
+        parts += [f"--speculative-config {shlex.quote(drafts)}"]
     return parts
 
 

@@ -13,7 +13,7 @@ from llmbench.errors import LayoutError, SpecError
 from llmbench.sizing.dtypes import STATE_BYTES, DType, bits_of, bytes_of
 from llmbench.sizing.formula import branches_of
 from llmbench.sizing.kv_formats import INDEXER_FP8, row_bytes
-from llmbench.sizing.lower import lower
+from llmbench.sizing.lower import lower, lower_next_token_prediction
 from llmbench.sizing.lower.builder import share
 from llmbench.sizing.op import Op
 from llmbench.sizing.stages import Stage, stages
@@ -121,13 +121,33 @@ def shards(
             f"{spec.name} has an encoder, and `fit` sizes engines that serve decoders",
             hint=f"llmbench memory {spec.name} --phase inference",
         )
+    known = engine.spec.kv_formats
+    if kv is not None and known and kv not in known:
+        raise SpecError(
+            f"{engine.spec.title} has no cache in the format `{kv[:40]}`", hint=f"it has {', '.join(known)}"
+        )
     recipe = WeightRecipe(spec, weights or engine.spec.weights)
     plain = _plain(recipe)
     workload = Workload.prefill(1, activation_dtype=plain, weight_dtype=plain)
-    return [
-        _shard(spec, stage, layout, engine, recipe, plain, kv or plain)
-        for stage in stages(spec, lower(spec, workload, layout), layout)
-    ]
+    ops = lower(spec, workload, layout)
+    if engine.whole("mtp"):
+        ops += _predictors(spec, workload, layout, engine.whole("mtp"))
+    return [_shard(spec, stage, layout, engine, recipe, plain, kv or plain) for stage in stages(spec, ops, layout)]
+
+
+def _predictors(spec: ModelSpec, workload: Workload, layout: Layout, count: int) -> list[Op]:
+    """Return the ops of the first `count` modules for multi-token prediction. Each has a cache like its kind of layer.
+
+    Raises SpecError if the model has fewer modules.
+    """
+    mtp = spec.next_token_prediction
+    if mtp is None or mtp.count < count:
+        have = 0 if mtp is None else mtp.count
+        raise SpecError(f"{spec.name} has {have} modules for multi-token prediction, not {count}")
+    chosen = msgspec.structs.replace(mtp, count=count)
+    ops = lower_next_token_prediction(msgspec.structs.replace(spec, next_token_prediction=chosen), workload, layout)
+    caches = {op.name.rpartition("}")[2]: op.cache for op in lower(spec, workload, layout) if op.layer == mtp.layer}
+    return [msgspec.structs.replace(op, cache=caches.get(op.name.rpartition("}")[2])) for op in ops]
 
 
 def _plain(recipe: WeightRecipe) -> DType:
