@@ -95,7 +95,7 @@ def training_run(
     formats = training_precision(precision)
     passes = micro_batches or (1 if layout.pp == 1 else 2 * layout.pp)
     check_recipe(recipe, optimizer, formats)
-    _check_step(recipe, layout, formats, passes)
+    _check_step(recipe, layout, formats, passes, base)
     if recipe.recompute and recompute not in ("none", "selective"):
         named = "+".join(recipe.recompute)
         raise SpecError(
@@ -148,8 +148,8 @@ def _frozen_recipe(spec: ModelSpec, adapters: Adapters | None, base: str | None)
     return WeightRecipe(spec, base)
 
 
-def _check_step(recipe: Recipe, layout: Layout, formats: Precision, passes: int) -> None:
-    """Raise SpecError for settings that contradict the layout or the number of micro-batches."""
+def _check_step(recipe: Recipe, layout: Layout, formats: Precision, passes: int, base: str | None) -> None:
+    """Raise SpecError for settings that contradict the layout, the number of micro-batches or the frozen weights."""
     if recipe.step == "backward" and (passes > 1 or formats.gradients != formats.weights):
         raise SpecError(
             "recipe step=backward: needs one micro-batch per step, and gradients in the format of the weights",
@@ -157,6 +157,8 @@ def _check_step(recipe: Recipe, layout: Layout, formats: Precision, passes: int)
         )
     if "weights" in recipe.offload and layout.zero != 3:
         raise SpecError("recipe offload=weights: needs zero=3, because FSDP's shards are what the host stores")
+    if recipe.fp8 != "none" and base is not None:
+        raise SpecError(f"recipe fp8={recipe.fp8}: contradicts base {base[:40]}, which says how the weights are stored")
     if recipe.fp8 != "none" and layout.zero == 3:
         raise SpecError(f"recipe fp8={recipe.fp8}: llmbench does not know the fp8 copies of gathered weights (zero=3)")
 

@@ -12,6 +12,7 @@ from llmbench.errors import LLMBenchError, SpecError
 from llmbench.sizing.adapters import Adapters
 from llmbench.sizing.flops import count_flops, step_ops
 from llmbench.sizing.memory import WORKSPACE_BYTES
+from llmbench.sizing.recipe import Recipe
 from llmbench.sizing.training import run_memory, training_run
 from llmbench.sizing.training_step import TrainingRun
 from llmbench.sizing.workload import Layout, Workload
@@ -170,6 +171,8 @@ def test_experts_have_no_adapters() -> None:
         lora_run("mixtral-8x7b", "r=8,targets=gate")
     with pytest.raises(LLMBenchError, match="only frozen weights"):
         training_run(load_bundled("llama2-7b"), 512, base="nf4")
+    with pytest.raises(SpecError, match="contradicts base nf4"):
+        lora_run("llama2-7b", "r=8", base="nf4", recipe=Recipe(fp8="cached"))
 
 
 def test_text_of_adapters() -> None:
