@@ -19,6 +19,7 @@ from types import ModuleType
 import msgspec
 
 from llmbench.spec import device, ffn, mixer, model, position
+from llmbench.spec.weights import stored
 
 TARGET = Path(__file__).parent.parent / "docs" / "spec-fields.md"
 
@@ -37,6 +38,7 @@ SECTIONS = (
     ("Mixers", mixer),
     ("Feed-forwards", ffn),
     ("Positions", position),
+    ("Stored weights", stored),
     ("Devices", device),
 )
 WORDS = {
