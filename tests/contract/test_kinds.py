@@ -42,8 +42,8 @@ def caches(spec: ModelSpec, layer: str) -> list[Cache]:
     return [op.cache for op in ops if op.cache is not None and not op.cache.cross_per_token]
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_a_layer_caches_what_its_mixers_say(name: str) -> None:
+def a_layer_caches_what_its_mixers_say(name: str) -> None:
+    """Elements per token, of indexers and of states."""
     spec = model(name)
     for layer, part in spec.layers.items():
         mixers = branches(part.mixer)
@@ -60,16 +60,15 @@ def test_a_layer_caches_what_its_mixers_say(name: str) -> None:
         assert sum(cache.conv_state for cache in layer_caches) == sum(conv) + sum(shifted)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_formulas_of_cache_rows_give_their_elements(name: str) -> None:
+def formulas_of_cache_rows_give_their_elements(name: str) -> None:
+    """The formula is a text, which is computed here."""
     for mixer in model(name).mixers:
         for row in mixer.cache_rows:
             numbers = with_numbers(row.formula, numbers_of(mixer)).replace("×", "*")
             assert ceil(eval(numbers, {"__builtins__": {}})) == row.elements, row.formula
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_widths_of_heads_agree_with_the_ops(name: str) -> None:
+def widths_of_heads_agree_with_the_ops(name: str) -> None:
     """The score op's FLOPs are 2 · (key_dim + value_dim) per pair and query head: one token sees itself alone."""
     spec = model(name)
     for layer in spec.layers:
@@ -81,8 +80,8 @@ def test_widths_of_heads_agree_with_the_ops(name: str) -> None:
             assert op.forward_flops == 2 * mixer.num_attention_heads * (mixer.key_dim + mixer.value_dim)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_a_narrowed_attention_has_a_narrow_span(name: str) -> None:
+def a_narrowed_attention_has_a_narrow_span(name: str) -> None:
+    """Its groups of query heads stay as they are."""
     for mixer in model(name).attentions:
         narrowed = mixer.narrowed(kv_heads=2, span=3)
         assert (narrowed.span is None) == (mixer.span is None)
@@ -93,12 +92,26 @@ def test_a_narrowed_attention_has_a_narrow_span(name: str) -> None:
         assert narrowed.cache_row.span == narrowed.span
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_ops_have_the_last_names_of_their_roles(name: str) -> None:
+def ops_have_the_last_names_of_their_roles(name: str) -> None:
     """Traces and profiles find the ops that functions of an implementation compute by these names."""
     for op in lower(model(name), Workload.train(8)):
         if op.role in ("act", "rope", "core", "indexer_core", "cross_core"):
             assert op.name.rpartition(".")[2] == op.role.rpartition("_")[2]
+
+
+CHECKS = (
+    a_layer_caches_what_its_mixers_say,
+    formulas_of_cache_rows_give_their_elements,
+    widths_of_heads_agree_with_the_ops,
+    a_narrowed_attention_has_a_narrow_span,
+    ops_have_the_last_names_of_their_roles,
+)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_kinds_say_what_their_ops_have(name: str) -> None:
+    for check in CHECKS:
+        check(name)
 
 
 def test_compare_describes_compressed_attention(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
