@@ -91,6 +91,7 @@ positions = st.one_of(
     st.builds(NoPositions),
     st.builds(RelativeBias, num_buckets=st.integers(4, 32), per_layer=maybe),
 )
+own_positions = optional(st.one_of(rope, st.builds(NoPositions)))
 norms = st.builds(
     Norm,
     kind=st.sampled_from(("rmsnorm", "layernorm")),
@@ -131,7 +132,7 @@ def attentions(draw: st.DrawFn, *, causal: bool = True) -> Attention:
         value_from_key=from_key,
         shares_kv=draw(st.sampled_from((False, False, False, True))),
         output_norm=draw(maybe),
-        positions=draw(optional(st.one_of(rope, st.builds(NoPositions)))),
+        positions=draw(own_positions),
         scale=draw(optional(st.floats(0.01, 1.0))),
     )
 
@@ -142,6 +143,11 @@ indexers = st.builds(
     head_dim=st.sampled_from((16, 40)),  # no less than what latents rotate
     top_k=st.integers(1, 24),
     shared=st.sampled_from((False, False, True)),
+)
+
+
+latent_spans = st.one_of(
+    st.just({}), st.builds(dict, sliding_window=st.integers(1, 24)), st.builds(dict, indexer=indexers)
 )
 
 
@@ -158,13 +164,7 @@ def latents(draw: st.DrawFn) -> LatentAttention:
         latent_bias=draw(maybe),
         output_bias=draw(maybe),
         latent_norms=draw(maybe),
-        **draw(
-            st.one_of(
-                st.just({}),
-                st.builds(dict, sliding_window=st.integers(1, 24)),
-                st.builds(dict, indexer=indexers),
-            )
-        ),
+        **draw(latent_spans),
     )
 
 
@@ -280,6 +280,18 @@ extras = st.builds(
 )
 
 
+embeddings = st.builds(
+    Embedding,
+    size=st.sampled_from((None, None, 16)),
+    positions_after=maybe,
+    token_types=st.sampled_from((0, 0, 2)),
+    norm=maybe,
+    scale=scales,
+)
+output_heads = st.builds(Head, bias=maybe, transform=st.sampled_from((None, None, "bert", "roberta")), scale=scales)
+encoder_positions = st.builds(LearnedPositions, num_positions=widths)
+
+
 @st.composite
 def layers(draw: st.DrawFn, *, cross: bool, mixer: st.SearchStrategy = mixers) -> Layer:
     """A layer with a mixer, a feed-forward, or both."""
@@ -346,7 +358,7 @@ def models(draw: st.DrawFn, *, encoder: bool | None = False, mixer: st.SearchStr
             layers=inner,
             pattern=_pattern(draw, inner),
             final_norm=draw(maybe),
-            positions=draw(optional(st.builds(LearnedPositions, num_positions=widths))),
+            positions=draw(optional(encoder_positions)),
             embedding_norm=draw(maybe),
             vocab_size=draw(optional(widths)),
         )
@@ -365,19 +377,8 @@ def models(draw: st.DrawFn, *, encoder: bool | None = False, mixer: st.SearchStr
         positions=draw(_positions_for(kinds)),
         norm=draw(norms),
         final_norm=draw(maybe),
-        embedding=draw(
-            st.builds(
-                Embedding,
-                size=st.sampled_from((None, None, 16)),
-                positions_after=maybe,
-                token_types=st.sampled_from((0, 0, 2)),
-                norm=maybe,
-                scale=scales,
-            )
-        ),
-        head=draw(
-            st.builds(Head, bias=maybe, transform=st.sampled_from((None, None, "bert", "roberta")), scale=scales)
-        ),
+        embedding=draw(embeddings),
+        head=draw(output_heads),
         encoder=encoder_stack,
         next_token_prediction=draw(
             st.sampled_from(

@@ -43,8 +43,16 @@ def longer(spec: ModelSpec) -> ModelSpec:
 
 
 @common
-@given(any_model)
-def test_parameters_are_the_sum_of_the_ops(spec: ModelSpec) -> None:
+@given(any_model, st.sampled_from((2, 4)), st.sampled_from((1, 2, 4)), st.booleans())
+def test_parameters_are_the_sum_of_the_ops_and_of_the_shards(spec: ModelSpec, ep: int, tp: int, sp: bool) -> None:
+    """A drawn model is expensive, so one is used for all sums."""
+    check_sums(spec)
+    check_shards(spec, Layout(tp=tp, sp=sp and tp > 1))
+    check_expert_parallel_shards(spec, ep, min(tp, 2))
+
+
+def check_sums(spec: ModelSpec) -> None:
+    """Totals are sums over ops, over components and over layers."""
     counts = count_parameters(spec)
     ops = lower(spec, ONE_TOKEN)
     instances = [op for op in ops for _ in op.names()]
@@ -97,15 +105,8 @@ def check_shards(spec: ModelSpec, layout: Layout) -> None:
         assert rest * (of_experts if split_inputs else part.shards) == whole_rest, part.name
 
 
-@common
-@given(any_model, st.sampled_from((2, 4)), st.booleans())
-def test_tensor_parallel_shards_sum_to_the_whole(spec: ModelSpec, tp: int, sp: bool) -> None:
-    check_shards(spec, Layout(tp=tp, sp=sp))
-
-
-@common
-@given(any_model, st.sampled_from((2, 4)), st.sampled_from((1, 2)))
-def test_expert_parallel_shards_sum_to_the_whole(spec: ModelSpec, ep: int, tp: int) -> None:
+def check_expert_parallel_shards(spec: ModelSpec, ep: int, tp: int) -> None:
+    """Shares of the experts sum to the whole. A model without experts is refused."""
     layout = Layout(tp=tp, ep=ep, dp=ep)
     if not spec.is_moe:
         with pytest.raises(LayoutError):
@@ -122,9 +123,9 @@ def test_expert_parallel_shards_sum_to_the_whole(spec: ModelSpec, ep: int, tp: i
 @common
 @given(any_model, st.integers(1, 4), st.integers(1, 3))
 def test_stages_have_every_op_once(spec: ModelSpec, pp: int, interleave: int) -> None:
-    assume(pp > 1 or interleave == 1)
     total_layers = spec.num_hidden_layers + (len(spec.encoder.order) if spec.encoder else 0)
-    assume(pp * interleave <= total_layers)
+    pp = min(pp, total_layers)
+    interleave = min(interleave, total_layers // pp) if pp > 1 else 1
     ops = lower(spec, ONE_TOKEN)
     cut = stages(spec, ops, Layout(pp=pp, interleave=interleave))
     assert [stage.index for stage in cut] == list(range(pp))
@@ -146,8 +147,13 @@ def test_stages_have_every_op_once(spec: ModelSpec, pp: int, interleave: int) ->
 
 @common
 @given(any_model, lengths, st.integers(1, 4), st.sampled_from(("prefill", "decode", "train")))
-def test_flops_grow(spec: ModelSpec, seq: int, batch: int, phase: str) -> None:
-    assume(phase != "decode" or spec.decodes)
+def test_flops_and_cache_grow(spec: ModelSpec, seq: int, batch: int, phase: str) -> None:
+    check_that_flops_grow(spec, seq, batch, phase if phase != "decode" or spec.decodes else "prefill")
+    check_that_the_cache_grows(spec, seq, batch)
+
+
+def check_that_flops_grow(spec: ModelSpec, seq: int, batch: int, phase: str) -> None:
+    """More tokens, sequences or layers need no less work."""
     make = getattr(Workload, phase)
     here = count_flops(spec, make(seq, batch))
     assert here.total == here.matmul + here.attention + here.recurrent == sum(here.components.values())
@@ -167,9 +173,8 @@ def has_chunks(spec: ModelSpec) -> bool:
     return any(isinstance(mixer, Attention) and mixer.attention_chunk_size is not None for mixer in mixers)
 
 
-@common
-@given(any_model, lengths, st.integers(1, 4))
-def test_cache_grows(spec: ModelSpec, seq: int, batch: int) -> None:
+def check_that_the_cache_grows(spec: ModelSpec, seq: int, batch: int) -> None:
+    """Its parts sum up, and more tokens, sequences or layers have no smaller cache."""
     here = kv_cache(spec, seq, batch=batch)
     apart = here.state_bytes_per_sequence + here.indexer_bytes_per_sequence + here.cross_bytes_per_sequence
     assert here.bytes_total == batch * (here.bytes_per_sequence + apart)
@@ -183,7 +188,13 @@ def test_cache_grows(spec: ModelSpec, seq: int, batch: int) -> None:
 
 @settings(common, max_examples=60)
 @given(any_model, lengths, st.integers(1, 4), st.sampled_from(("none", "selective", "every-second", "full")))
-def test_training_memory_grows(spec: ModelSpec, seq: int, batch: int, recompute: str) -> None:
+def test_memory_grows(spec: ModelSpec, seq: int, batch: int, recompute: str) -> None:
+    check_that_training_memory_grows(spec, seq, batch, recompute)
+    check_that_serving_memory_grows(spec, seq, batch)
+
+
+def check_that_training_memory_grows(spec: ModelSpec, seq: int, batch: int, recompute: str) -> None:
+    """Its parts sum up, and more tokens, sequences or layers need no less."""
     here = training_memory(spec, seq, micro_batch=batch, recompute=recompute)
     assert here.peak_bytes == sum(here.parts_bytes.values())
     assert all(size >= 0 for size in here.parts_bytes.values())
@@ -193,9 +204,8 @@ def test_training_memory_grows(spec: ModelSpec, seq: int, batch: int, recompute:
     assert training_memory(spec, seq, micro_batch=batch).peak_bytes >= here.peak_bytes
 
 
-@settings(common, max_examples=60)
-@given(any_model, lengths, st.integers(1, 4))
-def test_serving_memory_grows(spec: ModelSpec, seq: int, batch: int) -> None:
+def check_that_serving_memory_grows(spec: ModelSpec, seq: int, batch: int) -> None:
+    """Its parts sum up, and more tokens, sequences or layers need no less."""
     here = inference_memory(spec, seq, batch=batch)
     assert here.peak_bytes == sum(here.parts_bytes.values())
     assert inference_memory(spec, seq + 1, batch=batch).peak_bytes >= here.peak_bytes
