@@ -19,7 +19,7 @@ from llmbench.kernels.proof.check import check, compare
 from llmbench.kernels.registry import KERNELS, load_kernel
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-SEEDS = (0, 1) if DEVICE.type == "cpu" else range(8)
+SEEDS = 1 if DEVICE.type == "cpu" else 8
 CPU = torch.device("cpu")
 
 
@@ -32,9 +32,11 @@ CASES = [
 
 @pytest.mark.parametrize(("kernel", "case"), CASES)
 def test_results_and_gradients_are_within_budget(kernel: Kernel, case: Any) -> None:
-    """Buffers start as NaN. The budget is twice the error of plain torch in the format, plus one rounding."""
-    for dtype in kernel.dtypes:
-        for seed in SEEDS:
+    """Buffers start as NaN. The budget is twice the error of plain torch in the format, plus one rounding.
+
+    Each format of a kernel has other seeds, so a case has several inputs in the interpreter too."""
+    for index, dtype in enumerate(kernel.dtypes):
+        for seed in range(index, index + SEEDS):
             for verdict in check(kernel, case, dtype, seed, DEVICE):
                 assert verdict.passed, (dtype, seed, verdict)
 
@@ -101,12 +103,13 @@ def test_ops_are_complete(name: str) -> None:
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_counted_flops_equal_the_cost(name: str) -> None:
-    """The FLOPs of FlopCounterMode equal those of the kernel's cost, forward and backward."""
+    """The FLOPs of FlopCounterMode equal those of the kernel's cost, forward and backward. The ops count them by a
+    formula, so no kernel needs to run."""
     kernel = load_kernel(name)
     for case in kernel.cases:
         cost = kernel.cost(case, torch.float32)
-        with FlopCounterMode(display=False) as counter:
-            run_with_gradients(kernel, case, torch.float32)
+        with FlopCounterMode(display=False) as counter, launching.captured(90):
+            run_with_gradients(kernel, case, torch.float32, CPU)
         assert counter.get_total_flops() == cost.flops + cost.backward_flops, case
 
 
