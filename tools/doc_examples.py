@@ -2,7 +2,7 @@
 
     python tools/doc_examples.py [PAGE...]             # write the actual output into the pages (default: all pages)
     python tools/doc_examples.py --check [PAGE...]     # compare; exit 1 and show the differences
-    python tools/doc_examples.py --record PAGE...      # also run the examples that contain measured times
+    python tools/doc_examples.py --record PAGE...      # also run the recorded examples
 
 An example is a fenced block marked `console`. Each command in it begins with one of PROMPTS. The output of a command
 (stdout, then stderr) follows the command, as in a terminal of 80 columns. A line that contains only `…` stands for any
@@ -10,7 +10,8 @@ number of lines. The examples of a page run in order, in one temporary folder th
 docs/ at first. A block marked `json title="NAME"` or `toml title="NAME"` is first written to the file NAME in that
 folder.
 
-A block marked `console title="recorded"` shows measured times, which differ in every run. It runs with --record only.
+A block marked `console title="recorded"` shows measured times, which differ in every run, or figures that take long and
+that a test computes too. It runs with --record only.
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ def command(
 
       llmbench bench norms --device cpu --preset quick -o norms.jsonl
 
-      llmbench bench activations --device cpu --format json
+      llmbench bench norms --device cpu --format json
     """
     need_torch("bench")
     from llmbench.bench.experiments import find_experiment

@@ -345,9 +345,9 @@ def check_kernels(
 
       llmbench kernels check glu
 
-      llmbench kernels check rope --dtype bf16 --seeds 8
+      llmbench kernels check glu --dtype bf16 --seeds 4
 
-      llmbench kernels check attention moe --fuzz 10 --seed 7
+      llmbench kernels check attention moe --fuzz 3 --seed 7
     """
     need_triton()
     from llmbench.kernels.formats import gpu_name
@@ -438,9 +438,9 @@ def inspect_kernels(
 
     Examples:
 
-      llmbench kernels inspect glu
+      llmbench kernels inspect glu --shipped
 
-      llmbench kernels inspect rope --arch sm_80,sm_90,sm_100
+      llmbench kernels inspect rope --shipped --arch sm_80,sm_100 --jobs 1
     """
     need_triton()
     os.environ.pop("TRITON_INTERPRET", None)  # with this variable, Triton interprets kernels instead of compiling them

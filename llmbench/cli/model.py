@@ -271,7 +271,7 @@ def command(
 
       llmbench model smollm2-135m --layers 2 --impl standard --dtype fp32
 
-      llmbench model deepseek-v3 --device meta
+      llmbench model mixtral-8x7b --device meta
 
       llmbench model llama3.1-405b --trace --seq 8192
 
