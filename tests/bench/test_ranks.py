@@ -46,7 +46,7 @@ def results_of_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]
         )
         for rank in "01"
     ]
-    said = [process.communicate(timeout=120) for process in started]
+    said = [process.communicate(timeout=600) for process in started]
     assert [process.returncode for process in started] == [0, 0], said
     answers: dict[str, Any] = json.loads(out.read_text())
     return answers | {"said": said, "file": f"{out}.jsonl"}
