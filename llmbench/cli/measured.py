@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -94,8 +96,6 @@ def listed(names: Mapping[str, str]) -> str:
 def need_torch(command: str) -> None:
     """Raise CannotRunError unless torch is installed and can be imported. Check the cache folder of torch's compiler
     before torch is imported."""
-    from importlib.util import find_spec
-
     from llmbench.measure.compiler_cache import compiler_cache_fault
 
     if find_spec("torch") is None:
@@ -107,7 +107,7 @@ def need_torch(command: str) -> None:
 def import_torch() -> None:
     """Import torch, which is installed. Raises CannotRunError if the import fails."""
     try:
-        import torch  # noqa: F401
+        import_module("torch")
     except Exception as problem:  # a broken installation, or a wrong value of a variable such as TORCH_LOGS
         reason = " ".join(str(problem).split())[:300]
         raise CannotRunError(f"PyTorch cannot be imported: {type(problem).__name__}: {reason}") from None
