@@ -85,8 +85,8 @@ class Cache(msgspec.Struct, frozen=True):
 class Op(msgspec.Struct, frozen=True, kw_only=True):
     """One module of the model, or one function between modules, on one GPU and for one workload.
 
-    All figures are integers. They describe one instance of the module. The model has `count` instances, one in each
-    layer of `layers`.
+    All figures are integers, except experts_met. They describe one instance of the module. The model has `count`
+    instances, one in each layer of `layers`.
 
     name: dotted name of the module. `{}` stands for the index of the layer.
     layers: indices of the layers that contain the op. Empty: the op is outside the layers.
@@ -111,6 +111,8 @@ class Op(msgspec.Struct, frozen=True, kw_only=True):
     backward_bytes: bytes that only the backward pass of the op needs: gradients of inputs and outputs, and temporaries.
     matrix: (number of matrices, inputs, outputs) of the weights on this GPU. None: the weights are not matrices. A tied
         head and a layer with shared weights have the matrix, too, but another op owns it (see `owned_matrix`).
+    rows: number of rows that the op multiplies with its matrices. All experts together have this number of rows.
+    experts_met: expected number of different experts on this GPU that the tokens of the step select.
     scores: (width of a query, width of a value, heads, (query, key) pairs) of the scores that the op computes. The
         forward pass costs 2 × (the two widths) × heads × pairs. None: the op computes no scores of this form.
     tied: whether embedding and head share one matrix. It is true for both ops.
@@ -146,6 +148,8 @@ class Op(msgspec.Struct, frozen=True, kw_only=True):
     selective_bytes: int = 0
     backward_bytes: int = 0
     matrix: tuple[int, int, int] | None = None
+    rows: int = 0
+    experts_met: float = 0.0
     scores: tuple[int, int, int, int] | None = None
     tied: bool = False
     frozen: bool = False

@@ -53,6 +53,8 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Megatron. Elsewhere they multiply its output.
     imbalance: number of (token, expert) pairs of this GPU, divided by the mean over its expert-parallel group.
     fp8: whether matrix products in layers save their inputs in fp8 (Transformer Engine).
+    logits: number of last positions of each sequence for which the head computes logits. None: all. An engine needs one
+        in a prefill. In training, the loss covers all positions.
     loss: how the loss is computed. plain: as its kernels say. fused: Megatron's fused cross-entropy. inplace: the
         gradient overwrites the logits. chunked: one chunk of tokens after another. linear: without the logits.
     frozen_head: whether the head is frozen, so that its loss computes no gradient of its weights.
@@ -77,6 +79,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     weights_before_down: bool = False
     imbalance: float = 1.0
     fp8: bool = False
+    logits: int | None = None
     loss: Loss = "plain"
     frozen_head: bool = False
 
@@ -87,6 +90,8 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise SpecError(f"query_len: must be at least 1, not {self.query_len}")
         if self.kv_len < self.query_len:
             raise SpecError(f"kv_len: must be at least query_len ({self.query_len}), not {self.kv_len}")
+        if self.logits is not None and (self.logits < 1 or self.phase == "train"):
+            raise SpecError(f"logits: must be at least 1, and cannot be set in training, not {self.logits}")
 
     @classmethod
     def prefill(cls, seq_len: int, batch: int = 1, **more: Any) -> Workload:

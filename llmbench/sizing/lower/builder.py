@@ -197,6 +197,7 @@ class Builder:
             matmul_elements=weights,
             tied=tied,
             matrix=(1, inside, outside),
+            rows=tokens,
             shards=1 if split == "none" else shards,
             formula=formula,
             forward_flops=flops,

@@ -51,7 +51,11 @@ def core(
     w = b.workload
     batch = w.batch
     queries = share(batch * b.query_len, b.layout.cp)
-    keys = share(batch * source_len, b.layout.cp)
+    # A chunk of a prompt reads the earlier keys from the cache, unless the cache has other rows than the keys, which
+    # then are computed again (latent attention).
+    stored = 0 if cache is None else cache.per_token
+    chunk = w.phase == "prefill" and b.query_len < source_len and stored == kv_heads * (qk_dim + v_dim)
+    keys = share(batch * (b.query_len if chunk else source_len), b.layout.cp)
     shown = share(batch * pairs, b.layout.cp)
     scored = heads * shown
     forward = 2 * (qk_dim + v_dim) * scored
@@ -84,7 +88,8 @@ def core(
         traffic_read, traffic_written = inputs + 2 * square, output + 2 * square
     new = 0 if cache is None else cache.per_token
     reads_cache = w.phase == "decode"
-    kv_read = bytes_of(share(batch * seen, b.layout.cp) * read_per_token, w.kv_dtype) if reads_cache else 0
+    earlier = max(0, seen - b.query_len) if chunk else seen if reads_cache else 0
+    kv_read = bytes_of(share(batch * earlier, b.layout.cp) * read_per_token, w.kv_dtype)
     input_bytes = b.act(queries * heads * qk_dim) + kv_read if reads_cache else b.act(inputs)
     temporary, mask_saved, copied = _temporary_bytes(
         b,

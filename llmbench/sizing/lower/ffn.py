@@ -336,6 +336,8 @@ def _experts(
             active_parameters=moe.num_experts_per_tok * (weights + bias),
             matmul_elements=chosen * weights,
             matrix=(local_experts, before, after),
+            rows=padded,
+            experts_met=read,
             shards=ep * tp,
             formula=label,
             forward_flops=flops,

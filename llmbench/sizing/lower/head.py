@@ -19,7 +19,8 @@ def head_and_loss(b: Builder, size: Dim) -> None:
     """Add the head. In training, also add the loss, which covers every position. `size`: width of the head's input."""
     head, w = b.spec.head, b.workload
     vocab = Dim(b.spec.vocab_size, "vocab_size")
-    logits = b.tokens * share(vocab.size, b.layout.tp)
+    tokens = b.tokens if w.logits is None else share(w.batch * min(w.logits, w.query_len), b.layout.cp)
+    logits = tokens * share(vocab.size, b.layout.tp)
     linear = w.phase == "train" and w.loss == "linear"
     memory: dict[str, int] = {}
     if linear:
@@ -35,6 +36,7 @@ def head_and_loss(b: Builder, size: Dim) -> None:
         split="column",
         tied=b.spec.tie_word_embeddings or b.stack == "mtp",
         gathers=True,
+        tokens=tokens,
         saves_input=not linear,
         **memory,
     )
