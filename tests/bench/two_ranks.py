@@ -26,6 +26,7 @@ from llmbench.bench.pieces.piece import Setting
 from llmbench.cli import run as command
 from llmbench.errors import CannotRunError
 from llmbench.kernels.proof.accuracy import Verdict
+from llmbench.measure import reference
 from llmbench.measure.check_and_time import Candidate
 from llmbench.measure.clock import CpuClock
 from llmbench.measure.ranks import Ranks, join
@@ -156,6 +157,7 @@ def main(out: str) -> None:
     ranks, _ = join("any", CPU, "train")
     ask = Ask(quick=True, device=CPU, dtype="fp32", ranks=ranks)
     references = measure_references(CpuClock(), torch.float32, budget_s=0.01, sizes=Sizes(64, 2**16, 10))
+    reference.measure_references = lambda *_, **__: references  # the commands below need no exact rates
     answers: dict[str, Any] = {
         "train": rows_of([train.group_of(SETTING, STEPS, ask)], ranks, references),
         "collectives": rows_of(
