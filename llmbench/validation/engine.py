@@ -67,7 +67,8 @@ def _figures(row: Row, budgets: list[Budget], *, complete: bool) -> list[Figure]
     least = min(budgets, key=lambda own: own.cache)
     shard = first.shard
     loaded = shard.weights + shard.padding + shard.rope
-    peak = sum(term.value for term in first.terms if term.term.startswith("activations"))
+    # A version that counts CUDA graphs in its budget prints their estimate as a part of the peak.
+    peak = sum(term.value for term in first.terms if term.term.startswith(("activations", "CUDA graphs")))
     found: list[tuple[str, tuple[float, float] | None, float]] = []
     if complete:
         found.append(("cache_bytes", _keys_and_values(row) or _printed(row, "kv_gib"), least.cache))
@@ -104,7 +105,7 @@ def _keys_and_values(row: Row) -> tuple[float, float] | None:
 def _engine(row: Row) -> Engine:
     """Return the engine of a row, with the settings that the row gives."""
     name = row.text("engine")
-    found = re.match(r"v?(\d+(?:\.\d+)+)", row.text("version"))
+    found = re.search(r"(?<![\d.])(\d+(?:\.\d+)+)(?![\dx])", row.text("version"))
     try:
         newest = find_engine(name)
     except UnknownNameError:
@@ -118,10 +119,12 @@ def _engine(row: Row) -> Engine:
     settings = []
     for key, value in (
         ("batched_tokens", row.count("max_batched_tokens")),
-        ("sequences", _noted(row, "max_num_seqs", r"max_num_seqs (\d+)")),
+        ("sequences", _noted(row, "max_num_seqs", r"max_num_seqs[ =:]+(\d+)")),
         ("block_tokens", _noted(row, "block_size", r"\bblock (\d+)\b")),
     ):
         settings += [f"{key}={value}"] if value else []
+    if re.search(r"\beager\b", row.text("notes")):  # without CUDA graphs
+        settings.append("graphs=0")
     version = f"@{found[1]}" if found is not None and several else ""
     return find_engine(",".join([f"{newest.spec.name}{version}", *settings]))
 
@@ -176,7 +179,8 @@ def _device(row: Row) -> DeviceHead:
     text, total = row.text("gpu"), row.number("total_gib")
     size = None if total is None else round(total * GIB)
     words = re.split(r"[\s-]+", text)
-    for name in (text, f"{text}b", f"{text}b".replace(" ", "-"), words[0]):
+    shorter = ["-".join(words[:count]) for count in range(len(words), 0, -1)]
+    for name in (text, f"{text}b", f"{shorter[0]}b", *shorter):
         try:
             known = find_device_head(name)
             return known if size is None else known._replace(cuda_memory_bytes=size)

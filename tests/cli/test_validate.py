@@ -180,3 +180,16 @@ def test_an_engine_log_says_which_setting_is_missing(tmp_path: Path, capsys: Cap
     assert items[1]["measured"] == 2 * 8.23 * 2**30
     assert abs(items[2]["error"]) < 0.002
     assert items[2]["doubt"]
+
+
+def test_names_of_devices_and_versions_in_engine_logs(tmp_path: Path, capsys: Capture) -> None:
+    """Spellings of public logs. From 0.21 on, the printed peak has the estimate of CUDA graphs."""
+    head = "engine,version,model,scheme,gpu,tp,total_gib,util,max_model_len,activation_peak_gib,notes"
+    names = ("H100-80G", "H100 SXM 80GB", "A100-80GB", "H200-141G", "RTX 4090 24G", "L40S-48G", "RTX PRO 6000", "24G")
+    rows = [f"vLLM,v0.19.0.post1,llama3.1-8b,,{name},1,{24 if name == '24G' else ''},0.9,8192,2," for name in names]
+    items = answer(capsys, "engine", write(tmp_path, head, *rows))["items"]
+    assert all(item["measured"] for item in items), [item["reason"] for item in items]
+    rows = [f"vLLM,0.22 (V1),llama3.1-8b,,H100,1,,0.9,8192,2,{notes}" for notes in ("", "eager", "max_num_seqs=64")]
+    counted, eager, few = (item["ours"] for item in answer(capsys, "engine", write(tmp_path, head, *rows))["items"])
+    assert counted - eager == 451_000_000
+    assert few < counted
