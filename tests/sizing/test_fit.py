@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from llmbench.errors import LayoutError, LLMBenchError, SpecError, UnknownNameError
 from llmbench.sizing.serving.budget import Budget, budget
-from llmbench.sizing.serving.fit import Fit, Question, Sizer
+from llmbench.sizing.serving.fit import Fit, Question, Sizer, changes
 from llmbench.sizing.serving.pools import paged_pool
 from llmbench.sizing.serving.shard import Rows, serving_layout, shards
 from llmbench.sizing.workload import Layout
@@ -226,3 +226,24 @@ def test_an_engine_refuses_formats_that_it_cannot_store() -> None:
     for engine, kv in (("vllm", "q8_0"), ("llamacpp", "fp8"), ("trtllm", "fp8_ds_mla")):
         with pytest.raises(SpecError, match="has no cache in the format"):
             shards(load_bundled("llama3-8b"), Layout(), find_engine(engine), kv=kv)
+
+
+def test_the_nearest_change_comes_first_and_each_change_suffices() -> None:
+    sizer = Sizer(load_bundled("llama3.3-70b"))
+    question = Question(
+        engine=find_engine("vllm@0.19"), device=find_device_head("h100"), layout=Layout(), seq=8192, users=4
+    )
+    found = changes(sizer, sizer.fit(question))
+    assert [change.factor for change in found] == sorted(change.factor for change in found)
+    assert all(change.fit.fits for change in found)
+    assert {change.option for change in found} == {"--weights w4a16", "--gpus 4"}
+    tight = Sizer(load_bundled("llama3-8b"))
+    many = msgspec.structs.replace(question, users=60)
+    nearest = changes(tight, tight.fit(many))[:2]
+    assert [change.option.split()[0] for change in nearest] == ["--seq", "--users"]
+    shorter, fewer = (int(change.option.split()[1]) for change in nearest)
+    assert not tight.fit(msgspec.structs.replace(many, seq=shorter + 16)).fits
+    assert not tight.fit(msgspec.structs.replace(many, users=fewer + 1)).fits
+    turing = msgspec.structs.replace(question, device=find_device_head("t4"), users=1)
+    small = Sizer(load_bundled("llama3.2-1b"))
+    assert changes(small, small.fit(turing))[0].option == "--weights fp16"

@@ -204,15 +204,16 @@ def changes(sizer: Sizer, fit: Fit) -> list[Change]:
             changed = sizer.fit(question)
         except LLMBenchError:
             continue
+        if question.weights != fit.question.weights:
+            factor = max(1.0, fit.budgets[0].shard.weights / changed.budgets[0].shard.weights)
         if changed.fits:
             found.append(Change(option, what, factor, changed))
     return sorted(found, key=lambda change: change.factor)
 
 
-WEIGHTS = {"fp8-channel": 2.0, "w4a16": 4.0}
-"""Formats of weights that a suggestion names, and by which factor they are smaller than 16 bits."""
-
-GGUF_WEIGHTS = {"gguf-q8-0": 2.0, "gguf-q4-k-m": 3.3, "gguf-q2-k": 5.0}
+WEIGHTS = ("fp16", "fp8-channel", "w4a16")
+GGUF_WEIGHTS = ("gguf-q8-0", "gguf-q4-k-m", "gguf-q2-k")
+"""Formats of weights that a suggestion names. Their factor is that of the bytes of the weights."""
 
 
 def _candidates(sizer: Sizer, fit: Fit) -> Iterator[tuple[str, str, float, Question]]:
@@ -237,8 +238,8 @@ def _candidates(sizer: Sizer, fit: Fit) -> Iterator[tuple[str, str, float, Quest
         what = f"steps of at most {each:,} sequences"
         yield f"--engine {engine.text}", what, limit / each / 1000, change(question, engine=engine)
     formats = GGUF_WEIGHTS if rule == "llamacpp" else WEIGHTS
-    for name, factor in formats.items():
-        yield f"--weights {name}", f"weights in {name}", factor, change(question, weights=name)
+    for name in formats:
+        yield f"--weights {name}", f"weights in {name}", 1.0, change(question, weights=name)
     own = question.layout.num_gpus
     for gpus in COUNTS:
         if gpus > own and gpus % own == 0 and question.layout.dp == 1:
