@@ -279,7 +279,7 @@ def register(package: Path) -> None:
     attention = package / "spec" / "mixer" / "attention.py"
     insert(attention, "Alibi, RelativeBias)\n", "SpanBias, ")
     insert(attention, "from llmbench.spec.position import", IMPORTS["positions"])
-    insert(package / "cli" / "options.py", '"bf16", "fp16", "fp32", "fp8", "int8", "int4"]', '"fp6", ')
+    insert(package / "cli" / "options.py", '"bf16", "fp16", "fp32", "fp8", "int8", "int4", KVFormatName]', '"fp6", ')
     insert(
         package / "model" / "cache.py",
         'CacheKind("fp8", storage="fp8"),',

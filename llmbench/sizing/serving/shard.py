@@ -20,9 +20,8 @@ from llmbench.sizing.stages import Stage, stages
 from llmbench.sizing.weights import WeightRecipe, op_bytes
 from llmbench.sizing.workload import Layout, Workload
 from llmbench.spec.engine import Engine
-from llmbench.spec.mixer import AttentionKind, LatentAttention, MixerKind, branches
+from llmbench.spec.mixer import LatentAttention, MixerKind
 from llmbench.spec.model import ModelSpec
-from llmbench.spec.position import Rope
 
 Visible = Literal["all", "window", "chunk", "state"]
 """The tokens that a layer keeps: all, those of a sliding window, those of a chunk, or a state of fixed size."""
@@ -225,10 +224,10 @@ def rope_table_bytes(spec: ModelSpec) -> int:
     All layers with the same rotation share one table (vllm/model_executor/layers/rotary_embedding).
     """
     widths = set()
-    for layer in spec.layers.values():
-        for mixer in branches(layer.mixer):
-            if isinstance(mixer, AttentionKind) and isinstance(positions := spec.positions_of(mixer), Rope):
-                widths.add((positions, mixer.rotated_heads.width))
+    for mixer in spec.attentions:
+        positions, heads = spec.positions_of(mixer), mixer.rotated_heads
+        if positions.acts_on == "queries and keys" and heads is not None:
+            widths.add((positions, heads.width))
     return sum(2 * (spec.max_position_embeddings or 0) * width for _, width in widths)
 
 
