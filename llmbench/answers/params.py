@@ -101,8 +101,8 @@ FIELDS: tuple[Field[Counted], ...] = (
     Field(
         "weights_from",
         value=lambda row: None if row.recipe is None else row.recipe.origin,
-        description="where the format comes from: `--weights`, `quantization_config`, `hf_quant_config.json`, `the "
-        "spec`, or `assumed` if the spec does not say it",
+        description="where the bytes come from: `--weights`, `the files` (their headers), `the index of the files`, "
+        "`quantization_config`, `hf_quant_config.json`, `the spec`, or `assumed` if the spec does not say it",
     ),
     Field(
         "stored_bytes",
@@ -114,7 +114,8 @@ FIELDS: tuple[Field[Counted], ...] = (
         "stored_components",
         value=lambda row: None if row.stored is None else row.stored.components,
         description="bytes of each component in the files, buffers included, of `next_token_prediction`, and of parts "
-        "for other modalities such as `vision_tower`; the sum is `stored_bytes`",
+        "for other modalities such as `vision_tower`; from files also `other_tensors`, which belong to no op; the sum "
+        "is `stored_bytes`",
     ),
 )
 
@@ -123,7 +124,7 @@ def counted(specs: Iterable[ModelSpec], weights: str | None = None) -> list[Coun
     """Return the models with their numbers of parameters. weights: format of the weights (see `stored_weights`)."""
     rows = []
     for spec in specs:
-        known = weights is not None or not spec.weights.unknown
+        known = weights is not None or spec.weights.known
         stored = stored_weights(spec, weights) if known else None
         rows.append(
             Counted(
@@ -188,7 +189,12 @@ def _stored(row: Counted) -> list[str]:
         return [f"bytes of the weights not known: {row.spec.weights.unknown}"]
     lines = [f"weights in files {size(row.stored.total_bytes)} · {weights_line(row.recipe)}"]
     parts = [f"{tower.name} {tower.parameters:,}" for tower in row.spec.towers]
-    if parts:
+    if row.recipe.files is not None:
+        others = row.recipe.files.others.items()
+        named = [f"{name} {size(count)}" for name, count in others if name != NEXT_TOKEN_PREDICTION]
+        lines += [f"in the files beside the model: {' · '.join(named)}"] if named else []
+        lines += [f"other_tensors: {row.recipe.files.named}"] if row.recipe.files.named else []
+    elif parts:
         lines.append(f"only in these bytes: {' · '.join(parts)} parameters")
     return lines + [f"approximate bytes: {doubt}" for doubt in row.stored.doubts]
 

@@ -342,7 +342,7 @@ def command(
 
 
 def _compared(spec: ModelSpec, seq: int, weights: str | None, changes: tuple[str, ...]) -> Compared:
-    known = weights is not None or not spec.weights.unknown
+    known = weights is not None or spec.weights.known
     return Compared(
         spec=spec,
         tokens=seq,

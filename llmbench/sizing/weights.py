@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -21,10 +22,12 @@ from llmbench.sizing.workload import Layout, Workload
 from llmbench.spec.model import ModelSpec
 
 if TYPE_CHECKING:
+    from llmbench.sizing.files import FileWeights
     from llmbench.sizing.stages import Stage
     from llmbench.spec.weights.formats import Chosen, Role, Storage, StoredTensor
     from llmbench.spec.weights.modules import ModuleNames
     from llmbench.spec.weights.patterns import Patterns
+    from llmbench.spec.weights.stored import Weights
 
 __all__ = ["Recipe", "StoredWeights", "WeightRecipe", "op_bytes", "role_of", "stored_tensors", "stored_weights"]
 
@@ -100,7 +103,9 @@ class WeightRecipe:
         to the published files.
     served: whether the weights are in the memory of an engine. Engines convert published weights in fp32 to bf16.
     origin: where the format comes from: `--weights`, `quantization_config`, `the spec`, or `assumed` if the spec does
-        not say it.
+        not say it. `the files`: the headers of the files give the bytes. `the index of the files`: only the index
+        exists, and gives the total.
+    files: the bytes by op in the files. None: no files were read.
 
     Raises UnsupportedError if the format of the published files is not known.
     """
@@ -109,6 +114,10 @@ class WeightRecipe:
         self.spec = spec
         own = spec.weights
         self.origin = "--weights" if text else own.source or ("the spec" if own.format or own.dtype else "assumed")
+        self.files: FileWeights | None = None
+        if text is None and own.tensors_in:
+            own = self._read_files(spec)
+            spec = self.spec
         if text is None and own.unknown:
             raise UnsupportedError(
                 f"{spec.name}: the bytes of the weights are not known, because {own.unknown}",
@@ -127,7 +136,31 @@ class WeightRecipe:
             from llmbench.sizing.gguf import GgufChoices  # loads the tables of all families
 
             self._gguf = GgufChoices(spec, self._format.format.gguf, self._format)
-        self.by_module = self._gguf is not None or (self.published and bool(own.keeps or own.overrides))
+        self.by_module = self._gguf is not None or self.files is not None
+        self.by_module |= self.published and bool(own.keeps or own.overrides)
+
+    def _read_files(self, spec: ModelSpec) -> Weights:
+        """Read the headers of the files, and return the format of the spec without what the files decide."""
+        from llmbench.sizing.files import FileWeights, plain_dtype  # most models have no files
+        from llmbench.spec.weights.tensors import read_tensors
+
+        found = read_tensors(Path(spec.weights.tensors_in))
+        own = msgspec.structs.replace(spec.weights, tensors_in="")
+        if own.unknown:
+            own = type(own)(dtype=own.dtype)
+        if own.dtype is None and found.tensors is not None:
+            own = msgspec.structs.replace(own, dtype=plain_dtype(found.tensors.values()))
+        self.spec = msgspec.structs.replace(spec, weights=own)
+        self.files = FileWeights(spec, found, WeightRecipe(self.spec))
+        self.origin = "the files" if found.tensors is not None else "the index of the files"
+        return own
+
+    def tensors(self, op: Op, layer: int | None, *, loaded: bool = False) -> list[Tensors]:
+        """Return the tensors of one instance of an op (see `stored_tensors`)."""
+        found = None if self.files is None else self.files.tensors(op, layer)
+        if found is not None:
+            return found
+        return stored_tensors(op, self.storage(op, layer), self.plain_bits(op), loaded=loaded)
 
     @cached_property
     def title(self) -> str:
@@ -148,6 +181,8 @@ class WeightRecipe:
     def quantises(self) -> bool:
         """Whether at least one matrix can have other bits than the rest of the weights."""
         form = None if self._format is None else self._format.format
+        if self.files is not None and self.files.differ:
+            return True
         return bool(self._overrides) or (form is not None and (bool(form.tensors) or form.gguf is not None))
 
     @property
@@ -161,6 +196,8 @@ class WeightRecipe:
         Engines split them over the tensor-parallel group. llama.cpp has them in a file of their own, which is not
         counted.
         """
+        if self.files is not None:
+            return self.files.loaded_others(tp)
         if self._gguf is not None:
             return []
         return [Tensors(tower.name, -(-tower.parameters // tp), bits_of(self._plain)) for tower in self.spec.towers]
@@ -219,6 +256,8 @@ class WeightRecipe:
         """The reasons why the bytes may be inexact, after the bytes of all ops were computed."""
         if not self.published:
             return ()
+        if self.files is not None:
+            return tuple(self.files.doubts)
         lost: list[str] = []
         if self.by_module:
             keeps, overrides = self._patterns
@@ -285,12 +324,11 @@ def _numbers(tensor: StoredTensor, inputs: int, outputs: int) -> int:
     return tensor.numbers * rows * columns
 
 
-def op_bytes(op: Op, layer: int | None, recipe: Recipe, *, loaded: bool = False) -> int:
+def op_bytes(op: Op, layer: int | None, recipe: WeightRecipe, *, loaded: bool = False) -> int:
     """Return the bytes of the weights of an op in one layer (see `stored_tensors`)."""
     if not (op.parameters or op.buffers):
         return 0
-    tensors = stored_tensors(op, recipe.storage(op, layer), recipe.plain_bits(op), loaded=loaded)
-    return sum(tensor.bytes for tensor in tensors)
+    return sum(tensor.bytes for tensor in recipe.tensors(op, layer, loaded=loaded))
 
 
 class StoredWeights(msgspec.Struct, frozen=True, kw_only=True):
@@ -322,21 +360,20 @@ def stored_weights(
     wrong text.
     """
     recipe = WeightRecipe(spec, text)
-    ops = lower(spec, ONE_TOKEN, layout or Layout())
+    parallel = layout or Layout()
     components: dict[str, int] = {}
-    for op in ops:
-        stored = _instances_bytes(op, recipe, loaded=loaded)
-        if stored:
+    for op in lower(spec, ONE_TOKEN, parallel):
+        if op.parameters or op.buffers:
+            stored = _instances_bytes(op, recipe, loaded=loaded)
             components[op.component] = components.get(op.component, 0) + stored
-    mtp = spec.next_token_prediction
-    if mtp is not None and mtp.files != "none" and not loaded and not recipe.without_next_token_prediction:
-        more = lower_next_token_prediction(spec, ONE_TOKEN, layout or Layout())
-        stored = sum(_instances_bytes(op, recipe, loaded=False) for op in more)
-        if mtp.files == "all":
-            tables = [op for op in ops if op.name in ("embedding", "lm_head") and op.parameters]
-            stored += mtp.count * sum(stored_plain(op, recipe) for op in tables)
-        components[NEXT_TOKEN_PREDICTION] = stored
-    components |= {tensors.kind: tensors.bytes for tensors in recipe.towers((layout or Layout()).tp)}
+    if recipe.files is not None and not loaded:
+        for part, stored in recipe.files.others.items():
+            components[part] = components.get(part, 0) + stored
+    else:
+        predicted = 0 if loaded else next_token_prediction_bytes(spec, recipe, parallel)
+        if predicted:
+            components[NEXT_TOKEN_PREDICTION] = predicted
+        components |= {tensors.kind: tensors.bytes for tensors in recipe.towers(parallel.tp)}
     return StoredWeights(
         format=recipe.text,
         title=recipe.title,
@@ -344,6 +381,21 @@ def stored_weights(
         components=components,
         doubts=recipe.doubts,
     )
+
+
+def next_token_prediction_bytes(spec: ModelSpec, recipe: WeightRecipe, layout: Layout | None = None) -> int:
+    """Return the bytes of the multi-token-prediction modules in files of a format."""
+    mtp, parallel = spec.next_token_prediction, layout or Layout()
+    if mtp is None or mtp.files == "none" or recipe.without_next_token_prediction:
+        return 0
+    stored = sum(
+        _instances_bytes(op, recipe, loaded=False) for op in lower_next_token_prediction(spec, ONE_TOKEN, parallel)
+    )
+    if mtp.files == "all":
+        for op in lower(spec, ONE_TOKEN, parallel):
+            if op.name in ("embedding", "lm_head") and op.parameters:
+                stored += mtp.count * stored_plain(op, recipe)
+    return stored
 
 
 def stage_tensors(stage: Stage, recipe: WeightRecipe, tp: int) -> Iterator[tuple[Tensors, int]]:
@@ -361,7 +413,7 @@ def stage_tensors(stage: Stage, recipe: WeightRecipe, tp: int) -> Iterator[tuple
             for index, layer in enumerate(chunk.layers, chunk.first_layer - recipe.encoder_layers):
                 placed += [(op, index + (recipe.encoder_layers if op.stack == "encoder" else 0), 1) for op in layer]
     for op, place, count in placed:
-        for tensor in stored_tensors(op, recipe.storage(op, place), recipe.plain_bits(op), loaded=True):
+        for tensor in recipe.tensors(op, place, loaded=True):
             yield tensor, count
 
 

@@ -51,11 +51,12 @@ def read_spec(path: Path) -> ModelSpec:
 
 
 def write_spec(spec: ModelSpec) -> str:
-    """Return a spec as TOML text. `read_spec` reads the text back as an equal spec.
+    """Return a spec as TOML text. `read_spec` reads the text back as an equal spec, without `weights.tensors_in`.
 
     The name and the source come first. Then come the fields of the whole model, and then one table for each kind of
     layer. A part that fits on one line is an inline table. Fields that have their default value are left out.
     """
+    spec = msgspec.structs.replace(spec, weights=msgspec.structs.replace(spec.weights, tensors_in=""))
     lines = [_assigned(field, value) for field, value in _written(spec, _IDENTITY)]
     rest = [name for name in spec.__struct_fields__ if name not in (*_IDENTITY, "layers", "pattern")]
     sizes = _written(spec, [*rest, "pattern"])

@@ -72,6 +72,7 @@ def override(spec: ModelSpec, assignments: Mapping[str, Any]) -> ModelSpec:
             "--set layers: `layers` names the kinds of layers, not their number",
             hint=f"use num_hidden_layers={assignments['layers']}",
         )
+    spec = msgspec.structs.replace(spec, weights=msgspec.structs.replace(spec.weights, tensors_in=""))  # another model
     change = _Change(spec)
     for key, value in sorted(assignments.items(), key=_order):
         change.assign(key, value)

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import struct
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import llmbench.model.create
 from llmbench import model as models
-from llmbench.errors import CannotRunError, LLMBenchError, SpecError, UnknownNameError, UnsupportedError, install_hint
+from llmbench.errors import CannotRunError, LLMBenchError, SpecError, UnknownNameError, UnsupportedError
 from llmbench.model.devices import device_of
 from llmbench.model.weights import Checkpoint
 
@@ -232,13 +231,6 @@ def test_a_tensor_in_two_files(llama: Path) -> None:
     (llama / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(SpecError, match=rf"b.safetensors: tensor {UP} is also in another file of the folder"):
         models.load(llama)
-
-
-def test_weights_need_the_package_safetensors(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "safetensors", None)
-    with pytest.raises(CannotRunError, match="needs the package `safetensors`") as raised:
-        models.load(llama)
-    assert raised.value.hint == install_hint("gpu")
 
 
 def test_a_file_without_permission_is_refused(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:

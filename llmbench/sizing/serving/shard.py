@@ -157,7 +157,8 @@ def _plain(recipe: WeightRecipe) -> DType:
 def _shard(
     spec: ModelSpec, stage: Stage, layout: Layout, engine: Engine, recipe: WeightRecipe, plain: DType, kv: str
 ) -> Shard:
-    stored = padding = 0
+    stored = sum(tensors.bytes for tensors in recipe.towers(layout.tp)) if stage.index == 0 else 0
+    padding = 0
     sizes: dict[int, tuple[int, int]] = {}
     for op, layer in _instances(stage):
         if id(op) not in sizes or recipe.by_module:

@@ -22,6 +22,7 @@ from llmbench.spec.huggingface.facts import facts
 from llmbench.spec.huggingface.quantization import stored_weights
 from llmbench.spec.model import ModelSpec
 from llmbench.spec.reading import read_text
+from llmbench.spec.weights.tensors import has_weights
 
 __all__ = ["from_config", "load_config", "supported_model_types"]
 
@@ -38,7 +39,11 @@ def load_config(path: Path, *, name: str | None = None) -> ModelSpec:
     beside = file.parent / "hf_quant_config.json"
     quantization = _read_object(beside) if file.name == "config.json" and os.path.isfile(beside) else None
     stem = path.name if os.path.isdir(path) else path.parent.name if path.name == "config.json" else path.stem
-    return from_config(values, name=name or stem or "model", source=str(path), quantization=quantization)
+    spec = from_config(values, name=name or stem or "model", source=str(path), quantization=quantization)
+    if file.name != "config.json" or not has_weights(file.parent):
+        return spec
+    weights = msgspec.structs.replace(spec.weights, tensors_in=str(file.parent))
+    return msgspec.structs.replace(spec, weights=weights)
 
 
 def _read_object(file: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from llmbench.spec.weights.families.common import (
     FUSED_GATED,
     GATED,
     MIXTRAL_EXPERTS,
+    PRE_NORMS,
     SHARED_EXPERT,
     SHARED_EXPERTS,
     TOP,
@@ -28,11 +29,14 @@ from llmbench.spec.weights.rules import Rule, rules
 _INSIDE = ("", "language_model.", "model.language_model.", "language_model.model.")
 """What can stand before the names of the text part in a multimodal checkpoint."""
 
+_OUTER = re.compile(r"^(?:model|transformer|backbone|gpt_neox|bert|roberta)\.")
+"""What the files of some checkpoints leave out before the names of the text part (GPT-2)."""
+
 
 @lru_cache(maxsize=1)
 def _common() -> tuple[Rule, ...]:
     layers = ATTENTION + LATENT + INDEXER + EXPERTS + MIXTRAL_EXPERTS + SHARED_EXPERT + SHARED_EXPERTS
-    layers += GATED + FUSED_GATED + UP_DOWN
+    layers += GATED + FUSED_GATED + UP_DOWN + PRE_NORMS
     return rules(TOP) + rules(layers, ours="layers.{i}.", theirs="model.layers.{i}.")
 
 
@@ -72,5 +76,5 @@ class ModuleNames:
                     rest = match.groupdict().get("rest", "")
                     found += [their.replace("*", rest).replace("{e}", "0") for their in rule.theirs]
         modules = [re.sub(r"\.weight$", "", name) for name in found] or [op.replace("{}", "{i}")]
-        inside = [module.removeprefix("model.") for module in modules]
+        inside = [_OUTER.sub("", module) for module in modules]
         return tuple(dict.fromkeys([*modules, *(at + name for name in inside for at in _INSIDE)]))

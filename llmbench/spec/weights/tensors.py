@@ -1,0 +1,56 @@
+"""The tensors of a checkpoint on a disk, for the exact bytes of its weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from llmbench.errors import SpecError
+from llmbench.spec.weights.safetensors import INDEX, SINGLE, FileTensor, all_tensors, read_index
+
+if TYPE_CHECKING:
+    from llmbench.spec.model import ModelSpec
+    from llmbench.spec.weights.modules import ModuleNames
+
+__all__ = ["FileTensor", "FileTensors", "has_weights", "read_tensors"]
+
+
+class FileTensors(NamedTuple):
+    """The tensors of files, by name. None: only the total is known, because the files are missing."""
+
+    tensors: Mapping[str, FileTensor] | None
+    total_bytes: int
+
+    def names(self, spec: ModelSpec) -> ModuleNames:
+        """Return the names of the modules of a model in these files."""
+        from llmbench.spec.weights.modules import ModuleNames  # loads the tables of all families
+
+        return ModuleNames(spec)
+
+
+def has_weights(folder: Path) -> bool:
+    """Return whether a folder has safetensors files of a model, or an index of them."""
+    return os.path.isfile(folder / SINGLE) or os.path.isfile(folder / INDEX)
+
+
+def read_tensors(folder: Path) -> FileTensors:
+    """Read the headers of the files of a checkpoint. No tensor is read.
+
+    If all files of an index are missing, its total is used. Raises SpecError for a damaged file, if only some files of
+    an index are missing, and if the index has no total.
+    """
+    if os.path.isfile(folder / INDEX):
+        index = read_index(folder / INDEX)
+        files = sorted(set(index.weight_map.values()))
+        missing = [name for name in files if not os.path.isfile(folder / name)]
+        if missing and len(missing) == len(files) and index.total_bytes is not None:
+            return FileTensors(None, index.total_bytes)
+        if missing:
+            raise SpecError(
+                f"{folder}: {len(missing)} of {len(files)} files that the index names are missing: {missing[0][:200]}",
+                hint="download the files, or say the format of the weights with --weights, for example --weights bf16",
+            )
+    tensors = all_tensors(folder)
+    return FileTensors(tensors, sum(tensor.size for tensor in tensors.values()))

@@ -1,0 +1,205 @@
+"""Exact bytes of weights from the headers of the files in a folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import llmbench
+from llmbench.cli import run
+from llmbench.errors import LLMBenchError
+from llmbench.sizing.weights import stored_weights
+from llmbench.spec.catalog import find_model
+
+SIZES = {"F32": 4, "BF16": 2, "F16": 2, "U8": 1, "I32": 4, "F8_E4M3": 1}
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 128,
+    "torch_dtype": "bfloat16",
+}
+Shapes = Mapping[str, tuple[str, tuple[int, ...]]]
+
+
+def llama(dtype: str = "BF16") -> dict[str, tuple[str, tuple[int, ...]]]:
+    tensors = {"model.embed_tokens.weight": (128, 64), "model.norm.weight": (64,), "lm_head.weight": (128, 64)}
+    for layer in range(2):
+        at = f"model.layers.{layer}."
+        tensors |= {f"{at}self_attn.{name}_proj.weight": (64, 64) for name in "qo"}
+        tensors |= {f"{at}self_attn.{name}_proj.weight": (32, 64) for name in "kv"}
+        tensors |= {f"{at}mlp.{name}_proj.weight": (96, 64) for name in ("gate", "up")}
+        tensors |= {f"{at}mlp.down_proj.weight": (64, 96)}
+        tensors |= {f"{at}{name}_layernorm.weight": (64,) for name in ("input", "post_attention")}
+    return {name: (dtype, shape) for name, shape in tensors.items()}
+
+
+def write(path: Path, tensors: Shapes) -> int:
+    """Write a safetensors file. Its tensors have no data: the file ends in a hole."""
+    header, at = {}, 0
+    for name, (dtype, shape) in tensors.items():
+        end = at + SIZES[dtype] * prod(shape)
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + at)
+    return at
+
+
+def checkpoint(folder: Path, config: dict[str, Any], tensors: Shapes) -> int:
+    """Write a folder with a config and one file, and return the bytes of the tensors."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    return write(folder / "model.safetensors", tensors)
+
+
+def inference_weights(folder: Path, **options: Any) -> int:
+    memory = llmbench.memory(str(folder), phase="inference", **options).rows[0]
+    return int(memory["parts_bytes.weights"])
+
+
+def test_the_bytes_are_those_of_the_tensors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mixed = llama() | {f"model.layers.1.mlp.{name}_proj.weight": ("F32", (96, 64)) for name in ("gate", "up")}
+    total = checkpoint(tmp_path, LLAMA, mixed)
+    stored = stored_weights(find_model(str(tmp_path)))
+    assert stored.total_bytes == total
+    assert stored.components["mlp"] == 2 * 3 * 2 * 96 * 64 + 2 * 2 * 96 * 64
+    assert not stored.doubts
+    assert inference_weights(tmp_path) == total
+    norms = 2 * 5 * 64
+    assert inference_weights(tmp_path, layout="tp=2") == (total - norms) // 2 + norms
+    assert run(["params", str(tmp_path)]) == 0
+    assert "from the files" in capsys.readouterr().out
+    assert run(["params", str(tmp_path), "--set", "num_hidden_layers=1"]) == 0
+    assert "from the files" not in capsys.readouterr().out
+
+
+def test_every_part_has_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    extra = {
+        "vision_tower.patch.weight": ("F32", (8, 8)),
+        "model.layers.2.eh_proj.weight": ("BF16", (64, 128)),
+        "model.layers.0.self_attn.rotary_emb.inv_freq": ("F32", (8,)),
+    }
+    total = checkpoint(tmp_path, LLAMA, llama() | extra)
+    components = stored_weights(find_model(str(tmp_path))).components
+    assert components["vision_tower"] == 256
+    assert components["next_token_prediction"] == 2 * 64 * 128
+    assert components["other_tensors"] == 32
+    assert sum(components.values()) == total
+    assert inference_weights(tmp_path) == total - 2 * 64 * 128 - 32
+    run(["params", str(tmp_path)])
+    assert "vision_tower 256 B" in capsys.readouterr().out
+
+
+def test_experts_fused_and_packed_tensors(tmp_path: Path) -> None:
+    experts = {
+        "model_type": "qwen3_moe",
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "head_dim": 16,
+    }
+    tensors = {name: tensor for name, tensor in llama().items() if ".mlp." not in name}
+    for at in ("model.layers.0.", "model.layers.1."):
+        tensors[f"{at}mlp.gate.weight"] = ("F32", (4, 64))
+        tensors |= {f"{at}self_attn.{name}_norm.weight": ("BF16", (16,)) for name in "qk"}
+        for expert in range(4):
+            tensors |= {f"{at}mlp.experts.{expert}.{n}_proj.weight": ("BF16", (32, 64)) for n in ("gate", "up")}
+            tensors[f"{at}mlp.experts.{expert}.down_proj.weight"] = ("BF16", (64, 32))
+    total = checkpoint(tmp_path / "moe", LLAMA | experts, tensors)
+    stored = stored_weights(find_model(str(tmp_path / "moe")))
+    assert (stored.total_bytes, stored.doubts) == (total, ())
+    assert stored.components["router"] == 2 * 4 * 4 * 64
+    assert stored.components["experts"] == 2 * 4 * 3 * 2 * 32 * 64
+    whole = inference_weights(tmp_path / "moe")
+    assert inference_weights(tmp_path / "moe", layout="ep=2,dp=2") == whole - stored.components["experts"] // 2
+
+    gpt2 = {"model_type": "gpt2", "n_embd": 64, "n_layer": 1, "n_head": 4, "vocab_size": 128, "n_positions": 32}
+    fused = {"wte.weight": (128, 64), "wpe.weight": (32, 64), "h.0.attn.c_attn.weight": (64, 192)}
+    fused |= {"h.0.attn.c_attn.bias": (192,), "h.0.attn.c_proj.weight": (64, 64), "h.0.attn.c_proj.bias": (64,)}
+    fused |= {"h.0.mlp.c_fc.weight": (64, 256), "h.0.mlp.c_fc.bias": (256,), "h.0.mlp.c_proj.weight": (256, 64)}
+    fused |= {"h.0.mlp.c_proj.bias": (64,), "h.0.attn.bias": (1, 1, 32, 32)}
+    fused |= {f"{at}.{name}": (64,) for at in ("h.0.ln_1", "h.0.ln_2", "ln_f") for name in ("weight", "bias")}
+    total = checkpoint(tmp_path / "gpt2", gpt2, {name: ("F32", shape) for name, shape in fused.items()})
+    stored = stored_weights(find_model(str(tmp_path / "gpt2")))
+    assert stored.total_bytes == total
+    assert stored.components["attention"] == 4 * (64 * 192 + 192 + 64 * 64 + 64)
+    assert stored.components["other_tensors"] == 4 * 32 * 32
+    assert inference_weights(tmp_path / "gpt2") == (total - 4 * 32 * 32) // 2  # an engine converts fp32 to 16 bits
+
+    awq = LLAMA | {"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 32}}
+    packed = {}
+    for name, (_, shape) in llama("F16").items():
+        if "_proj" not in name:
+            packed[name] = ("F16", shape)
+            continue
+        outputs, inputs, at = *shape, name.removesuffix("weight")
+        packed |= {f"{at}qweight": ("I32", (inputs, outputs // 8)), f"{at}scales": ("F16", (inputs // 32, outputs))}
+        packed[f"{at}qzeros"] = ("I32", (inputs // 32, outputs // 8))
+    for number, config in enumerate((awq, LLAMA, awq | {"quantization_config": {"quant_method": "new"}})):
+        total = checkpoint(tmp_path / f"awq{number}", config, packed)
+        stored = stored_weights(find_model(str(tmp_path / f"awq{number}")))
+        assert (stored.total_bytes, stored.doubts) == (total, ())
+        assert sum(stored.components.values()) == total
+        assert inference_weights(tmp_path / f"awq{number}") == total
+
+
+def test_files_and_config_that_disagree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tensors = llama()
+    del tensors["model.layers.1.self_attn.o_proj.weight"]
+    tensors["model.layers.0.mlp.up_proj.weight"] = ("BF16", (95, 64))
+    total = checkpoint(tmp_path, LLAMA, tensors)
+    stored = stored_weights(find_model(str(tmp_path)))
+    assert stored.total_bytes == total
+    missing, differs = stored.doubts
+    assert "no tensor with a known name for layers.1.attention.o_proj (4,096 parameters)" in missing
+    assert "layers.0.ffn.up_proj has 6,080 elements in the files, 6,144 by the config" in differs
+    assert run(["params", str(tmp_path)]) == 0
+    assert "6,080 elements" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_an_index_without_its_files(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    total = sum(2 * prod(shape) for _, shape in llama().values())
+    names = {name: f"model-0000{number % 2 + 1}-of-00002.safetensors" for number, name in enumerate(llama())}
+    for stated in (total, total + 1000, total - 1000):
+        index = {"metadata": {"total_size": stated}, "weight_map": names}
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+        stored = stored_weights(find_model(str(tmp_path)))
+        assert stored.total_bytes == stated
+        assert bool(stored.doubts) == (stated < total)
+    write(tmp_path / "model-00001-of-00002.safetensors", {})
+    with pytest.raises(LLMBenchError, match="1 of 2 files that the index names are missing") as refused:
+        stored_weights(find_model(str(tmp_path)))
+    assert "--weights" in str(refused.value.hint)
+    assert stored_weights(find_model(str(tmp_path)), "bf16").total_bytes == total
+
+
+@pytest.mark.parametrize(
+    ("header", "data", "problem"),
+    [
+        ({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 7]}}, 7, "7 bytes"),
+        ({"a": {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]}}, 9, "end at byte"),
+        ({"a": {"dtype": "U8", "shape": [2], "data_offsets": [1, 3]}}, 3, "gap"),
+        ({n: {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]} for n in "ab"}, 2, "overlaps"),
+        ({"a": {"dtype": "F9", "shape": [2], "data_offsets": [0, 2]}}, 2, "unknown format"),
+        ({"a": {"dtype": "U8", "shape": [-1], "data_offsets": [0, 2]}}, 2, "impossible shape"),
+        ({"a": [1]}, 2, "needs the fields"),
+    ],
+)
+def test_a_faulty_header_is_refused(header: Any, data: int, problem: str, tmp_path: Path) -> None:
+    checkpoint(tmp_path, LLAMA, {})
+    text = json.dumps(header).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(data))
+    with pytest.raises(LLMBenchError, match=problem):
+        stored_weights(find_model(str(tmp_path)))
