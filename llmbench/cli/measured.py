@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import import_module
-from importlib.util import find_spec
+from importlib import import_module, util
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -98,7 +97,7 @@ def need_torch(command: str) -> None:
     before torch is imported."""
     from llmbench.measure.compiler_cache import compiler_cache_fault
 
-    if find_spec("torch") is None:
+    if util.find_spec("torch") is None:
         raise CannotRunError(f"`llmbench {command}` needs PyTorch, which is not installed", hint=install_hint("gpu"))
     compiler_cache_fault()
     import_torch()
