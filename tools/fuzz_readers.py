@@ -313,6 +313,36 @@ def weights_reader() -> Reader:
     return Reader(damaged, read)
 
 
+def gguf_reader() -> Reader:
+    """The header of a GGUF file."""
+    from llmbench.spec.weights.gguf_file import read_gguf
+
+    def text(name: str) -> bytes:
+        return len(name).to_bytes(8, "little") + name.encode()
+
+    def words(*values: int, size: int = 8) -> bytes:
+        return b"".join(value.to_bytes(size, "little") for value in values)
+
+    def damaged(rng: random.Random) -> bytes:
+        def count(value: int) -> int:
+            return value if rng.random() < 0.95 else rng.choice([0, 1, 2, 31, 2**31, 2**32 - 1])
+
+        def long(value: int) -> int:
+            return value if rng.random() < 0.95 else rng.choice([0, 1, 33, 10**6, 10**7, 2**40, 2**63, 2**64 - 1])
+
+        content = b"GGUF" + words(count(3), size=4) + words(long(2), long(3))
+        content += text("general.architecture") + words(count(8), size=4) + text("llama")
+        content += text("general.alignment") + words(count(4), count(32), size=4)
+        content += text("tokenizer.ggml.tokens") + words(count(9), count(8), size=4) + words(long(2))
+        content += text("a") + text("b")
+        for name, offset in (("token_embd.weight", 0), ("output.weight", 288)):
+            content += text(name) + words(count(2), size=4) + words(long(256), long(2))
+            content += words(count(12), size=4) + words(long(offset))
+        return broken(content + bytes(-len(content) % 32) + bytes(576), rng)
+
+    return Reader(damaged, read_gguf)
+
+
 READERS: dict[str, Callable[[], Reader]] = {
     "config": config_reader,
     "spec": spec_reader,
@@ -320,6 +350,7 @@ READERS: dict[str, Callable[[], Reader]] = {
     "name": name_reader,
     "results": results_reader,
     "weights": weights_reader,
+    "gguf": gguf_reader,
 }
 
 

@@ -229,8 +229,8 @@ WeightsOption = Annotated[
     typer.Option(
         "--weights",
         metavar="FORMAT",
-        help="Format of the stored weights, for example bf16, fp8, awq, or gptq,bits=8,group=32. `llmbench specs list "
-        "--formats` shows all. Default: the format of the published files.",
+        help="Format of the stored weights, for example bf16, fp8, awq, gptq,bits=8,group=32, or the path of a .gguf "
+        "file. `llmbench specs list --formats` shows all. Default: the format of the published files.",
         show_default=False,
     ),
 ]

@@ -94,6 +94,14 @@ class FileWeights:
         """Whether at least one op has other bytes than those of the expected format."""
         return bool(self._bytes)
 
+    @property
+    def types(self) -> str:
+        """The formats of the tensors, with the most bytes first: `Q4_K, Q6_K, F32`."""
+        sizes: dict[str, int] = {}
+        for tensor in (self.found.tensors or {}).values():
+            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.size
+        return ", ".join(sorted(sizes, key=lambda name: -sizes[name]))
+
     def tensors(self, op: Op, layer: int | None) -> list[Tensors] | None:
         """Return the tensors of one instance of an op on a GPU. None: they are those of the expected format."""
         stored = self._bytes.get((op.name, layer))
@@ -106,9 +114,9 @@ class FileWeights:
         """Return the tensors outside the ops that an engine loads, on one GPU. tp: GPUs that divide them.
 
         If the files have a tensor for every op, OTHER has only tensors that engines ignore, such as a stored copy of a
-        tied head.
+        tied head. llama.cpp loads all tensors of a GGUF file.
         """
-        ignored = {MTP} if self._lost else {MTP, OTHER}
+        ignored = {MTP} if self._lost or self.found.gguf else {MTP, OTHER}
         return [Tensors(name, -(-size // tp), 8) for name, size in self.others.items() if name not in ignored]
 
     def _from_total(self, spec: ModelSpec, instances: list[_Instance], expected: WeightRecipe) -> None:

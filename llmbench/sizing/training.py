@@ -143,6 +143,8 @@ def _frozen_recipe(spec: ModelSpec, adapters: Adapters | None, base: str | None)
             f"base {base[:40]}: only frozen weights can be stored in another format than the precision says",
             hint="add adapters, for example --lora r=16,targets=all-linear",
         )
+    if base.endswith(".gguf"):
+        raise SpecError(f"base {base[:200]}: llmbench sizes no adapters of a GGUF file", hint="for example --base nf4")
     from llmbench.sizing.weights import WeightRecipe  # only runs with a quantised base need it
 
     return WeightRecipe(spec, base)

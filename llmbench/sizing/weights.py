@@ -115,6 +115,12 @@ class WeightRecipe:
         own = spec.weights
         self.origin = "--weights" if text else own.source or ("the spec" if own.format or own.dtype else "assumed")
         self.files: FileWeights | None = None
+        self.name = ""
+        if text is not None and text.endswith(".gguf"):
+            from llmbench.spec.weights.stored import Weights  # formats need no such value
+
+            spec = msgspec.structs.replace(spec, weights=Weights(dtype="fp16", tensors_in=text), towers=())
+            own, self.name, text = spec.weights, text, None
         if text is None and own.tensors_in:
             own = self._read_files(spec)
             spec = self.spec
@@ -165,6 +171,8 @@ class WeightRecipe:
     @cached_property
     def title(self) -> str:
         """A description of the format: `fp8, one scale per block of 128 × 128`."""
+        if self.name and self.files is not None:
+            return f"GGUF, {self.files.types}"
         formats: list[Chosen] = [] if self._format is None else [self._format]
         if self.published:
             formats += [_chosen(o.format) for o in self.spec.weights.overrides if o.format]
@@ -175,7 +183,7 @@ class WeightRecipe:
     @property
     def text(self) -> str:
         """The format as `--weights` accepts it: `gptq,bits=8`."""
-        return self._plain if self._format is None else self._format.text
+        return self.name or (self._plain if self._format is None else self._format.text)
 
     @property
     def quantises(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
@@ -125,7 +126,11 @@ def test_experts_fused_and_packed_tensors(tmp_path: Path) -> None:
     assert inference_weights(tmp_path / "moe", layout="ep=2,dp=2") == whole - stored.components["experts"] // 2
 
     gpt2 = {"model_type": "gpt2", "n_embd": 64, "n_layer": 1, "n_head": 4, "vocab_size": 128, "n_positions": 32}
-    fused = {"wte.weight": (128, 64), "wpe.weight": (32, 64), "h.0.attn.c_attn.weight": (64, 192)}
+    fused: dict[str, tuple[int, ...]] = {
+        "wte.weight": (128, 64),
+        "wpe.weight": (32, 64),
+        "h.0.attn.c_attn.weight": (64, 192),
+    }
     fused |= {"h.0.attn.c_attn.bias": (192,), "h.0.attn.c_proj.weight": (64, 64), "h.0.attn.c_proj.bias": (64,)}
     fused |= {"h.0.mlp.c_fc.weight": (64, 256), "h.0.mlp.c_fc.bias": (256,), "h.0.mlp.c_proj.weight": (256, 64)}
     fused |= {"h.0.mlp.c_proj.bias": (64,), "h.0.attn.bias": (1, 1, 32, 32)}
@@ -203,3 +208,65 @@ def test_a_faulty_header_is_refused(header: Any, data: int, problem: str, tmp_pa
     (tmp_path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(data))
     with pytest.raises(LLMBenchError, match=problem):
         stored_weights(find_model(str(tmp_path)))
+
+
+def name_of(text: str) -> bytes:
+    return struct.pack("<Q", len(text)) + text.encode()
+
+
+def gguf(path: Path, tensors: Mapping[str, tuple[int, int, tuple[int, ...]]]) -> None:
+    """Write a GGUF file. A tensor is given as (number of its type, bytes, shape)."""
+    content = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), 2)
+    content += name_of("general.architecture") + struct.pack("<I", 8) + name_of("llama")
+    content += name_of("tokenizer.ggml.tokens") + struct.pack("<IIQ", 9, 8, 2) + name_of("a") + name_of("b")
+    at = 0
+    for name, (kind, size, shape) in tensors.items():
+        content += name_of(name) + struct.pack("<I", len(shape)) + struct.pack(f"<{len(shape)}Q", *shape[::-1])
+        content += struct.pack("<IQ", kind, at)
+        at += -(-size // 32) * 32
+    path.write_bytes(content + bytes(-len(content) % 32) + bytes(at))
+
+
+def test_a_gguf_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = LLAMA | {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    f32, q4_k, q6_k = 0, 12, 14
+
+    def matrix(kind: int, outputs: int, inputs: int) -> tuple[int, int, tuple[int, ...]]:
+        return kind, {f32: 1024, q4_k: 144, q6_k: 210}[kind] * outputs * inputs // 256, (outputs, inputs)
+
+    tensors: dict[str, tuple[int, int, tuple[int, ...]]] = {"token_embd.weight": matrix(q4_k, 128, 256)}
+    tensors["output.weight"] = matrix(q6_k, 128, 256)
+    tensors |= {"output_norm.weight": (f32, 1024, (256,)), "rope_freqs.weight": (f32, 128, (32,))}
+    for at in ("blk.0.", "blk.1."):
+        tensors |= {f"{at}{name}_norm.weight": (f32, 1024, (256,)) for name in ("attn", "ffn")}
+        tensors |= {f"{at}attn_{name}.weight": matrix(q4_k, 256, 256) for name in ("q", "output")}
+        tensors |= {f"{at}attn_k.weight": matrix(q4_k, 128, 256), f"{at}attn_v.weight": matrix(q6_k, 128, 256)}
+        tensors |= {f"{at}ffn_{name}.weight": matrix(q4_k, 512, 256) for name in ("gate", "up")}
+        tensors[f"{at}ffn_down.weight"] = matrix(q6_k, 256, 512)
+    path = tmp_path / "x.gguf"
+    gguf(path, tensors)
+    spec = find_model(str(tmp_path))
+    stored = stored_weights(spec, str(path))
+    total = sum(size for _, size, _ in tensors.values())
+    assert (stored.total_bytes, stored.doubts) == (total, ())
+    assert stored.components["attention"] == 2 * (144 * (256 + 256 + 128) + 210 * 128)
+    assert stored.components["lm_head"] == 210 * 128
+    assert inference_weights(tmp_path, weights=str(path)) == total
+    assert run(["params", str(tmp_path), "--weights", str(path)]) == 0
+    assert "GGUF, Q4_K, Q6_K, F32 (from the files)" in capsys.readouterr().out
+
+    content = path.read_bytes()
+    faulty = {
+        "does not begin": b"GGUX" + content[4:],
+        "version 9": content[:4] + struct.pack("<I", 9) + content[8:],
+        "1,152,921,504,606,846,976 tensors": content[:8] + struct.pack("<Q", 2**60) + content[16:],
+        "beyond its end": content[:200],
+        "its tensors end at byte": content[:-40],
+    }
+    for problem, damaged in faulty.items():
+        path.write_bytes(damaged)
+        with pytest.raises(LLMBenchError, match=problem):
+            stored_weights(spec, str(path))
+    with pytest.raises(LLMBenchError, match="cannot read"):
+        stored_weights(spec, str(tmp_path / "none.gguf"))

@@ -12,19 +12,28 @@ from llmbench.spec.weights.safetensors import INDEX, SINGLE, FileTensor, all_ten
 
 if TYPE_CHECKING:
     from llmbench.spec.model import ModelSpec
+    from llmbench.spec.weights.gguf_file import GgufNames
     from llmbench.spec.weights.modules import ModuleNames
 
 __all__ = ["FileTensor", "FileTensors", "has_weights", "read_tensors"]
 
 
 class FileTensors(NamedTuple):
-    """The tensors of files, by name. None: only the total is known, because the files are missing."""
+    """The tensors of files, by name. None: only the total is known, because the files are missing.
+
+    gguf: whether the names are those of llama.cpp.
+    """
 
     tensors: Mapping[str, FileTensor] | None
     total_bytes: int
+    gguf: bool = False
 
-    def names(self, spec: ModelSpec) -> ModuleNames:
+    def names(self, spec: ModelSpec) -> ModuleNames | GgufNames:
         """Return the names of the modules of a model in these files."""
+        if self.gguf and self.tensors is not None:
+            from llmbench.spec.weights.gguf_file import GgufNames  # only GGUF files need it
+
+            return GgufNames(self.tensors)
         from llmbench.spec.weights.modules import ModuleNames  # loads the tables of all families
 
         return ModuleNames(spec)
@@ -36,11 +45,16 @@ def has_weights(folder: Path) -> bool:
 
 
 def read_tensors(folder: Path) -> FileTensors:
-    """Read the headers of the files of a checkpoint. No tensor is read.
+    """Read the headers of the files of a checkpoint, or of a file whose name ends in .gguf. No tensor is read.
 
     If all files of an index are missing, its total is used. Raises SpecError for a damaged file, if only some files of
     an index are missing, and if the index has no total.
     """
+    if folder.suffix == ".gguf":
+        from llmbench.spec.weights.gguf_file import read_gguf  # only GGUF files need it
+
+        _, blocks = read_gguf(folder)
+        return FileTensors(blocks, sum(tensor.size for tensor in blocks.values()), gguf=True)
     if os.path.isfile(folder / INDEX):
         index = read_index(folder / INDEX)
         files = sorted(set(index.weight_map.values()))
