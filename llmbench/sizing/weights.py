@@ -120,8 +120,9 @@ class WeightRecipe:
             from llmbench.spec.weights.stored import Weights  # formats need no such value
 
             spec = msgspec.structs.replace(spec, weights=Weights(dtype="fp16", tensors_in=text), towers=())
-            own, self.name, text = spec.weights, text, None
+            own, text = spec.weights, None
         if text is None and own.tensors_in:
+            self.name = own.tensors_in if own.tensors_in.endswith(".gguf") else ""
             own = self._read_files(spec)
             spec = self.spec
         if text is None and own.unknown:

@@ -1,8 +1,8 @@
 """Search for a spec by the text that a user types.
 
-The text is the name or an alias of a bundled model or device, the path of a TOML file, the path of a config.json or of
-its folder, or `hf:organisation/name`. The comparison of names ignores case, hyphens, dots and underscores. For example,
-`llama-2-7b` and `LLaMA2_7B` both name `llama2-7b`.
+The text is the name or an alias of a bundled model or device, the path of a TOML file, of a config.json, of its folder
+or of a GGUF file, or `hf:organisation/name`. The comparison of names ignores case, hyphens, dots and underscores. For
+example, `llama-2-7b` and `LLaMA2_7B` both name `llama2-7b`.
 """
 
 from __future__ import annotations
@@ -42,6 +42,10 @@ def find_model(text: str) -> ModelSpec:
 
         return read_config(text.removeprefix("hf:"))
     path = Path(text)
+    if path.suffix == ".gguf":
+        from llmbench.spec.huggingface.gguf import load_gguf
+
+        return load_gguf(path)
     if not text.strip() or (os.path.isdir(path) and not os.path.isfile(path / "config.json")):
         problem = f"no config.json in the folder `{path}` ({path.absolute()})" if text.strip() else "MODEL is empty"
         raise UnknownNameError(problem, hint="`llmbench specs list` shows the built-in models")

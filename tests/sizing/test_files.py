@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 import llmbench
 from llmbench.cli import run
@@ -214,10 +215,22 @@ def name_of(text: str) -> bytes:
     return struct.pack("<Q", len(text)) + text.encode()
 
 
+METADATA = {
+    "block_count": 2,
+    "context_length": 2048,
+    "embedding_length": 256,
+    "feed_forward_length": 512,
+    "attention.head_count": 4,
+    "attention.head_count_kv": 2,
+}
+
+
 def gguf(path: Path, tensors: Mapping[str, tuple[int, int, tuple[int, ...]]]) -> None:
     """Write a GGUF file. A tensor is given as (number of its type, bytes, shape)."""
-    content = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), 2)
+    content = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), 2 + len(METADATA))
     content += name_of("general.architecture") + struct.pack("<I", 8) + name_of("llama")
+    for key, value in METADATA.items():
+        content += name_of(f"llama.{key}") + struct.pack("<II", 4, value)
     content += name_of("tokenizer.ggml.tokens") + struct.pack("<IIQ", 9, 8, 2) + name_of("a") + name_of("b")
     at = 0
     for name, (kind, size, shape) in tensors.items():
@@ -256,7 +269,15 @@ def test_a_gguf_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert run(["params", str(tmp_path), "--weights", str(path)]) == 0
     assert "GGUF, Q4_K, Q6_K, F32 (from the files)" in capsys.readouterr().out
 
+    whole = find_model(str(path))
+    assert replace(spec, name="", source="", weights=whole.weights) == replace(whole, name="", source="")
+    assert stored_weights(whole).components == stored.components
+
     content = path.read_bytes()
+    path.write_bytes(content.replace(name_of("llama"), name_of("lloma")))
+    with pytest.raises(LLMBenchError, match="architecture lloma") as refused:
+        find_model(str(path))
+    assert "--weights" in str(refused.value.hint)
     faulty = {
         "does not begin": b"GGUX" + content[4:],
         "version 9": content[:4] + struct.pack("<I", 9) + content[8:],
