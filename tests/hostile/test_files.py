@@ -19,6 +19,7 @@ from llmbench.spec.catalog import find_model
 from llmbench.spec.files import read_spec
 from llmbench.spec.huggingface import load_config
 from llmbench.spec.reading import MOST_BYTES
+from llmbench.spec.weights.tensors import read_tensors
 
 from .inputs import quickly
 
@@ -51,6 +52,8 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "model": ("config.json", lambda path: find_model(str(path))),
     "index of weights": ("model.safetensors.index.json", lambda path: Checkpoint(path.parent)),
     "weights": ("model.safetensors", lambda path: Checkpoint(path.parent)),
+    "headers of weights": ("model.safetensors", lambda path: read_tensors(path.parent)),
+    "GGUF": ("x.gguf", lambda path: find_model(str(path))),
     "results": ("x.jsonl", read),
 }
 

@@ -34,11 +34,13 @@ _BLOCKS |= {"I8": (1, 1), "I16": (1, 2), "I32": (1, 4), "I64": (1, 8), "F64": (1
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 """Types of metadata with a fixed size, as codes of `struct`. 8 is a string, and 9 an array."""
 
-_MOST_ENTRIES = 1_000_000
-_MOST_ITEMS = 10_000_000
+_MOST_ENTRIES = 100_000
+_MOST_ITEMS = 100_000_000
+_MOST_TEXTS = 2_000_000
+"""The most texts in all arrays. The vocabulary and merges of the largest real files are less than 1,000,000."""
 _MOST_NAME = 65_535
-_MOST_HEADER = 512 * 1024**2
-"""The largest header. Vocabularies are in it: the largest real headers have less than 10% of these bytes."""
+_MOST_HEADER = 128 * 1024**2
+"""The largest header in bytes. It contains the vocabulary: real headers have 6 to 17 MB."""
 
 
 class _Reader:
@@ -46,6 +48,7 @@ class _Reader:
 
     def __init__(self, file: BinaryIO, where: str) -> None:
         self.file, self.where = file, where
+        self.texts = 0
         self.size = min(os.fstat(file.fileno()).st_size, _MOST_HEADER)
 
     def refuse(self, reason: str) -> SpecError:
@@ -67,9 +70,6 @@ class _Reader:
         if length > _MOST_NAME:
             raise self.refuse(f"a name has {length:,} bytes")
         return self.take(length).decode(errors="replace")
-
-    def skip_text(self) -> None:
-        self.skip(self.number("Q"))
 
     def skip(self, size: int) -> None:
         if size > self.size - self.file.tell():
@@ -99,8 +99,11 @@ class _Reader:
         if inner in _NUMBERS:
             self.skip(count * struct.calcsize(f"<{_NUMBERS[inner]}"))
         elif inner == 8:
+            self.texts += count
+            if self.texts > _MOST_TEXTS:
+                raise self.refuse(f"its arrays have {self.texts:,} texts")
             for _ in range(count):
-                self.skip_text()
+                self.skip(self.number("Q"))
         else:
             raise self.refuse(f"an array has the unknown type {inner}")
         return None
