@@ -141,7 +141,7 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, FileTensor]]:
             if tensor.offset < end:
                 raise reader.refuse(f"tensor {short(name)} overlaps another tensor")
             end = tensor.offset + tensor.size
-        if start + end > size:
+        if found and start + end > size:
             raise reader.refuse(f"its tensors end at byte {start + end:,}, but the file has {size:,} bytes")
         return metadata, found
 
