@@ -33,7 +33,7 @@ class Hub(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self) -> None:
-        status, code = {
+        answers = {
             "good": (200, ""),
             "gated": (403, "GatedRepo"),
             "forbidden": (403, ""),
@@ -41,7 +41,8 @@ class Hub(BaseHTTPRequestHandler):
             "none": (404, "RepoNotFound"),
             "data": (404, "EntryNotFound"),
             "broken": (503, ""),
-        }[self.path.split("/")[2]]
+        }
+        status, code = answers.get(self.path.split("/")[2], (404, ""))  # huggingface_hub also asks for other files
         self.send_response(status)
         if code:
             self.send_header("X-Error-Code", code)
