@@ -129,7 +129,7 @@ def _weights(row: Row, spec: ModelSpec) -> Weights:
     if "A_log fp32" in exceptions:
         mixers = [mixer for layer in spec.layers.values() for mixer in branches(layer.mixer)]
         fp32 |= {f"{mixer.module_name}.A_log" for mixer in mixers if isinstance(mixer, RecurrentKind)}
-    dtype: Literal["bf16", "fp16", "fp32"] | None
+    dtype: Literal["fp32", "bf16", "fp16"] | None
     for dtype in ("bf16", "fp16", "fp32"):
         if format == dtype:
             return Weights(dtype=dtype, fp32=tuple(sorted(fp32)))

@@ -14,7 +14,7 @@ from llmbench.errors import SpecError
 from llmbench.printable import printable
 from llmbench.spec.weights.stored import ModuleFormat, Weights
 
-_DTYPES: dict[str, Literal["bf16", "fp16", "fp32"]] = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+_DTYPES: dict[str, Literal["fp32", "bf16", "fp16"]] = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 _FP32: dict[str, tuple[str, ...]] = {
     "minimax_m2": ("ffn.router",),

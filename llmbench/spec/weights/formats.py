@@ -105,7 +105,7 @@ class WeightFormat(Part, frozen=True):
     source: str
     products: Literal["fp32", "bf16", "fp16", "fp8", "int8", "fp4"]
     aliases: tuple[Name, ...] = ()
-    plain: Literal["bf16", "fp16", "fp32"] | None = None
+    plain: Literal["fp32", "bf16", "fp16"] | None = None
     roles: tuple[Role, ...] = ()
     parameters: dict[Name, Number] = msgspec.field(default_factory=dict)
     families: tuple[FamilyRule, ...] = ()

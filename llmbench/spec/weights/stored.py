@@ -39,7 +39,7 @@ class Weights(Part, frozen=True):
     """
 
     format: str = ""
-    dtype: Literal["bf16", "fp16", "fp32"] | None = None
+    dtype: Literal["fp32", "bf16", "fp16"] | None = None
     keeps: tuple[str, ...] = ()
     overrides: tuple[ModuleFormat, ...] = ()
     fp32: tuple[str, ...] = ()
