@@ -74,7 +74,7 @@ class FileWeights:
         """expected: the format that the spec says. It decides the bytes that the files do not say."""
         self.found = found
         self._bytes: dict[tuple[str, int | None], int] = {}
-        self._full: dict[str, int] = {}
+        self._full: dict[tuple[str, int | None], int] = {}
         self.others: dict[str, int] = {}
         self.doubts: list[str] = []
         self.named = ""
@@ -82,8 +82,9 @@ class FileWeights:
         instances = []
         for op in lower(spec, Workload.prefill(1)):
             if op.parameters or op.buffers:
-                self._full[op.name] = op.parameters + op.buffers
                 instances += [_Instance(op, layer) for layer in op.layers or (None,)]
+        for each in instances:  # kinds of layers can have ops with equal names and other widths
+            self._full[each.op.name, each.layer] = each.elements
         if found.tensors is None:
             self._from_total(spec, instances, expected)
         else:
@@ -107,7 +108,7 @@ class FileWeights:
         stored = self._bytes.get((op.name, layer))
         if stored is None:
             return None
-        own, full = op.parameters + op.buffers, self._full[op.name]
+        own, full = op.parameters + op.buffers, self._full[op.name, layer]
         return [Tensors("weights", -(-stored * own // full), 8)] if own else []
 
     def loaded_others(self, tp: int) -> list[Tensors]:

@@ -16,6 +16,7 @@ import llmbench
 from llmbench.cli import run
 from llmbench.errors import LLMBenchError
 from llmbench.sizing.weights import stored_weights
+from llmbench.sizing.workload import Layout
 from llmbench.spec.catalog import find_model
 
 SIZES = {"F32": 4, "BF16": 2, "F16": 2, "U8": 1, "I32": 4, "F8_E4M3": 1}
@@ -189,6 +190,21 @@ def test_an_index_without_its_files(tmp_path: Path) -> None:
         stored_weights(find_model(str(tmp_path)))
     assert "--weights" in str(refused.value.hint)
     assert stored_weights(find_model(str(tmp_path)), "bf16").total_bytes == total
+
+
+def test_kinds_of_layers_with_other_widths_keep_their_bytes(tmp_path: Path) -> None:
+    plain = {"attention": {"no_op": False, "n_heads_in_group": 2}, "ffn": {"no_op": False}}
+    blocks = [plain | {"ffn": {"no_op": False, "ffn_mult": mult}} for mult in (5.25, 1.3125) * 2]
+    config = LLAMA | {"model_type": "nemotron-nas", "num_hidden_layers": 4, "block_configs": blocks}
+    config |= {"hidden_size": 1024, "quantization_config": {"quant_method": "unknown"}}
+    index = {"metadata": {"total_size": 60_000_000}, "weight_map": {"model.embed_tokens.weight": "lost.safetensors"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    spec = find_model(str(tmp_path))
+    assert len(spec.layers) == 2
+    assert stored_weights(spec).total_bytes == 60_000_000
+    half = stored_weights(spec, layout=Layout(tp=2)).components["mlp"]
+    assert half == pytest.approx(stored_weights(spec).components["mlp"] / 2, abs=16)
 
 
 @pytest.mark.parametrize(
