@@ -8,6 +8,7 @@ Sources of the sizes: vLLM's `kv_cache_interface.py` (16 bit, fp8, per-token-hea
 from __future__ import annotations
 
 from collections.abc import Iterable
+from fractions import Fraction
 from typing import NamedTuple
 
 from llmbench.errors import SpecError, unknown
@@ -90,16 +91,22 @@ def row_bytes(row: CacheRow, keys: str, values: str | None = None) -> tuple[int,
     return row.heads * _bytes(key, row.key), row.heads * _bytes(value, row.value)
 
 
-def token_bytes(row: CacheRow | None, format: str, *, indexer: bool = False) -> int:
-    """Return the bytes per token of a row in the format of an engine, rounded up. None: nothing is stored.
+def token_bytes(row: CacheRow | None, format: str, *, indexer: bool = False, engine: bool = False) -> Fraction:
+    """Return the bytes per token of a row in the format of an engine. None: nothing is stored.
 
-    indexer: whether the row has the keys of an indexer. With `fp8_ds_mla`, they are fp8 with a scale.
+    indexer: whether the row has the keys of an indexer. engine: whether an engine stores the row. Engines store the
+        keys of an indexer in fp8 with a scale, whatever the format of the cache is. With `fp8_ds_mla`, they always
+        have this format.
+
+    Raises UnknownNameError for another name, and SpecError if the format cannot store the row.
     """
     if row is None:
-        return 0
-    if indexer and format == DEEPSEEK_FP8:
-        return INDEXER_FP8.part_bytes(row.width)
-    return -(-sum(row_bytes(row, format)) // row.tokens_per_row)
+        return Fraction(0)
+    if indexer and (engine or format == DEEPSEEK_FP8):
+        stored = row.heads * INDEXER_FP8.part_bytes(row.width)
+    else:
+        stored = sum(row_bytes(row, format))
+    return Fraction(stored, row.tokens_per_row)
 
 
 def _bytes(format: KVFormat, parts: Iterable[int]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import ceil
 from typing import Literal
 
 import msgspec
@@ -93,7 +94,7 @@ def _stored(row: CacheRow | None, elements: int, tokens: int, kv_dtype: KVDType,
     """Return the bytes of some tokens. elements: number of elements per token, which `row` describes."""
     if is_plain(kv_dtype):
         return bytes_of(elements * tokens, kv_dtype)
-    return tokens * token_bytes(row, kv_dtype, indexer=indexer)
+    return tokens * ceil(token_bytes(row, kv_dtype, indexer=indexer))
 
 
 def kv_cache(

@@ -228,6 +228,20 @@ def test_an_engine_refuses_formats_that_it_cannot_store() -> None:
             shards(load_bundled("llama3-8b"), Layout(), find_engine(engine), kv=kv)
 
 
+def test_engines_store_the_keys_of_an_indexer_in_fp8() -> None:
+    """DeepSeek-V3.2 has keys of 128 elements beside a latent of 576. In fp8, they have a scale of 4 bytes."""
+    for engine, kv, indexer, latent in (
+        ("vllm", None, 132, 1152),
+        ("sglang", "fp8", 132, 576),
+        ("vllm", "fp8_ds_mla", 132, 656),
+        ("ideal", "fp8_ds_mla", 132, 656),
+        ("ideal", "fp8", 128, 576),
+        ("ideal", None, 256, 1152),
+    ):
+        (own,) = shards(load_bundled("deepseek-v3.2"), Layout(), find_engine(engine), kv=kv)
+        assert [rows.row_bytes for rows in own.rows] == [latent + indexer], (engine, kv)
+
+
 def test_the_nearest_change_comes_first_and_each_change_suffices() -> None:
     sizer = Sizer(load_bundled("llama3.3-70b"))
     question = Question(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from fractions import Fraction
 from typing import Literal, NamedTuple
@@ -12,7 +11,7 @@ import msgspec
 from llmbench.errors import LayoutError, SpecError
 from llmbench.sizing.dtypes import STATE_BYTES, DType, bits_of, bytes_of
 from llmbench.sizing.formula import branches_of
-from llmbench.sizing.kv_formats import INDEXER_FP8, row_bytes
+from llmbench.sizing.kv_formats import token_bytes
 from llmbench.sizing.lower import lower, lower_next_token_prediction
 from llmbench.sizing.lower.builder import share
 from llmbench.sizing.op import Op
@@ -180,7 +179,7 @@ def _shard(
         vocabulary=vocabulary if head else 0,
         local_vocabulary=share(vocabulary, layout.tp) if head else 0,
         own=bits_of(plain) // 8,
-        rows=tuple(_rows(spec, stage, layout, plain, kv, sized_apart=engine.spec.rule != "ideal")),
+        rows=tuple(_rows(spec, stage, layout, plain, kv, fp8_indexer=engine.spec.rule != "ideal")),
         products=recipe.products,
         format=recipe.text,
         title=recipe.title,
@@ -252,10 +251,10 @@ def _padding(op: Op, layer: int | None, recipe: WeightRecipe, engine: Engine, sp
     return 0
 
 
-def _rows(spec: ModelSpec, stage: Stage, layout: Layout, plain: DType, kv: str, *, sized_apart: bool) -> Iterator[Rows]:
+def _rows(spec: ModelSpec, stage: Stage, layout: Layout, plain: DType, kv: str, *, fp8_indexer: bool) -> Iterator[Rows]:
     """Return the layers of a stage that store equal cache rows.
 
-    sized_apart: whether the keys of an indexer have their own format (fp8 with a scale).
+    fp8_indexer: whether the keys of an indexer are fp8 with a scale in a cache of every format.
     """
     found: dict[tuple[Visible, int, Fraction, int, bool], int] = {}
     for op, count in stage.counts:
@@ -263,11 +262,7 @@ def _rows(spec: ModelSpec, stage: Stage, layout: Layout, plain: DType, kv: str, 
         if cache is None:
             continue
         mixers: list[MixerKind] = [*branches_of(op, spec.layers[op.layer])]
-        row = _row_bytes(mixers, cache.per_token, layout.tp, kv)
-        if cache.indexer_per_token:
-            width = cache.indexer_per_token
-            apart = sized_apart and width % INDEXER_FP8.block_elements == 0
-            row += INDEXER_FP8.part_bytes(width) if apart else Fraction(width * _bits(kv), 8)
+        row = token_bytes(cache.row, kv) + token_bytes(cache.indexer_row, kv, indexer=True, engine=fp8_indexer)
         state = STATE_BYTES * cache.state + bytes_of(cache.conv_state, plain)
         visible: Visible = "all"
         if cache.span is not None:
@@ -282,19 +277,3 @@ def _rows(spec: ModelSpec, stage: Stage, layout: Layout, plain: DType, kv: str, 
             found[other] = found.get(other, 0) + count
     for (visible, tokens, row, state, latent), count in found.items():
         yield Rows(visible, tokens, row, state, latent, count)
-
-
-def _row_bytes(mixers: list[MixerKind], elements: int, tp: int, kv: str) -> Fraction:
-    """Return the bytes of the cache row with `elements` elements on this GPU."""
-    for mixer in mixers if elements else ():
-        for row in mixer.cache_rows:
-            local = row._replace(heads=share(row.heads, min(tp, row.heads)))
-            if local.elements == elements:
-                return Fraction(sum(row_bytes(local, kv)), row.tokens_per_row)
-    return Fraction(elements * _bits(kv), 8)
-
-
-def _bits(kv: str) -> int:
-    """Return the bits per element of a cache format, without scales."""
-    match = re.search(r"(?:fp|bf|int|^f|q)(\d+)", kv)
-    return int(match[1]) if match else 16
