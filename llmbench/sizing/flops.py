@@ -102,10 +102,14 @@ def step_flops(op: Op, workload: Workload) -> int:
 
 
 def recomputed_flops(ops: list[Op], recompute: Recompute) -> int:
-    """Return the FLOPs that the backward pass computes a second time: scores of flash attention, and recomputed ops."""
-    total = sum(op.count * op.recompute_flops for op in ops)
+    """Return the FLOPs that the backward pass computes a second time: scores of flash attention, and repeated ops."""
+    return sum(op.count * op.recompute_flops for op in ops) + repeated_flops(ops, recompute)
+
+
+def repeated_flops(ops: list[Op], recompute: Recompute) -> int:
+    """Return the FLOPs of the ops that recomputation runs again. See `repeated` for what each choice runs again."""
     layers: dict[tuple[str, str], list[Op]] = {}
     for op in ops:
         if op.layer:
             layers.setdefault((op.stack, op.layer), []).append(op)
-    return total + sum(op.count * op.forward_flops for layer in layers.values() for op in repeated(layer, recompute))
+    return sum(op.count * op.forward_flops for layer in layers.values() for op in repeated(layer, recompute))

@@ -13,12 +13,11 @@ from typing import Literal
 import msgspec
 
 from llmbench.errors import SpecError
-from llmbench.sizing.flops import step_flops
+from llmbench.sizing.flops import repeated_flops, step_flops
 from llmbench.sizing.formula import counted, plus, times
 from llmbench.sizing.lower import lower
 from llmbench.sizing.op import Op
 from llmbench.sizing.params import count_parameters
-from llmbench.sizing.recompute import repeated
 from llmbench.sizing.workload import Recompute, Workload
 from llmbench.spec.device import DeviceSpec, DType
 from llmbench.spec.model import ModelSpec
@@ -42,9 +41,13 @@ class Convention(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def conventions(spec: ModelSpec, seq_len: int, recompute: Recompute = "none") -> list[Convention]:
-    """Return the FLOPs of a training step on one sequence, by each convention. `seq_len`: tokens per sequence."""
+    """Return the FLOPs of a training step on one sequence, by each convention. `seq_len`: tokens per sequence.
+
+    The causal conventions count flash attention. The full conventions count the attention of the papers, which stores
+    the score matrices. Selective recomputation repeats only stored scores, so it adds FLOPs to the full HFU alone.
+    """
     causal = lower(spec, Workload.train(seq_len))
-    full = lower(spec, Workload.train(seq_len, masked_pairs=True))
+    full = lower(spec, Workload.train(seq_len, masked_pairs=True, attention="standard"))
     parameters = count_parameters(spec)
     tokens = counted(seq_len, "tokens")
 
@@ -64,10 +67,10 @@ def conventions(spec: ModelSpec, seq_len: int, recompute: Recompute = "none") ->
         }
         return sum(parts.values()), plus(*(counted(size, name) for name, size in parts.items() if size))
 
-    def again(ops: list[Op], noun: str, *, scores: bool) -> tuple[int, str]:
+    def again(ops: list[Op], noun: str) -> tuple[int, str]:
         count, text = table(ops, noun)
-        layers = _repeated(ops, recompute)
-        flash = sum(op.count * op.recompute_flops for op in ops) if scores else 0
+        layers = repeated_flops(ops, recompute)
+        flash = sum(op.count * op.recompute_flops for op in ops)  # standard attention has none
         terms = [
             counted(layers, "of recomputed layers") if layers else "",
             counted(flash, "of scores that flash attention repeats") if flash else "",
@@ -88,8 +91,8 @@ def conventions(spec: ModelSpec, seq_len: int, recompute: Recompute = "none") ->
         ("6·N + full attention", "6n_full", "mfu", "PaLM, LLM Foundry", with_pairs(full, every)),
         ("model FLOPs, causal", "model_causal", "mfu", "llmbench", table(causal, inside)),
         ("model FLOPs, full", "model_full", "mfu", "Korthikanti 2022", table(full, every)),
-        ("with recompute, causal", "hardware_causal", "hfu", "llmbench", again(causal, inside, scores=True)),
-        ("with recompute, full", "hardware_full", "hfu", "", again(full, every, scores=False)),
+        ("with recompute, causal", "hardware_causal", "hfu", "llmbench", again(causal, inside)),
+        ("with recompute, full", "hardware_full", "hfu", "", again(full, every)),
     ]
     return [
         Convention(name=name, key=key, kind=kind, used_by=used_by, flops=flops, formula=formula)
@@ -100,17 +103,6 @@ def conventions(spec: ModelSpec, seq_len: int, recompute: Recompute = "none") ->
 def _total(ops: list[Op], *kinds: str) -> int:
     workload = Workload.train(1)
     return sum(step_flops(op, workload) for op in ops if op.kind in kinds)
-
-
-def _repeated(ops: list[Op], recompute: Recompute) -> int:
-    """Return the FLOPs of the ops that recomputation runs again. Selective recomputation repeats the scores."""
-    if recompute == "selective":
-        return sum(op.count * op.forward_flops for op in ops if op.kind == "attention")
-    layers: dict[tuple[str, str], list[Op]] = {}
-    for op in ops:
-        if op.layer:
-            layers.setdefault((op.stack, op.layer), []).append(op)
-    return sum(op.count * op.forward_flops for layer in layers.values() for op in repeated(layer, recompute))
 
 
 def peak_flops_per_s(device: DeviceSpec, dtype: DType) -> float:

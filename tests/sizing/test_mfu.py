@@ -12,7 +12,9 @@ from llmbench.answers.mfu import Utilized, document, utilized
 from llmbench.cli import run
 from llmbench.errors import LLMBenchError
 from llmbench.report.render import to_json
+from llmbench.sizing.flops import count_flops
 from llmbench.sizing.mfu import conventions
+from llmbench.sizing.workload import Recompute, Workload
 from llmbench.spec.catalog import load_bundled
 from llmbench.spec.ffn import Dense
 from llmbench.spec.mixer import Attention
@@ -117,8 +119,8 @@ def test_megatron_turing() -> None:
     seq=st.sampled_from([16, 1000, 4096]),
     recompute=st.sampled_from(["none", "selective", "every-second", "full"]),
 )
-def test_conventions_agree_with_each_other(model: str, seq: int, recompute: str) -> None:
-    """Each formula gives its FLOPs. All pairs are at least those inside the mask, and HFU is at least MFU."""
+def test_conventions_agree_with_each_other(model: str, seq: int, recompute: Recompute) -> None:
+    """Each formula gives its FLOPs, HFU is at least MFU, and `mfu` repeats the same FLOPs as `flops`."""
     found = {each.key: each for each in conventions(load_bundled(model), seq, recompute)}
     assert all(evaluate(each.formula) == each.flops for each in found.values())
     flops = {key: each.flops for key, each in found.items()}
@@ -127,6 +129,8 @@ def test_conventions_agree_with_each_other(model: str, seq: int, recompute: str)
     assert flops["model_causal"] <= flops["model_full"]
     assert flops["model_causal"] <= flops["hardware_causal"]
     assert flops["model_full"] <= flops["hardware_full"]
+    counted = count_flops(load_bundled(model), Workload.train(seq), recompute=recompute)
+    assert flops["hardware_causal"] - flops["model_causal"] == counted.recompute
 
 
 def test_palm_by_its_own_formula() -> None:
