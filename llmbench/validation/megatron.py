@@ -13,7 +13,9 @@ from typing import Literal, get_args
 from llmbench.sizing.memory import Memory
 from llmbench.sizing.recipe import Optimizer, PrecisionName, Recipe
 from llmbench.sizing.recompute import Module
+from llmbench.sizing.stages import Stage
 from llmbench.sizing.training import stage_memories, training_run
+from llmbench.sizing.training_step import TrainingRun
 from llmbench.sizing.workload import Layout, Loss, Recompute
 from llmbench.spec.ffn import FFN, Dense, Gated, MoE, Router, SharedExperts
 from llmbench.spec.mixer import Attention, LatentAttention, Mamba2, QKNorm
@@ -49,16 +51,13 @@ _LOSSES: dict[str, Loss] = {"": "plain", "no": "plain", "native": "fused", "te":
 
 def answer(row: Row) -> Answer:
     """Compare the peak since the start of the process, and the bytes that are allocated after an optimizer step."""
-    memory, states = logged(row)
+    memory, copies = logged(row)
     parts: dict[str, float] = dict(memory.parts_bytes)
     if memory.moment == "loss":
         parts["attention_mask"] = _attention_mask(row)
     figures = [Figure(quantity="peak_bytes", measured=row.needed("mem_max_last"), ours=sum(parts.values()))]
     allocated = row.number("mem_allocated_last")
     if allocated is not None:
-        # With 16-bit gradients, the optimizer has made an fp32 copy of them, which the next step frees at its start.
-        # It is sharded as the master copy, which has a third of the bytes of Adam's states.
-        copies = states // 3 if row.text("grad_dtype") in ("fp16", "bf16") else 0
         figures.append(Figure(quantity="static_bytes", measured=allocated, ours=memory.steady_bytes + copies))
     return Answer(figures=tuple(figures), doubt=_doubt(row), parts=parts)
 
@@ -83,7 +82,7 @@ def _doubt(row: Row) -> str:
 
 
 def logged(row: Row) -> tuple[Memory, int]:
-    """Return the memory of the stage that logs, and the bytes of its optimizer states with the master copy.
+    """Return the memory of the stage that logs, and the bytes of the fp32 copies of its gradients.
 
     Raises RefusedError for a setting that llmbench cannot compute.
     """
@@ -116,7 +115,17 @@ def logged(row: Row) -> tuple[Memory, int]:
     index = row.count("logging_stage")
     if index is None or index >= len(run.stages):
         raise RefusedError(f"column `logging_stage`: {index}, but the layout has {len(run.stages)} stages")
-    return stage_memories(run)[index], run.resident(run.stages[index]).states
+    return stage_memories(run)[index], _gradient_copies(row, run, run.stages[index])
+
+
+def _gradient_copies(row: Row, run: TrainingRun, stage: Stage) -> int:
+    """Return the bytes of the fp32 copies of 16-bit gradients, which are split as the master copies are.
+
+    The optimizer makes them, and the next step frees them at its start.
+    """
+    if row.text("grad_dtype") not in ("fp16", "bf16"):
+        return 0
+    return sum(count * run.stored_bytes(op, 1, 4 * op.trained) for op, count in stage.counts if op.parameters)
 
 
 def _batch_first(row: Row) -> bool:

@@ -153,6 +153,17 @@ def test_megatron_defaults_and_doubts(tmp_path: Path, capsys: Capture) -> None:
     assert doubtful["doubt"] == "layout"
 
 
+def test_megatron_copies_16_bit_gradients_with_every_optimizer(tmp_path: Path, capsys: Capture) -> None:
+    """The copy has 4 bytes per parameter, and 16-bit gradients have 2 bytes less than fp32 gradients."""
+    needed = "mem_max_last,mem_allocated_last,layers,hidden,heads,seq_len,micro_batch,tp,pp,logging_stage,vocab,dp,"
+    run = "4e9,2e9,12,512,8,1024,4,1,1,0,50257,1"
+    rows = [f"{run},{dtype},{name},H100" for name in ("adam", "muon") for dtype in ("bf16", "fp32")]
+    result = answer(capsys, "memory", write(tmp_path, needed + "grad_dtype,optimizer,gpu", *rows))
+    adam, adam_fp32, muon, muon_fp32 = (item["figures"][1]["ours"] for item in result["items"])
+    parameters = (50304 + 1024) * 512 + 12 * (12 * 512**2 + 13 * 512) + 2 * 512
+    assert adam - adam_fp32 == muon - muon_fp32 == 2 * parameters
+
+
 def test_an_engine_log_says_which_setting_is_missing(tmp_path: Path, capsys: Capture) -> None:
     head = "engine,version,model,scheme,gpu,tp,total_gib,util,max_model_len,weights_gib,kv_gib,notes"
     rows = {
