@@ -174,11 +174,18 @@ def _vllm(s: _Settings) -> tuple[list[Formula], list[Formula]]:
     return terms, [rest]
 
 
+def _replaced_activations(s: _Settings) -> Formula | None:
+    """Return the activations that the user set, or None."""
+    if "activations" not in s.engine.replaced:
+        return None
+    value = s.engine.whole("activations")
+    return Formula(term="activations", text=counted(value, "bytes"), value=value)
+
+
 def _activations(s: _Settings, sampling: Formula) -> Formula:
     """Return the peak of a profiling step: that of its widest layer, or that of the sampler."""
-    if "activations" in s.engine.replaced:
-        value = s.engine.whole("activations")
-        return Formula(term="activations", text=counted(value, "bytes"), value=value)
+    if own := _replaced_activations(s):
+        return own
     layers = s.shard.layer * s.batched + s.workspace
     if layers >= sampling.value:
         text = plus(
@@ -279,7 +286,7 @@ def _trtllm(s: _Settings) -> tuple[list[Formula], list[Formula]]:
 
 def _llamacpp(s: _Settings) -> tuple[list[Formula], list[Formula]]:
     """llama.cpp: model, compute buffers and cache are allocated at the start, and a margin stays free."""
-    terms = [*s.loaded, _activations(s, _ggml_logits(s)), *s.outside("CUDA context", "context")]
+    terms = [*s.loaded, _replaced_activations(s) or _ggml_logits(s), *s.outside("CUDA context", "context")]
     return terms, [*_not_usable(s), *s.outside("margin that stays free", "margin")]
 
 
