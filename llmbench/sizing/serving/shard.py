@@ -80,26 +80,32 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True):
 def serving_layout(text: str) -> Layout:
     """Return the layout of an engine: `tp=8,ep=8` or `dp=8,ep=8`. The experts use the same GPUs as the attention.
 
-    Without `etp`, the matrices of an expert are split over the GPUs that `ep` leaves: tp × cp × dp / ep.
+    Without `etp`, the matrices of an expert are split over the GPUs that `ep` leaves: tp × dp / ep. Without `ep`, they
+    are split over tp × dp GPUs, because replicas of the attention share one copy of the experts (vLLM,
+    docs/serving/data_parallel_deployment.md; SGLang, --enable-dp-attention).
 
-    Raises LayoutError for a wrong layout, or for items that only training has.
+    Raises LayoutError for a wrong layout, for items that only training has, or for context parallelism.
     """
     items = dict(item.partition("=")[::2] for item in text.replace(" ", "").split(",") if item)
     for only in ("zero", "instances", "interleave", "sp"):
         if only in items:
             raise LayoutError(
-                f"layout {only}: is for training, and an engine does not use it", hint="tp, pp, dp, ep and cp serve"
+                f"layout {only}: is for training, and an engine does not use it", hint="tp, pp, dp and ep serve"
             )
-    if "ep" in items and "etp" not in items:
-        sizes = [items.get(name, "1") for name in ("tp", "cp", "dp", "ep")]
+    if "cp" in items:
+        raise LayoutError(
+            "layout cp: llmbench does not size a cache that an engine divides by tokens", hint="tp, pp, dp and ep serve"
+        )
+    if ("ep" in items or "dp" in items) and "etp" not in items:
+        sizes = [items.get(name, "1") for name in ("tp", "dp", "ep")]
         if all(size.isascii() and size.isdigit() and 0 < int(size) < 10**6 for size in sizes):
-            tp, cp, dp, ep = map(int, sizes)
-            if tp * cp * dp % ep:
+            tp, dp, ep = map(int, sizes)
+            if tp * dp % ep:
                 raise LayoutError(
-                    f"layout ep={ep}: tp × cp × dp = {tp * cp * dp} is not divisible by {ep}",
+                    f"layout ep={ep}: tp × dp = {tp * dp} is not divisible by {ep}",
                     hint="the experts are divided among the GPUs of the attention, for example tp=8,ep=8",
                 )
-            return Layout.parse(f"{text},etp={tp * cp * dp // ep}")
+            return Layout.parse(f"{text},etp={tp * dp // ep}")
     return Layout.parse(text)
 
 
