@@ -134,7 +134,8 @@ FIELDS: tuple[Field[Fitted], ...] = (
         "users",
         "count",
         value=_of("capacity"),
-        description="number of requests of `seq_len` tokens that fit at the same time, on all GPUs",
+        description="number of requests of `seq_len` tokens that fit at the same time, on all GPUs; at most the "
+        "engine's limit of sequences",
     ),
     Field(
         "longest_tokens",

@@ -51,6 +51,8 @@ def _answer(row: Fitted, fit: Fit) -> str:
         return f"{row.spec.name} does not run on {where}: {_why_not(row, fit)}."
     if fit.fits:
         most = f"{plural(fit.capacity, 'such request')} fit" if fit.capacity > 1 else "No second request fits"
+        if fit.limited:
+            most = f"The engine runs at most {fit.capacity:,} of them at the same time"
         return (
             f"{row.spec.name} fits on {where}: {users} {'fill' if question.users > 1 else 'fills'} {fit.filled:.0%} of "
             f"the usable memory. {most}, and one request can have {_tokens(fit.longest)}."
@@ -60,6 +62,11 @@ def _answer(row: Fitted, fit: Fit) -> str:
         return (
             f"{row.spec.name} does not fit on {where}: without a cache it needs {size(own.usable - own.cache)} of the "
             f"usable {size(own.usable)}{' per GPU' if gpus > 1 else ''}."
+        )
+    if fit.limited:
+        return (
+            f"{row.spec.name} does not fit on {where}: the engine runs at most "
+            f"{plural(fit.capacity, 'request')} at the same time, and {question.users:,} are asked for."
         )
     needs = "need" if question.users > 1 else "needs"
     some = f"Only {fit.capacity:,} fit." if fit.capacity else "None of them fits."

@@ -142,14 +142,17 @@ def test_experts_use_the_gpus_of_the_attention() -> None:
     assert serving_layout("tp=8,ep=8") == Layout(tp=8, ep=8, etp=1)
     assert serving_layout("dp=8,ep=8") == Layout(dp=8, ep=8, etp=1)
     assert serving_layout("tp=4,dp=2,ep=2") == Layout(tp=4, dp=2, ep=2, etp=4)
-    for text in ("tp=8,ep=3", "dp=8,zero=3", "tp=2,sp"):
+    assert serving_layout("tp=4,dp=2") == Layout(tp=4, dp=2, etp=8)
+    for text in ("tp=8,ep=3", "dp=8,zero=3", "tp=2,sp", "cp=2"):
         with pytest.raises(LayoutError):
             serving_layout(text)
-    for text in ("tp=8,ep=8", "dp=8,ep=8", "tp=8"):
-        experts = sum(
-            shard.weights for shard in shards(load_bundled("qwen3-30b-a3b"), serving_layout(text), find_engine("ideal"))
-        )
-        assert experts > 0
+    # Qwen3-30B-A3B: 48 layers of 128 experts with three matrices of 2,048 × 768. A GPU has an eighth of them.
+    experts = 2 * 48 * 128 * 3 * 2048 * 768
+    whole, *parts = (
+        shards(load_bundled("qwen3-30b-a3b"), serving_layout(text), find_engine("ideal"))[0].weights
+        for text in ("", "dp=8", "dp=8,ep=8")
+    )
+    assert parts == [whole - 7 * experts // 8] * 2
 
 
 MODELS = {name: load_bundled(name) for name in ("llama3.2-1b", "gpt-oss-20b", "deepseek-v2-lite", "jamba-v0.1")}
@@ -210,6 +213,27 @@ def test_sglang_prints_this_cache() -> None:
 def test_llamacpp_prints_this_compute_buffer() -> None:
     (own,) = budgets("llama3-8b", "llamacpp", "rtx-4090", 23.53, utilization=1)
     assert term(own, "compute buffer") * 1024 == 258.5
+    # A wide layer and a small vocabulary: the buffer is still that of ggml.
+    (wide,) = budgets("mixtral-8x7b", "llamacpp", "h100", 79.19, utilization=1)
+    assert term(wide, "compute buffer") * GIB == 512 * 4 * (32_000 + 4096)
+
+
+def test_the_limit_of_sequences_bounds_the_users() -> None:
+    sizer = Sizer(load_bundled("llama3.2-1b"))
+    question = Question(
+        engine=find_engine("vllm,sequences=4"),
+        device=find_device_head("h100"),
+        layout=serving_layout("dp=2"),
+        seq=8192,
+        users=8,
+    )
+    enough = sizer.fit(question)
+    assert (enough.fits, enough.limited, enough.capacity) == (True, True, 8)
+    short = sizer.fit(msgspec.structs.replace(question, users=9))
+    assert (short.fits, short.limited, short.longest_each) == (False, True, 0)
+    nearest, fewer = changes(sizer, short)
+    assert (nearest.option, nearest.factor) == ("--engine vllm@0.21.0,sequences=5", 5 / 4)
+    assert fewer.option == "--users 8"
 
 
 def test_a_predictor_adds_its_weights_and_a_layer_of_cache() -> None:
@@ -248,7 +272,7 @@ def test_the_nearest_change_comes_first_and_each_change_suffices() -> None:
         engine=find_engine("vllm@0.19"), device=find_device_head("h100"), layout=Layout(), seq=8192, users=4
     )
     found = changes(sizer, sizer.fit(question))
-    assert [change.factor for change in found] == sorted(change.factor for change in found)
+    assert [change[2:4] for change in found] == sorted(change[2:4] for change in found)
     assert all(change.fit.fits for change in found)
     assert {change.option for change in found} == {"--weights w4a16", "--gpus 4"}
     tight = Sizer(load_bundled("llama3-8b"))

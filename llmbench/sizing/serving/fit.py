@@ -44,7 +44,8 @@ class Fit(msgspec.Struct, frozen=True, kw_only=True):
 
     budgets: the budget of one GPU of each pipeline stage.
     missing_format: number format of the matrix products, if the device does not compute it.
-    capacity: number of requests of `seq` tokens that fit at the same time, on all replicas.
+    room: number of requests of `seq` tokens for which the cache has memory, on all replicas.
+    capacity: number of them that run at the same time: `room`, or the engine's limit of sequences if that is smaller.
     longest: longest request that fits alone, in tokens. longest_each: longest length of `users` requests. 0: none fits.
     filled: share of the memory that the engine may use, which weights, activations and the caches of the users take.
     """
@@ -52,6 +53,7 @@ class Fit(msgspec.Struct, frozen=True, kw_only=True):
     question: Question
     budgets: tuple[Budget, ...]
     missing_format: str | None
+    room: int
     capacity: int
     longest: int
     longest_each: int
@@ -67,6 +69,11 @@ class Fit(msgspec.Struct, frozen=True, kw_only=True):
     def fits(self) -> bool:
         """Whether the engine runs on the device, and all users fit."""
         return self.runs and self.capacity >= self.question.users
+
+    @property
+    def limited(self) -> bool:
+        """Whether the engine's limit of sequences is smaller than the number of requests that the cache can store."""
+        return self.capacity < self.room
 
     @property
     def tightest(self) -> Budget:
@@ -100,14 +107,17 @@ class Sizer:
             for shard in self.shards(question)
         )
         products = budgets[0].shard.products
+        room = layout.dp * min(own.pool.requests(question.seq) for own in budgets)
+        limit = budgets[0].sequences  # 0: the engine has no limit
         needed = [own.usable - own.cache + each * own.pool.request_bytes(question.seq) for own in budgets]
         return Fit(
             question=question,
             budgets=budgets,
             missing_format=None if products == "fp32" or products in device.matrix_formats else products,
-            capacity=layout.dp * min(own.pool.requests(question.seq) for own in budgets),
+            room=room,
+            capacity=min(room, limit * layout.dp) if limit else room,
             longest=_longest(budgets, 1),
-            longest_each=_longest(budgets, each),
+            longest_each=0 if 0 < limit < each else _longest(budgets, each),
             filled=max(need / own.usable for need, own in zip(needed, budgets, strict=True)),
         )
 
@@ -186,12 +196,14 @@ class Change(NamedTuple):
     """A change of one setting with which the model fits.
 
     option: the option with its new value. what: what changes, for people.
-    factor: by which factor the setting changes. The nearest change has the smallest factor.
+    rank: 0 for a limit of the engine, whose change the users do not notice. 1 for all other settings.
+    factor: by which factor the setting changes. Among changes of one rank, the nearest has the smallest factor.
     fit: the answer with the change.
     """
 
     option: str
     what: str
+    rank: int
     factor: float
     fit: Fit
 
@@ -199,7 +211,7 @@ class Change(NamedTuple):
 def changes(sizer: Sizer, fit: Fit) -> list[Change]:
     """Return the changes of one setting with which the model fits, the nearest one first."""
     found = []
-    for option, what, factor, question in _candidates(sizer, fit):
+    for option, what, rank, factor, question in _candidates(sizer, fit):
         try:
             changed = sizer.fit(question)
         except LLMBenchError:
@@ -207,8 +219,8 @@ def changes(sizer: Sizer, fit: Fit) -> list[Change]:
         if question.weights != fit.question.weights:
             factor = max(1.0, fit.budgets[0].shard.weights / changed.budgets[0].shard.weights)
         if changed.fits:
-            found.append(Change(option, what, factor, changed))
-    return sorted(found, key=lambda change: change.factor)
+            found.append(Change(option, what, rank, factor, changed))
+    return sorted(found, key=lambda change: (change.rank, change.factor))
 
 
 WEIGHTS = ("fp16", "fp8-channel", "w4a16")
@@ -216,30 +228,32 @@ GGUF_WEIGHTS = ("gguf-q8-0", "gguf-q4-k-m", "gguf-q2-k")
 """Formats of weights that a suggestion names. Their factor is that of the bytes of the weights."""
 
 
-def _candidates(sizer: Sizer, fit: Fit) -> Iterator[tuple[str, str, float, Question]]:
+def _candidates(sizer: Sizer, fit: Fit) -> Iterator[tuple[str, str, int, float, Question]]:
     question = fit.question
     change = msgspec.structs.replace
     if 0 < fit.longest_each < question.seq:
         shorter = fit.longest_each
         shorter -= shorter % 16 if shorter > 16 else 0
         factor = question.seq / shorter
-        yield f"--seq {shorter}", f"requests of at most {shorter:,} tokens", factor, change(question, seq=shorter)
+        yield f"--seq {shorter}", f"requests of at most {shorter:,} tokens", 1, factor, change(question, seq=shorter)
     if 0 < fit.capacity < question.users:
         factor = question.users / fit.capacity
-        yield f"--users {fit.capacity}", f"{fit.capacity:,} users", factor, change(question, users=fit.capacity)
+        yield f"--users {fit.capacity}", f"{fit.capacity:,} users", 1, factor, change(question, users=fit.capacity)
     rule = question.engine.spec.rule
     cache = "q8_0" if rule == "llamacpp" else "fp8"
     if question.kv is None:
-        yield f"--kv-dtype {cache}", f"a cache in {cache}", 2.0, change(question, kv=cache)
+        yield f"--kv-dtype {cache}", f"a cache in {cache}", 1, 2.0, change(question, kv=cache)
     limit = question.engine.whole("sequences", device=question.device)
     each = -(-question.users // question.layout.dp)
-    if "sequences" not in question.engine.replaced and each < limit:
+    # A step needs room for the users. A smaller limit frees memory, and a larger one admits more users.
+    if each > limit > 0 if "sequences" in question.engine.replaced else each < limit:
         engine = replaced(question.engine, "sequences", each)
         what = f"steps of at most {each:,} sequences"
-        yield f"--engine {engine.text}", what, limit / each / 1000, change(question, engine=engine)
+        factor = max(limit, each) / min(limit, each)
+        yield f"--engine {engine.text}", what, 0, factor, change(question, engine=engine)
     formats = GGUF_WEIGHTS if rule == "llamacpp" else WEIGHTS
     for name in formats:
-        yield f"--weights {name}", f"weights in {name}", 1.0, change(question, weights=name)
+        yield f"--weights {name}", f"weights in {name}", 1, 1.0, change(question, weights=name)
     own = question.layout.num_gpus
     for gpus in COUNTS:
         if gpus > own and gpus % own == 0 and question.layout.dp == 1:
@@ -248,6 +262,6 @@ def _candidates(sizer: Sizer, fit: Fit) -> Iterator[tuple[str, str, float, Quest
             except (LayoutError, SpecError):
                 continue
             larger = change(question, layout=layout)
-            yield f"--gpus {gpus}", f"{gpus} GPUs ({layout})", gpus / own, larger
+            yield f"--gpus {gpus}", f"{gpus} GPUs ({layout})", 1, gpus / own, larger
             if sizer.fit(larger).fits:
                 return
