@@ -38,7 +38,9 @@ class GgufChoices:
         self.experts = max((ffn.num_experts for ffn in moe), default=0)
         heads = next((m for own in mixers for m in own if isinstance(m, AttentionKind)), None)
         self.grouped = 0 if heads is None else heads.num_attention_heads // max(1, heads.num_key_value_heads)
-        self.type_70b = len(spec.order) == 80 and spec.family in ("llama", "qwen2")
+        # LLaMA-1 65B also has 80 layers, but as many key-value heads as heads
+        families_70b = ("llama", "qwen2") if self.grouped > 1 else ("qwen2",)
+        self.type_70b = len(spec.order) == 80 and spec.family in families_70b
 
     def storage(self, op: Op, layer: int | None) -> Storage | None:
         """Return how the matrices of an op are stored in one layer. None: they are F32."""

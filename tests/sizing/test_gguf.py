@@ -27,6 +27,15 @@ def test_llama_2_7b_by_hand() -> None:
     assert stored_weights(load_bundled("llama2-7b"), "q4_k_m").total_bytes == expected
 
 
+def test_only_the_70b_with_grouped_heads_has_all_values_in_q5() -> None:
+    """Q4_K_S: the 70B has 80 values of 1,024 outputs in Q5_K. LLaMA-1 65B has its first 4 of 8,192 outputs in Q5_K."""
+    d, layers, q4, q5 = 8192, 80, 144 / 256, 176 / 256
+    for name, width, many in (("llama2-70b", 1024, 80), ("llama-65b", 8192, 4)):
+        values = d * width * (many * q5 + (layers - many) * q4)
+        others = layers * (2 * d * d + d * width) * q4
+        assert stored_weights(load_bundled(name), "q4_k_s").components["attention"] == values + others
+
+
 def test_rows_that_no_block_divides_fall_back() -> None:
     assert [fitted("Q4_K", row) for row in (256, 896, 100)] == ["Q4_K", "Q5_0", "F16"]
     assert [fitted("IQ2_XS", row) for row in (512, 96, 33)] == ["IQ2_XS", "IQ4_NL", "F16"]

@@ -140,7 +140,8 @@ class Place(NamedTuple):
 def block_type(gguf: Gguf, role: TensorRole | None, place: Place, *, type_70b: bool) -> BlockType:
     """Return the type of a matrix of the layers, before the fallback for its row length.
 
-    type_70b: whether the model has the shape of the 70B LLaMA: 80 layers, family llama or qwen2.
+    type_70b: whether the model has the shape of the 70B LLaMA: 80 layers, and the family llama
+        with grouped heads, or the family qwen2.
     """
     found = next(
         (rule.type for rule in gguf.rules if rule.role == role and all(map(place.holds, rule.when))), gguf.base
