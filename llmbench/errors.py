@@ -86,10 +86,14 @@ def install_hint(extra: str) -> str:
 
 def suggestion(word: str, known: Iterable[str]) -> str | None:
     """Return the known word that is most similar to `word`, or None if no known word is similar."""
+    return next(iter(similar(word, known, 1)), None)
+
+
+def similar(word: str, known: Iterable[str], most: int) -> list[str]:
+    """Return at most `most` known words that are similar to `word`, with the most similar word first."""
     import difflib  # difflib is imported here, because only a failing command needs difflib
 
-    near = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.6)
-    return near[0] if near else None
+    return difflib.get_close_matches(word.lower(), list(known), n=most, cutoff=0.6)
 
 
 def unknown(kind: str, name: str, known: Iterable[str], *, near: str | None = None) -> UnknownNameError:

@@ -13,7 +13,7 @@ from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 
-from llmbench.errors import SpecError, UnknownNameError, suggestion
+from llmbench.errors import SpecError, UnknownNameError, similar
 from llmbench.spec.base import Name, Part
 from llmbench.spec.reading import read_text
 from llmbench.spec.weights.gguf import Gguf
@@ -255,8 +255,8 @@ def _named(text: str) -> str:
     for name in names:
         if wanted in load_format(name).aliases:
             return name
-    near = suggestion(wanted, names)
+    near = " or ".join(f"`{name}`" for name in similar(wanted, names, 3))  # several 4-bit formats are like `fp4`
     raise UnknownNameError(
         f"weight format `{text[:40]}` is unknown",
-        hint=(f"did you mean `{near}`? " if near else "") + "`llmbench specs list --formats` shows all formats",
+        hint=(f"did you mean {near}? " if near else "") + "`llmbench specs list --formats` shows all formats",
     )
