@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from llmbench.errors import UnsupportedError
+from llmbench.errors import SpecError, UnsupportedError
 from llmbench.sizing.dtypes import DType, Tensors, bits_of
 from llmbench.sizing.lower import lower, lower_next_token_prediction
 from llmbench.sizing.op import Op
@@ -107,7 +107,8 @@ class WeightRecipe:
         exists, and gives the total.
     files: the bytes by op in the files. None: no files were read.
 
-    Raises UnsupportedError if the format of the published files is not known.
+    Raises UnsupportedError if the format of the published files is not known, and SpecError if `text` names a format
+    that quantises no matrix of the model.
     """
 
     def __init__(self, spec: ModelSpec, text: str | None = None, *, served: bool = False) -> None:
@@ -145,6 +146,22 @@ class WeightRecipe:
             self._gguf = GgufChoices(spec, self._format.format.gguf, self._format)
         self.by_module = self._gguf is not None or self.files is not None
         self.by_module |= self.published and bool(own.keeps or own.overrides)
+        if not self.published and self._format is not None and self._format.format.tensors:
+            self._refuse_unused(self._format)
+
+    def _refuse_unused(self, form: Chosen) -> None:
+        """Raise SpecError if a format of `--weights` or `--base` would quantise no matrix of the model."""
+        ops = lower(self.spec, ONE_TOKEN)
+        if any(self.storage(op, None) for op in ops):
+            return
+        said = f"weight format `{form.text}` quantises no matrix of {self.spec.name}"
+        if any(self._usual(op) for op in ops):
+            raise SpecError(f"{said}: its groups divide the inputs of no matrix", hint="choose a smaller group")
+        roles = ", ".join(form.format.roles).replace("_", " ")
+        raise SpecError(
+            f"{said}: it is for {roles}",
+            hint="for example mxfp4-linear, or another format of `llmbench specs list --formats`",
+        )
 
     def _read_files(self, spec: ModelSpec) -> Weights:
         """Read the headers of the files, and return the format of the spec without what the files decide."""

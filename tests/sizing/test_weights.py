@@ -99,6 +99,8 @@ def test_tensors_sum_to_the_total_and_shards_to_the_whole() -> None:
         for name in format_names():
             if load_format(name).gguf is not None:  # tests/sizing/test_gguf.py
                 continue
+            if name == "mxfp4" and not spec.is_moe:  # only experts have this format
+                continue
             recipe = WeightRecipe(spec, name)
             total = 0
             for op in ops:
@@ -134,6 +136,19 @@ def test_an_unknown_format_or_parameter_is_refused() -> None:
         with pytest.raises(LLMBenchError) as problem:
             chosen(text)
         assert said in f"{problem.value} {problem.value.hint}"
+
+
+def test_a_format_that_quantises_no_matrix_is_refused() -> None:
+    dense, small = load_bundled("llama3-8b"), load_bundled("gpt2")
+    for spec, text, said in (
+        (dense, "mxfp4", "`mxfp4` quantises no matrix of llama3-8b: it is for experts, for example mxfp4-linear"),
+        (small, "mlx,group=4096", "its groups divide the inputs of no matrix, choose a smaller group"),
+    ):
+        with pytest.raises(LLMBenchError) as problem:
+            WeightRecipe(spec, text)
+        assert said in f"{problem.value}, {problem.value.hint}"
+    for name, text in (("llama3-8b", "mxfp4-linear"), ("mixtral-8x7b", "mxfp4"), ("mamba-2.8b", "bf16")):
+        assert WeightRecipe(load_bundled(name), text).text == text
 
 
 def test_every_format_reads_its_own_text() -> None:
