@@ -110,7 +110,7 @@ def _weights(row: Row, spec: ModelSpec) -> Weights:
     """Return how the files of a row store the weights.
 
     A `quantization_config` with a method decides. Else the columns `scheme` and `unquantised` do. If the bundled spec
-    has the same format, it knows which modules stay as they are.
+    has the same format, it knows which modules stay as they are, and the parameters that the row does not say.
     """
     config = _config(row.text("quantization_config"))
     if config is not None and "quant_method" in config:
@@ -120,8 +120,10 @@ def _weights(row: Row, spec: ModelSpec) -> Weights:
     if format.startswith("gguf"):
         imatrix = "(imatrix)" in f"{row.text('model')} {scheme}" and "imatrix" in chosen(format).parameters
         format += (",imatrix=1" if imatrix else "") + (",router_f16=1" if "router F16" in exceptions else "")
-    if format.partition(",")[0] == spec.weights.format.partition(",")[0]:
-        return spec.weights
+    name, _, parameters = format.partition(",")
+    if name == spec.weights.format.partition(",")[0]:
+        own = f"{spec.weights.format},{parameters}" if parameters else spec.weights.format
+        return msgspec.structs.replace(spec.weights, format=chosen(own).text)
     if "from AWQ" in scheme:  # AutoAWQ leaves both out, and MLX would quantise them
         return Weights(format=format, keeps=("embed_tokens", "lm_head"))
     keeps = _kept(spec, exceptions) if "ignore list" in scheme else ()

@@ -97,6 +97,12 @@ def test_checkpoints_by_hand(tmp_path: Path, capsys: Capture) -> None:
     result = answer(capsys, "weights", write(tmp_path, "model,base,scheme,bytes", *lines, *refused))
     assert (result["answered"], result["metrics"]["exact"]) == (3, 1), result["items"]
     assert "quantization_config" in result["items"][4]["reason"]
+    schemes = ("fp8 block 128 (+ MTP layer)", "fp8 block", "fp8 block 64")
+    lines = [f"someone/v3,deepseek-v3,{scheme},1" for scheme in schemes]
+    rows = answer(capsys, "weights", write(tmp_path, "model,base,scheme,bytes", *lines))["items"]
+    usual, same, smaller = (sum(row["parts"].values()) for row in rows)
+    assert usual == same
+    assert smaller - usual == pytest.approx(3 * (usual * 4 / 128**2), rel=0.02)  # four times as many scales of 4 bytes
 
 
 def test_a_bound_and_wrong_rows(tmp_path: Path, capsys: Capture) -> None:
