@@ -68,6 +68,12 @@ FLOAT = {
 }
 
 
+def block_float(structure: str) -> dict[str, Any]:
+    """A compressed-tensors config with fp8 blocks. Some versions write their sizes as a text."""
+    weights = {"num_bits": 8, "type": "float", "strategy": "block", "block_structure": structure}
+    return {**FLOAT, "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}}}
+
+
 def spec_of(config: dict[str, Any], key: str = "quantization_config", **quantization: Any) -> ModelSpec:
     return from_config(config | {key: quantization}, name="test")
 
@@ -100,6 +106,8 @@ def test_methods_without_patterns() -> None:
         ({"group_size": 64, "bits": 6}, "mlx,bits=6,predicate=0"),
         ({"group_size": 16, "bits": 4, "mode": "nvfp4"}, "mlx-nvfp4"),
         (FLOAT, "fp8-channel"),
+        (block_float("128x128"), "fp8-block,scale_bits=16"),
+        (block_float("64x128"), "fp8-block,block_outputs=64,scale_bits=16"),
         ({**FLOAT, "ignore": []}, "fp8-channel"),
         (W4A16, "w4a16,group=32"),
     ]
@@ -162,6 +170,9 @@ def test_what_is_not_understood_is_never_ignored() -> None:
         ({"quant_method": "quark"}, "quant_method = 'quark'"),
         ({"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"}, "quant_algo = 'W4A8_AWQ'"),
         ({"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}, "checkpoint_format = 'marlin'"),
+        ({"quant_method": "gptq", "bits": 4, "is_marlin_format": True}, "is_marlin_format = True"),
+        (block_float("128"), "block_structure = '128'"),
+        (block_float("0x128"), "block_structure = '0x128'"),
         ({**FLOAT, "sparsity_config": {"format": "sparse-24-bitmask"}}, "sparse-24-bitmask"),
         ({**W4A16, "format": "naive-quantized"}, "naive-quantized"),
         ({"bits": 4, "group_size": 32, "mode": "new"}, "mode = 'new'"),

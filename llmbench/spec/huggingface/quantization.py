@@ -7,6 +7,7 @@ known, the bytes of the weights are not known either (`Weights.unknown`).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, Literal, NoReturn
 
@@ -192,7 +193,7 @@ def _gptq(keys: _Keys, family: str) -> Weights:
     keys.harmless(
         """
         damp_percent damp_auto_increment desc_act sym true_sequential static_groups model_name_or_path
-        model_file_base_name is_marlin_format meta dataset tokenizer use_exllama use_cuda_fp16 exllama_config
+        model_file_base_name meta dataset tokenizer use_exllama use_cuda_fp16 exllama_config
         max_input_length cache_block_outputs batch_size block_name_to_quantize module_name_preceding_first_block
         pad_token_id model_seqlen disable_exllama backend pack_dtype adapter mse act_group_aware quant_method
         """
@@ -200,6 +201,8 @@ def _gptq(keys: _Keys, family: str) -> Weights:
     for key in ("checkpoint_format", "format"):
         if keys.text(key, "gptq") not in ("gptq", "gptq_v2"):
             keys.unknown(key, keys.get(key))
+    if keys.flag("is_marlin_format"):  # the older key of the same format
+        keys.unknown("is_marlin_format", True)
     bits, group = keys.whole("bits", 4), keys.whole("group_size", 128)
     # AutoGPTQ of 2023 stored a bias of zeros for every matrix. It named the file of the weights, but not its format.
     old = int("model_file_base_name" in keys.values and not {"checkpoint_format", "format"} & set(keys.values))
@@ -356,7 +359,12 @@ def _compressed_group(group: _Keys, written: str) -> str:
     weights.harmless("group_size block_structure")
     weights.doubt_unread()
     if kind == "float" and bits == 8 and strategy == "block":
-        return _block("fp8-block", weights, weights.get("block_structure"), scale_bits=16, static=static)
+        block = weights.get("block_structure")
+        if isinstance(block, str) and re.fullmatch(r"[1-9]\d{0,5}x[1-9]\d{0,5}", block, re.ASCII):
+            block = [int(size) for size in block.split("x")]
+        if not isinstance(block, list):
+            weights.unknown("block_structure", block)
+        return _block("fp8-block", weights, block, scale_bits=16, static=static)
     match kind, bits, strategy:
         case "float", 8, "tensor":
             return _text("fp8-tensor", static=static)
