@@ -6,20 +6,21 @@ the first adapter, no op has a backward pass. A quantised matrix is converted to
 product, one matrix at a time.
 
 Tensor parallelism: of a matrix that is split by its outputs, A is on every GPU and B is split. Of a matrix that is
-split by its inputs, A is split and B is on every GPU.
+split by its inputs, A is split and B is on every GPU. Each GPU computes a part of the gradient of a matrix that is on
+every GPU, so an all-reduce adds these parts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
 from llmbench.errors import SpecError
 from llmbench.sizing.adapters import Adapters
 from llmbench.sizing.dtypes import bits_of, bytes_of
-from llmbench.sizing.op import Op
+from llmbench.sizing.op import Collective, Op
 from llmbench.sizing.weights import WeightRecipe
 from llmbench.sizing.workload import Workload
 
@@ -196,6 +197,9 @@ def _adapter(op: Op, adapters: Adapters, workload: Workload, saved: int) -> list
     dropped = tokens * inside + bytes_of(tokens * inside, act) if adapters.dropout else 0
     middle, out = bytes_of(tokens * r, act), op.written_bytes
 
+    def added_up(parameters: int, when: Literal["forward", "backward"]) -> Collective:
+        return Collective("all_reduce", bytes_of(parameters, workload.weight_dtype), "tp", when)
+
     def product(name: str, one: int, other: int, shards: int, formula: str, saves: int, backward: int) -> Op:
         flops = 2 * tokens * one * other
         read, written = bytes_of(tokens * one, act), bytes_of(tokens * other, act)
@@ -216,7 +220,8 @@ def _adapter(op: Op, adapters: Adapters, workload: Workload, saved: int) -> list
             forward_bytes=read + written,
             saved_bytes=saves,
             backward_bytes=backward,
-            collectives=(),
+            # One GPU has only a part of the gradient of a whole matrix.
+            collectives=(added_up(one * other, "backward"),) if own and shards < op.shards else (),
         )
 
     # Gradients during the backward pass: of the output of the matrix, of the scaled output of B, of the output of A,
@@ -234,10 +239,12 @@ def _adapter(op: Op, adapters: Adapters, workload: Workload, saved: int) -> list
         written_bytes=out,
         forward_bytes=3 * out,
         backward_bytes=2 * out,
+        collectives=(),
     )
     if not adapters.dora:
         return [a, b, added]
-    # Each step computes the norms of the outputs' weights: W + alpha/r · B A, which are not differentiated.
+    # Each step computes the norms of the outputs' weights: W + alpha/r · B A, which are not differentiated. GPUs that
+    # split the inputs add their squares.
     weights = bytes_of(inside * outside, act)
     magnitude = msgspec.structs.replace(
         added,
@@ -252,6 +259,7 @@ def _adapter(op: Op, adapters: Adapters, workload: Workload, saved: int) -> list
         saved_bytes=2 * out,
         forward_bytes=3 * out + 2 * weights,
         backward_bytes=4 * out,
+        collectives=(added_up(outside, "forward"), added_up(outside, "backward")) if by_inputs else (),
     )
     return [a, b, magnitude]
 

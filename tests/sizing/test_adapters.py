@@ -139,6 +139,15 @@ def test_gpus_share_adapters() -> None:
         )
         assert [op.name for op in whole] == [op.name for op in split]
         assert sum(op.shards * op.parameters for op in split) == sum(op.parameters for op in whole)
+        assert not any(op.collectives for op in whole)
+        for op in split:  # the gradient of a matrix that is on every GPU is a sum over the GPUs
+            gradients = [sent.bytes for sent in op.collectives if (sent.kind, sent.when) == ("all_reduce", "backward")]
+            assert gradients == ([op.weight_bytes] if op.parameters and op.shards == 1 else [])
+    dora = lora_run("llama3-8b", "r=8,targets=o,dora", layout=Layout(tp=4)).stages[0].ops
+    sums = {
+        op.name: [(sent.when, sent.bytes) for sent in op.collectives] for op in dora if op.name.endswith("magnitude")
+    }
+    assert list(sums.values()) == [[("forward", 2 * 4096), ("backward", 2 * 4096)]]
     sharded = run_memory(lora_run("llama3-8b", "r=8", layout=Layout(dp=8, zero=3)))
     alone = run_memory(lora_run("llama3-8b", "r=8"))
     assert sharded.full_bytes["weights"] * 8 < alone.full_bytes["weights"]
