@@ -45,7 +45,8 @@ def _figure(item: Item) -> Figure | None:
     return None if item.answer is None else item.answer.figures[0]
 
 
-def _of(name: str) -> Any:
+def _first(name: str) -> Any:
+    """Return a function that gives a field of the first figure of a row, or None if the row has no figure."""
     return lambda item: None if _figure(item) is None else getattr(_figure(item), name)
 
 
@@ -53,13 +54,13 @@ FIELDS: tuple[Field[Item], ...] = (
     Field("line", "line", "count", description="line of the row in the file", spare=2),
     Field("name", "row", description="what the row is about", wraps=True),
     Field("group", "group", sparse=True, description="value of the column of `--by`; null without `--by`", spare=3),
-    Field("quantity", "quantity", value=_of("quantity"), description="what was measured, with its unit", spare=1),
-    Field("measured", "measured", "number", value=_of("measured"), text=lambda item: _text(item, "measured"),
+    Field("quantity", "quantity", value=_first("quantity"), description="what was measured, with its unit", spare=1),
+    Field("measured", "measured", "number", value=_first("measured"), text=lambda item: _text(item, "measured"),
           description="measured figure; null if llmbench refuses the row"),
-    Field("ours", "ours", "number", value=_of("ours"), text=lambda item: _text(item, "ours"),
+    Field("ours", "ours", "number", value=_first("ours"), text=lambda item: _text(item, "ours"),
           description="figure of llmbench; null if it refuses the row"),
-    Field("error", "error", "error", value=_of("error"), description="(ours − measured) / measured"),
-    Field("exact", value=_of("exact"),
+    Field("error", "error", "error", value=_first("error"), description="(ours − measured) / measured"),
+    Field("exact", value=_first("exact"),
           description="whether the figures are equal, up to the rounding of the measured figure"),
     Field("doubt", value=lambda item: None if item.answer is None else item.answer.doubt or None,
           description="why the settings of the row are uncertain, or null. The metrics leave out such a row"),

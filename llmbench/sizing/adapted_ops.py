@@ -278,8 +278,8 @@ def _without_early_gradients(ops: list[Op], owners: dict[str, str]) -> list[Op]:
     first = min(min(op.layers) for op in ops if not op.frozen and op.stack == stack)
     result: list[Op] = []
     source: str | None = None  # the owner of the input of the first adapter
-    silent: set[str] = set()  # modules of the first layer that read this input, and in which no op has a gradient yet
-    live: set[str] = set()  # modules of the first layer in which an op has a gradient
+    without_gradient: set[str] = set()  # modules of the first layer that read this input
+    with_gradient: set[str] = set()  # modules of the first layer in which an op has a gradient
     for op in ops:
         if op.stack != stack or (not op.layer and source is not None):
             result.append(op)
@@ -287,36 +287,36 @@ def _without_early_gradients(ops: list[Op], owners: dict[str, str]) -> list[Op]:
         earlier = tuple(layer for layer in op.layers if layer < first)
         later = tuple(layer for layer in op.layers if layer > first)
         if earlier or not op.layer:
-            result.append(_silent(msgspec.structs.replace(op, layers=earlier)))
+            result.append(_without_backward(msgspec.structs.replace(op, layers=earlier)))
         if first in op.layers:
-            alone = msgspec.structs.replace(op, layers=(first,))
+            in_first = msgspec.structs.replace(op, layers=(first,))
             matrix, _, part = op.name.partition(".lora_")
             owner = owners.get(matrix)
             if source is None and not op.frozen:
                 source = owner or matrix
                 if not owner and not op.saved_bytes:  # no other op saves the input now
-                    alone = msgspec.structs.replace(alone, saved_bytes=op.read_bytes)
+                    in_first = msgspec.structs.replace(in_first, saved_bytes=op.read_bytes)
             module = matrix.rpartition(".")[0]
-            if source is None or (op.frozen and (owner == source or module in silent - live)):
+            if source is None or (op.frozen and (owner == source or module in without_gradient - with_gradient)):
                 if owner == source and module.count(".") > 1:
-                    silent.add(module)
-                alone = _silent(alone)
+                    without_gradient.add(module)
+                in_first = _without_backward(in_first)
             else:
-                live.add(module)
+                with_gradient.add(module)
                 if part == "A" and (owner or matrix) == source:
-                    alone = msgspec.structs.replace(
-                        alone,
+                    in_first = msgspec.structs.replace(
+                        in_first,
                         backward_flops=op.forward_flops,
                         backward_bytes=op.backward_bytes - op.read_bytes,
-                        saved_bytes=min(alone.saved_bytes, op.read_bytes),  # dropout saves no mask
+                        saved_bytes=min(in_first.saved_bytes, op.read_bytes),  # dropout saves no mask
                     )
-            result.append(alone)
+            result.append(in_first)
         if later:
             result.append(msgspec.structs.replace(op, layers=later))
     return result
 
 
-def _silent(op: Op) -> Op:
+def _without_backward(op: Op) -> Op:
     """Return an op without a backward pass."""
     return msgspec.structs.replace(
         op,
