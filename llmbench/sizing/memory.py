@@ -25,6 +25,17 @@ CONTEXT_BYTES = 500 * 2**20
 WORKSPACE_BYTES = 64 * 2**20
 """Bytes of cuBLAS's workspace on a Hopper GPU and of small collective buffers. They do not depend on the model."""
 
+
+def cublas_workspace(compute_capability: float) -> int:
+    """Return the bytes of one cuBLAS workspace of PyTorch, for a compute capability such as 9.0.
+
+    32 MiB since Hopper (9.0), and `:4096:2:16:8` = 8.125 MiB before. Source: the default in PyTorch's
+    aten/src/ATen/cuda/CublasHandlePool.cpp. Before its pull request 175344 (February 2026), Blackwell (10.x and 12.x)
+    had 8.125 MiB, too.
+    """
+    return 32 * 2**20 if compute_capability >= 9 else (2 * 4096 + 8 * 16) * 2**10
+
+
 PREFILL_TOKENS = 8192
 """The largest number of tokens that an engine processes in one prefill step."""
 

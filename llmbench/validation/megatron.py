@@ -10,13 +10,15 @@ from __future__ import annotations
 import re
 from typing import Literal, get_args
 
-from llmbench.sizing.memory import Memory
+from llmbench.errors import LLMBenchError
+from llmbench.sizing.memory import Memory, cublas_workspace
 from llmbench.sizing.recipe import Optimizer, PrecisionName, Recipe
 from llmbench.sizing.recompute import Module
 from llmbench.sizing.stages import Stage
 from llmbench.sizing.training import stage_memories, training_run
 from llmbench.sizing.training_step import TrainingRun
 from llmbench.sizing.workload import Layout, Loss, Recompute
+from llmbench.spec.catalog import find_device_head
 from llmbench.spec.ffn import FFN, Dense, Gated, MoE, Router, SharedExperts
 from llmbench.spec.mixer import Attention, LatentAttention, Mamba2, QKNorm
 from llmbench.spec.model import Layer, ModelSpec, NextTokenPrediction, Norm
@@ -75,6 +77,8 @@ def _doubt(row: Row) -> str:
     """Return why the settings of a row are uncertain, or ""."""
     if row.text("suspect"):
         return row.text("suspect")
+    if _capability(row) >= 10 and not row.flag("deterministic"):
+        return "the row does not say which PyTorch ran, and cuBLAS's workspaces on Blackwell depend on it"
     container = row.text("id").rpartition("/")[2]
     if container.startswith("lts") and "auto" in row.text("attention_kind") and row.flag("deterministic"):
         return "the row does not say which attention is deterministic in the older container (lts)"
@@ -135,27 +139,43 @@ def _batch_first(row: Row) -> bool:
     with the sequence first. On Blackwell, cuDNN's attention is not deterministic, so deterministic runs use
     FlashAttention there.
     """
-    kind, gpu = row.text("attention_kind"), row.text("gpu")
+    kind, capability = row.text("attention_kind"), _capability(row)
     if "auto" not in kind:
         return kind.startswith("flash")
-    return gpu.startswith("A") or (not gpu.startswith("H") and bool(row.flag("deterministic")))
+    return capability < 9 or (capability >= 10 and bool(row.flag("deterministic")))
+
+
+def _capability(row: Row) -> float:
+    """Return the compute capability of the GPU of a row. Without a name, the GPU is a Hopper GPU.
+
+    Raises RefusedError for a device that llmbench does not know, or that CUDA does not support.
+    """
+    name = row.text("gpu")
+    try:
+        capability = find_device_head(name).compute_capability if name else "9.0"
+    except LLMBenchError as problem:
+        raise RefusedError(f"column `gpu`: {problem}") from None
+    if not capability:
+        raise RefusedError(
+            f"column `gpu`: {name[:40]!r} is not a GPU from NVIDIA, and the workspaces are those of CUDA"
+        )
+    return float(capability)
 
 
 def _workspaces(row: Row, layout: Layout) -> int:
     """Return the bytes of library workspaces, and of buffers that Megatron never frees.
 
-    - cuBLAS (PyTorch, aten/src/ATen/cuda/CublasHandlePool.cpp): one workspace for each of two threads, which run the
-      forward and the backward pass. It has 32 MiB since Hopper and 8.125 MiB before. Deterministic runs set it to
-      :4096:8, which is 32 MiB.
+    - cuBLAS: one workspace for each of two threads, which run the forward and the backward pass. Deterministic runs
+      set it to :4096:8, which is 32 MiB.
     - Transformer Engine (pytorch/module/base.py): 32 MiB since Hopper, 4 MiB before. Grouped matrix products have one
       such workspace for each of four streams.
     - Megatron's global memory buffer (core/utils.py): with sequence parallelism, the gathered input of the head. With
       Megatron's own attention (transformer_impl local), the scores of one layer.
     """
     mib = 2**20
-    before_hopper = row.text("gpu").startswith(("A", "V"))
-    cublas = 8_519_680 if before_hopper and not row.flag("deterministic") else 32 * mib
-    engine = (4 if before_hopper else 32) * mib
+    capability = _capability(row)
+    cublas = 32 * mib if row.flag("deterministic") else cublas_workspace(capability)
+    engine = (4 if capability < 9 else 32) * mib
     local = row.text("transformer_impl") == "local"
     total = 2 * cublas + (0 if local else engine)
     if row.flag("grouped_gemm"):

@@ -159,6 +159,23 @@ def test_megatron_defaults_and_doubts(tmp_path: Path, capsys: Capture) -> None:
     assert doubtful["doubt"] == "layout"
 
 
+def test_megatron_workspaces_of_each_gpu(tmp_path: Path, capsys: Capture) -> None:
+    """cuBLAS has two workspaces of 8.125 MiB before Hopper, else 32 MiB. Transformer Engine has one of 4 or 32 MiB."""
+    needed = "mem_max_last,mem_allocated_last,layers,hidden,heads,seq_len,micro_batch,tp,pp,logging_stage,vocab,dp,"
+    run = "4e9,2e9,12,512,8,1024,4,1,1,0,50257,1"
+    kinds = ("H100,False", "A100,False", "A100,True", "GB200,False", "GB200,True", "a card,True", "mi300x,True")
+    result = answer(
+        capsys, "memory", write(tmp_path, needed + "gpu,deterministic", *(f"{run},{kind}" for kind in kinds))
+    )
+    *items, unknown, other = result["items"]
+    hopper, *rest = (item["figures"][1]["ours"] for item in items)
+    mib = 2**20
+    assert [hopper - ours for ours in rest] == [(2 * 32 + 32 - 2 * 8.125 - 4) * mib, 28 * mib, 0, 0]
+    assert [bool(item["doubt"]) for item in items] == [False, False, False, True, False]
+    assert "a card" in unknown["reason"]
+    assert "NVIDIA" in other["reason"]
+
+
 def test_megatron_copies_16_bit_gradients_with_every_optimizer(tmp_path: Path, capsys: Capture) -> None:
     """The copy has 4 bytes per parameter, and 16-bit gradients have 2 bytes less than fp32 gradients."""
     needed = "mem_max_last,mem_allocated_last,layers,hidden,heads,seq_len,micro_batch,tp,pp,logging_stage,vocab,dp,"

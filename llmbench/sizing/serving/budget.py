@@ -13,6 +13,7 @@ import msgspec
 
 from llmbench.errors import SpecError
 from llmbench.sizing.formula import Formula, counted, plus, times
+from llmbench.sizing.memory import cublas_workspace
 from llmbench.sizing.serving.pools import PlainPool, Pool, paged_pool, ratio_pool
 from llmbench.sizing.serving.shard import Shard
 from llmbench.sizing.workload import Layout
@@ -21,11 +22,6 @@ from llmbench.spec.engine import Engine, Rule
 
 MIB = 2**20
 GIB = 2**30
-
-WORKSPACE_SM90 = 32 * MIB
-WORKSPACE = 8_519_680
-"""Bytes of cuBLAS's workspace in PyTorch: 32 MiB on Hopper, 8.125 MiB on other GPUs. Source: the default workspace size
-in aten/src/ATen/cuda/CublasHandlePool.cpp."""
 
 CACHE = "cache"
 """The name of the term that the cache gets."""
@@ -81,10 +77,9 @@ class _Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def workspace(self) -> int:
-        """The bytes of cuBLAS's workspace."""
-        if not self.device.compute_capability:
-            return 0
-        return WORKSPACE_SM90 if self.device.compute_capability == "9.0" else WORKSPACE
+        """The bytes of cuBLAS's workspace. Devices of other vendors have none."""
+        capability = self.device.compute_capability
+        return cublas_workspace(float(capability)) if capability else 0
 
     @property
     def loaded(self) -> list[Formula]:
