@@ -144,6 +144,7 @@ class DeviceHead(NamedTuple):
     compute_capability: CUDA compute capability, such as "9.0". "": the device is not from NVIDIA.
     num_sms: number of streaming multiprocessors or compute units. 0: it is not known.
     vendor: nvidia, amd, apple, google or intel.
+    gpu_memory_share: share of the memory that the operating system lets the GPU use by default.
     """
 
     name: str
@@ -153,6 +154,7 @@ class DeviceHead(NamedTuple):
     compute_capability: str = ""
     num_sms: int = 0
     vendor: str = "nvidia"
+    gpu_memory_share: float = 1
 
     @property
     def total_bytes(self) -> int:
@@ -198,6 +200,7 @@ def device_heads() -> tuple[DeviceHead, ...]:
                     head.get("compute_capability", ""),
                     int(head["num_sms"]["value"]) if "num_sms" in head else 0,
                     head["vendor"],
+                    head["gpu_memory_share"]["value"] if "gpu_memory_share" in head else 1,
                 )
             )
     return tuple(sorted(heads, key=lambda head: (head.memory_bytes, head.name)))

@@ -37,6 +37,7 @@ _WHOLE = (
 )
 _MEASURES = (
     *_WHOLE,
+    "gpu_memory_share",
     "memory_bandwidth_bytes_per_s",
     "boost_clock_hz",
     "tdp_w",
@@ -89,6 +90,9 @@ class DeviceSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     cuda_memory_bytes: Figure | None = None
     """Total memory that a CUDA program sees (`cudaMemGetInfo`, "total capacity" in PyTorch's messages). It is less than
     the total of the driver. Engines multiply it by their utilization."""
+    gpu_memory_share: Figure | None = None
+    """Share of the memory that the operating system lets the GPU use by default, if the CPU has the same memory. None:
+    the GPU can use all of it."""
     matrix_formats: Formats
     """Number formats that the matrix units multiply. A model in another format needs a conversion first. fp32 is not
     listed, because the vector units of every device multiply fp32."""

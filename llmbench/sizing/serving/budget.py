@@ -122,6 +122,7 @@ def budget(
     share = utilization
     if share is None:
         share = engine.get("utilization") if "utilization" in engine.constants else _sglang_share(settings)
+        share = min(share, device.gpu_memory_share)
     if not 0 < share <= 1:
         raise SpecError(f"utilization: must be above 0 and at most 1, not {share}")
     settings = msgspec.structs.replace(settings, share=share)
@@ -231,9 +232,14 @@ def _ideal(s: _Settings) -> tuple[list[Formula], list[Formula]]:
     terms = [
         *s.loaded,
         Formula(term="activations", text=text, value=widest),
-        *s.outside("CUDA context", "context"),
+        *_context(s),
     ]
     return terms, _not_usable(s)
+
+
+def _context(s: _Settings) -> list[Formula]:
+    """Return the term of the CUDA context. Metal has none."""
+    return [] if s.device.vendor == "apple" else s.outside("CUDA context", "context")
 
 
 def _not_usable(s: _Settings) -> list[Formula]:
@@ -281,7 +287,7 @@ def _trtllm(s: _Settings) -> tuple[list[Formula], list[Formula]]:
 
 def _llamacpp(s: _Settings) -> tuple[list[Formula], list[Formula]]:
     """llama.cpp: model, compute buffers and cache are allocated at the start, and a margin stays free."""
-    terms = [*s.loaded, _replaced_activations(s) or _ggml_logits(s), *s.outside("CUDA context", "context")]
+    terms = [*s.loaded, _replaced_activations(s) or _ggml_logits(s), *_context(s)]
     return terms, [*_not_usable(s), *s.outside("margin that stays free", "margin")]
 
 
