@@ -58,8 +58,8 @@ class Fitted(AboutModel, kw_only=True):
 
     @property
     def notes(self) -> list[str]:
-        """The notes of the engine and of the model."""
-        return [*self.engine.notes, *super().notes]
+        """The notes of the engine, of the memory of a device that the user named, and of the model."""
+        return [*self.engine.notes, *(_memory_notes(self.device) if self.asked else []), *super().notes]
 
 
 CHANGES: tuple[Field[Change], ...] = (
@@ -74,6 +74,21 @@ CHANGES: tuple[Field[Change], ...] = (
     ),
 )
 """The fields of the objects in the field `changes`."""
+
+
+def _memory_notes(device: DeviceHead) -> list[str]:
+    """Return a note if the memory that a program can use is only approximately known."""
+    if device.gpu_memory_share < 1:
+        return [
+            f"macOS lets the GPU of {device.name} use {device.gpu_memory_share:.0%} of the memory by default; "
+            "--utilization changes this share"
+        ]
+    if device.vendor == "nvidia" and device.cuda_memory_bytes is None:
+        return [
+            f"the total that a CUDA program sees on {device.name} is not known; the total of the driver or of the "
+            "datasheet is used, which is slightly larger"
+        ]
+    return []
 
 
 def _of(name: str) -> Any:
@@ -246,7 +261,7 @@ def fitted(
             rows.append(
                 Fitted(
                     spec=spec,
-                    doubts=() if fit is None else fit.tightest.shard.doubts,
+                    doubts=() if fit is None else (*fit.tightest.shard.doubts, *fit.doubts(moe=spec.is_moe)),
                     tokens=seq,
                     device=device,
                     engine=chosen,

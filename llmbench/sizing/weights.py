@@ -204,6 +204,11 @@ class WeightRecipe:
         return self.name or (self._plain if self._format is None else self._format.text)
 
     @property
+    def format_name(self) -> str:
+        """The name of the format without its parameters: `gptq`, or `gguf` for a GGUF file."""
+        return "gguf" if self.name else self.text.partition(",")[0]
+
+    @property
     def quantises(self) -> bool:
         """Whether at least one matrix can have other bits than the rest of the weights."""
         form = None if self._format is None else self._format.format

@@ -83,12 +83,29 @@ class Step(Part, frozen=True, kw_only=True):
     not_capability: str = ""
 
 
+class Doubt(Part, frozen=True, kw_only=True):
+    """Why the value of a constant may be inexact.
+
+    experts: whether this holds only for mixtures of experts. weights: only for weights in this format. "": all.
+    not_capability: the doubt does not hold on devices of this compute capability.
+    """
+
+    text: str
+    experts: bool = False
+    weights: str = ""
+    not_capability: str = ""
+
+
 class Constant(Part, frozen=True, kw_only=True):
-    """A number and the name of its source. steps: values on devices with more memory, the smallest memory first."""
+    """A number and the name of its source.
+
+    steps: values on devices with more memory, the smallest memory first. doubt: why the value may be inexact.
+    """
 
     value: int | float
     source: str
     steps: tuple[Step, ...] = ()
+    doubt: Doubt | None = None
 
 
 class Version(Part, frozen=True, kw_only=True):
@@ -105,6 +122,8 @@ class EngineSpec(Part, frozen=True, kw_only=True):
     - budget: the rule by which the engine divides the memory, in a sentence.
     - vendors: vendors of the devices whose memory the profile describes. Empty: all.
     - kv_formats: formats of the cache that the engine can store. Empty: all.
+    - weight_formats: formats of the weights that the engine loads. `gguf*` stands for all names that begin with gguf.
+      Empty: all.
     - versions: the known versions, the oldest one first.
     - weights: format of the weights that the engine loads if the user names none. None: the published files.
     """
@@ -117,6 +136,7 @@ class EngineSpec(Part, frozen=True, kw_only=True):
     weights: str | None = None
     vendors: tuple[str, ...] = ()
     kv_formats: tuple[str, ...] = ()
+    weight_formats: tuple[str, ...] = ()
     versions: tuple[Version, ...]
     sources: dict[str, str]
 
@@ -162,6 +182,20 @@ class Engine(NamedTuple):
     def whole(self, key: str, default: int = 0, *, device: DeviceHead | None = None) -> int:
         """Return the value of a constant on a device as a whole number."""
         return int(self.get(key, default, device=device))
+
+    def doubts(self, device: DeviceHead, *, experts: bool, weights: str) -> list[str]:
+        """Return why constants may be inexact for a model on a device.
+
+        experts: whether the model is a mixture of experts. weights: name of the format of its weights.
+        """
+        doubts = [constant.doubt for constant in self.constants.values() if constant.doubt is not None]
+        return [
+            doubt.text
+            for doubt in doubts
+            if (experts or not doubt.experts)
+            and doubt.weights in ("", weights)
+            and (not doubt.not_capability or device.compute_capability != doubt.not_capability)
+        ]
 
     def source(self, key: str) -> str:
         """Return the description of the source of a constant."""

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmbench.answers.fit import fitted
 from llmbench.errors import LayoutError, LLMBenchError, SpecError, UnknownNameError
 from llmbench.sizing.serving.budget import Budget, budget
 from llmbench.sizing.serving.fit import Fit, Question, Sizer, changes
@@ -264,6 +265,38 @@ def test_engines_store_the_keys_of_an_indexer_in_fp8() -> None:
     ):
         (own,) = shards(load_bundled("deepseek-v3.2"), Layout(), find_engine(engine), kv=kv)
         assert [rows.row_bytes for rows in own.rows] == [latent + indexer], (engine, kv)
+
+
+def test_an_engine_refuses_weights_that_it_does_not_load() -> None:
+    for engine, weights in (("vllm", "mlx"), ("llamacpp", "awq"), ("trtllm", "gguf-q4-k-m")):
+        with pytest.raises(SpecError, match="does not load weights in the format"):
+            shards(load_bundled("llama3-8b"), Layout(), find_engine(engine), weights=weights)
+
+
+def test_apple_gpus_get_the_share_that_macos_gives_them() -> None:
+    """llama.cpp's log of an M2 Max with 64 GiB: recommendedMaxWorkingSetSize is 48 GiB. Metal has no CUDA context."""
+    device = find_device_head("m4-pro-64gb")
+    (shard,) = shards(load_bundled("llama3-8b"), Layout(), find_engine("llamacpp"))
+    for utilization, gib in ((None, 48), (0.5, 32)):
+        own = budget(find_engine("llamacpp"), device, shard, Layout(), seq=8192, utilization=utilization)
+        assert own.usable + GIB == gib * GIB  # 1 GiB stays free
+        assert not term(own, "CUDA")
+
+
+def test_inexact_constants_make_an_answer_approximate() -> None:
+    for model, engine, device, words in (
+        ("mixtral-8x7b", "vllm", "h200", ["CUDA graphs"]),
+        ("mixtral-8x7b", "vllm,graphs=9GiB", "h200", []),
+        ("llama3-8b", "vllm", "h200", []),
+        ("llama3-8b", "trtllm", "h200", ["outside PyTorch"]),
+        ("gpt-oss-20b", "vllm@0.11", "h200", []),
+        ("gpt-oss-20b", "vllm@0.11", "b200", ["MXFP4"]),
+    ):
+        (row,) = fitted(load_bundled(model), devices=[device], engine=engine)
+        assert len(row.approximate_because) == len(words), (model, engine, device)
+        assert all(word in reason for word, reason in zip(words, row.approximate_because, strict=True))
+    (row,) = fitted(load_bundled("llama3-8b"), devices=["h20"])
+    assert "CUDA program sees" in row.notes[0]
 
 
 def test_the_nearest_change_comes_first_and_each_change_suffices() -> None:

@@ -70,6 +70,11 @@ class Fit(msgspec.Struct, frozen=True, kw_only=True):
         """Whether the engine runs on the device, and all users fit."""
         return self.runs and self.capacity >= self.question.users
 
+    def doubts(self, *, moe: bool) -> list[str]:
+        """Return why constants of the engine may be inexact. moe: whether the model is a mixture of experts."""
+        weights = self.tightest.shard.format.partition(",")[0]
+        return self.tightest.engine.doubts(self.question.device, experts=moe, weights=weights)
+
     @property
     def limited(self) -> bool:
         """Whether the engine's limit of sequences is smaller than the number of requests that the cache can store."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from fractions import Fraction
 from typing import Literal, NamedTuple
 
@@ -131,12 +132,23 @@ def shards(
             f"{engine.spec.title} has no cache in the format `{kv[:40]}`", hint=f"it has {', '.join(known)}"
         )
     recipe = WeightRecipe(spec, weights or engine.spec.weights)
+    _check_loads(engine, recipe)
     plain = _plain(recipe)
     workload = Workload.prefill(1, activation_dtype=plain, weight_dtype=plain)
     ops = lower(spec, workload, layout)
     if engine.whole("mtp"):
         ops += _predictors(spec, workload, layout, engine.whole("mtp"))
     return [_shard(spec, stage, layout, engine, recipe, plain, kv or plain) for stage in stages(spec, ops, layout)]
+
+
+def _check_loads(engine: Engine, recipe: WeightRecipe) -> None:
+    """Raise SpecError if the engine does not load weights in a format."""
+    known = engine.spec.weight_formats
+    if known and not any(fnmatchcase(recipe.format_name, pattern) for pattern in known):
+        raise SpecError(
+            f"{engine.spec.title} does not load weights in the format `{recipe.format_name}`",
+            hint=f"it loads {', '.join(known)}: choose one with --weights",
+        )
 
 
 def _predictors(spec: ModelSpec, workload: Workload, layout: Layout, count: int) -> list[Op]:
