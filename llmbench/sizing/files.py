@@ -13,19 +13,18 @@ from typing import TYPE_CHECKING, NamedTuple
 from llmbench.sizing.dtypes import Tensors
 from llmbench.sizing.lower import lower
 from llmbench.sizing.op import Op
+from llmbench.sizing.weights import NEXT_TOKEN_PREDICTION, WeightRecipe, next_token_prediction_bytes
 from llmbench.sizing.workload import Workload
 from llmbench.spec.weights.safetensors import short
 from llmbench.spec.weights.tensors import FileTensor, FileTensors
 
 if TYPE_CHECKING:
-    from llmbench.sizing.weights import WeightRecipe
     from llmbench.spec.model import ModelSpec
 
 __all__ = ["OTHER", "FileWeights", "plain_dtype"]
 
 OTHER = "other_tensors"
 """The entry of the tensors that belong to no op, and to no part for another modality."""
-MTP = "next_token_prediction"
 
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _EXPERT = re.compile(r"(?<=\bexperts\.)\d+(?=\.)")
@@ -117,7 +116,7 @@ class FileWeights:
         If the files have a tensor for every op, OTHER has only tensors that engines ignore, such as a stored copy of a
         tied head. llama.cpp loads all tensors of a GGUF file.
         """
-        ignored = {MTP} if self._lost or self.found.gguf else {MTP, OTHER}
+        ignored = {NEXT_TOKEN_PREDICTION} if self._lost or self.found.gguf else {NEXT_TOKEN_PREDICTION, OTHER}
         return [Tensors(name, -(-size // tp), 8) for name, size in self.others.items() if name not in ignored]
 
     def _from_total(self, spec: ModelSpec, instances: list[_Instance], expected: WeightRecipe) -> None:
@@ -193,9 +192,9 @@ class FileWeights:
     def _owners(self, spec: ModelSpec, instances: list[_Instance]) -> dict[str, list[int]]:
         """Return the ops of each module name, as indices of `instances`."""
         owners: dict[str, list[int]] = {}
-        names = self.found.names(spec)
+        modules = self.found.names(spec)
         for index, each in enumerate(instances):
-            for name in names.of(each.op.name, each.layer):
+            for name in modules.names_of(each.op.name, each.layer):
                 owners.setdefault(name, []).append(index)
         return owners
 
@@ -214,7 +213,7 @@ def _part(name: str, layers: int) -> str:
     layer = _LAYER.search(name)
     parts = name.split(".")
     if "mtp" in parts[:2] or "nextn" in parts or (layer is not None and int(layer[1]) >= layers and "vis" not in name):
-        return MTP
+        return NEXT_TOKEN_PREDICTION
     inner = [part for part in parts[:-1] if part not in _OUTER]
     if not inner or inner[0] in ("layers", "h", "blk", "lm_head", "norm", "embed_tokens", "output"):
         return OTHER
@@ -253,11 +252,9 @@ def _expected(instance: _Instance, expected: WeightRecipe) -> int:
 
 def _apart(spec: ModelSpec, expected: WeightRecipe) -> Iterator[tuple[str, int]]:
     """Yield the expected bytes of the parts that belong to no op."""
-    from llmbench.sizing.weights import next_token_prediction_bytes  # it imports this file
-
     size = next_token_prediction_bytes(spec, expected)
     if size:
-        yield MTP, size
+        yield NEXT_TOKEN_PREDICTION, size
     yield from ((tower.kind, tower.bytes) for tower in expected.towers())
 
 

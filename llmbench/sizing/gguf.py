@@ -28,8 +28,8 @@ class GgufChoices:
         self.tables: BlockType | None = "Q8_0" if chosen.parameters.get("q8_tables") else None
         self.imatrix = bool(chosen.parameters.get("imatrix"))
         self.router_f16 = bool(chosen.parameters["router_f16"])
-        names = ModuleNames(spec)
-        query, value = (names.of(f"layers.{{}}.attention.{letter}_proj", 0)[0] for letter in "qv")
+        modules = ModuleNames(spec)
+        query, value = (modules.names_of(f"layers.{{}}.attention.{letter}_proj", 0)[0] for letter in "qv")
         self.fused = query == value
         mixers = [list(branches(spec.layers[name].mixer)) for name in spec.order]
         attention = [index for index, own in enumerate(mixers) if any(isinstance(m, AttentionKind) for m in own)]

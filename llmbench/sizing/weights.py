@@ -262,7 +262,7 @@ class WeightRecipe:
         return self._by_role[role]
 
     def _stored(self, op: Op, layer: int | None) -> Storage | None:
-        names = self._modules.of(op.name, layer)
+        names = self._modules.names_of(op.name, layer)
         keeps, overrides = self._patterns
         kept = keeps.match(names)
         for patterns, (_, storage) in zip(overrides, self._overrides, strict=True):

@@ -144,20 +144,20 @@ def _kept(spec: ModelSpec, exceptions: str) -> tuple[str, ...]:
     If only some layers of a kind are named by their number, all of them have the same size, and the first ones stand
     for them. Raises RefusedError for other words.
     """
-    names = ModuleNames(spec)
+    named = ModuleNames(spec)
     indices = {kind: [i for i, name in enumerate(spec.order) if name == kind] for kind in spec.layers}
     mixers = {kind: list(branches(layer.mixer)) for kind, layer in spec.layers.items()}
 
     def modules(inside: str, layers: list[int], *parts: str) -> list[str]:
-        return [names.of(f"layers.{{}}.{inside}.{part}", layer)[0] for layer in layers for part in parts]
+        return [named.names_of(f"layers.{{}}.{inside}.{part}", layer)[0] for layer in layers for part in parts]
 
     kept: list[str] = []
     for text in (part.strip() for part in exceptions.partition(" bf16")[0].split(",")):
         some = re.fullmatch(r"(?:(\d+) of \d+ )?mamba in/out_proj", text)
         if text == "lm_head":
-            kept += names.of("lm_head", None)[:1]
+            kept += named.names_of("lm_head", None)[:1]
         elif text == "embeddings":
-            kept += names.of("embedding", None)[:1]
+            kept += named.names_of("embedding", None)[:1]
         elif text in ("routers", "router"):
             moe = [i for i, name in enumerate(spec.order) if isinstance(spec.layers[name].ffn, MoE)]
             kept += modules("ffn", moe, "router")

@@ -209,7 +209,7 @@ class GgufNames:
         gated = any(name.startswith("blk.") and name.endswith(".ffn_gate.weight") for name in tensors)
         self._fused_gate = not gated
 
-    def of(self, op: str, layer: int | None) -> list[str]:
+    def names_of(self, op: str, layer: int | None) -> list[str]:
         """Return every name that files can give to the module of an op.
 
         op: name of the op, where `{}` stands for the index of the layer. layer: index of the layer, if it has one.

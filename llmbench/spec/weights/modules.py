@@ -49,7 +49,7 @@ class ModuleNames:
         self._layers = spec.num_hidden_layers
         self._templates: dict[str, tuple[str, ...]] = {}
 
-    def of(self, op: str, layer: int | None) -> list[str]:
+    def names_of(self, op: str, layer: int | None) -> list[str]:
         """Return every name that files can give to the module of an op.
 
         op: name of the op, where `{}` stands for the index of the layer. layer: index of the layer, if it has one.
