@@ -34,7 +34,6 @@ CONSTANTS = {
     "outside_torch": "bytes that the engine allocates outside PyTorch while it measures its memory, with one GPU",
     "outside_torch_tp": "the same with several GPUs",
     "outside_torch_sm90": "the same on a Hopper GPU, with one GPU",
-    "outside_torch_tp_sm90": "the same on Hopper GPUs, with several GPUs",
     "graphs": "bytes of CUDA graphs that the engine counts in its budget",
     "activations": "bytes of activations; replaces the computed figure",
     "margin": "bytes that stay free",

@@ -71,7 +71,7 @@ class _Settings(msgspec.Struct, frozen=True, kw_only=True):
         """Return a number of bytes: the constant for this number of GPUs and this architecture."""
         several = "_tp" if self.gpus > 1 and f"{key}_tp" in self.engine.constants else ""
         hopper = "_sm90" if self.device.compute_capability == "9.0" else ""
-        names = [key] if key in self.engine.replaced else [f"{key}{several}{hopper}", f"{key}{several}", key]
+        names = [key] if key in self.engine.replaced else [f"{key}{several or hopper}", key]
         name = next((name for name in names if name in self.engine.constants), key)
         return self.engine.whole(name, device=self.device)
 

@@ -42,26 +42,24 @@ def visible_tokens(rows: Rows, length: int) -> int:
 class PlainPool(msgspec.Struct, frozen=True):
     """A cache in which every layer stores the tokens that it needs, in blocks of `block` tokens.
 
-    size: bytes of the cache. rows: the layers. block: tokens per block. whole: whether layers with a window keep all
-    tokens.
+    size: bytes of the cache. rows: the layers. block: tokens per block.
     """
 
     size: int
     rows: Sequence[Rows]
     block: int
-    whole: bool = False
 
     @property
     def tokens(self) -> int:
         """The number of tokens of one long sequence that fit, without states and windows."""
-        growing = sum(rows.layers * rows.row_bytes for rows in self.rows if rows.visible == "all" or self.whole)
+        growing = sum(rows.layers * rows.row_bytes for rows in self.rows if rows.visible == "all")
         return 0 if not growing else max(0, floor(self.size / growing)) // self.block * self.block
 
     def request_bytes(self, length: int) -> int:
         """Return the bytes that one request of `length` tokens takes."""
         total = Fraction(0)
         for rows in self.rows:
-            kept = length if self.whole else visible_tokens(rows, length)
+            kept = visible_tokens(rows, length)
             total += rows.layers * (rows.state_bytes + -(-kept // self.block) * self.block * rows.row_bytes)
         return -floor(-total)
 

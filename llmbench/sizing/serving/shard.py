@@ -54,7 +54,7 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True):
     layer: outputs of all ops of the widest layer for one token, as they exist at the peak of a step.
     widest: inputs and outputs of the widest op for one token.
     hidden: hidden state of one token. vocabulary: logits per sequence. 0: the stage has no head.
-    local_vocabulary: logits per sequence on this GPU. own: bytes of one activation.
+    own: bytes of one activation.
     rows: the layers with a cache.
     products: number format of the matrix products.
     format, title: format of the weights as `--weights` reads it, and its description.
@@ -69,7 +69,6 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True):
     widest: int
     hidden: int
     vocabulary: int
-    local_vocabulary: int
     own: int
     rows: tuple[Rows, ...]
     products: DType
@@ -195,7 +194,6 @@ def _shard(
         widest=max((op.read_bytes + op.written_bytes for op in ops if op.name != "lm_head"), default=0),
         hidden=bytes_of(spec.hidden_size, plain),
         vocabulary=vocabulary if head else 0,
-        local_vocabulary=share(vocabulary, layout.tp) if head else 0,
         own=bits_of(plain) // 8,
         rows=tuple(_rows(spec, stage, layout, plain, kv, fp8_indexer=engine.spec.rule != "ideal")),
         products=recipe.products,
