@@ -112,7 +112,7 @@ RecipeOption = Annotated[
         metavar="ITEMS",
         help="Further settings of the training step: step=foreach|loop|backward (optimizer), states=bf16 or fp8+fp16, "
         "master=remainder, offload=states+weights+activations, recompute=mlp+moe_act, "
-        "fp8=cached|primary, imbalance=1.2 (experts), mtp.",
+        "fp8=cached|primary, imbalance=1.2 (experts), mtp, framework=megatron.",
         show_default=False,
     ),
 ]

@@ -303,13 +303,15 @@ def _is_loss(chunk: Chunk, moment: Moment) -> bool:
 
 def _others(run: TrainingRun, stage: Stage, place: int) -> str:
     """Return the formula of the activations of the other micro-batches, or chunks, in flight."""
+    waiting = run.waiting_heads(stage, stage.chunks[place])
+    kept = counted(waiting, "bytes for the deferred gradients of the head") if waiting else ""
     if run.offloads("activations"):
-        return ""
+        return kept
     saved = [run.saved(chunk) for chunk in stage.chunks]
     noun = "other micro-batches" if len(saved) == 1 else "other chunks"
     terms = zip(run.in_flight(stage, saved)[place], saved, strict=True)
     found = [times(counted(count, noun), counted(size)) for count, size in terms if count and size]
-    return plus(*found) if found else ""
+    return plus(*found, kept) if found or kept else ""
 
 
 def _logits(run: TrainingRun, chunk: Chunk, moment: Moment) -> str:

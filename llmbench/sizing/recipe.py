@@ -8,7 +8,7 @@ import msgspec
 
 from llmbench.errors import SpecError
 from llmbench.sizing.dtypes import DType, Tensors, bits_of, bytes_of
-from llmbench.sizing.items import Reader, choice, decimal, flag, read_items, several
+from llmbench.sizing.items import Reader, choice, decimal, flag, read_items, several, whole_number
 from llmbench.sizing.op import Op
 from llmbench.sizing.recompute import Module
 
@@ -74,7 +74,16 @@ def product_dtype(precision: PrecisionName) -> DType:
 
 UpdateStep = Literal["fused", "foreach", "loop", "backward"]
 Offload = Literal["states", "weights", "activations"]
+Framework = Literal["torch", "megatron", "megatron-local"]
 _FORMATS = ("fp32", "bf16", "fp16", "fp8")
+_FLAGS = (
+    "mtp",
+    "fused_gradients",
+    "batch_first",
+    "loader_mask",
+    "sequential_experts",
+    "deterministic",
+)
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -98,9 +107,19 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     mtp: whether modules for multi-token prediction are trained too.
     fused_gradients: whether matrix products add their weight gradients to fp32 buffers in place (Megatron's
         gradient-accumulation fusion). None: yes with fused kernels. It has no effect without fp32 gradients.
-    gradient_buffers: whether the gradients of all weights are allocated during the whole run, as in the buffers of
-        Megatron's DistributedDataParallel. If false, this depends on micro-batches and formats.
-    batch_first, weights_before_down: see Workload.
+    batch_first: see Workload.
+    framework: whose training loop and layers run. megatron: Megatron-LM with Transformer Engine. megatron-local:
+        Megatron-LM with its own layers (--transformer-impl local). Megatron allocates the gradients of all weights
+        during the whole run (the buffers of its DistributedDataParallel), copies 16-bit gradients to fp32 for the
+        optimizer, weighs the inner activations of experts, and has workspaces of its own (see workspaces.py).
+    loader_mask: whether the data loader makes an attention mask of one byte per query and key. None: yes with Megatron,
+        whose option --no-create-attention-mask-in-dataloader turns it off.
+    sequential_experts: whether each expert runs its own matrix products, instead of grouped ones (Megatron without
+        --moe-grouped-gemm).
+    deterministic: whether cuBLAS is deterministic. This changes its workspaces on GPUs before Hopper.
+    deferred_heads: number of micro-batches for which the gradient of the head's weights is computed only after the last
+        micro-batch (Megatron's --defer-embedding-wgrad-compute and --wgrad-deferral-limit). Until then, the inputs of
+        these heads and the gradients of their outputs stay allocated.
     """
 
     step: UpdateStep = "fused"
@@ -112,15 +131,23 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     imbalance: float = 1.0
     mtp: bool = False
     fused_gradients: bool | None = None
-    gradient_buffers: bool = False
     batch_first: bool = False
-    weights_before_down: bool = False
+    framework: Framework = "torch"
+    loader_mask: bool | None = None
+    sequential_experts: bool = False
+    deterministic: bool = False
+    deferred_heads: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.imbalance <= 1000:
             raise SpecError(f"recipe imbalance: must be from 1 to 1000, not {self.imbalance:g}")
         if len(self.states) > 2:
             raise SpecError("recipe states: has at most two formats, one for each moment", hint="like states=fp8+fp16")
+
+    @property
+    def megatron(self) -> bool:
+        """Whether Megatron-LM runs the step."""
+        return self.framework != "torch"
 
     @classmethod
     def parse(cls, text: str) -> Recipe:
@@ -136,7 +163,9 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             "recompute": several(*get_args(Module)),
             "fp8": choice("none", "cached", "primary"),
             "imbalance": decimal,
-            **dict.fromkeys(("mtp", "fused_gradients", "gradient_buffers", "batch_first", "weights_before_down"), flag),
+            "framework": choice(*get_args(Framework)),
+            "deferred_heads": whole_number,
+            **dict.fromkeys(_FLAGS, flag),
         }
         return cls(**read_items(text, "recipe", readers, error=SpecError, example="step=foreach,offload=states"))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from llmbench.sizing.op import Op
 from llmbench.sizing.workload import Recompute
@@ -36,40 +36,59 @@ Module = Literal["core_attn", "layernorm", "mla_up_proj", "mlp", "moe_act", "sha
 - mla_up_proj: queries, keys and values of latent attention, from its latents.
 - mlp, shared_experts: all activations of a dense feed-forward, or of shared experts, from its input.
 - moe_act: the result of the experts' activation.
+
+Of the results of layernorm, mla_up_proj and moe_act, Megatron frees only the storage. The backward pass computes them
+again as new tensors, and copies them into this storage. So they exist twice until the backward pass has used them
+(CheckpointWithoutOutput in megatron/core/tensor_parallel/random.py).
 """
 
 _AFTER_NORM = (".q_proj", ".q_a_proj", ".in_proj", ".ffn.gate_proj", ".ffn.up_proj", ".ffn.router", ".shared.gate_proj")
 """The ends of the names of the ops that save the result of a norm, because they read it first."""
 
 
-def discarded(ops: Sequence[Op], modules: Collection[str]) -> list[tuple[str, int]]:
-    """Return, for each op of a layer, the part that it belongs to, and the bytes that it does not save because of it.
+class Discarded(NamedTuple):
+    """What an op does not save, because the backward pass computes it again.
 
-    modules: the parts that the backward pass computes again. An empty text and 0: the op saves everything.
+    part: the part of `Module` that the op belongs to, or "". size: bytes that the op does not save.
+    copied: bytes among them that exist twice when they are computed again.
+    """
+
+    part: str = ""
+    size: int = 0
+    copied: int = 0
+
+
+def discarded(ops: Sequence[Op], modules: Collection[str]) -> list[Discarded]:
+    """Return, for each op of a layer, what it does not save.
+
+    modules: the parts that the backward pass computes again.
     """
     if not modules:
-        return [("", 0)] * len(ops)
+        return [_NOTHING] * len(ops)
     latent = "mla_up_proj" in modules and any(op.name.endswith(".kv_b_proj") for op in ops)
     return [_discarded(op, modules, latent=latent) for op in ops]
 
 
-def _discarded(op: Op, modules: Collection[str], *, latent: bool) -> tuple[str, int]:
+_NOTHING = Discarded()
+
+
+def _discarded(op: Op, modules: Collection[str], *, latent: bool) -> Discarded:
     """`latent`: whether queries, keys and values are computed again from latents."""
     saved = op.saved_bytes
+    scores = op.selective_bytes if "core_attn" in modules else 0
     if op.role == "core":
-        scores = op.selective_bytes if "core_attn" in modules else 0
         inputs = min(op.read_bytes, saved - op.selective_bytes) if latent else 0
-        return ("mla_up_proj" if inputs else "core_attn"), scores + inputs
+        return Discarded("mla_up_proj" if inputs else "core_attn", scores + inputs, inputs)
     if latent and op.name.endswith((".q_b_proj", ".kv_b_proj")):
-        return "mla_up_proj", saved
+        return Discarded("mla_up_proj", saved)
     if "layernorm" in modules and op.kind == "matmul" and op.name.endswith(_AFTER_NORM):
-        return "layernorm", saved
+        return Discarded("layernorm", saved, saved)
     for module in ("mlp", "shared_experts"):
         if module in modules and op.component == module and not op.name.endswith(_AFTER_NORM):
-            return module, saved
+            return Discarded(module, saved)
     if "moe_act" in modules and op.name.endswith(".experts.down_proj"):
-        return "moe_act", saved
-    return ("core_attn", op.selective_bytes) if "core_attn" in modules else ("", 0)
+        return Discarded("moe_act", saved, saved)
+    return Discarded("core_attn", scores) if scores else _NOTHING
 
 
 def checkpoint_bytes(
@@ -89,7 +108,7 @@ def checkpoint_terms(
     saved = sum(op.saved_bytes for op in layer)
     everything = {"saved by all ops": saved}
     if recompute in ("none", "selective"):
-        again = sum(size for _, size in discarded(layer, modules))
+        again = sum(part.size for part in discarded(layer, modules))
         return everything | {"computed again": -again} if again else everything
     terms = {"input of the layer": stream_bytes}
     if recompute == "every-second":

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from llmbench.errors import SpecError
-from llmbench.sizing.memory import WORKSPACE_BYTES, Memory, highest_stage
+from llmbench.sizing.memory import Memory, highest_stage
 from llmbench.sizing.recipe import (
     PLAIN_RECIPE,
     Optimizer,
@@ -37,6 +37,9 @@ from llmbench.spec.model import ModelSpec
 if TYPE_CHECKING:
     from llmbench.sizing.adapters import Adapters
     from llmbench.sizing.weights import WeightRecipe
+
+HOPPER = 9.0
+"""The compute capability of NVIDIA's H100, H200 and GH200."""
 
 
 def training_memory(spec: ModelSpec, seq_len: int, **options: Any) -> Memory:
@@ -73,7 +76,7 @@ def training_run(
     loss: Loss = "plain",
     dropout: bool = False,
     recipe: Recipe = PLAIN_RECIPE,
-    workspace_bytes: int = WORKSPACE_BYTES,
+    compute_capability: float = HOPPER,
     adapters: Adapters | None = None,
     base: str | None = None,
 ) -> TrainingRun:
@@ -83,7 +86,7 @@ def training_run(
         allocated between the passes. None: one micro-batch. With more than one pipeline stage: twice as many
         micro-batches as stages.
     loss, dropout: see Workload. recipe: further settings.
-    workspace_bytes: bytes of library workspaces, and of buffers that live as long as the process.
+    compute_capability: compute capability of the GPU, on which the workspaces of CUDA's libraries depend.
     adapters: adapters that are trained in place of the weights of the model, which are frozen. None: no adapters.
     base: format of the frozen weights, such as `nf4` (see `specs/formats/`). None: the format of the weights that the
         precision names.
@@ -112,7 +115,7 @@ def training_run(
         loss=loss,
         dropout=dropout,
         batch_first=recipe.batch_first,
-        weights_before_down=recipe.weights_before_down,
+        weights_before_down=recipe.megatron,
         imbalance=recipe.imbalance,
         fp8=recipe.fp8 != "none",
         frozen_head=adapters is not None,
@@ -127,7 +130,7 @@ def training_run(
         recipe=recipe,
         recompute=recompute,
         passes=passes,
-        workspace_bytes=workspace_bytes,
+        compute_capability=compute_capability,
         stages=training_stages(spec, workload, layout, recipe.mtp, adapters, frozen),
         adapters=adapters,
         base=frozen,

@@ -19,6 +19,7 @@ from llmbench.sizing.recipe import Offload, Optimizer, Precision, Recipe, state_
 from llmbench.sizing.recompute import checkpoint_bytes, discarded
 from llmbench.sizing.stages import Chunk, Stage, chunks_in_flight, stages
 from llmbench.sizing.workload import Layout, Recompute, Workload
+from llmbench.sizing.workspaces import training_workspaces
 from llmbench.spec.model import ModelSpec
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ class TrainingRun(msgspec.Struct, kw_only=True):
 
     formats: the number formats of weights, gradients and states.
     passes: number of micro-batches per optimizer step.
-    workspace_bytes: bytes of the workspaces of libraries, and of buffers that live as long as the process.
+    compute_capability: compute capability of the GPU, on which the workspaces of CUDA's libraries depend.
     adapters: the adapters that are trained. The weights of the model are then frozen. None: all weights are trained.
     base: how the frozen weights are stored. None: in the format of the weights of the recipe.
     """
@@ -117,7 +118,7 @@ class TrainingRun(msgspec.Struct, kw_only=True):
     recipe: Recipe
     recompute: Recompute
     passes: int
-    workspace_bytes: int
+    compute_capability: float
     stages: list[Stage]
     adapters: Adapters | None = None
     base: WeightRecipe | None = None
@@ -129,6 +130,11 @@ class TrainingRun(msgspec.Struct, kw_only=True):
             layout=layout,
             stages=training_stages(self.spec, self.workload, layout, self.recipe.mtp, self.adapters, self.base),
         )
+
+    @property
+    def workspace_bytes(self) -> int:
+        """The bytes of library workspaces, and of buffers that live as long as the process."""
+        return training_workspaces(self.spec, self.workload, self.layout, self.recipe, self.compute_capability)
 
     def stage_peak(self, stage: Stage) -> Memory:
         """Return the peak memory of one stage. The pipeline schedule gives the number of micro-batches in flight."""
@@ -168,6 +174,7 @@ class TrainingRun(msgspec.Struct, kw_only=True):
             steady_bytes=resident.weights
             + resident.states
             + (resident.gradients if self.persistent else 0)
+            + self.gradient_copies(stage)
             + self.workspace_bytes,
             host_bytes=resident.host,
         )
@@ -198,6 +205,7 @@ class TrainingRun(msgspec.Struct, kw_only=True):
             own = [sum(map(self.checkpoint, chunk.layers[:-1])) for chunk in stage.chunks]
             host["activations"] = max(map(add, others, own))
             others = (0,) * len(others)
+        others = tuple(map(add, others, (self.waiting_heads(stage, chunk) for chunk in stage.chunks)))
         return Resident(
             weights=weights,
             gathered=self.gathered(stage) if fsdp else 0,
@@ -205,7 +213,7 @@ class TrainingRun(msgspec.Struct, kw_only=True):
             states=states,
             placeholders=self.placeholders(stage.ops),
             others=others,
-            update=0 if "optimizer" in host else self.update_temporaries(stage),
+            update=0 if "optimizer" in host else self.update_temporaries(stage) + self.gradient_copies(stage),
             host=host,
         )
 
@@ -222,6 +230,34 @@ class TrainingRun(msgspec.Struct, kw_only=True):
         if self.recipe.step == "loop":
             return 2 * max(size for size, _ in sizes)
         return sum(size * count for size, count in sizes)
+
+    def gradient_copies(self, stage: Stage) -> int:
+        """Return the bytes of the fp32 copies of 16-bit gradients that Megatron's optimizer reads.
+
+        They are split as the master copy is. The next step frees them at its start.
+        """
+        if not (self.recipe.megatron and self.formats.master and bits_of(self.formats.gradients) == 16):
+            return 0
+        return sum(count * self.stored_bytes(op, 1, 4 * op.trained) for op, count in stage.counts if op.parameters)
+
+    def waits(self, op: Op) -> bool:
+        """Return whether the last micro-batch, too, computes the gradient of the weights of an op later."""
+        return self.recipe.deferred_heads >= self.passes and _is_head(op)
+
+    def waiting_heads(self, stage: Stage, chunk: Chunk) -> int:
+        """Return the bytes that the heads of earlier micro-batches keep for the gradients of their weights.
+
+        These are the inputs of the heads and the gradients of their outputs. The chunk is that of the last micro-batch.
+        """
+        kept = sum(op.saved_bytes + op.written_bytes for each in stage.chunks for op in each.after if _is_head(op))
+        earlier = self.passes - 1 if chunk.after else self.passes
+        return min(self.recipe.deferred_heads, earlier) * kept
+
+    @property
+    def loader_mask_bytes(self) -> int:
+        """The bytes of the data loader's attention mask. The forward pass holds it until the loss is computed."""
+        made = self.recipe.megatron if self.recipe.loader_mask is None else self.recipe.loader_mask
+        return self.workload.batch * self.workload.query_len**2 if made else 0
 
     def in_flight(self, stage: Stage, saved: Sequence[int]) -> list[tuple[int, ...]]:
         """Return the chunks in flight (see `chunks_in_flight`). `saved`: bytes that each chunk of the stage saves."""
@@ -268,7 +304,7 @@ class TrainingRun(msgspec.Struct, kw_only=True):
         This is the case if they accumulate over several micro-batches, or if their format differs from the format of
         the weights. Megatron's fp32 gradients are an example of the second case.
         """
-        return self.recipe.gradient_buffers or self.passes > 1 or self.formats.gradients != self.formats.weights
+        return self.recipe.megatron or self.passes > 1 or self.formats.gradients != self.formats.weights
 
     @property
     def gathers_stage(self) -> bool:
@@ -431,26 +467,31 @@ class TrainingRun(msgspec.Struct, kw_only=True):
         place: where the ops are in their chunk.
         """
         parts = discarded(ops, self.modules)
-        saved = [op.saved_bytes - size for op, (_, size) in zip(ops, parts, strict=True)]
+        saved = [op.saved_bytes - part.size for op, part in zip(ops, parts, strict=True)]
         # The backward pass first computes a whole part again, and then frees its activations op by op.
         sums: dict[str, int] = {}
-        computed = [sums.setdefault(part, 0) for part, _ in parts]
-        for index, (part, size) in enumerate(parts):
-            computed[index] = sums[part] = sums[part] + size
+        computed: list[int] = []
+        for name, size, copied in parts:
+            sums[name] = sums.get(name, 0) + size + copied
+            computed.append(sums[name])
         alive = saved_before + sum(saved)
         logits = sum(size for op, size in zip(ops, saved, strict=True) if op.kind == "loss")
         whole = 0  # bytes of gradients that FSDP or ZeRO has not yet split over the data-parallel group
         after = gradients
         stream = self.stream() if place == "layer" else 0
+        mask = self.loader_mask_bytes if logits else 0
         for op, size, again in zip(reversed(ops), reversed(saved), reversed(computed), strict=True):
             is_logits = op.kind == "loss"
             passing = op.backward_bytes + again + (0 if op.name.endswith("residual") else stream)
+            held = 0
             if is_logits:  # the forward pass of a loss can need more than its backward pass
-                passing = max(passing, op.forward_bytes - op.saved_bytes)
-            new = self._weight_gradient(op)
+                forward = op.forward_bytes - op.saved_bytes
+                if forward + mask > passing:
+                    passing, held = forward, mask
+            new = 0 if self.waits(op) else self._weight_gradient(op)
             moments.append(
                 Moment(
-                    activations=alive - logits + (0 if is_logits else passing),
+                    activations=alive - logits + (held if is_logits else passing),
                     logits=logits + (passing if is_logits else 0),
                     gradients=gradients + whole + new,
                     op=op.name,
@@ -460,6 +501,9 @@ class TrainingRun(msgspec.Struct, kw_only=True):
             )
             alive -= size
             logits -= size if is_logits else 0
+            if self.waits(op):
+                whole += op.saved_bytes + op.written_bytes
+                after += op.saved_bytes + op.written_bytes
             if self.recipe.step == "backward":
                 # Only the gradient of a tied matrix waits, because the embedding adds to it.
                 waits = bytes_of(op.matmul_elements, self.formats.weights) if op.tied and op.kind == "matmul" else 0
@@ -485,3 +529,7 @@ class TrainingRun(msgspec.Struct, kw_only=True):
         if op.tied:
             elements = 2 * elements if op.kind == "embedding" else elements + op.matmul_elements
         return bytes_of(elements, self.formats.weights)
+
+
+def _is_head(op: Op) -> bool:
+    return op.component == "lm_head" and op.kind == "matmul"

@@ -11,12 +11,10 @@ import re
 from typing import Literal, get_args
 
 from llmbench.errors import LLMBenchError
-from llmbench.sizing.memory import Memory, cublas_workspace
+from llmbench.sizing.memory import Memory
 from llmbench.sizing.recipe import Optimizer, PrecisionName, Recipe
 from llmbench.sizing.recompute import Module
-from llmbench.sizing.stages import Stage
 from llmbench.sizing.training import stage_memories, training_run
-from llmbench.sizing.training_step import TrainingRun
 from llmbench.sizing.workload import Layout, Loss, Recompute
 from llmbench.spec.catalog import find_device_head
 from llmbench.spec.ffn import FFN, Dense, Gated, MoE, Router, SharedExperts
@@ -51,26 +49,19 @@ _OPTIMIZERS: dict[str, Optimizer] = {"": "adamw", "adam": "adamw", "muon": "muon
 _LOSSES: dict[str, Loss] = {"": "plain", "no": "plain", "native": "fused", "te": "inplace"}
 
 
+_SETTLED = 5
+"""The step until which the peak rises for other reasons: the optimizer states exist since the second step, and some
+logs have only every fifth step."""
+
+
 def answer(row: Row) -> Answer:
     """Compare the peak since the start of the process, and the bytes that are allocated after an optimizer step."""
-    memory, copies = logged(row)
-    parts: dict[str, float] = dict(memory.parts_bytes)
-    if memory.moment == "loss":
-        parts["attention_mask"] = _attention_mask(row)
-    figures = [Figure(quantity="peak_bytes", measured=row.needed("mem_max_last"), ours=sum(parts.values()))]
+    memory = logged(row)
+    figures = [Figure(quantity="peak_bytes", measured=row.needed("mem_max_last"), ours=memory.peak_bytes)]
     allocated = row.number("mem_allocated_last")
     if allocated is not None:
-        figures.append(Figure(quantity="static_bytes", measured=allocated, ours=memory.steady_bytes + copies))
-    return Answer(figures=tuple(figures), doubt=_doubt(row), parts=parts)
-
-
-def _attention_mask(row: Row) -> int:
-    """Return the bytes of the mask that Megatron's data loader makes: one byte per query and key of each sequence.
-
-    The forward pass holds it until the loss is computed. There, as many bytes of logits exist as in the backward pass:
-    16-bit logits with their fp32 copy, or the fp32 softmax with its 16-bit gradient.
-    """
-    return 0 if row.flag("no_mask_from_loader") else row.size("micro_batch") * row.size("seq_len") ** 2
+        figures.append(Figure(quantity="static_bytes", measured=allocated, ours=memory.steady_bytes))
+    return Answer(figures=tuple(figures), doubt=_doubt(row), parts=dict(memory.parts_bytes))
 
 
 def _doubt(row: Row) -> str:
@@ -82,21 +73,30 @@ def _doubt(row: Row) -> str:
     container = row.text("id").rpartition("/")[2]
     if container.startswith("lts") and "auto" in row.text("attention_kind") and row.flag("deterministic"):
         return "the row does not say which attention is deterministic in the older container (lts)"
+    if _defers(row) and row.count("wgrad_deferral_limit") is None:
+        return "the row does not say how many micro-batches defer the gradients of the head (--wgrad-deferral-limit)"
+    rise = row.number("mem_max_step_of_last_rise") or 0
+    if row.count("experts") and rise > _SETTLED and row.text("router_balance") != "sinkhorn" and not _capacity(row):
+        return (
+            f"the peak still rose at step {rise:g}: without a capacity or forced balance, the routing decides how many "
+            "tokens the experts of this GPU get, and the row does not give it"
+        )
     return ""
 
 
-def logged(row: Row) -> tuple[Memory, int]:
-    """Return the memory of the stage that logs, and the bytes of the fp32 copies of its gradients.
+def logged(row: Row) -> Memory:
+    """Return the memory of the stage that logs.
 
     Raises RefusedError for a setting that llmbench cannot compute.
     """
     _refuse_unknown(row)
     layout = layout_of(row)
+    passes = row.size("micro_batches", 2 * layout.pp)
     run = training_run(
         model_of(row),
         row.size("seq_len"),
         micro_batch=row.size("micro_batch"),
-        micro_batches=row.size("micro_batches", 2 * layout.pp),
+        micro_batches=passes,
         layout=layout,
         precision=_precision(row),
         optimizer=row.choice("optimizer", _OPTIMIZERS),
@@ -111,25 +111,28 @@ def logged(row: Row) -> tuple[Memory, int]:
             fp8=_fp8(row),
             fused_gradients=first_known(row.flag("grad_accum_fusion"), True),
             batch_first=_batch_first(row),
-            weights_before_down=True,
-            gradient_buffers=True,
+            framework="megatron-local" if row.text("transformer_impl") == "local" else "megatron",
+            loader_mask=not row.flag("no_mask_from_loader"),
+            sequential_experts=not row.flag("grouped_gemm"),
+            deterministic=bool(row.flag("deterministic")),
+            deferred_heads=_deferred_heads(row, passes),
         ),
-        workspace_bytes=_workspaces(row, layout),
+        compute_capability=_capability(row),
     )
     index = row.count("logging_stage")
     if index is None or index >= len(run.stages):
         raise RefusedError(f"column `logging_stage`: {index}, but the layout has {len(run.stages)} stages")
-    return stage_memories(run)[index], _gradient_copies(row, run, run.stages[index])
+    return stage_memories(run)[index]
 
 
-def _gradient_copies(row: Row, run: TrainingRun, stage: Stage) -> int:
-    """Return the bytes of the fp32 copies of 16-bit gradients, which are split as the master copies are.
+def _defers(row: Row) -> bool:
+    """Return whether the gradients of the head's weights are computed after the last micro-batch."""
+    return "defer-embedding-wgrad-compute" in row.text("overlap_other")
 
-    The optimizer makes them, and the next step frees them at its start.
-    """
-    if row.text("grad_dtype") not in ("fp16", "bf16"):
-        return 0
-    return sum(count * run.stored_bytes(op, 1, 4 * op.trained) for op, count in stage.counts if op.parameters)
+
+def _deferred_heads(row: Row, passes: int) -> int:
+    """Return for how many of the `passes` micro-batches they are. Megatron's default is all."""
+    return row.size("wgrad_deferral_limit", passes) if _defers(row) else 0
 
 
 def _batch_first(row: Row) -> bool:
@@ -160,32 +163,6 @@ def _capability(row: Row) -> float:
             f"column `gpu`: {name[:40]!r} is not a GPU from NVIDIA, and the workspaces are those of CUDA"
         )
     return float(capability)
-
-
-def _workspaces(row: Row, layout: Layout) -> int:
-    """Return the bytes of library workspaces, and of buffers that Megatron never frees.
-
-    - cuBLAS: one workspace for each of two threads, which run the forward and the backward pass. Deterministic runs
-      set it to :4096:8, which is 32 MiB.
-    - Transformer Engine (pytorch/module/base.py): 32 MiB since Hopper, 4 MiB before. Grouped matrix products have one
-      such workspace for each of four streams.
-    - Megatron's global memory buffer (core/utils.py): with sequence parallelism, the gathered input of the head. With
-      Megatron's own attention (transformer_impl local), the scores of one layer.
-    """
-    mib = 2**20
-    capability = _capability(row)
-    cublas = 32 * mib if row.flag("deterministic") else cublas_workspace(capability)
-    engine = (4 if capability < 9 else 32) * mib
-    local = row.text("transformer_impl") == "local"
-    total = 2 * cublas + (0 if local else engine)
-    if row.flag("grouped_gemm"):
-        total += 4 * engine
-    tokens = -(-row.size("seq_len") * row.size("micro_batch") // layout.cp)
-    if layout.sp:
-        total += 2 * tokens * row.size("hidden")
-    if local:
-        total += 2 * tokens * row.size("seq_len") * row.size("heads") // layout.tp
-    return total
 
 
 def model_of(row: Row) -> ModelSpec:
@@ -253,11 +230,22 @@ def _hybrid(row: Row) -> tuple[dict[str, Layer], str]:
 
 
 def _mtp(row: Row) -> int:
-    """Return the number of multi-token-prediction modules. A layout of the stages without `m` has none."""
-    written = row.text("pp_layout")
-    if written:
-        return written.count("m")
+    """Return the number of multi-token-prediction modules."""
     return _at_most(row, "mtp", 16) if row.count("mtp") else 0
+
+
+def _stages(row: Row) -> str:
+    """Return the notation of the pipeline stages.
+
+    Megatron's versions before `m` was in the notation put the modules for multi-token prediction on the last stage
+    (`get_mtp_num_layers_to_build` in core/transformer/multi_token_prediction.py). Later versions refuse a notation
+    without them.
+    """
+    written = re.sub(r"[\\\\,\s]", "", row.text("pp_layout"))
+    modules = _mtp(row)
+    if not written or not modules or "m" in written:
+        return written
+    return re.sub("L$", "m" * modules + "L", written)
 
 
 def _vocabulary(row: Row) -> int:
@@ -316,6 +304,11 @@ def _feed_forward(row: Row) -> Dense | Gated:
     return (Gated if activation == "silu" else Dense)(intermediate_size=width, activation=activation, bias=bias)
 
 
+def _capacity(row: Row) -> float | None:
+    """Return the capacity of an expert, divided by its even share of the tokens. None: it takes all its tokens."""
+    return row.number("capacity_factor")
+
+
 def _mixture(row: Row) -> MoE:
     activation = row.choice("activation", _ACTIVATIONS)
     bias, shared = first_known(row.flag("linear_bias"), True), row.count("shared_ffn")
@@ -329,7 +322,7 @@ def _mixture(row: Row) -> MoE:
         bias=bias,
         router=Router(scores="sigmoid" if sigmoid else "softmax"),
         shared=SharedExperts(intermediate_size=shared, bias=bias) if shared else None,
-        capacity_factor=row.number("capacity_factor"),
+        capacity_factor=_capacity(row),
     )
 
 
@@ -346,7 +339,6 @@ def layout_of(row: Row) -> Layout:
     # No column says that the embedding and the loss count as layers. Without them, Megatron would refuse the numbers.
     counted = first is None and not row.text("pp_layout") and layers % chunks > 0 and (layers + 2) % chunks == 0
     sharded = row.flag("dist_optimizer") and dp * cp > 1
-    written = re.sub(r"[\\\\,\s]", "", row.text("pp_layout"))
     return Layout(
         tp=tp,
         sp=bool(row.flag("sp")) and tp > 1,
@@ -360,7 +352,7 @@ def layout_of(row: Row) -> Layout:
         last=None if first is None else row.count("last_stage_layers"),
         count_embedding=counted,
         count_loss=counted,
-        stages=written,
+        stages=_stages(row),
         zero=1 if sharded else 0,
         instances=row.size("dist_opt_instances", 1) if sharded else 1,
     )
@@ -419,9 +411,10 @@ def _refuse_unknown(row: Row) -> None:
         if text and not (column == "moe_layer_freq" and _dense_first(text)):
             raise RefusedError(f"column `{column}`: llmbench does not compute {what} ({text[:40]})")
     if row.text("cuda_graph"):
-        raise RefusedError("column `cuda_graph`: CUDA graphs keep buffers that llmbench does not compute")
-    if "defer-embedding-wgrad-compute" in row.text("overlap_other"):
-        raise RefusedError("column `overlap_other`: llmbench does not compute deferred gradients of the head")
+        raise RefusedError(
+            "column `cuda_graph`: the tensors of CUDA graphs are in memory pools, and llmbench does not know how the "
+            "graphs of several micro-batches share them"
+        )
     if row.flag("precision_aware_optimizer"):
         raise RefusedError("column `precision_aware_optimizer`: llmbench does not compute its states")
 

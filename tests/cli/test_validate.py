@@ -187,6 +187,36 @@ def test_megatron_copies_16_bit_gradients_with_every_optimizer(tmp_path: Path, c
     assert adam - adam_fp32 == muon - muon_fp32 == 2 * parameters
 
 
+def test_megatron_settings_that_a_row_does_not_give(tmp_path: Path, capsys: Capture) -> None:
+    needed = "mem_max_last,layers,hidden,heads,seq_len,micro_batch,tp,pp,logging_stage,vocab,dp,"
+    more = "experts,topk,router_balance,capacity_factor,mem_max_step_of_last_rise,overlap_other,wgrad_deferral_limit"
+    run = "4e9,12,512,8,1024,4,1,2,1,50257,1"
+    kinds = {
+        "8,2,aux_loss,,75,,": "routing",
+        "8,2,aux_loss,,2,,": "",
+        "8,2,aux_loss,1.0,75,,": "",
+        "8,2,sinkhorn,,75,,": "",
+        ",,,,75,,": "",
+        ",,,,2,defer-embedding-wgrad-compute,": "--wgrad-deferral-limit",
+        ",,,,2,defer-embedding-wgrad-compute,2": "",
+    }
+    items = answer(capsys, "memory", write(tmp_path, needed + more, *(f"{run},{kind}" for kind in kinds)))["items"]
+    for item, word in zip(items, kinds.values(), strict=True):
+        assert (word in item["doubt"]) if word else not item["doubt"], item
+    plain, every, two = (item["ours"] for item in items[4:])
+    assert every - plain == 3 * 2 * 4096 * (50304 + 512)  # three earlier micro-batches of four
+    assert two - plain == 2 * 2 * 4096 * (50304 + 512)
+
+
+def test_megatron_puts_modules_that_a_notation_leaves_out_on_the_last_stage(tmp_path: Path, capsys: Capture) -> None:
+    needed = "mem_max_last,layers,hidden,heads,seq_len,micro_batch,tp,pp,logging_stage,vocab,dp,mtp,pp_layout"
+    run = "4e9,4,512,8,1024,4,1,2,1,50257,1"
+    rows = (f"{run},{kind}" for kind in ("1,Ett|ttL", "1,Ett|ttmL", ",Ett|ttL", "2,Ett|ttL"))
+    items = answer(capsys, "memory", write(tmp_path, needed, *rows))["items"]
+    without, written, none, two = (item["ours"] for item in items)
+    assert none < without == written < two
+
+
 def test_an_engine_log_says_which_setting_is_missing(tmp_path: Path, capsys: Capture) -> None:
     head = "engine,version,model,scheme,gpu,tp,total_gib,util,max_model_len,weights_gib,kv_gib,notes"
     rows = {

@@ -29,7 +29,7 @@ def test_texts_come_back() -> None:
     for text in (
         "step=foreach,states=fp8+fp16,master=remainder",
         "offload=states+activations,imbalance=1.25,mtp",
-        "fp8=cached,fused_gradients=0,batch_first,weights_before_down",
+        "fp8=cached,fused_gradients=0,batch_first,framework=megatron,loader_mask=0,deferred_heads=2",
         "",
     ):
         assert str(Recipe.parse(text)) == text
