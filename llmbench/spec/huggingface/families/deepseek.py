@@ -158,7 +158,8 @@ def deepseek_v32(c: Config, *, reused: list[bool] | None = None, interleaved: bo
         ("shared" if reuses else "", indexed_attention(c, shared=reuses, interleaved=interleaved))
         for reuses in reused or [False] * count
     ]
-    sparse = sparse_layers(c, lambda index: index >= c.count("first_k_dense_replace"))
+    first = c.count("first_k_dense_replace")
+    sparse = sparse_layers(c, lambda index: index >= first)
     c.ignore("moe_layer_freq mlp_bias indexer_rope_interleave index_share_for_mtp_iteration index_skip_topk_offset")
     layers = mixture_layers(mixers, sparse, deepseek_ffn(c), gated(c, bias=False))
     return decoder(
