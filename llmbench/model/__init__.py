@@ -9,7 +9,8 @@ weights. `load(folder)` reads weights that transformers saved. The package has t
     residual.py           the residual stream, which delays a sum until the next norm
     embeddings.py         from tokens to the input of the first layer
     head.py               from the output of the last layer to the vocabulary
-    attention.py          MHA, GQA and MQA; attention_steps.py and gated_attention.py have variants of some families
+    attention.py          MHA, GQA and MQA; attention_steps.py, gated_attention.py and
+                          special_attention.py have variants of some families
     latent.py             multi-head latent attention (MLA)
     cross.py              attention to the output of an encoder
     recurrent/            mixers with a state of fixed size; state.py there has the state of one layer

@@ -20,7 +20,7 @@ from llmbench.model.attention_steps import (
     steps_before_rotation,
 )
 from llmbench.model.context import context
-from llmbench.model.implementations.interface import Scores
+from llmbench.model.implementations.interface import Implementation, Scores, Seen
 from llmbench.model.layer_cache import LayerCache
 from llmbench.model.positions import rotation_of
 from llmbench.model.step import Step
@@ -33,7 +33,7 @@ class AttentionLayer(nn.Module):
     """The attention layer for MHA, GQA and MQA. Its input and output are [B, S, D].
 
     Some families need more steps. attention_steps.py has norms of queries and keys, clipping, and biases of the scores.
-    gated_attention.py has layers with a gate on the output. GPT-2 and LLaMA need neither file.
+    gated_attention.py and special_attention.py have other layers. GPT-2 and LLaMA need none of these files.
     """
 
     projections_per_query: ClassVar[int] = 1
@@ -45,18 +45,18 @@ class AttentionLayer(nn.Module):
         mixer: Attention,
         *,
         positions: Positions,
-        first: bool = True,
+        index: int = 0,
         where: str = "attention",
     ) -> None:
         super().__init__()
-        for field in ("shares_kv", "output_norm", "disentangled", "input_size"):
+        for field in ("shares_kv", "disentangled", "input_size"):
             if getattr(mixer, field):
                 raise UnsupportedError(f"{spec.name}: {where}.{field} is not implemented in the PyTorch model yet")
         self.spec, self.mixer, self.position_kind = spec, mixer, positions
         self.rotation = rotation_of(positions, mixer.head_dim, spec.max_position_embeddings)
         self.scale = mixer.score_scale
         self.sinks = nn.Parameter(torch.empty(mixer.num_attention_heads)) if mixer.sinks else None
-        self.relative_bias = relative_bias_table(positions, mixer, first=first)
+        self.relative_bias = relative_bias_table(positions, mixer, first=index == 0)
         self.add_projections(spec.hidden_size)
         self.q_norm, self.k_norm = head_norms(mixer, spec.norm)
         self.before_rotation = steps_before_rotation(mixer)
@@ -121,4 +121,8 @@ class AttentionLayer(nn.Module):
         )
         scores = Scores(self.scale, mixer.logit_soft_cap, self.sinks)
         scores, shared = self.position_scores(self, scores, seen.mask, shared)
-        return implementation.attend(q, seen, scores).transpose(1, 2), shared
+        return self.weighted_values(q, seen, scores, implementation).transpose(1, 2), shared
+
+    def weighted_values(self, q: Tensor, seen: Seen, scores: Scores, implementation: Implementation) -> Tensor:
+        """Return the weighted values [B, N, S, Hv] for queries q [B, N, S, H]."""
+        return implementation.attend(q, seen, scores)

@@ -25,6 +25,7 @@ _SELF_ATTENTION_ONLY = (
     "value_from_key",
     "shares_kv",
     "output_norm",
+    "differential",
     "input_size",
     "disentangled",
     "clip_qkv",

@@ -16,8 +16,10 @@ from torch.nn import functional as F
 from llmbench.errors import UnsupportedError
 from llmbench.model.implementations.interface import ExpertWeights, Implementation
 from llmbench.model.implementations.plain import activation
-from llmbench.model.norms import times
+from llmbench.model.norms import NormLayer, times
+from llmbench.model.xielu import XIELU
 from llmbench.spec.ffn import FFN, Dense, Gated, MoE, Router
+from llmbench.spec.model import Norm
 
 
 class DenseLayer(nn.Module):
@@ -25,7 +27,7 @@ class DenseLayer(nn.Module):
 
     def __init__(self, hidden: int, ffn: Dense) -> None:
         super().__init__()
-        self.act = activation(ffn.activation)
+        self.act = XIELU() if ffn.activation_parameters else activation(ffn.activation)
         self.up_proj = nn.Linear(hidden, ffn.intermediate_size, bias=ffn.bias)
         self.down_proj = nn.Linear(ffn.intermediate_size, hidden, bias=ffn.bias)
 
@@ -35,20 +37,22 @@ class DenseLayer(nn.Module):
 
 
 class GatedLayer(nn.Module):
-    """The gated feed-forward: down(act(gate(x)) * up(x))."""
+    """The gated feed-forward: down(act(gate(x)) * up(x)). In BitNet, a norm stands before the down matrix."""
 
-    def __init__(self, hidden: int, ffn: Gated) -> None:
+    def __init__(self, hidden: int, ffn: Gated, norm: Norm) -> None:
         super().__init__()
         self.activation = ffn.activation
         self.scales = ffn.gate_scale, ffn.output_scale
         self.gate_proj = nn.Linear(hidden, ffn.intermediate_size, bias=ffn.bias)
         self.up_proj = nn.Linear(hidden, ffn.intermediate_size, bias=ffn.bias)
+        self.inner_norm = NormLayer(ffn.intermediate_size, norm) if ffn.inner_norm else None
         self.down_proj = nn.Linear(ffn.intermediate_size, hidden, bias=ffn.bias)
 
     def forward(self, x: Tensor, implementation: Implementation) -> Tensor:
         """Return the output [B, S, D] of the feed-forward for x [B, S, D]."""
         gate_scale, output_scale = self.scales
         inner = implementation.glu(times(self.gate_proj(x), gate_scale), self.up_proj(x), self.activation)
+        inner = inner if self.inner_norm is None else self.inner_norm(inner, implementation)
         return times(self.down_proj(inner), output_scale)
 
 
@@ -206,7 +210,7 @@ class MixtureLayer(nn.Module):
     - `last_kept` [t, k]: true for each selection that its expert had room for. None if the capacity is not limited.
     """
 
-    def __init__(self, hidden: int, moe: MoE) -> None:
+    def __init__(self, hidden: int, moe: MoE, norm: Norm = Norm()) -> None:
         super().__init__()
         self.moe = moe
         if moe.router.hidden_size is not None:
@@ -229,9 +233,10 @@ class MixtureLayer(nn.Module):
             shape: Dense | Gated = (Gated if moe.gated else Dense)(
                 intermediate_size=moe.shared.intermediate_size, activation=moe.activation, bias=moe.shared.bias
             )
-            self.shared = feed_forward(hidden, shape)
+            self.shared = feed_forward(hidden, shape, norm)
             self.shared_gate = nn.Linear(hidden, 1, bias=False) if moe.shared.gate else None
-        self.beside = None if moe.beside is None else feed_forward(hidden, moe.beside)
+        self.beside = None if moe.beside is None else feed_forward(hidden, moe.beside, norm)
+        self.output_norm = NormLayer(hidden, norm) if moe.output_norm else None
         self.last_chosen: Tensor | None = None
         self.last_kept: Tensor | None = None
 
@@ -250,7 +255,7 @@ class MixtureLayer(nn.Module):
                 out = out / 2
         if self.beside is not None:
             out = out + self.beside(x, implementation)
-        return out
+        return out if self.output_norm is None else self.output_norm(out, implementation)
 
     def _routed(
         self, tokens: Tensor, weights: Tensor, chosen: Tensor, sequences: int, implementation: Implementation
@@ -285,14 +290,17 @@ def places_of(chosen: Tensor, num_experts: int) -> Tensor:
     return (hits.cumsum(1) * hits).sum(-1).view_as(chosen) - 1
 
 
-def feed_forward(hidden: int, ffn: FFN) -> nn.Module:
-    """Build the module of a feed-forward."""
+def feed_forward(hidden: int, ffn: FFN, norm: Norm = Norm()) -> nn.Module:
+    """Build the module of a feed-forward.
+
+    - `norm`: the norm of the model, for feed-forwards that contain a norm (BitNet, A.X K1).
+    """
     match ffn:
         case Dense():
             return DenseLayer(hidden, ffn)
         case Gated():
-            return GatedLayer(hidden, ffn)
+            return GatedLayer(hidden, ffn, norm)
         case MoE():
-            return MixtureLayer(hidden, ffn)
+            return MixtureLayer(hidden, ffn, norm)
         case _:
             assert_never(ffn)

@@ -58,11 +58,11 @@ def gate_activation(gate: Tensor, mixer: Attention) -> Tensor:
     return torch.sigmoid(gate)
 
 
-def attention_class(mixer: Attention) -> type[AttentionLayer]:
-    """Return the class of an attention layer. The class depends on the output gate."""
+def gated_class(mixer: Attention) -> type[AttentionLayer] | None:
+    """Return the class of a layer with an output gate. None: the layer has no gate."""
     match mixer.output_gate:
         case None:
-            return AttentionLayer
+            return None
         case "elementwise":
             return ElementwiseGatedAttention
         case "headwise":

@@ -16,7 +16,6 @@ from torch import nn
 from llmbench.errors import UnsupportedError
 from llmbench.model.cache import Cache, Store, open_store
 from llmbench.model.cross import CrossState
-from llmbench.model.gated_attention import attention_class
 from llmbench.model.latent import LatentLayer
 from llmbench.model.layer_cache import RowShape
 from llmbench.model.recurrent import (
@@ -28,6 +27,7 @@ from llmbench.model.recurrent import (
     ShortConvLayer,
     new_state,
 )
+from llmbench.model.special_attention import attention_class
 from llmbench.spec.mixer import (
     RGLRU,
     RWKV,
@@ -55,7 +55,7 @@ def build_mixer(spec: ModelSpec, mixer: SingleMixer, *, index: int, where: str) 
     match mixer:
         case Attention():
             layer = attention_class(mixer)
-            return layer(spec, mixer, positions=spec.positions_of(mixer), first=index == 0, where=where)
+            return layer(spec, mixer, positions=spec.positions_of(mixer), index=index, where=where)
         case LatentAttention():
             return LatentLayer(spec, mixer, positions=spec.positions_of(mixer))
         case Mamba():

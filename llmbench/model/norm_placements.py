@@ -57,7 +57,7 @@ class BlockParts(nn.Module):
         self.cross_attention: CrossAttentionLayer | None = None
         if layer.cross_attention is not None:
             self.cross_attention = CrossAttentionLayer(spec, layer.cross_attention, where=f"{where}.cross_attention")
-        self.ffn = None if layer.ffn is None else feed_forward(spec.hidden_size, layer.ffn)
+        self.ffn = None if layer.ffn is None else feed_forward(spec.hidden_size, layer.ffn, spec.norm)
 
     @abstractmethod
     def forward(self, x: Residual, step: Step, state: LayerState | None, shared: Any) -> tuple[Residual, Any]:

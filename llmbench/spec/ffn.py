@@ -28,6 +28,9 @@ Activation = Literal[
 and adds 1 to the up input. `xielu` is the activation of Apertus.
 """
 
+XIELU_CONSTANTS = 2
+"""Number of constants that a checkpoint stores for each xIELU: β and ε of arXiv 2411.13010. They are not trained."""
+
 _GATED_NAMES: dict[Activation, str] = {
     "silu": "SwiGLU",
     "gelu": "GEGLU",
@@ -115,6 +118,7 @@ class Gated(FFNKind, frozen=True, tag="gated"):
     - bias: whether the three matrices have biases.
     - gate_scale: factor on gate(x) (Falcon-H1).
     - output_scale: factor on the output of the feed-forward (Falcon-H1).
+    - inner_norm: whether a norm stands before the down matrix (BitNet).
     """
 
     intermediate_size: Size
@@ -122,6 +126,7 @@ class Gated(FFNKind, frozen=True, tag="gated"):
     bias: bool = False
     gate_scale: float = 1.0
     output_scale: float = 1.0
+    inner_norm: bool = False
 
     experts_summary = None
 
@@ -213,6 +218,7 @@ class MoE(FFNKind, frozen=True, tag="moe"):
     - zero_experts: number of experts without weights and computation (LongCat's identity experts).
     - latent_size: width of the experts' input and output, if it differs from hidden_size. All experts share two
       projections, one to this width and one back to hidden_size.
+    - output_norm: whether a norm stands on the output of the mixture (A.X K1).
 
     With capacity_factor or expert_capacity, an expert processes only the first tokens that select it, up to its
     capacity. It adds nothing to later tokens. Without both, an expert processes all tokens that select it.
@@ -231,6 +237,7 @@ class MoE(FFNKind, frozen=True, tag="moe"):
     expert_capacity: Size | None = None
     zero_experts: Count = 0
     latent_size: Size | None = None
+    output_norm: bool = False
 
     @property
     def summary(self) -> str:

@@ -79,6 +79,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "deepseek_v3",
         {**EXPERTS, "first_k_dense_replace": 0, "q_lora_rank": None, "norm_topk_prob": False},
     ),
+    "A.X K1": ("axk1", {**EXPERTS, **GROUPS, **DENSE_FIRST, **YARN}),
     "V3.2": ("deepseek_v32", {**EXPERTS, **GROUPS, **INDEXER}),
     "GLM-4.7-Flash": ("glm4_moe_lite", {**EXPERTS}),
     "GLM-5": ("glm_moe_dsa", {**EXPERTS, **INDEXER, "num_hidden_layers": 4}),

@@ -17,6 +17,9 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from llmbench import model as models
 from llmbench.errors import CannotRunError
+from llmbench.model.trace import trace
+from llmbench.sizing.params import count_parameters
+from llmbench.spec.huggingface import load_config
 
 LENGTH = 20
 SMALL: dict[str, Any] = {
@@ -186,15 +189,16 @@ EXTRA: dict[str, dict[str, Any]] = {
 
 # fmt: off
 FAMILIES = [
-    "afmoe", "arcee", "aria_text", "biogpt", "bloom", "codegen", "cohere", "cohere2", "cohere2_moe",
-    "cohere_compass_text", "cwm", "dbrx", "dots1", "ernie4_5", "ernie4_5_moe", "exaone4", "exaone_moe", "falcon",
-    "flex_olmo", "flint", "gemma", "gemma2", "gemma3_text", "glm", "glm4", "glm4_moe", "gpt-sw3", "gpt2", "gpt_bigcode",
-    "gpt_neo", "gpt_neox", "gpt_oss", "gptj", "granite", "granite_swa", "granitemoe", "granitemoe_swa",
-    "granitemoeshared", "helium", "hunyuan_v1_dense", "hunyuan_v1_moe", "hy_v3", "hyperclovax", "internlm3",
-    "iquestcoder", "jais2", "kolibri1", "laguna", "lfm3", "llama", "llama4_text", "mellum", "mimo_v2_flash",
-    "minimax_m2", "minimax_m3_vl_text", "ministral", "ministral3", "mistral", "mixtral", "mpt", "nanochat", "nemotron",
-    "olmo", "olmo2", "olmo3", "olmoe", "openai-gpt", "opt", "persimmon", "phi", "phi3", "phimoe", "qwen2", "qwen2_moe",
-    "qwen3", "qwen3_moe", "seed_oss", "smollm3", "solar_open", "stablelm", "starcoder2", "vaultgemma", "xglm",
+    "afmoe", "apertus", "arcee", "aria_text", "biogpt", "bitnet", "bloom", "codegen", "cohere", "cohere2",
+    "cohere2_moe", "cohere_compass_text", "cwm", "dbrx", "diffllama", "dots1", "ernie4_5", "ernie4_5_moe", "exaone4",
+    "exaone_moe", "falcon", "flex_olmo", "flint", "gemma", "gemma2", "gemma3_text", "glm", "glm4", "glm4_moe",
+    "gpt-sw3", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gpt_neox_japanese", "gpt_oss", "gptj", "granite",
+    "granite_swa", "granitemoe", "granitemoe_swa", "granitemoeshared", "helium", "hunyuan_v1_dense", "hunyuan_v1_moe",
+    "hy_v3", "hyperclovax", "internlm3", "iquestcoder", "jais2", "kolibri1", "laguna", "lfm3", "llama", "llama4_text",
+    "mellum", "mimo_v2_flash", "minimax_m2", "minimax_m3_vl_text", "ministral", "ministral3", "mistral", "mixtral",
+    "mpt", "nanochat", "nemotron", "olmo", "olmo2", "olmo3", "olmoe", "openai-gpt", "opt", "persimmon", "phi", "phi3",
+    "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "solar_open", "stablelm",
+    "starcoder2", "vaultgemma", "xglm",
 ]
 # fmt: on
 """The families of softmax attention. The tests of other mixers compare their families with transformers."""
@@ -255,3 +259,20 @@ def test_logits_equal_transformers(case: str, tmp_path: Path) -> None:
         if chosen.implementation.name != "sdpa":
             with pytest.raises(CannotRunError, match="impl sdpa does not support"):
                 models.load(tmp_path, impl="sdpa")(tokens)
+
+
+SPECIAL = ("apertus", "bitnet", "diffllama", "gpt_neox_japanese")
+"""Families with layers that no bundled model has. test_trace.py compares the bundled models in the same way."""
+
+
+@pytest.mark.parametrize("family", SPECIAL)
+def test_parameters_flops_and_saved_bytes_equal_the_ops(family: str, tmp_path: Path) -> None:
+    config_of(family, {}).save_pretrained(tmp_path)
+    spec = load_config(tmp_path)
+    assert not spec.approximate
+    model = models.build(spec, device="meta")
+    assert sum(p.numel() for p in dict.fromkeys(model.parameters())) == count_parameters(spec).total
+    for op in trace(spec, seq_len=LENGTH, batch=2).ops:
+        assert op.traced_flops == (op.forward_flops or 0), op.name
+        if not op.name.endswith((".rope", "loss")):  # the rotary tables and the mean of the loss are not in the table
+            assert abs(op.traced_saved_bytes - (op.saved_bytes or 0)) <= 64, op.name  # single numbers, such as β

@@ -116,11 +116,13 @@ def attentions(draw: st.DrawFn, *, causal: bool = True) -> Attention:
     from_key = draw(maybe)
     span = draw(st.sampled_from(("none", "window", "chunk") if causal else ("none", "window")))
     gate = draw(st.sampled_from((None, "elementwise", "headwise")))
+    kv_heads = draw(st.sampled_from([n for n in (1, 2, 4, 8) if many % n == 0]))
+    value_dim = None if from_key or gate == "elementwise" else draw(optional(widths))
     return Attention(
         num_attention_heads=many,
-        num_key_value_heads=draw(st.sampled_from([n for n in (1, 2, 4, 8) if many % n == 0])),
+        num_key_value_heads=kv_heads,
         head_dim=head_dim,
-        v_head_dim=None if from_key or gate == "elementwise" else draw(optional(widths)),
+        v_head_dim=value_dim,
         causal=causal,
         sliding_window=draw(st.integers(1, 24)) if span == "window" else None,
         attention_chunk_size=draw(st.integers(1, 24)) if span == "chunk" else None,
@@ -132,6 +134,7 @@ def attentions(draw: st.DrawFn, *, causal: bool = True) -> Attention:
         value_from_key=from_key,
         shares_kv=draw(st.sampled_from((False, False, False, True))),
         output_norm=draw(maybe),
+        differential=kv_heads % 2 == 0 and value_dim is None and draw(maybe),
         positions=draw(own_positions),
         scale=draw(optional(st.floats(0.01, 1.0))),
     )
@@ -235,7 +238,9 @@ dense = st.one_of(
         Dense, intermediate_size=widths, activation=st.just("xielu"), bias=maybe, activation_parameters=st.just(2)
     ),
 )
-gated = st.builds(Gated, intermediate_size=widths, activation=st.sampled_from(ACTIVATIONS), bias=maybe)
+gated = st.builds(
+    Gated, intermediate_size=widths, activation=st.sampled_from(ACTIVATIONS), bias=maybe, inner_norm=maybe
+)
 networks = st.sampled_from((None, None, 8))
 by_logits = st.builds(Router, scores=st.just("softmax_topk"), bias=maybe, hidden_size=networks)
 by_scores = st.builds(
@@ -268,6 +273,7 @@ def mixtures(draw: st.DrawFn) -> MoE:
         beside=draw(optional(st.one_of(dense, gated))),
         zero_experts=draw(st.sampled_from((0, 0, 4))),
         latent_size=draw(optional(widths)),
+        output_norm=draw(maybe),
     )
 
 

@@ -157,7 +157,7 @@ def _assembled(rule: Rule, sources: list[list[str]], target: Target, checkpoint:
     tensors = []
     for group in sources:
         joined = [checkpoint.tensor(name) for name in group]
-        tensor = joined[0] if len(joined) == 1 else torch.cat(joined)
+        tensor = joined[0] if len(joined) == 1 else torch.cat([torch.atleast_1d(part) for part in joined])
         for name in rule.transforms:
             try:
                 tensor = TRANSFORMS[name](tensor, target)

@@ -115,7 +115,7 @@ def attention(b: Builder, mixer: Attention, *, name: str = "attention", cross: b
         local_heads,
         local_kv_heads,
         qk_dim=head_dim.size,
-        v_dim=value_dim.size,
+        v_dim=value_dim.size * (2 if mixer.differential else 1),
         pairs=pairs,
         source_len=source_len,
         cache=cache,
@@ -126,6 +126,8 @@ def attention(b: Builder, mixer: Attention, *, name: str = "attention", cross: b
         biased=positions.acts_on == "scores",
         masked=mixer.span is not None and mixer.span < source_len,
     )
+    if mixer.differential:
+        _differential(b, name, local_heads, head_dim)
     width = product(heads, value_dim)
     if mixer.output_gate is not None:
         gated = b.tokens * width.size // tp
@@ -133,11 +135,13 @@ def attention(b: Builder, mixer: Attention, *, name: str = "attention", cross: b
         # The product saves the gates and the output of attention, which flash attention has already saved.
         saved = gates if b.workload.attention == "flash" else gates + gated
         b.elementwise(f"{name}.gate", "attention", reads=gated + gates, writes=gated, saves=saved, role="gate")
+    changed = mixer.output_gate is not None or mixer.differential
     if mixer.output_norm:
-        b.norm(f"{name}.o_norm", "attention_norms", width, b.spec.norm, rows=b.tokens, shards=tp)
+        kept = b.workload.attention == "flash" and not changed  # flash attention has saved the input of the norm
+        b.norm(f"{name}.o_norm", "attention_norms", width, b.spec.norm, rows=b.tokens, shards=tp, saves_input=not kept)
     # The input of o_proj is usually the output of attention, which flash attention has already saved.
     w = b.workload
-    own_input = mixer.output_gate is not None or mixer.output_norm or w.attention != "flash" or w.batch_first or w.fp8
+    own_input = changed or mixer.output_norm or w.attention != "flash" or w.batch_first or w.fp8
     b.linear(
         f"{name}.o_proj",
         "attention",
@@ -188,6 +192,21 @@ def _qk_norm(b: Builder, norm: QKNorm, name: str, heads: Dim, head_dim: Dim, par
         weight = everything if norm.over == "per_head" else head_dim
         shards = parts if norm.over == "per_head" else 1
         b.norm(name, "attention_norms", head_dim, kind, rows=b.tokens * local, weight_width=weight, shards=shards)
+
+
+def _differential(b: Builder, name: str, heads: int, head_dim: Dim) -> None:
+    """Add the difference of the two softmaxes and the norm on each pair of heads, after the core.
+
+    heads: number of heads on one GPU. The core gives each head 2·H channels.
+    """
+    for vector in ("q1", "k1", "q2", "k2"):
+        b.vector(f"{name}.difference.{vector}", "attention_extra", head_dim)
+    pairs = product(Dim(2, "2"), head_dim)
+    both = b.tokens * heads * pairs.size
+    # The gradient of λ needs the output of the core, which flash attention has already saved.
+    saved = 0 if b.workload.attention == "flash" else both
+    b.elementwise(f"{name}.difference", "attention", reads=both, writes=both // 2, saves=saved)
+    b.norm(f"{name}.pair_norm", "attention_norms", pairs, Norm(weight=False), rows=b.tokens * heads // 2)
 
 
 def _disentangled(b: Builder, name: str, scores: DisentangledScores, inputs: Dim, width: Dim) -> None:

@@ -13,7 +13,7 @@ from llmbench.errors import LayoutError
 from llmbench.sizing.dtypes import bytes_of
 from llmbench.sizing.lower.builder import Builder, Dim, product, share
 from llmbench.sizing.op import Collective, Component
-from llmbench.spec.ffn import FFN, Activation, Dense, Gated, MoE
+from llmbench.spec.ffn import FFN, XIELU_CONSTANTS, Activation, Dense, Gated, MoE
 
 
 def feed_forward(b: Builder, ffn: FFN, *, inputs_saved: bool = False) -> None:
@@ -62,17 +62,22 @@ def _dense(
         b.linear(f"{name}.up_proj", component, b.hidden, width, bias=ffn.bias, split="column", saves_input=False)
     if isinstance(ffn, Dense) and ffn.activation_parameters:
         b.vector(f"{name}.act.weight", component, Dim(ffn.activation_parameters, "activation_parameters"))
+        b.vector(f"{name}.act.constants", component, Dim(XIELU_CONSTANTS, "2"), buffer=True)
     result_saved = _activation(b, name, component, ffn.activation, gated, b.tokens * share(width.size, b.layout.tp))
+    if isinstance(ffn, Gated) and ffn.inner_norm:
+        b.norm(f"{name}.inner_norm", "norms", width, b.spec.norm, rows=b.tokens, shards=b.layout.tp)
     b.linear(f"{name}.down_proj", component, width, b.hidden, bias=ffn.bias, split="row", saves_input=not result_saved)
 
 
 _FROM_RESULT = ("relu", "sigmoid", "tanh")
 """Activations whose gradient can be computed from their output, without their input."""
 
-_STEPS: dict[Activation, int] = {"quick_gelu": 2, "swiglu_oai": 4}
+_STEPS: dict[Activation, int] = {"quick_gelu": 2, "swiglu_oai": 4, "xielu": 4}
 """Number of tensors that plain PyTorch saves for these activations. Any other activation saves one tensor, its input.
 
-quick_gelu also saves the sigmoid. swiglu_oai (gpt-oss) also saves the sigmoid and both inputs of its clamps.
+quick_gelu also saves the sigmoid. swiglu_oai (gpt-oss) also saves the sigmoid and both inputs of its clamps. xielu
+(Apertus) also saves a factor of its square, its exponential and the difference that is multiplied with a trained
+number. It saves also one byte per element, which says on which side of 0 the input is.
 """
 
 
@@ -98,6 +103,7 @@ def _activation(
         reads=reads,
         writes=elements,
         saves=saves,
+        saved_bytes=elements if activation == "xielu" and not b.fused else 0,
         role="act",
         forward_bytes=forward_bytes,
     )
@@ -210,6 +216,8 @@ def _mixture(b: Builder, moe: MoE, *, inputs_saved: bool) -> None:
         collectives=joined,
         forward_bytes=forward_bytes,
     )
+    if moe.output_norm:
+        b.norm("ffn.output_norm", "norms", b.hidden, b.spec.norm)
 
 
 def _tensor_parallel_experts(

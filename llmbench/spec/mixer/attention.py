@@ -111,6 +111,9 @@ class Attention(AttentionKind, frozen=True, tag="attention"):
     - shares_kv: whether the layer reads the keys and values of an earlier layer. The layer then has no k and v
       projections and caches nothing (Gemma-3n).
     - output_norm: whether a norm stands before the output projection (BitNet).
+    - differential: whether the difference of two softmaxes weighs the values (DiffLlama, arXiv 2410.05258). The heads
+      of the first half form pairs with those of the second half. A pair weighs values of 2 × head_dim channels with
+      two softmaxes, and subtracts the results. A norm without weights stands on the output of each pair.
     - input_size: input width of the q, k and v projections, if it differs from hidden_size (Zamba concatenates hidden
       state and embedding).
     - disentangled: scores for relative positions, which are added to the attention scores (DeBERTa).
@@ -139,6 +142,7 @@ class Attention(AttentionKind, frozen=True, tag="attention"):
     value_from_key: bool = False
     shares_kv: bool = False
     output_norm: bool = False
+    differential: bool = False
     input_size: Size | None = None
     disentangled: DisentangledScores | None = None
     scale: float | None = None
@@ -221,6 +225,9 @@ class Attention(AttentionKind, frozen=True, tag="attention"):
         yield from divides(self, "num_key_value_heads", "num_attention_heads")
         yield from positive(self, "logit_soft_cap", "value_scale", "scale", "clip_qkv")
         yield from AttentionKind.faults(self)
+        if self.differential and (self.num_key_value_heads % 2 or self.value_dim != self.head_dim):
+            what = "needs an even number of key-value heads, and values as wide as keys"
+            yield Fault("differential", what)
         if self.attention_chunk_size is not None and self.sliding_window is not None:
             yield Fault("attention_chunk_size", "cannot be combined with sliding_window", "leave one of them out")
         if self.attention_chunk_size is not None and not self.causal:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
 from llmbench.spec.huggingface.families.common import attention, block, decoder, dense, norm, num_layers, rope
-from llmbench.spec.model import ExtraWeight, Head, Layer, ModelSpec, Placement
+from llmbench.spec.model import Head, Layer, ModelSpec, Placement
 from llmbench.spec.position import LearnedPositions
 
 
@@ -93,8 +95,7 @@ def gpt_neox_japanese(c: Config) -> ModelSpec:
     mixer = attention(c, num_key_value_heads=c.size("num_attention_heads"))
     width = c.size("intermediate_multiple_size", 4) * hidden
     layer = block(mixer, dense(c, bias=False, width=width))
-    bias = ExtraWeight(name="attention.o_bias", shape=(hidden,), role="vector", component="attention")
-    last = block(mixer, layer.ffn, extra=(bias,))
+    last = block(replace(mixer, output_bias=True), layer.ffn)
     return decoder(
         c,
         [("block", layer)] * (count - 1) + [("last", last)],

@@ -188,16 +188,5 @@ def diffllama(c: Config) -> ModelSpec:
     """
     bias = c.flag("attention_bias")
     c.ignore("lambda_std_dev")
-    mixer = attention(c, qkv_bias=bias, output_bias=bias)
-    extra = tuple(
-        ExtraWeight(
-            name=f"attention.lambda_{name}",
-            shape=(mixer.head_dim,),
-            role="vector",
-            component="attention_extra",
-        )
-        for name in ("q1", "k1", "q2", "k2")
-    )
-    c.doubt("differential attention: llmbench counts FLOPs for value width head_dim, but the values are twice as wide")
-    layer = block(mixer, gated(c, bias=False), extra=extra)
-    return decoder(c, layer, norm=norm(c), positions=rope(c, head_dim=mixer.head_dim))
+    mixer = attention(c, qkv_bias=bias, output_bias=bias, differential=True)
+    return decoder(c, block(mixer, gated(c, bias=False)), norm=norm(c), positions=rope(c, head_dim=mixer.head_dim))

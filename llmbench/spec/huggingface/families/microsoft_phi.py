@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from llmbench.spec.ffn import Router
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
 from llmbench.spec.huggingface.families.common import attention, block, decoder, dense, gated, moe, norm, rope
 from llmbench.spec.huggingface.families.meta import fairseq_decoder
 from llmbench.spec.mixer import QKNorm
-from llmbench.spec.model import ExtraWeight, Head, ModelSpec
+from llmbench.spec.model import Head, ModelSpec
 from llmbench.spec.position import LearnedPositions
 
 
@@ -82,10 +84,8 @@ def bitnet(c: Config) -> ModelSpec:
         c.doubt(
             "the norm in BitNet's attention has hidden_size weights, but num_attention_heads × head_dim input channels"
         )
-    ffn = gated(c, bias=False)
-    inner = ExtraWeight(name="ffn.sub_norm", shape=(ffn.intermediate_size,), role="vector", component="norms")
-    layer = block(mixer, ffn, extra=(inner,))
-    return decoder(c, layer, norm=norm(c), positions=rope(c, head_dim=mixer.head_dim))
+    ffn = replace(gated(c, bias=False), inner_norm=True)
+    return decoder(c, block(mixer, ffn), norm=norm(c), positions=rope(c, head_dim=mixer.head_dim))
 
 
 @family("biogpt")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from msgspec.structs import replace
+
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
 from llmbench.spec.huggingface.families.common import (
@@ -16,7 +18,6 @@ from llmbench.spec.huggingface.families.common import (
     prediction_modules,
     rope,
     sparse_after_first,
-    vector,
 )
 from llmbench.spec.huggingface.families.deepseek import deepseek_ffn, indexed_attention
 from llmbench.spec.model import ModelSpec
@@ -26,9 +27,9 @@ from llmbench.spec.model import ModelSpec
 def axk1(c: Config) -> ModelSpec:
     """A.X K1 is DeepSeek-V3 with an additional norm on the output of the experts."""
     mixer = latent_attention(c)
-    after = vector("ffn.post_norm", "norms", c.size("hidden_size"))
     sparse = sparse_after_first(c, 1)
-    layers = mixture_layers(mixer, sparse, deepseek_ffn(c), gated(c, bias=False), sparse_extra=(after,))
+    ffn = replace(deepseek_ffn(c), output_norm=True)
+    layers = mixture_layers(mixer, sparse, ffn, gated(c, bias=False))
     return decoder(
         c,
         layers,

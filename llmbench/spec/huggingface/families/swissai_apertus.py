@@ -6,7 +6,7 @@ from llmbench.spec.ffn import Dense
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
 from llmbench.spec.huggingface.families.common import HEAD_NORM, attention, block, decoder, dense, norm, rope
-from llmbench.spec.model import ExtraWeight, ModelSpec
+from llmbench.spec.model import ModelSpec
 
 
 @family("apertus")
@@ -18,8 +18,6 @@ def apertus(c: Config) -> ModelSpec:
     c.require("mlp_bias", False)
     mixer = attention(c, qkv_bias=bias, output_bias=bias, qk_norm=HEAD_NORM)
     ffn = dense(c, bias=False, default="xielu")
-    extra: tuple[ExtraWeight, ...] = ()
     if ffn.activation == "xielu":
         ffn = Dense(intermediate_size=ffn.intermediate_size, activation="xielu", activation_parameters=2)
-        extra = (ExtraWeight(name="ffn.act.constants", shape=(2,), role="buffer"),)
-    return decoder(c, block(mixer, ffn, extra=extra), norm=norm(c), positions=rope(c, head_dim=mixer.head_dim))
+    return decoder(c, block(mixer, ffn), norm=norm(c), positions=rope(c, head_dim=mixer.head_dim))

@@ -43,14 +43,8 @@ table(
     partial_rotation=True,
 )
 
-table(
-    "gpt_neox",
-    top="""
-    embedding.weight        gpt_neox.embed_in.weight
-    final_norm.*            gpt_neox.final_layer_norm.*
-    lm_head.*               embed_out.*
-    """,
-    layers=NEOX_FFN
+NEOX_LAYERS = (
+    NEOX_FFN
     + """
     mixer_norm.*            input_layernorm.*
     ffn_norm.*              post_attention_layernorm.*
@@ -58,8 +52,30 @@ table(
     attention.k_proj.*      attention.query_key_value.*     groups.k
     attention.v_proj.*      attention.query_key_value.*     groups.v
     attention.o_proj.*      attention.dense.*
+    """
+)
+
+table(
+    "gpt_neox",
+    top="""
+    embedding.weight        gpt_neox.embed_in.weight
+    final_norm.*            gpt_neox.final_layer_norm.*
+    lm_head.*               embed_out.*
     """,
+    layers=NEOX_LAYERS,
     at="gpt_neox.layers.{i}.",
     ignored=r".*\.attention\.((masked_)?bias|rotary_emb\.inv_freq)",
+    partial_rotation=True,
+)
+
+table(
+    "gpt_neox_japanese",
+    top="""
+    embedding.weight        gpt_neox_japanese.embed_in.weight
+    final_norm.*            gpt_neox_japanese.final_layer_norm.*
+    lm_head.*               embed_out.*
+    """,
+    layers=NEOX_LAYERS + "attention.o_proj.bias attention.dense_bias",
+    at="gpt_neox_japanese.layers.{i}.",
     partial_rotation=True,
 )

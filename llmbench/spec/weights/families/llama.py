@@ -8,6 +8,20 @@ from llmbench.spec.weights.families.common import ATTENTION, GATED, PRE_NORMS, T
 table("llama", top=TOP, layers=ATTENTION + GATED + PRE_NORMS)
 
 table(
+    "diffllama",
+    top=TOP,
+    layers=ATTENTION
+    + GATED
+    + PRE_NORMS
+    + """
+    attention.difference.q1 self_attn.lambda_q1
+    attention.difference.k1 self_attn.lambda_k1
+    attention.difference.q2 self_attn.lambda_q2
+    attention.difference.k2 self_attn.lambda_k2
+    """,
+)
+
+table(
     "llama4_text",
     top=TOP,
     layers=ATTENTION

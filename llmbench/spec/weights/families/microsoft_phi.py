@@ -6,6 +6,7 @@ from llmbench.spec.weights.families import table
 from llmbench.spec.weights.families.common import (
     ATTENTION,
     FUSED_GATED,
+    GATED,
     MIXTRAL_EXPERTS,
     PARALLEL_NORM,
     PRE_NORMS,
@@ -62,3 +63,15 @@ table(
 )
 
 table("phimoe", top=TOP, layers=ATTENTION + QK_NORM + MIXTRAL_EXPERTS + PRE_NORMS)
+
+table(
+    "bitnet",
+    top=TOP,
+    layers=ATTENTION
+    + GATED
+    + PRE_NORMS
+    + """
+    attention.o_norm.*      self_attn.attn_sub_norm.*
+    ffn.inner_norm.*        mlp.ffn_sub_norm.*
+    """,
+)
