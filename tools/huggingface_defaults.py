@@ -1,6 +1,6 @@
-"""Write llmbench/spec/huggingface/defaults.json: the default of each config key that a config.json may leave out.
+"""Write the two `defaults.json`: the default of each config key that a config.json may leave out.
 
-    python tools/huggingface_defaults.py            # write the file from the installed transformers
+    python tools/huggingface_defaults.py            # write the files from the installed transformers
     python tools/huggingface_defaults.py --check    # compare; exit 1 and name the model types that differ
 
 transformers leaves a value out of config.json if it equals the default of the configuration class. An importer
@@ -18,9 +18,16 @@ line per model type. A composite is a config with several parts, for example tex
 - ``undeclared``: keys that ``__post_init__`` reads although no field declares them, with their literal defaults.
 - ``text_config``: the key and the model type of the text part of a composite, and the values of that part if the config
   does not contain it (``when_missing``).
-- ``other_modalities``: the keys of the parts of a composite for vision, audio and other modalities. llmbench does not
-  size them.
+- ``other_modalities``: the keys of the parts of a composite for vision, audio and other modalities.
 - ``sub_configs``: the model types of the other parts that belong to the language model (the encoder of t5gemma).
+
+The second file, llmbench/spec/huggingface/towers/defaults.json, has the parts for other modalities of the composites
+for which llmbench/spec/huggingface/towers/ has formulas:
+
+- ``composites``: for each composite, the ``defaults`` of its own keys, and its ``parts``: the key and the model type of
+  each part, its values if the config does not contain it (``when_missing``), whether another model type can stand there
+  (``any_type``), and whether the model lacks the part if the config does not contain it (``optional``).
+- ``towers``: for each model type of these parts, its ``defaults`` and its ``attribute_map``.
 """
 
 from __future__ import annotations
@@ -42,6 +49,7 @@ VERSION = "5.23.0"
 """The transformers release from which the file is written."""
 
 PATH = Path(__file__).resolve().parent.parent / "llmbench" / "spec" / "huggingface" / "defaults.json"
+TOWERS_PATH = PATH.parent / "towers" / PATH.name
 
 ENCODERS = (
     "albert",
@@ -175,6 +183,59 @@ def _record(config_class: type, model_class: str | None) -> tuple[dict[str, Any]
     return record, [type(part) for part in own.values()]
 
 
+def tower_facts() -> dict[str, dict[str, Any]]:
+    """Return the records of the composites whose towers llmbench counts, and of these towers."""
+    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    from llmbench.spec.huggingface.towers import COMPOSITES, TOWERS
+
+    composites: dict[str, Any] = {}
+    for name in sorted(COMPOSITES):
+        specs = CONFIG_MAPPING[name].sub_configs_defaults
+        own = {key: value for key, value in _sizes(CONFIG_MAPPING[name]).items() if key not in specs}
+        parts = {}
+        for key, spec in specs.items():
+            if key in TEXT_KEYS or not _is_dropped(key):
+                continue
+            part: dict[str, Any] = {"model_type": spec.model_type or spec.config_class.model_type}
+            if spec.config_class is AutoConfig:
+                part["any_type"] = True
+            if spec.optional:
+                part["optional"] = True
+            if missing := _plain_sizes(spec.init_kwargs or {}):
+                part["when_missing"] = missing
+            parts[key] = part
+        composites[name] = {"defaults": own, "parts": parts}
+    described = {part["model_type"] for entry in composites.values() for part in entry["parts"].values()}
+    towers: dict[str, Any] = {}
+    for name in sorted({*TOWERS, *described}):
+        towers[name] = {"defaults": _sizes(CONFIG_MAPPING[name])}
+        if CONFIG_MAPPING[name].attribute_map:
+            towers[name]["attribute_map"] = dict(CONFIG_MAPPING[name].attribute_map)
+    return {"composites": composites, "towers": towers}
+
+
+NO_SIZE = re.compile(r"dropout|layerdrop|initializer|_init|_eps$|^use_cache$|_token_(ids?|index)$|^tie_|suppress")
+"""Patterns of keys that change the size of no tower."""
+
+
+def _sizes(config_class: type) -> dict[str, Any]:
+    """Return the declared default of each key of a tower that can change the size of a weight."""
+    defaults = {}
+    for name, f in _fields(config_class).items():
+        defaults[name] = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+    return _plain_sizes(defaults)
+
+
+def _plain_sizes(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in values.items()
+        if _has_json_form(value) and not NO_SIZE.search(key) and key != "model_type"
+    }
+
+
 def _fields(config_class: type) -> dict[str, Any]:
     """Return the fields that the class and its parents declare, without the fields of PreTrainedConfig."""
     from transformers.configuration_utils import PreTrainedConfig
@@ -254,29 +315,48 @@ def _plain(value: Any) -> Any:
 def render(records: dict[str, dict[str, Any]]) -> str:
     """Return the text of the file. It is sorted and compact, with one model type per line, so that a diff shows which
     types change."""
-    lines = [
+    return f'{{"transformers":{json.dumps(VERSION)},"types":{{\n{_lines(records)}\n}}}}\n'
+
+
+def _lines(records: dict[str, dict[str, Any]]) -> str:
+    return ",\n".join(
         f"{json.dumps(name)}:{json.dumps(record, sort_keys=True, separators=(',', ':'))}"
         for name, record in records.items()
-    ]
-    return f'{{"transformers":{json.dumps(VERSION)},"types":{{\n' + ",\n".join(lines) + "\n}}\n"
+    )
+
+
+def render_towers(records: dict[str, dict[str, Any]]) -> str:
+    """Return the text of the second file, with one model type per line."""
+    groups = []
+    for group, entries in records.items():
+        groups.append(f"{json.dumps(group)}:{{\n{_lines(entries)}\n}}")
+    return f'{{"transformers":{json.dumps(VERSION)},\n' + ",\n".join(groups) + "}\n"
 
 
 def check() -> list[str]:
-    """Return the differences between the file and the installed transformers, one line per model type."""
+    """Return the differences between the files and the installed transformers, one line per model type."""
     fresh = json.loads(render(facts()))["types"]
-    stored = json.loads(PATH.read_text(encoding="utf-8"))["types"]
+    problems = _differences(fresh, json.loads(PATH.read_text(encoding="utf-8"))["types"])
+    stored = json.loads(TOWERS_PATH.read_text(encoding="utf-8"))
+    for group, records in json.loads(render_towers(tower_facts())).items():
+        if group != "transformers":
+            problems += _differences(records, stored[group])
+    return sorted(problems)
+
+
+def _differences(fresh: dict[str, Any], stored: dict[str, Any]) -> list[str]:
     problems = [f"{name}: in transformers, but not in the file" for name in fresh.keys() - stored.keys()]
     problems += [f"{name}: in the file, but not in transformers" for name in stored.keys() - fresh.keys()]
     for name in fresh.keys() & stored.keys():
         if fresh[name] != stored[name]:
             parts = [p for p in {**fresh[name], **stored[name]} if fresh[name].get(p) != stored[name].get(p)]
             problems.append(f"{name}: {', '.join(sorted(parts))}")
-    return sorted(problems)
+    return problems
 
 
 def main() -> int:
     """Run the command and return the exit code."""
-    parser = argparse.ArgumentParser(description="Write or check llmbench/spec/huggingface/defaults.json.")
+    parser = argparse.ArgumentParser(description="Write or check the two defaults.json of llmbench.")
     parser.add_argument("--check", action="store_true", help="compare with the installed transformers")
     arguments = parser.parse_args()
     import transformers
@@ -293,6 +373,7 @@ def main() -> int:
             print(problem, file=sys.stderr)
         return 1 if problems else 0
     PATH.write_text(render(facts()), encoding="utf-8")
+    TOWERS_PATH.write_text(render_towers(tower_facts()), encoding="utf-8")
     return 0
 
 

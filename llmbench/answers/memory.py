@@ -89,14 +89,23 @@ class Sized(AboutModel, kw_only=True):
 
     @property
     def notes(self) -> list[str]:
-        """A note for each name of several devices, which says which of them is meant, then the notes of the model."""
+        """A note for each name that several devices have, the notes of the model, and a note on its towers."""
         chosen = {name: (find_device_head(name).name, devices_named(name)) for name in self.asked}
         several = [
             f"{name} is taken as {device}; the other devices of this name: {', '.join(sorted({*named} - {device}))}"
             for name, (device, named) in chosen.items()
             if device != name and len(named) > 1
         ]
-        return [*several, *super().notes]
+        return [*several, *super().notes, *self._tower_notes]
+
+    @property
+    def _tower_notes(self) -> list[str]:
+        """A note that says whether the figures include the parts for other modalities than text."""
+        if self.weights is not None:
+            included = ", ".join(tensors.kind for tensors in self.weights.towers())
+            return [f"the weights include parts for other modalities than text: {included}"] if included else []
+        named = ", ".join(tower.name for tower in self.spec.towers)
+        return [f"the figures are those of training the text part, without {named}"] if named else []
 
     @property
     def fits_on(self) -> list[str]:

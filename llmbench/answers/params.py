@@ -79,6 +79,12 @@ FIELDS: tuple[Field[Counted], ...] = (
         description="number of parameters of the modules for multi-token prediction",
     ),
     Field(
+        "towers",
+        value=lambda row: {tower.name: tower.parameters for tower in row.spec.towers},
+        description="for each part for another modality than text, such as `vision_tower`: number of its elements, or "
+        "null if it is not known. They are not part of `parameters.total`",
+    ),
+    Field(
         "published_parameters",
         value=lambda row: row.spec.published_parameters,
         description="number of parameters that the source of the spec publishes, or null",
@@ -188,7 +194,7 @@ def _stored(row: Counted) -> list[str]:
     if row.stored is None or row.recipe is None:
         return [f"bytes of the weights not known: {row.spec.weights.unknown}"]
     lines = [f"weights in files {size(row.stored.total_bytes)} · {weights_line(row.recipe)}"]
-    parts = [f"{tower.name} {tower.parameters:,}" for tower in row.spec.towers]
+    parts = [f"{tower.name} {tower.parameters:,}" for tower in row.spec.towers if tower.parameters is not None]
     if row.recipe.files is not None:
         others = row.recipe.files.others.items()
         named = [f"{name} {size(count)}" for name, count in others if name != NEXT_TOKEN_PREDICTION]

@@ -35,8 +35,11 @@ ONE_TOKEN = Workload.prefill(1)
 NEXT_TOKEN_PREDICTION = "next_token_prediction"
 """The entry of `StoredWeights.components` for the multi-token-prediction modules."""
 
+_TOWER = "vis(ion|ual)|image|video|audio|speech|project(or|ion)|merger|resampler|patch"
+"""Matches patterns of modules of the parts for other modalities than text."""
+
 _NO_MATRIX = (
-    "vis(ion|ual)|image|video|audio|speech|project(or|ion)|merger|resampler|patch|mtp|nextn|eh_proj|shared_head|draft|"
+    f"{_TOWER}|mtp|nextn|eh_proj|shared_head|draft|"
     "norm|conv|rotary|e_score|embed|bias|lm_head|output_layer|router|gate$"
 )
 """Matches patterns of modules that are not matrices of the text part, and of matrices that only some models have."""
@@ -231,7 +234,8 @@ class WeightRecipe:
             return self.files.loaded_others(tp)
         if self._gguf is not None:
             return []
-        return [Tensors(tower.name, -(-tower.parameters // tp), bits_of(self._plain)) for tower in self.spec.towers]
+        counted = [(tower.name, tower.parameters) for tower in self.spec.towers if tower.parameters is not None]
+        return [Tensors(name, -(-parameters // tp), bits_of(self._plain)) for name, parameters in counted]
 
     @property
     def encoder_layers(self) -> int:
@@ -285,10 +289,14 @@ class WeightRecipe:
     @property
     def doubts(self) -> tuple[str, ...]:
         """The reasons why the bytes may be inexact, after the bytes of all ops were computed."""
-        if not self.published:
-            return ()
         if self.files is not None:
             return tuple(self.files.doubts)
+        return (*self._text_doubts, *self._tower_doubts)
+
+    @property
+    def _text_doubts(self) -> tuple[str, ...]:
+        if not self.published:
+            return ()
         lost: list[str] = []
         if self.by_module:
             keeps, overrides = self._patterns
@@ -301,6 +309,20 @@ class WeightRecipe:
             f"no module of the model has the name {', '.join(lost[:3])}{more}, which {self.spec.weights.source} gives"
         )
         return (*self.spec.weights.doubts, said)
+
+    @property
+    def _tower_doubts(self) -> tuple[str, ...]:
+        """The reasons of the parts for other modalities. llama.cpp has these parts in a file of their own."""
+        if self._gguf is not None or not self.spec.towers:
+            return ()
+        doubts = [f"{tower.name}: {doubt}" for tower in self.spec.towers for doubt in tower.doubts]
+        quantises = self._format is not None and bool(self._format.format.tensors)
+        if self.published and quantises and not any(re.search(_TOWER, name) for name in self.spec.weights.keeps):
+            doubts.append(
+                f"{self.spec.towers[0].name}: the source of the format does not say whether it is quantised; "
+                f"{bits_of(self._plain)} bits per element are assumed"
+            )
+        return tuple(doubts)
 
     def _has_no_matrix(self, pattern: str) -> bool:
         """Return whether a pattern names modules that the op table does not have, or that no format quantises."""

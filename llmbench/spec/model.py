@@ -263,15 +263,18 @@ class HyperConnections(Part, frozen=True):
 
 
 class Tower(Part, frozen=True):
-    """A part of a multimodal model for another modality than text, with its projector. It is only in the bytes of
+    """A part of a multimodal model for another modality than text, or its projector. It is only in the bytes of
     weights. All other figures are those of the text part.
 
-    - name: name of the part: `vision_tower`.
-    - parameters: number of its parameters.
+    - name: name of the part, as the files have it: `vision_tower`.
+    - parameters: number of the elements that the part stores: parameters and buffers. None: the number is not known,
+      and the bytes of weights lack the part.
+    - doubts: why the bytes of weights may be inexact.
     """
 
     name: Name
-    parameters: Annotated[int, msgspec.Meta(ge=1, le=10**12)]
+    parameters: Annotated[int, msgspec.Meta(ge=1, le=10**12)] | None = None
+    doubts: tuple[str, ...] = ()
 
 
 class NextTokenPrediction(Part, frozen=True):

@@ -16,11 +16,11 @@ import msgspec
 
 from llmbench.errors import SpecError, UnsupportedError, suggestion
 from llmbench.printable import printable
-from llmbench.spec.huggingface.composite import other_modalities, text_part
+from llmbench.spec.huggingface.composite import TEXT_KEYS, other_modalities, text_part
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.facts import facts
 from llmbench.spec.huggingface.quantization import stored_weights
-from llmbench.spec.model import ModelSpec
+from llmbench.spec.model import ModelSpec, Tower
 from llmbench.spec.reading import read_text
 from llmbench.spec.weights.tensors import has_weights
 
@@ -80,10 +80,6 @@ def from_config(
     known = facts().get(model_type, {})
     defaults = {**known.get("defaults", {}), "default_theta": known.get("default_theta")}
     config = Config(values, model_type=model_type, defaults=defaults, aliases=known.get("attribute_map", {}))
-    if left_out and not notes:
-        keys = ", ".join(key[:40] for key in left_out[:8])
-        notes.append(f"multimodal config `{model_type}`: the figures cover only its text part, without {keys}")
-    config.notes += notes
     importer = FAMILIES.get(model_type)
     if importer is None:
         importer = _unknown(config)
@@ -92,6 +88,10 @@ def from_config(
     except msgspec.ValidationError as problem:
         raise SpecError(f"config: {problem}") from None
     config.doubt_unread()
+    towers = _towers(whole, spec)
+    if left_out and not notes:
+        notes = [f"multimodal config `{model_type}`: all figures but the bytes of weights are those of its text part"]
+    config.notes[:0] = notes
     named = msgspec.structs.replace(
         spec,
         name=printable(name)[:200],
@@ -100,8 +100,20 @@ def from_config(
         undescribed=tuple(map(printable, (*spec.undescribed, *config.undescribed))),
         notes=tuple(map(printable, (*spec.notes, *config.notes))),
         weights=stored_weights(whole, model_type, quantization),
+        towers=towers,
     )
     return validated(named)
+
+
+def _towers(values: dict[str, Any], spec: ModelSpec) -> tuple[Tower, ...]:
+    """Return the parts for other modalities than text. values: the whole config. spec: the spec of its text part."""
+    if not other_modalities(values) and not any(key in values for key in TEXT_KEYS):
+        return ()
+    from llmbench.spec.huggingface.towers import towers_of  # only multimodal configs need the formulas
+
+    return tuple(
+        msgspec.structs.replace(tower, doubts=tuple(map(printable, tower.doubts))) for tower in towers_of(values, spec)
+    )
 
 
 def validated(spec: ModelSpec) -> ModelSpec:

@@ -1,6 +1,5 @@
-"""Finds the text part of a multimodal config (vision, audio, speech). All figures cover only this text part.
-
-Each multimodal config gets a note that says so.
+"""Finds the text part of a multimodal config (vision, audio, speech). All figures but the bytes of weights are those of
+this text part. Each multimodal config gets a note that says so. `towers` counts the other parts.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ _REFUSED = {
 
 
 def other_modalities(values: dict[str, Any]) -> list[str]:
-    """Return the config keys of the parts for other modalities than text. The figures do not cover these parts.
+    """Return the config keys of the parts for other modalities than text. Only the bytes of weights cover these parts.
 
     The keys are those that the config has, except the ids of tokens, and those that its class in transformers adds.
     """
@@ -81,18 +80,21 @@ def text_part(values: dict[str, Any], notes: list[str], depth: int = 0) -> dict[
     default = facts().get(kind, {}).get("text_config") or {}
     if key is not None:
         part = dict(values[key])
-        notes.append(f"multimodal config `{kind}`: the figures cover only its text part, {key}")
+        notes.append(
+            f"multimodal config `{kind}`: all figures but the bytes of weights are those of its text part, {key}"
+        )
     elif kind in _FLAT and "hidden_size" in values:
         part = {name: value for name, value in values.items() if not _VISION_KEYS.match(name)}
         part["model_type"] = _FLAT[kind]
         whole = facts().get(kind, {}).get("defaults", {})
         part.setdefault("tie_word_embeddings", whole.get("tie_word_embeddings", False))
-        notes.append(f"multimodal config `{kind}`: the figures cover only its text part")
+        notes.append(f"multimodal config `{kind}`: all figures but the bytes of weights are those of its text part")
         return part
     elif default.get("key") in TEXT_KEYS:
         part = dict(default.get("when_missing") or {})
         notes.append(
-            f"multimodal config `{kind}` without {default['key']}: the figures cover only its default text part"
+            f"multimodal config `{kind}` without {default['key']}: all figures but the bytes of weights are those of "
+            "its default text part"
         )
     else:
         return values

@@ -23,7 +23,7 @@ def persimmon(c: Config) -> ModelSpec:
     The text part of Fuyu is a Persimmon model. Its keys are at the top level of Fuyu's config.
     """
     if c.model_type == "fuyu":
-        c.note("multimodal config `fuyu`: the figures cover only its text part")
+        c.note("multimodal config `fuyu`: all figures but the bytes of weights are those of its text part")
         c.ignore("image_size", "patch_size", "num_channels")
     flat = {
         "hidden_size": 4096, "intermediate_size": 16384, "num_hidden_layers": 36, "num_attention_heads": 64,

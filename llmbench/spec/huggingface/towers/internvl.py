@@ -1,0 +1,29 @@
+"""InternVL's vision tower (InternViT) and projector."""
+
+from __future__ import annotations
+
+from llmbench.spec.huggingface.config import Config
+from llmbench.spec.huggingface.towers import Whole, composite, tower
+from llmbench.spec.huggingface.towers.formulas import attention, grid, layer_norm, linear, mlp, patches
+
+
+@tower("internvl_vision", "qianfan_ocr_vision")
+def internvit(c: Config) -> int:
+    """InternViT has a class token. A trained factor per channel stands on the output of each sublayer."""
+    width = c.size("hidden_size")
+    norm = width if c.text("norm_type", "layer_norm") == "rms_norm" else layer_norm(width)
+    layer = attention(width, qkv_bias=c.flag("attention_bias")) + mlp(width, c.size("intermediate_size"))
+    layer += 2 * norm + 2 * width + (2 * width if c.flag("use_qk_norm") else 0)
+    embedding = patches(c) + width + (width if c.flag("use_mask_token") else 0)
+    if c.flag("use_absolute_position_embeddings", True):
+        embedding += (grid(c) + 1) * width
+    after = 0 if c.flag("use_mean_pooling", True) else layer_norm(width)
+    return embedding + c.size("num_hidden_layers") * layer + after
+
+
+@composite("internvl", "qianfan_ocr")
+def internvl(w: Whole) -> dict[str, int | None]:
+    """InternVL joins neighbouring patches, and has a norm before the projector."""
+    inputs = w.size("vision_config", "hidden_size") * int(1 / w.config.number("downsample_ratio", 0.5)) ** 2
+    projector = layer_norm(inputs) + linear(inputs, w.text_width) + linear(w.text_width, w.text_width)
+    return {"vision_tower": w.tower("vision_config"), "multi_modal_projector": projector}

@@ -1,0 +1,60 @@
+"""The vision and audio towers of Phi-4-multimodal, with their projectors."""
+
+from __future__ import annotations
+
+import math
+
+from llmbench.spec.huggingface.config import Config
+from llmbench.spec.huggingface.towers import Whole, composite, tower
+from llmbench.spec.huggingface.towers.clip import siglip_without_head
+from llmbench.spec.huggingface.towers.formulas import (
+    attention,
+    conv,
+    layer_norm,
+    linear,
+    mlp,
+    pooling_head,
+)
+
+
+@tower("phi4_multimodal_vision")
+def phi4_vision(c: Config) -> int:
+    """The vision tower is SigLIP with its head."""
+    c.ignore("crop_size", "feature_layer")
+    return siglip_without_head(c) + pooling_head(c.size("hidden_size"), c.size("intermediate_size"))
+
+
+@tower("phi4_multimodal_audio")
+def phi4_audio(c: Config) -> int:
+    """The audio tower is a conformer: two gated feed-forwards, attention and convolutions in each layer."""
+    width, inner, inputs = c.size("hidden_size"), c.size("intermediate_size"), c.size("input_size")
+    channels, halvings, bins = c.size("nemo_conv_channels"), int(math.log2(c.size("time_reduction"))), inputs
+    front = conv(1, channels, 3, 3)
+    for step in range(halvings):
+        bins = (bins - 1) // 2 + 1
+        if step:
+            front += conv(channels, channels, 3, 3, groups=channels) + conv(channels, channels, 1, 1)
+    front += linear(channels * bins, width)
+    buckets = c.size("bias_max_distance") * (1 if c.flag("bias_symmetric") else 2)
+    outputs, deep = c.size("ext_pw_out_channel"), width * c.size("depthwise_multiplier")
+    feed_forward = layer_norm(width) + linear(width, 2 * inner) + linear(inner, width)
+    convolutions = layer_norm(width) + linear(width, 2 * outputs) + 2 * outputs + linear(width, outputs)
+    convolutions += conv(width, deep, c.size("kernel_size"), groups=width)
+    convolutions += linear(deep, c.size("depthwise_separable_out_channel"))
+    layer = 2 * feed_forward + attention(width) + convolutions + 2 * layer_norm(width)
+    c.ignore("chunk_size left_chunk feature_layer conv_glu_type conv_activation nemo_activation nemo_final_size")
+    c.ignore("downsample_rate")
+    stored_means = 2 * inputs
+    return front + buckets * c.size("num_attention_heads") + c.size("num_blocks") * layer + stored_means
+
+
+@composite("phi4_multimodal")
+def phi4_multimodal(w: Whole) -> dict[str, int | None]:
+    """Two vectors separate the parts of an image. Sound has a projector for itself, and one for sound with images."""
+    image, text = w.size("vision_config", "hidden_size"), w.text_width
+    sound = w.size("audio_config", "hidden_size") * w.size("audio_config", "downsample_rate")
+    parts = {
+        "embed_tokens_extend.image_embed": (w.tower("vision_config"), mlp(image, text, text) + 2 * image),
+        "embed_tokens_extend.audio_embed": (w.tower("audio_config"), 2 * mlp(sound, text, text)),
+    }
+    return {name: None if counted is None else counted + more for name, (counted, more) in parts.items()}
