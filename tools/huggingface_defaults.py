@@ -51,35 +51,6 @@ VERSION = "5.23.0"
 PATH = Path(__file__).resolve().parent.parent / "llmbench" / "spec" / "huggingface" / "defaults.json"
 TOWERS_PATH = PATH.parent / "towers" / PATH.name
 
-ENCODERS = (
-    "albert",
-    "bert",
-    "camembert",
-    "deberta",
-    "deberta-v2",
-    "distilbert",
-    "electra",
-    "modernbert",
-    "roberta",
-    "xlm-roberta",
-)
-"""Model types whose record describes the masked language model of transformers."""
-
-ENCODER_DECODERS = (
-    "bart",
-    "longt5",
-    "m2m_100",
-    "mbart",
-    "mt5",
-    "nllb-moe",
-    "pegasus",
-    "switch_transformers",
-    "t5",
-    "t5gemma",
-    "umt5",
-)
-"""Model types whose record describes the encoder-decoder model of transformers."""
-
 TEXT_KEYS = ("text_config", "llm_config", "language_config", "thinker_config", "decoder")
 """Config keys of the text part of a composite. The tool uses the first of these keys that the config has."""
 
@@ -121,10 +92,12 @@ def facts() -> dict[str, dict[str, Any]]:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     logging.disable(logging.WARNING)
+    # A later class replaces an earlier one: an encoder-decoder is loaded whole, not its decoder alone.
     classes: dict[str, str | None] = dict(auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+    classes |= auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
     classes |= auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    classes |= {name: auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES[name] for name in ENCODERS}
-    classes |= {name: auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES[name] for name in ENCODER_DECODERS}
+    classes |= auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    classes |= auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
     records: dict[str, dict[str, Any]] = {}
     waiting: list[tuple[str, type]] = [(name, CONFIG_MAPPING[name]) for name in classes]
     while waiting:

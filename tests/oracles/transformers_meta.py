@@ -38,6 +38,10 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
 )
 
 from .transformers_components import classify, is_text
@@ -59,29 +63,18 @@ COMPONENTS = (
     "other",
 )
 
-# The language-model class of types which are no decoders, or whose decoder alone is not what people load.
-HEADS = {
-    "albert": "AlbertForMaskedLM",
-    "bart": "BartForConditionalGeneration",
-    "bert": "BertForMaskedLM",
-    "camembert": "CamembertForMaskedLM",
-    "deberta": "DebertaForMaskedLM",
-    "deberta-v2": "DebertaV2ForMaskedLM",
-    "distilbert": "DistilBertForMaskedLM",
-    "electra": "ElectraForMaskedLM",
-    "longt5": "LongT5ForConditionalGeneration",
-    "m2m_100": "M2M100ForConditionalGeneration",
-    "mbart": "MBartForConditionalGeneration",
-    "modernbert": "ModernBertForMaskedLM",
-    "mt5": "MT5ForConditionalGeneration",
-    "nllb-moe": "NllbMoeForConditionalGeneration",
-    "pegasus": "PegasusForConditionalGeneration",
-    "roberta": "RobertaForMaskedLM",
-    "switch_transformers": "SwitchTransformersForConditionalGeneration",
-    "t5": "T5ForConditionalGeneration",
-    "t5gemma": "T5GemmaForConditionalGeneration",
-    "umt5": "UMT5ForConditionalGeneration",
-    "xlm-roberta": "XLMRobertaForMaskedLM",
+# The language-model class of each model type. An encoder-decoder is loaded whole, not its decoder alone.
+CLASSES: dict[str, str] = {
+    **MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    **MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    **MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+}
+
+# The class of the whole model, for types that have parts for other modalities than text.
+WHOLE_CLASSES: dict[str, str] = {
+    **MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
+    **MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+    **MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 }
 
 # Types that live on the hub as remote code. A transformers class of the same shapes stands in for three of
@@ -133,6 +126,17 @@ class Truth:
     flops: int | None = None
 
 
+def kind_of(model_type: str) -> str:
+    """The kind of a model type, by the classes that transformers has for it."""
+    kinds = {
+        "with other modalities": WHOLE_CLASSES,
+        "encoder-decoder": MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+        "masked": MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+        "causal": MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    }
+    return next((kind for kind, classes in kinds.items() if model_type in classes), "other")
+
+
 def collapse(name: str) -> str:
     """A parameter's name with every index replaced by N: what is equal over layers gets one name."""
     return re.sub(r"(?<=\.)\d+(?=\.)|(?<=expert_)\d+(?=\.)", "N", name)
@@ -149,7 +153,8 @@ def make_config(config: dict[str, Any]) -> tuple[Any, str]:
             config["attention_bias"] = config.get("bias", True)
     if config["model_type"] not in CONFIG_MAPPING:
         raise NoOracleError(f"transformers {transformers.__version__} does not know model type {model_type!r}")
-    hf_config = CONFIG_MAPPING[config["model_type"]].from_dict(config)
+    config_class = CONFIG_MAPPING[config["model_type"]]
+    hf_config = config_class.from_dict(config_class._decode_special_floats(config))
     return hf_config, model_type
 
 
@@ -161,8 +166,8 @@ def build(config: dict[str, Any], *, eager: bool = False) -> tuple[nn.Module, An
     hf_config, model_type = make_config(config)
     text = _text_config(hf_config)
     kind = text.model_type
-    names = {**MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, **HEADS}
-    whole = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(hf_config.model_type)
+    names = dict(CLASSES)
+    whole = WHOLE_CLASSES.get(hf_config.model_type)
     if whole is not None and whole.endswith("ForCausalLM"):
         names.setdefault(hf_config.model_type, whole)
     prefix = ""

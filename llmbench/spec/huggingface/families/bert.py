@@ -26,13 +26,6 @@ from llmbench.spec.position import LearnedPositions, NoPositions, Positions, Rel
 Transform = Literal["bert", "roberta"]
 
 
-def _assume(c: Config, **defaults: Any) -> None:
-    """Set default values for missing keys of a model type that is not in `defaults.json`."""
-    for key, value in defaults.items():
-        if key not in c:
-            c.put(key, value)
-
-
 def bidirectional(c: Config, **fields: Any) -> Attention:
     """Return attention with biases on all projections. The attention is causal only if `is_decoder` is true."""
     if c.flag("add_cross_attention"):
@@ -144,18 +137,6 @@ def roformer(c: Config) -> ModelSpec:
 @family("mpnet")
 def mpnet(c: Config) -> ModelSpec:
     """MPNet is RoBERTa without segments. In addition to learned positions, it has T5's relative position bias."""
-    _assume(
-        c,
-        vocab_size=30527,
-        hidden_size=768,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        hidden_act="gelu",
-        intermediate_size=3072,
-        max_position_embeddings=512,
-        relative_attention_num_buckets=32,
-        tie_word_embeddings=True,
-    )
     buckets = RelativeBias(num_buckets=c.size("relative_attention_num_buckets"))
     if buckets.num_buckets != 32:
         c.unbuildable(
@@ -177,18 +158,6 @@ def nomic_bert(c: Config) -> ModelSpec:
         n_layer="num_hidden_layers",
         n_positions="max_position_embeddings",
         rotary_emb_base="rope_theta",
-    )
-    _assume(
-        c,
-        vocab_size=30528,
-        hidden_size=768,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        hidden_act="silu",
-        intermediate_size=3072,
-        max_position_embeddings=2048,
-        type_vocab_size=2,
-        rope_theta=1000.0,
     )
     c.put("tie_word_embeddings", True)  # head and embedding are tied even if a config says false
     for key, value in (
@@ -235,16 +204,6 @@ def nomic_bert(c: Config) -> ModelSpec:
 @family("eurobert")
 def eurobert(c: Config) -> ModelSpec:
     """EuroBERT has Llama's architecture, but without the causal mask."""
-    _assume(
-        c,
-        vocab_size=128256,
-        hidden_size=768,
-        intermediate_size=3072,
-        num_hidden_layers=12,
-        hidden_act="silu",
-        num_attention_heads=12,
-        max_position_embeddings=8192,
-    )
     bias = c.flag("attention_bias")
     c.ignore("classifier_pooling", "clf_pooling")
     mixer = attention(c, qkv_bias=bias, output_bias=bias, causal=False)
