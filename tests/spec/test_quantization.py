@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from llmbench.errors import LLMBenchError
 from llmbench.sizing.weights import WeightRecipe, stored_weights
 from llmbench.spec.files import parse_spec, write_spec
 from llmbench.spec.huggingface import from_config, load_config
 from llmbench.spec.model import ModelSpec
-from llmbench.spec.weights.patterns import Patterns, faulty_pattern
+from llmbench.spec.weights.patterns import Patterns, cost, faulty_pattern
 
 DENSE = {
     "model_type": "llama",
@@ -195,6 +199,7 @@ def test_what_is_not_understood_is_never_ignored() -> None:
         {"quant_method": "fp8", "weight_block_size": [128]},
         {"quant_method": "gptq", "bits": 4, "dynamic": {"-:(": {}}},
         {"quant_method": "gptq", "bits": 4, "dynamic": {"-:(a+)+b": {}}},
+        {"quant_method": "fp8", "modules_to_not_convert": [f"re:{i}.*.*.*.*x" for i in range(10)]},
     ):
         with pytest.raises(LLMBenchError):
             spec_of(DENSE, **wrong)
@@ -233,3 +238,43 @@ def test_a_pattern_matches_whole_parts_of_a_name() -> None:
     assert faulty_pattern("re:(") is not None
     assert faulty_pattern(" ") is not None
     assert faulty_pattern("re:.*attn.*") is None
+
+
+@pytest.mark.parametrize(
+    ("pattern", "costs"),
+    [
+        ("lm_head", 0),
+        ("model.layers.*.self_attn", 1),
+        (r"re:.*mlp\.(gate|up)_proj.*", 1),
+        (r"re:^(?!.*(?:mtp|stages)\.\d+\.).*experts\.\d+\.w[123]$", 4),
+        ("re:.*.*.*x", 25),
+        ("re:" + "(.|.)" * 10, 2**10),
+        ("re:" + ".?" * 10 + "x", 2**10),
+        ("re:(a+)+", math.inf),
+        ("re:((a)+)+", math.inf),
+        ("re:(a|aa)+", math.inf),
+    ],
+)
+def test_a_pattern_with_many_ways_to_match_costs_more(pattern: str, costs: float) -> None:
+    assert cost(pattern) == costs
+    assert (faulty_pattern(pattern) is not None) == math.isinf(costs)
+
+
+def test_a_pattern_with_many_stars_is_matched_in_linear_time() -> None:
+    """A search that tries every way to divide the name among 300 stars would never end."""
+    assert not Patterns(["*".join("a" * 300) + "x"]).match(["a." * 300])
+    assert Patterns(["*".join("a" * 300)]).match(["b." + "a." * 300 + "c"])
+
+
+@given(pattern=st.text("ab.*", max_size=7), name=st.text("ab.", min_size=1, max_size=12))
+def test_a_pattern_with_stars_matches_as_a_plain_search_does(pattern: str, name: str) -> None:
+    inner = pattern.strip(".")
+    places = [name[i:j] for i in range(len(name)) for j in range(i, len(name) + 1) if _whole(name, i, j)]
+    expected = any(fnmatch.fnmatchcase(place, inner) for place in places)
+    assume("*" in inner)
+    assert Patterns([pattern]).match([name]) == expected
+
+
+def _whole(name: str, start: int, end: int) -> bool:
+    """Whether a part of a dotted name begins and ends beside a dot or at an end of the name."""
+    return (start == 0 or name[start - 1] == ".") and (end == len(name) or name[end] == ".")

@@ -9,14 +9,23 @@ Checkpoints use several kinds of patterns. llmbench converts all of them to two 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 
 LONGEST = 1000
 """The largest length of a pattern in characters. Patterns of real checkpoints have fewer than 200."""
 
-_SLOW = re.compile(r"\([^()]*[*+}][^()]*\)[*+{]")
-"""Matches a regular expression with a repetition inside a repetition, such as `(a+)+`."""
+MOST_COST = 4000
+"""The largest cost of all patterns of a model together (see `cost`). Matching them takes a few seconds at most."""
+
+_TOKEN = re.compile(
+    r"(?P<quantifier>(?:[*+?]|\{\d*,?\d*\})[?+]?)"
+    r"|(?P<open>\((?:\?(?:[:=!>]|<[=!]|P<\w+>))?)|(?P<close>\))|(?P<bar>\|)"
+    r"|(?P<digits>\\d|\[\d-]+\])|(?P<wide>\.|\\[A-Zsw]|\[\^?\]?(?:\\.|[^\]\\])*\])|(?P<literal>\\.|.)",
+    re.DOTALL,
+)
+"""Matches one part of a regular expression."""
 
 
 def faulty_pattern(pattern: str) -> str | None:
@@ -30,9 +39,63 @@ def faulty_pattern(pattern: str) -> str | None:
             re.compile(pattern[3:])
         except (re.error, RecursionError, OverflowError) as problem:
             return f"`{pattern[:80]}` is not a regular expression: {problem}"
-        if _SLOW.search(pattern):
-            return f"`{pattern[:80]}` repeats a group that repeats, and such an expression can run for years"
+        if cost(pattern) > MOST_COST:
+            return f"`{pattern[:80]}` has so many repetitions and alternatives that it can run for years"
     return None
+
+
+def cost(pattern: str) -> float:
+    """Estimate the largest time that a pattern needs for a name, in units of the time of a pattern such as `*.gate`.
+
+    Python tries every way to divide a name among the repetitions of a regular expression. So the third repetition of
+    any character multiplies the time by about half the length of a name, and so does every further one. A run of digits
+    in a name is short. Of alternatives that begin with different characters, only one fits, so they cost nothing.
+    Infinite: a group that repeats contains repetitions or alternatives, such as `(a+)+`.
+    """
+    if not pattern.startswith("re:"):
+        return 1 if "*" in pattern else 0
+    factor, wide = 1.0, 0
+    groups = [_Group()]
+    last = ""
+    for token in _TOKEN.finditer(re.sub(r"(?<!\\)(?:\.[*+])+\$?$", "", pattern[3:])):
+        kind = str(token.lastgroup)
+        group = groups[-1]
+        if kind == "quantifier":
+            if last == "varying group" and token[0] != "?":
+                return math.inf
+            if token[0] == "?" or last in ("digits", "literal"):
+                factor *= 2
+            else:
+                wide += 1
+            group.varies = True
+        elif kind == "bar":
+            group.firsts.append("")
+        elif kind == "close" and len(groups) > 1:
+            factor *= group.ways
+            groups.pop()
+            groups[-1].varies |= group.varies or len(group.firsts) > 1
+            kind = "varying group" if group.varies or len(group.firsts) > 1 else "group"
+        else:
+            group.firsts[-1] = group.firsts[-1] or (token[0] if kind == "literal" else kind)
+            if kind == "open":
+                groups.append(_Group())
+        last = kind
+    return factor * groups[0].ways * 25.0 ** max(0, wide - 2)
+
+
+class _Group:
+    """A group of a regular expression. `firsts`: the first character of each alternative, or the kind of its part."""
+
+    def __init__(self) -> None:
+        self.firsts = [""]
+        self.varies = False
+
+    @property
+    def ways(self) -> int:
+        """The number of alternatives that can fit at one place of a name."""
+        different = len(set(self.firsts)) == len(self.firsts)
+        literal = all(len(first) == 1 or first.startswith("\\") for first in self.firsts)
+        return 1 if different and literal else len(self.firsts)
 
 
 class Patterns:
@@ -46,8 +109,7 @@ class Patterns:
             if pattern.startswith("re:"):
                 self._searched[pattern] = re.compile(pattern[3:])
             elif "*" in pattern:
-                parts = ".*".join(map(re.escape, pattern.strip(".").split("*")))
-                self._searched[pattern] = re.compile(rf"(.*\.)?{parts}(\..*)?$")
+                self._searched[pattern] = _parts(pattern)
             else:
                 self._plain.add(pattern)
         self._stripped = {pattern.strip("."): pattern for pattern in self._plain}
@@ -73,6 +135,14 @@ class Patterns:
                     self.matched.add(self._stripped[part])
                     found = True
         return found
+
+
+def _parts(pattern: str) -> re.Pattern[str]:
+    """Return a regular expression for a pattern with `*`. It takes the first place of each part of the pattern, and a
+    place that is taken is not tried again: the time is proportional to the length of the name."""
+    first, *middle, last = map(re.escape, pattern.strip(".").split("*"))
+    between = "".join(f"(?>.*?{part})" for part in middle)
+    return re.compile(rf"(?>(?:|.*?\.){first}){between}.*?{last}(?:\..*)?$")
 
 
 def _runs(name: str) -> Iterable[str]:

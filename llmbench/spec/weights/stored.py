@@ -56,7 +56,7 @@ class Weights(Part, frozen=True):
     def faults(self) -> Iterator[Fault]:
         from llmbench.errors import LLMBenchError
         from llmbench.spec.weights.formats import chosen
-        from llmbench.spec.weights.patterns import faulty_pattern
+        from llmbench.spec.weights.patterns import MOST_COST, cost, faulty_pattern
 
         texts = [("format", self.format), *((f"overrides.{i}.format", o.format) for i, o in enumerate(self.overrides))]
         for field, text in texts:
@@ -70,3 +70,5 @@ class Weights(Part, frozen=True):
             wrong = next(filter(None, map(faulty_pattern, patterns)), None)
             if wrong is not None:
                 yield Fault(field, wrong)
+        if sum(cost(pattern) for _, patterns in named for pattern in patterns) > MOST_COST:
+            yield Fault("keeps", "there are too many patterns, or they have too many repetitions and alternatives")
