@@ -51,8 +51,8 @@ def main(arguments: list[str] | None = None) -> None:
     import gc
     import signal
 
-    # The handler is another one if the parent process ignores Ctrl-C, as nohup does.
-    handles_interrupts = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    # A parent process such as nohup ignores Ctrl-C. Otherwise the handler is that of Python or of llmbench.__main__.
+    handles_interrupts = signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, None)
     if handles_interrupts:  # until the command runs, because an import can lose a KeyboardInterrupt
         signal.signal(signal.SIGINT, _stop)
     words = sys.argv[1:] if arguments is None else arguments

@@ -121,6 +121,16 @@ def test_ctrl_c_outside_a_command_ends_the_process(moment: str) -> None:
     assert python(code, preexec_fn=ignored).returncode == 0  # as nohup does
 
 
+@pytest.mark.parametrize(
+    "entry", ["from llmbench.__main__ import main", "import runpy; runpy.run_module('llmbench', run_name='__main__')"]
+)
+def test_ctrl_c_before_the_first_import_ends_the_process(entry: str) -> None:
+    """The console script and `python -m llmbench` handle Ctrl-C before they import anything."""
+    code = f"import os, signal, sys\n{DURING_IMPORTS.replace('typer', 'llmbench.cli')}\n{entry}"
+    done = python(code, preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL))
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 @pytest.mark.parametrize("columns", ["0", "-5", "abc", "1", "2", "100000"])
 @pytest.mark.parametrize("arguments", [["params", "llama2-7b"], ["memory", "gpt2"], ["--help"]], ids=" ".join)
 def test_every_width_of_a_terminal_gets_the_whole_answer(
