@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from typer.main import get_command
 
@@ -21,6 +21,7 @@ from llmbench.cli import completion
 from llmbench.cli.application import build
 from llmbench.kernels.registry import KERNELS
 from llmbench.model.implementations import IMPLEMENTATIONS
+from llmbench.sizing.dtypes import KVDType
 
 TARGET = Path(__file__).parent.parent / "docs" / "commands.md"
 TABLE = Path(completion.TABLE)
@@ -39,6 +40,8 @@ Data goes to stdout. Errors, hints and progress go to stderr. The exit code is f
 |---|---|---|
 | 0 | done | all |
 | 1 | the model fits on none of the devices that `--device` names | `memory` |
+| 1 | the model fits in none of the cases | `fit` |
+| 1 | a row has a larger error than `--bound`, or no row could be compared | `validate` |
 | 1 | the second file has a regression | `diff` |
 | 1 | a row is INCORRECT or FAILED | `profile`, `bench`, `kernels bench` |
 | 1 | a kernel exceeds its error budget, or its compiled code has a fault | `kernels check`, `kernels inspect` |
@@ -80,6 +83,11 @@ NAMES: dict[str, list[str]] = {
     "DEVICE": ["auto", "cpu", "cuda"],
     "model device": ["auto", "cpu", "cuda", "meta"],
     "memory device": ["<devices>"],
+    "fit device": ["<devices>"],
+    "mfu device": ["<devices>"],
+    "ENGINE": ["<engines>"],
+    "FORMAT": ["<formats>"],
+    "fit kv_dtype": [*get_args(KVDType)],
     "model impl": [*IMPLEMENTATIONS],
     "profile impl": [*CANDIDATES],
     "kernels bench names": [*KERNELS],

@@ -67,13 +67,13 @@ def candidates(words: list[str]) -> Words:
 
 
 def _named(values: list[str] | None) -> Words:
-    """Return the values of an option or argument. `<models>` and `<devices>` stand for all bundled specs.
+    """Return the values of an option or argument. `<models>` stands for the names of all files in specs/models.
 
     None stands for a free text or a file, for which there are no candidates.
     """
     names: Words = {}
     for value in values or ():
-        if value in ("<models>", "<devices>"):
+        if value.startswith("<"):
             folder = os.path.join(SPECS, value.strip("<>"))
             names |= dict.fromkeys(sorted(name[:-5] for name in os.listdir(folder) if name.endswith(".toml")), "")
         else:

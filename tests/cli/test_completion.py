@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from typer.main import get_command
@@ -19,7 +20,10 @@ from llmbench.cli.application import build
 from llmbench.cli.completion import SCRIPTS, candidates, complete
 from llmbench.kernels.registry import KERNELS
 from llmbench.model.implementations import IMPLEMENTATIONS
+from llmbench.sizing.dtypes import KVDType
 from llmbench.spec.catalog import bundled_devices, bundled_models
+from llmbench.spec.engine import engine_names
+from llmbench.spec.weights.formats import format_names
 
 
 @pytest.mark.parametrize(
@@ -35,6 +39,13 @@ from llmbench.spec.catalog import bundled_devices, bundled_models
         ("profile mla --model ", bundled_models()),
         ("profile mla --impl ", CANDIDATES),
         ("model gpt2 --impl ", IMPLEMENTATIONS),
+        ("memory gpt2 --device ", bundled_devices()),
+        ("mfu gpt2 --device ", bundled_devices()),
+        ("fit gpt2 --device ", bundled_devices()),
+        ("fit gpt2 --engine ", engine_names()),
+        ("fit gpt2 --weights ", format_names()),
+        ("fit gpt2 --kv-dtype ", get_args(KVDType)),
+        ("memory gpt2 --base ", format_names()),
         ("model --impl flash ", bundled_models()),
         ("bench ", EXPERIMENTS),
         ("bench heads --device ", ("auto", "cpu", "cuda")),
@@ -81,21 +92,37 @@ def test_a_script_is_shown(shell: str, capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().out == SCRIPTS[shell] + "\n"
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+ASK = {
+    "bash": "COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _llmbench llmbench"
+    "; printf '%s\\n' \"${{COMPREPLY[@]}}\"",
+    "zsh": "words=({words}); CURRENT=$#words; _llmbench",
+    "fish": 'complete -C "{words}"',
+}
+"""Code that asks the script of a shell for words, and prints them. {words} stands for the words up to the cursor."""
+
+
+@pytest.mark.parametrize("shell", SCRIPTS)
 @pytest.mark.parametrize(
-    ("words", "names"), [(["params", "gpt-j"], ["gpt-j-6b"]), (["specs", ""], ["list", "show", "import", "check"])]
+    ("words", "names"),
+    [
+        ("llmbench params gpt-j", {"gpt-j-6b"}),
+        ("llmbench specs ''", {"list", "show", "import", "check"}),
+        ("llmbench fit gpt2 --device h20", {"h20", "h200"}),
+    ],
 )
-def test_bash_asks_and_gets_an_answer(words: list[str], names: list[str], tmp_path: Path) -> None:
+def test_a_shell_asks_and_gets_an_answer(shell: str, words: str, names: set[str], tmp_path: Path) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"no {shell}")
     program = tmp_path / "llmbench"
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m llmbench "$@"\n')
     program.chmod(0o755)
-    typed = " ".join(f"'{word}'" for word in ("llmbench", *words))
-    text = f"""{SCRIPTS["bash"]}
-        COMP_WORDS=({typed}); COMP_CWORD={len(words)}; _llmbench llmbench; printf '%s\\n' "${{COMPREPLY[@]}}"
-    """
-    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    done = subprocess.run(["bash", "-c", text], capture_output=True, text=True, env=environment, check=True)
-    assert done.stdout.splitlines() == names
+    # Outside of a completion, zsh has neither the function that shows words nor the one that registers a script.
+    stubs = "compdef() {}; _describe() { print -l -- $names }\n" if shell == "zsh" else ""
+    words = words.replace("''", "") if shell == "fish" else words
+    text = f"{stubs}{SCRIPTS[shell]}\n{ASK[shell].format(words=words)}"
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    done = subprocess.run([shell, "-c", text], capture_output=True, text=True, env=environment, check=True)
+    assert {line.partition("\t")[0].partition(":")[0] for line in done.stdout.splitlines()} == names
 
 
 def test_an_answer_imports_no_typer() -> None:
