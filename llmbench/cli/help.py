@@ -34,11 +34,18 @@ class _Helpful:
         return [piece.strip("{}") for piece in pieces]
 
     def format_help_text(self, ctx: Any, formatter: Any) -> None:
-        """Write the description, and then the examples: one per line, and never broken, so that they can be copied."""
+        """Write the description, and then the examples: one per line, and never broken, so that they can be copied.
+
+        A paragraph that begins with `\\b` has a name and its description in each line.
+        """
         body, _, examples = inspect.cleandoc(self.help or "").partition("Examples:")
-        formatter.write_paragraph()
         with formatter.indentation():
-            formatter.write_text(body.rstrip())
+            for paragraph in body.rstrip().split("\n\n"):
+                formatter.write_paragraph()
+                if paragraph.startswith("\b\n"):
+                    formatter.write_dl([tuple(line.split("  ", 1)) for line in paragraph.splitlines()[1:]])
+                else:
+                    formatter.write_text(paragraph)
             lines = [line.strip() for line in examples.splitlines() if line.strip()]
             if lines:
                 formatter.write("\n  Examples:\n" + "".join(f"    {line}\n" for line in lines))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module, util
 from pathlib import Path
@@ -80,16 +79,11 @@ def chosen_model(model: str | None, changes: list[str] | None) -> ModelSpec | No
 
 
 def listed(names: Mapping[str, str]) -> str:
-    """Return a paragraph for a help text: one line per name, with the description of the name.
+    """Return a paragraph for a help text: a line per name, with the description of the name.
 
-    The first line is `\\b`, which stops typer from joining the lines.
+    The first line is `\\b`, which stops typer from joining the lines. `llmbench.cli.help` breaks long lines.
     """
-    width = max(map(len, names)) + 2
-    lines = [
-        textwrap.fill(f"{name:{width}}{what}", 76, initial_indent=" " * 4, subsequent_indent=" " * (4 + width))
-        for name, what in names.items()
-    ]
-    return "\n".join(("\b", *lines))
+    return "\n".join(("\b", *(f"    {name}  {what}" for name, what in names.items())))
 
 
 def need_torch(command: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
@@ -51,7 +51,12 @@ Precision = Annotated[
         show_default=False,
     ),
 ]
-OptimizerOption = Annotated[Optimizer, typer.Option("--optimizer", help="Optimizer (training only).")]
+OptimizerOption = Annotated[
+    Optimizer,
+    typer.Option(
+        "--optimizer", metavar="NAME", help=f"Optimizer (training only). Choices: {', '.join(get_args(Optimizer))}."
+    ),
+]
 RecomputeOption = Annotated[
     Choices,
     typer.Option(

@@ -23,7 +23,7 @@ def page(command: str, width: int, capsys: Capture, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("command", PAGES)
 def test_no_line_is_longer_than_the_terminal(command: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     """Except examples, which stay whole so that they can be copied."""
-    for width in (80, 100, 160):
+    for width in (60, 80, 100, 160):
         lines = page(command, width, capsys, monkeypatch).splitlines()
         assert not [line for line in lines if len(line) > width and not line.startswith("    llmbench ")]
         assert max(map(len, lines)) > min(width, 120) - 25
