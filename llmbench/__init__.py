@@ -18,9 +18,9 @@ TYPE_CHECKING = False  # without an import of typing, the command line sooner be
 if TYPE_CHECKING:
     from typing import Any
 
-    from llmbench.api import Answer, build, flops, kv_cache, load, memory, mfu, params
+    from llmbench.api import Answer, build, fit, flops, kv_cache, load, memory, mfu, params
 
-__all__ = ["Answer", "__version__", "build", "flops", "kv_cache", "load", "memory", "mfu", "params"]
+__all__ = ["Answer", "__version__", "build", "fit", "flops", "kv_cache", "load", "memory", "mfu", "params"]
 
 
 def __getattr__(name: str) -> Any:

@@ -24,6 +24,7 @@ from llmbench.spec.catalog import find_model
 from llmbench.spec.model import ModelSpec
 
 if TYPE_CHECKING:
+    from llmbench.answers.fit import Fitted
     from llmbench.answers.mfu import Utilized
     from llmbench.model.decoder import Decoder
     from llmbench.sizing.flops import Flops
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from llmbench.sizing.memory import Memory
     from llmbench.sizing.params import Parameters
 
-__all__ = ["Answer", "Model", "build", "flops", "kv_cache", "load", "memory", "mfu", "params"]
+__all__ = ["Answer", "Model", "build", "fit", "flops", "kv_cache", "load", "memory", "mfu", "params"]
 
 Value = TypeVar("Value")
 Model = str | ModelSpec
@@ -255,6 +256,59 @@ def memory(
     row = memory_answers.sized(spec, phase=phase, seq=seq, batch=batch, explain=explain, timeline=timeline, **options)
     inputs = {"model": row.spec.name, "phase": phase, "seq_len": seq, "micro_batch": batch, **options}
     return Answer([row.memory], memory_answers.document([row], inputs))
+
+
+def fit(
+    model: Model,
+    *,
+    device: str | Sequence[str] = (),
+    gpus: int | None = None,
+    layout: str = "",
+    engine: str = "vllm",
+    utilization: float | None = None,
+    seq: int = 8192,
+    users: int = 1,
+    weights: str | Sequence[str] = (),
+    kv_dtype: str | None = None,
+    draft: Model | None = None,
+    price: float | None = None,
+    explain: bool = False,
+) -> Answer[Fitted]:
+    """Say whether a model fits on devices with an inference engine, as `llmbench fit` does.
+
+    `values` has one item for each device and format of the weights. Its `fit` has the budget, `capacity` and `longest`.
+
+    device, weights: one name or several. No device: all built-in devices, each with the smallest number of GPUs that
+    suffices. seq, users: tokens per request and requests at the same time. draft: model for speculative decoding. An
+    answer about a spec has no `command`, because a spec can differ from the files of its name.
+
+    Raises LLMBenchError for a value that is not valid, and for a format that the engine does not load or store.
+    """
+    from llmbench.answers import fit as answers
+
+    spec, drafter = load(model), None if draft is None else load(draft)
+    options: dict[str, Any] = {
+        "devices": [device] if isinstance(device, str) else list(device),
+        "gpus": gpus,
+        "layout": layout,
+        "engine": engine,
+        "utilization": utilization,
+        "seq": seq,
+        "users": users,
+        "weights": [weights] if isinstance(weights, str) else list(weights),
+        "price": price,
+    }
+    rows = answers.fitted(
+        spec,
+        model=model if isinstance(model, str) else None,  # a spec can differ from the files of its name
+        draft=drafter,
+        draft_model=draft if isinstance(draft, str) else "",
+        kv=kv_dtype,
+        explain=explain,
+        **options,
+    )
+    inputs = {"model": spec.name, "seq_len": options.pop("seq"), **options, "kv_dtype": kv_dtype}
+    return Answer(rows, answers.document(rows, {**inputs, "draft": None if drafter is None else drafter.name}))
 
 
 def mfu(

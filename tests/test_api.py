@@ -35,6 +35,10 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
             ["memory", "llama3-8b", "--lora", "r=8,targets=q,v", "--base", "nf4"],
         ),
         (
+            lb.fit("llama3.1-8b", device=["h100", "l4"], weights="fp8", draft="llama3.2-1b"),
+            ["fit", "llama3.1-8b", "--device", "h100", "--device", "l4", "--weights", "fp8", "--draft", "llama3.2-1b"],
+        ),
+        (
             lb.mfu("llama3-8b", device="h100", gpus=8, batch=64, step_s=6.5),
             ["mfu", "llama3-8b", "--device", "h100", "--gpus", "8", "--batch", "64", "--step-time", "6.5"],
         ),
@@ -46,7 +50,7 @@ def test_answers_are_those_of_the_commands(
     assert repr(answer) == printed(capsys, *arguments)
     assert answer._repr_markdown_() == printed(capsys, *arguments, "--format", "markdown")
     of_command = json.loads(printed(capsys, *arguments, "--format", "json"))
-    rows = "conventions" if arguments[0] == "mfu" else "models"
+    rows = {"mfu": "conventions", "fit": "fits"}.get(arguments[0], "models")
     assert answer.to_dict()[rows] == of_command[rows]
     assert answer.to_dict()["schema"] == of_command["schema"]
 

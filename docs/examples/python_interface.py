@@ -17,6 +17,10 @@ for batch in range(1, 9):
         print(f"micro-batch {batch}: {needed / 2**30:.1f} GiB is too much")
         break
 
+# On how many GPUs of each kind does a 70B model serve 16 users, with fp8 weights?
+for row in lb.fit("llama3.3-70b", device=["h100", "h200"], gpus=2, users=16, weights="fp8").values:
+    print(f"{row.gpus} x {row.device.name}: {row.fit.capacity} users of 8,192 tokens")
+
 # One flat dict per model: pandas.DataFrame(rows) makes a table of them.
 rows = lb.flops("llama3-8b", "mixtral-8x7b", phase="decode", seq=8192).rows
 print([(row["model"], row["flops_per_token"]) for row in rows])

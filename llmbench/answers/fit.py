@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -13,7 +13,8 @@ from llmbench.answers.formulas import FORMULAS
 from llmbench.errors import LLMBenchError
 from llmbench.report.document import Document, table
 from llmbench.report.fields import Field, records
-from llmbench.sizing.serving.command import start_command
+from llmbench.report.units import Unit
+from llmbench.sizing.serving.command import start_command, weights_of
 from llmbench.sizing.serving.fit import Change, Fit, Question, Sizer, changes, smallest_count, split
 from llmbench.sizing.serving.shard import serving_layout
 from llmbench.spec.catalog import DeviceHead, device_heads, find_device_head
@@ -28,7 +29,9 @@ class Fitted(AboutModel, kw_only=True):
     """A model on one device with one format of the weights.
 
     fit: the answer. None: no number of GPUs that was tried suffices. changes: what would make it fit.
-    asked: whether the user named the device. price: price of one GPU per hour, or None. model: the MODEL of the user.
+    asked: whether the user named the device. price: price of one GPU per hour, or None.
+    files: name with which an engine finds the weights. None: there are no files, because the user changed the spec.
+    draft: the model for speculative decoding, or None. draft_files: name with which an engine finds its weights.
     """
 
     device: DeviceHead
@@ -38,7 +41,9 @@ class Fitted(AboutModel, kw_only=True):
     changes: list[Change]
     asked: bool
     price: float | None
-    model: str
+    files: str | None
+    draft: ModelSpec | None
+    draft_files: str | None
     explain: bool
 
     @property
@@ -57,9 +62,38 @@ class Fitted(AboutModel, kw_only=True):
         return None if self.price is None or self.gpus is None else self.price * self.gpus
 
     @property
+    def command(self) -> str | None:
+        """The command that starts the engine with these settings, or None if there is none."""
+        if self.fit is None or self.files is None:
+            return None
+        return start_command(self.spec, self.files, self.fit, draft=self.draft_files)
+
+    @property
+    def constants(self) -> list[UsedConstant]:
+        """The constants of the engine on this device, with their sources."""
+        engine = self.engine if self.fit is None else self.fit.tightest.engine
+        return [UsedConstant(key, engine.get(key, device=self.device), engine.source(key)) for key in engine.constants]
+
+    @property
     def notes(self) -> list[str]:
         """The notes of the engine, of the memory of a device that the user named, and of the model."""
         return [*self.engine.notes, *(_memory_notes(self.device) if self.asked else []), *super().notes]
+
+
+class UsedConstant(NamedTuple):
+    """A constant of an engine, its value on a device, and a description of its source."""
+
+    constant: str
+    value: float
+    source: str
+
+
+CONSTANTS: tuple[Field[UsedConstant], ...] = (
+    Field("constant", "constant", description="name of the constant, as `--engine` reads it"),
+    Field("value", "value", "number", description="its value on the device"),
+    Field("source", "source", wraps=True, description="where the value comes from"),
+)
+"""The fields of the objects in the field `constants`."""
 
 
 CHANGES: tuple[Field[Change], ...] = (
@@ -83,19 +117,24 @@ def _memory_notes(device: DeviceHead) -> list[str]:
             f"macOS lets the GPU of {device.name} use {device.gpu_memory_share:.0%} of the memory by default; "
             "--utilization changes this share"
         ]
-    if device.vendor == "nvidia" and device.cuda_memory_bytes is None:
-        return [
-            f"the total that a CUDA program sees on {device.name} is not known; the total of the driver or of the "
-            "datasheet is used, which is slightly larger"
-        ]
     return []
 
 
-def _of(name: str) -> Any:
-    return lambda row: None if row.fit is None else getattr(row.fit, name)
+def _fit_field(
+    name: str, heading: str | None = None, unit: Unit = "text", *, key: str = "", spare: int = 0, description: str
+) -> Field[Fitted]:
+    """Return a field with an attribute of the fit. key: name of the field, if it is not that of the attribute."""
+    return Field(
+        key or name,
+        heading,
+        unit,
+        value=lambda row: None if row.fit is None else getattr(row.fit, name),
+        spare=spare,
+        description=description,
+    )
 
 
-def _tightest(row: Fitted, name: str) -> Any:
+def _budget_figure(row: Fitted, name: str) -> Any:
     if row.fit is None:
         return None
     own = row.fit.tightest
@@ -113,7 +152,7 @@ def _tightest(row: Fitted, name: str) -> Any:
 
 
 def _budget(name: str, description: str) -> Field[Fitted]:
-    return Field(name, value=lambda row: _tightest(row, name), description=description)
+    return Field(name, value=lambda row: _budget_figure(row, name), description=description)
 
 
 FIELDS: tuple[Field[Fitted], ...] = (
@@ -144,32 +183,30 @@ FIELDS: tuple[Field[Fitted], ...] = (
     ),
     Field("seq_len", value=lambda row: row.question.seq, description="value of `--seq`: tokens per request"),
     Field("users", value=lambda row: row.question.users, description="value of `--users`: requests at the same time"),
-    Field(
+    _fit_field(
         "capacity",
         "users",
         "count",
-        value=_of("capacity"),
         description="number of requests of `seq_len` tokens that fit at the same time, on all GPUs; at most the "
         "engine's limit of sequences",
     ),
-    Field(
-        "longest_tokens",
+    _fit_field(
+        "longest",
         "longest request",
         "count",
-        value=_of("longest"),
+        key="longest_tokens",
         spare=1,
         description="longest request, in tokens, that fits alone; 134,217,728 stands for no limit",
     ),
-    Field(
-        "longest_tokens_each",
-        value=_of("longest_each"),
+    _fit_field(
+        "longest_each",
+        key="longest_tokens_each",
         description="longest length, in tokens, that each of `users` requests can have; 0 if none fits",
     ),
-    Field(
+    _fit_field(
         "filled",
         "filled",
         "percent",
-        value=_of("filled"),
         description="share of `usable_bytes` that weights, activations and the caches of `users` requests take",
     ),
     _budget("total_bytes", "memory of one GPU"),
@@ -180,10 +217,20 @@ FIELDS: tuple[Field[Fitted], ...] = (
     _budget("request_bytes", "memory that one request of `seq_len` tokens takes in the cache of that GPU"),
     _budget("batched_tokens", "largest number of tokens in one step; null: the engine has no limit"),
     _budget("sequences", "largest number of sequences in one step; null: the engine has no limit"),
-    Field(
+    _fit_field(
         "missing_format",
-        value=_of("missing_format"),
-        description="number format of the matrix products, if the device does not compute it; else null",
+        description="number format of the matrix products, if the engine cannot run them on the device; else null",
+    ),
+    _fit_field(
+        "converts",
+        key="converts_weights",
+        description="whether the engine converts the weights to the format of the activations while it multiplies "
+        "them, because the device does not compute their format",
+    ),
+    Field(
+        "draft",
+        value=lambda row: None if row.draft is None else row.draft.name,
+        description="name of the draft model of `--draft`; else null",
     ),
     Field(
         "changes",
@@ -192,8 +239,8 @@ FIELDS: tuple[Field[Fitted], ...] = (
     ),
     Field(
         "command",
-        value=lambda row: None if row.fit is None else start_command(row.spec, row.model, row.fit),
-        description="the command that starts the engine with these settings; null for an ideal engine",
+        description="the command that starts the engine with these settings; null for an ideal engine, and if `--set` "
+        "changed the model",
     ),
     Field(
         "price_per_hour",
@@ -208,13 +255,20 @@ FIELDS: tuple[Field[Fitted], ...] = (
         value=lambda row: records(FORMULAS, row.fit.tightest.terms) if row.explain and row.fit else None,
         description="with `--explain`: the formulas of the terms, as a list of objects; else null",
     ),
+    Field(
+        "constants",
+        value=lambda row: records(CONSTANTS, row.constants) if row.explain else None,
+        description="with `--explain`: the constants of the engine and their sources, as a list of objects; else null",
+    ),
 )
 
 
 def fitted(
     spec: ModelSpec,
     *,
-    model: str = "",
+    model: str | None = None,
+    draft: ModelSpec | None = None,
+    draft_model: str = "",
     devices: Sequence[str] = (),
     gpus: int | None = None,
     layout: str = "",
@@ -229,8 +283,10 @@ def fitted(
 ) -> list[Fitted]:
     """Return one row per device and format of the weights.
 
-    model: the name with which the engine finds the model. devices: names of devices. Empty: all built-in devices, each
-        with the smallest number of GPUs that suffices. weights: formats. Empty: the published files.
+    model: the MODEL of the user. None: the spec is not that of published files. draft: model for speculative decoding.
+        draft_model: its name as the user gave it.
+    devices: names of devices. Empty: all built-in devices, each with the smallest number of GPUs that suffices.
+        weights: formats. Empty: the published files.
 
     Raises LLMBenchError for a wrong name, layout or number.
     """
@@ -242,7 +298,7 @@ def fitted(
         raise LLMBenchError(
             f"--layout {layout} is for {parallel.num_gpus} GPUs, and --gpus says {gpus}", hint="leave out --gpus"
         )
-    sizer = Sizer(spec)
+    sizer = Sizer(spec, draft)
     heads = list(dict.fromkeys(map(find_device_head, devices))) or list(device_heads())
     rows = []
     for device in heads:
@@ -270,7 +326,9 @@ def fitted(
                     changes=changes(sizer, fit) if devices and fit is not None and not fit.fits else [],
                     asked=bool(devices),
                     price=price,
-                    model=model or spec.name,
+                    files=None if model is None else weights_of(spec, model),
+                    draft=draft,
+                    draft_files=None if draft is None else weights_of(draft, draft_model),
                     explain=explain,
                 )
             )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from llmbench.answers.about import model_block
-from llmbench.answers.fit import FIELDS, Fitted
+from llmbench.answers.fit import CONSTANTS, FIELDS, Fitted
 from llmbench.report.document import Block, Table, table
 from llmbench.report.fields import Field
 from llmbench.report.units import plural, size
-from llmbench.sizing.serving.command import start_command
 from llmbench.sizing.serving.fit import COUNTS, LONGEST, Fit
 
 CHANGES = 4
@@ -25,6 +26,7 @@ def blocks(rows: list[Fitted]) -> list[Block]:
 
             where = "" if len(rows) == 1 else f"{row.device.name} · {row.fit.tightest.shard.title}"
             shown.append(formula_block(row.fit.tightest.terms, where))
+            shown.append(Block(headline=f"constants of {row.engine.title}", table=table(CONSTANTS, row.constants)))
     return shown
 
 
@@ -81,7 +83,10 @@ def _tokens(longest: int) -> str:
 def _why_not(row: Fitted, fit: Fit) -> str:
     """Return why the engine does not run on the device."""
     if fit.missing_format is not None:
-        return f"its matrix units do not compute {fit.missing_format}"
+        units = f"its matrix units do not compute {fit.missing_format}"
+        if fit.missing_format == fit.tightest.shard.activations:
+            return units
+        return f"{units}, and llmbench knows no kernel of {row.engine.title} that converts the weights of this model"
     return f"llmbench has no profile of {row.engine.spec.title} on devices of {row.device.vendor.title()}"
 
 
@@ -90,8 +95,9 @@ def _context(row: Fitted) -> str:
     assert fit is not None
     own, question = fit.tightest, fit.question
     layout = "one GPU" if question.layout.num_gpus == 1 else f"{question.layout.num_gpus} GPUs: {question.layout}"
+    draft = f"draft model {row.draft.name} · " if row.draft is not None else ""
     return (
-        f"{row.device.name} · {layout} · {row.engine.title}\nweights {own.shard.title} · cache "
+        f"{row.device.name} · {layout} · {row.engine.title}\nweights {own.shard.title} · {draft}cache "
         f"{question.kv or 'in the format of the activations'} · utilization {own.share:g}"
     )
 
@@ -110,6 +116,11 @@ def _terms(fit: Fit) -> Table:
 def _lines(row: Fitted, fit: Fit) -> list[str]:
     own, question = fit.tightest, fit.question
     lines = []
+    if fit.converts:
+        lines.append(
+            f"the matrix units of {row.device.name} do not compute {own.shard.products}: {row.engine.spec.title} "
+            f"multiplies in {own.shard.activations}, and converts the weights while it does so"
+        )
     if own.cache > 0:
         cache = [f"the cache has {own.pool.tokens:,} tokens"] if own.pool.tokens else []
         cache.append(f"a request of {question.seq:,} tokens takes {size(own.pool.request_bytes(question.seq))} of it")
@@ -128,9 +139,8 @@ def _lines(row: Fitted, fit: Fit) -> list[str]:
         lines += [f"  {change.option}: {change.what}" for change in row.changes[:CHANGES]]
     elif not fit.fits and fit.runs:
         lines.append("no change of a single setting that llmbench tries makes it fit")
-    command = start_command(row.spec, row.model, fit)
-    if command is not None and fit.fits:
-        lines.append(f"start it: {command}")
+    if row.command is not None and fit.fits:
+        lines.append(f"start it: {row.command}")
         if question.weights is not None and question.weights != row.spec.weights.format:
             lines.append(f"the files must have the weights in this format: {own.shard.title}")
     return lines
@@ -151,7 +161,9 @@ def _several(rows: list[Fitted]) -> Block:
     question = first.question
     context = f"{first.engine.title} · {plural(question.users, 'request')} of {question.seq:,} tokens"
     context += f" · cache {question.kv}" if question.kv else ""
-    block = model_block(first, context=context, table=table(columns, shown) if shown else None, lines=lines)
+    common, some = _doubts([row for row in shown if row.fit is not None])
+    about = msgspec.structs.replace(first, doubts=common)
+    block = model_block(about, context=context, table=table(columns, shown) if shown else None, lines=lines + some)
     block.about = {}
     fitting = [row for row in rows if row.fits]
     if not first.asked:
@@ -159,6 +171,20 @@ def _several(rows: list[Fitted]) -> Block:
     else:
         block.answer = f"{first.spec.name} fits in {len(fitting)} of {len(rows)} cases."
     return block
+
+
+def _doubts(rows: list[Fitted]) -> tuple[tuple[str, ...], list[str]]:
+    """Return the reasons why all rows are approximate, and a line for each reason that holds for some devices only."""
+    devices: dict[str, list[str]] = {}
+    for row in rows:
+        for reason in row.doubts:
+            devices.setdefault(reason, []).append(row.device.name)
+    common = tuple(reason for reason, names in devices.items() if len(names) == len(rows))
+    return common, [
+        f"approximate on {', '.join(dict.fromkeys(names))}: {reason}"
+        for reason, names in devices.items()
+        if reason not in common
+    ]
 
 
 def _smallest(first: Fitted, fitting: list[Fitted]) -> str:

@@ -93,6 +93,15 @@ CacheFormat = Annotated[
         show_default=False,
     ),
 ]
+Draft = Annotated[
+    str | None,
+    typer.Option(
+        "--draft",
+        metavar="MODEL",
+        help="Draft model for speculative decoding, in its published files. Its weights and its cache share the GPUs.",
+        show_default=False,
+    ),
+]
 Price = Annotated[
     float | None,
     typer.Option("--price", metavar="X", min=0, help="Price of one GPU per hour.", show_default=False),
@@ -111,6 +120,7 @@ def command(
     users: Users = 1,
     weights: Weights = None,
     kv_dtype: CacheFormat = None,
+    draft: Draft = None,
     price: Price = None,
     explain: Explain = False,
     set: Set = None,
@@ -137,12 +147,16 @@ def command(
 
       llmbench fit gemma3-27b --device h100 --engine vllm@0.11,sequences=128 --explain
 
+      llmbench fit llama3.3-70b --device h100 --gpus 4 --draft llama3.2-1b
+
       llmbench fit gpt-oss-120b --device h100 --gpus 2 --price 2.5 --format json
     """
     spec = load(model, set)
     rows = fitted(
         spec,
-        model=model,
+        model=None if set else model,
+        draft=None if draft is None else load(draft, None),
+        draft_model=draft or "",
         devices=device or (),
         gpus=gpus,
         layout=layout,
@@ -166,6 +180,7 @@ def command(
         "users": users,
         "weights": weights or [],
         "kv_dtype": kv_dtype,
+        "draft": draft,
         "price": price,
         "set": set or [],
     }

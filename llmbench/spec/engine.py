@@ -8,6 +8,7 @@ describes each source NAME.
 from __future__ import annotations
 
 import re
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -26,6 +27,14 @@ ENGINES = Path(__file__).parent.parent / "specs" / "engines"
 
 Rule = Literal["ideal", "llamacpp", "sglang", "trtllm", "vllm"]
 """How an engine divides the memory. `llmbench/sizing/serving/budget.py` has a function for each rule."""
+
+Remainder = Literal["first", "last", "before last", "one", "head"]
+"""Which pipeline stages get the layers that remain after an even division.
+
+first: the first stages get one layer more. last: the last stages. before last: the stages from the second-last one
+backwards. one: the last stage gets all of them. head: the layers and the head are divided evenly by their position.
+`llmbench/sizing/serving/pipeline.py` has the rules.
+"""
 
 CONSTANTS = {
     "utilization": "share of the memory that the engine may use (see the title of the engine)",
@@ -52,6 +61,8 @@ CONSTANTS = {
     "states_per_request": "states that one request needs",
     "vocabulary_multiple": "the rows of embedding and head are padded to a multiple of this number",
     "mxfp4_multiple": "the inputs of MXFP4 experts are padded to a multiple of this number",
+    "host_embedding": "1: the embedding table stays in the memory of the CPU",
+    "draft_tokens": "tokens that a draft model proposes in one step",
     "mtp": "number of modules for multi-token prediction that the engine loads, with their cache",
     "rope_table": "1: every GPU stores the sines and cosines of all positions",
 }
@@ -107,10 +118,34 @@ class Constant(Part, frozen=True, kw_only=True):
     doubt: Doubt | None = None
 
 
+class WeightOnly(Part, frozen=True, kw_only=True):
+    """Formats of weights that an engine multiplies on devices whose matrix units do not compute them.
+
+    A kernel converts the weights to the format of the activations while it multiplies them.
+
+    formats: names of formats. `fp8-*` stands for all names that begin with fp8-. capability: the smallest CUDA compute
+    capability. experts: whether the engine has such a kernel for experts too.
+    """
+
+    formats: tuple[str, ...]
+    capability: str
+    experts: bool
+    source: str
+
+
+class Stages(Part, frozen=True, kw_only=True):
+    """How an engine divides the layers over pipeline stages, and the name of the source."""
+
+    remainder: Remainder
+    source: str
+
+
 class Version(Part, frozen=True, kw_only=True):
-    """The constants that one version of an engine changed."""
+    """What one version of an engine changed: constants, the division into stages, and kernels for weights."""
 
     version: str
+    stages: Stages | None = None
+    weight_only: tuple[WeightOnly, ...] = ()
     constants: dict[str, Constant] = msgspec.field(default_factory=dict)
 
 
@@ -144,8 +179,15 @@ class EngineSpec(Part, frozen=True, kw_only=True):
             for key, constant in version.constants.items():
                 if key not in CONSTANTS:
                     raise ValueError(f"version {version.version}: unknown constant `{key}`")
-                if constant.source not in self.sources:
-                    raise ValueError(f"`{key}` names the source `{constant.source}`, which is not in [sources]")
+                self._check_source(key, constant.source)
+            if version.stages is not None:
+                self._check_source("stages", version.stages.source)
+            for kernel in version.weight_only:
+                self._check_source("weight_only", kernel.source)
+
+    def _check_source(self, key: str, source: str) -> None:
+        if source not in self.sources:
+            raise ValueError(f"`{key}` names the source `{source}`, which is not in [sources]")
 
 
 class Engine(NamedTuple):
@@ -153,8 +195,9 @@ class Engine(NamedTuple):
 
     version: the version whose constants are used. "": the engine has no versions.
     asked: the version that the user named, or "".
-    constants: the constants.
-    replaced: names of the constants that the user set.
+    constants: the constants. replaced: names of the constants that the user set.
+    remainder: how the engine divides the layers over pipeline stages.
+    kernels: kernels for weights that a device does not compute.
     """
 
     spec: EngineSpec
@@ -162,6 +205,8 @@ class Engine(NamedTuple):
     asked: str
     constants: dict[str, Constant]
     replaced: tuple[str, ...]
+    remainder: Remainder
+    kernels: tuple[WeightOnly, ...]
 
     def get(self, key: str, default: float = 0, *, device: DeviceHead | None = None) -> float:
         """Return the value of a constant on a device, or `default` if the profile has no such constant.
@@ -195,6 +240,19 @@ class Engine(NamedTuple):
             and doubt.weights in ("", weights)
             and (not doubt.not_capability or device.compute_capability != doubt.not_capability)
         ]
+
+    def converts(self, weights: str, device: DeviceHead, *, experts: bool) -> bool:
+        """Return whether a kernel multiplies weights in a format that the matrix units of a device do not compute.
+
+        weights: name of the format. experts: whether the model is a mixture of experts.
+        """
+        capability = float(device.compute_capability or 0)
+        return any(
+            any(fnmatchcase(weights, pattern) for pattern in kernel.formats)
+            and capability >= float(kernel.capability)
+            and (kernel.experts or not experts)
+            for kernel in self.kernels
+        )
 
     def source(self, key: str) -> str:
         """Return the description of the source of a constant."""
@@ -256,12 +314,16 @@ def find_engine(text: str) -> Engine:
         )
     asked = asked.removeprefix("v")
     constants: dict[str, Constant] = {}
+    remainder: Remainder = "first"
+    kernels: tuple[WeightOnly, ...] = ()
     version = None
     for known in spec.versions:
         if asked and _numbers(known.version) > _numbers(asked):
             break
         version = known.version
         constants |= known.constants
+        remainder = remainder if known.stages is None else known.stages.remainder
+        kernels += known.weight_only
     if version is None:
         raise SpecError(
             f"llmbench has no profile of {spec.title} {asked}; the oldest one is {spec.versions[0].version}",
@@ -277,7 +339,7 @@ def find_engine(text: str) -> Engine:
             raise SpecError(f"engine constant `{key}`: must be at least 1, not {value}")
         constants[key] = Constant(value=number, source=SET)
         replaced.append(key)
-    return Engine(spec, version, asked, constants, tuple(replaced))
+    return Engine(spec, version, asked, constants, tuple(replaced), remainder, kernels)
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -110,7 +110,7 @@ def _engine(row: Row) -> Engine:
         newest = find_engine(name)
     except UnknownNameError:
         raise RefusedError(f"column `engine`: llmbench has no profile of {name[:40]!r}") from None
-    several = len(newest.spec.versions) > 1
+    several = sum(bool(version.constants) for version in newest.spec.versions) > 1
     if found is None and several:
         raise RefusedError(
             f"column `version`: {row.text('version')[:40]!r} is not a version, and the constants of "

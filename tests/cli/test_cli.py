@@ -432,8 +432,8 @@ OPTIONS = {
     "kvcache": "--all --seq --batch --kv-dtype --block-size --explain --set --format --output",
     "memory": "--phase --seq --batch --precision --weights --optimizer --recompute --layout --kernels --loss --dropout "
     "--micro-batches --recipe --lora --base --kv-dtype --device --explain --timeline --set --format --output",
-    "fit": "--device --gpus --layout --engine --utilization --seq --users --weights --kv-dtype --price --explain --set "
-    "--format --output",
+    "fit": "--device --gpus --layout --engine --utilization --seq --users --weights --kv-dtype --draft --price "
+    "--explain --set --format --output",
     "compare": "--vs --seq --weights --set --format --output",
     "model": "--impl --device --dtype --layers --trace --seq --batch --set --format --output",
     "profile": "--impl --model --set --seq --batch --dtype --pass --device --by --trace --format --output",
@@ -461,7 +461,7 @@ def test_options_are_frozen(command: str) -> None:
     names = [option.opts[0] for option in options if "--help" not in option.opts]
     own = OPTIONS[command].split()
     assert names == own + (SHARED if "--format" in own else [])
-    assert len(own) <= {"memory": 22, "fit": 14}.get(command, 12)
+    assert len(own) <= {"memory": 22, "fit": 15}.get(command, 12)
     assert all(option.help for option in options)
 
 

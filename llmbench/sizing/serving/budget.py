@@ -55,6 +55,7 @@ class _Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What the rules of all engines need.
 
     total: memory of the GPU. gpus: GPUs that share one replica of the model. share: the utilization.
+    converts: whether a kernel converts the weights to the format of the activations.
     """
 
     engine: Engine
@@ -66,6 +67,7 @@ class _Settings(msgspec.Struct, frozen=True, kw_only=True):
     share: float
     batched: int
     sequences: int
+    converts: bool
 
     def constant(self, key: str) -> int:
         """Return a number of bytes: the constant for this number of GPUs and this architecture."""
@@ -86,7 +88,12 @@ class _Settings(msgspec.Struct, frozen=True, kw_only=True):
         """The weights in memory, and what the engine adds to them."""
         shard = self.shard
         terms = [Formula(term="weights", text=counted(shard.weights, "bytes"), value=shard.weights)]
-        added = (("padding of the weights", shard.padding), ("table of RoPE", shard.rope))
+        added = (
+            ("padding of the weights", shard.padding),
+            ("scales repeated per output", shard.repeated_scales if self.converts else 0),
+            ("table of RoPE", shard.rope),
+            ("draft model", shard.draft),
+        )
         return terms + [Formula(term=term, text=counted(size, "bytes"), value=size) for term, size in added if size]
 
     def outside(self, term: str, key: str) -> list[Formula]:
@@ -96,11 +103,20 @@ class _Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def budget(
-    engine: Engine, device: DeviceHead, shard: Shard, layout: Layout, *, seq: int, utilization: float | None = None
+    engine: Engine,
+    device: DeviceHead,
+    shard: Shard,
+    layout: Layout,
+    *,
+    seq: int,
+    utilization: float | None = None,
+    converts: bool = False,
 ) -> Budget:
     """Divide the memory of a GPU as an engine does.
 
     seq: longest sequence that the engine accepts, in tokens. utilization: None stands for the engine's own default.
+    converts: whether a kernel converts the weights to the format of the activations, because the matrix units of the
+        device do not compute their format.
 
     Raises SpecError for a utilization that is not above 0 and at most 1.
     """
@@ -118,6 +134,7 @@ def budget(
         share=0,
         batched=batched,
         sequences=engine.whole("sequences", device=device),
+        converts=converts,
     )
     share = utilization
     if share is None:
@@ -204,25 +221,32 @@ def _sampling(s: _Settings) -> Formula:
     The hidden states of all tokens stay allocated, and those of the last tokens exist twice.
     """
     rows = min(s.sequences, s.batched)
-    own = s.shard.own
-    wide = own + (0 if own == 4 else 4)
+    logit_bytes = _logit_bytes(s)
     scratch = 0
     if s.engine.whole("sorts_logits"):
-        each = wide + 12 + (20 if rows >= 128 else 32 if rows > 1 else 0)
+        logit_bytes += 12 + (20 if rows >= 128 else 32 if rows > 1 else 0)
     else:
-        each = wide + 8
+        logit_bytes += 8
         scratch = min(s.device.num_sms, rows) * s.shard.vocabulary * 4
     hidden = (s.batched + 2 * rows) * s.shard.hidden
     if not s.shard.vocabulary:
         rows = 0
-    value = rows * s.shard.vocabulary * each + scratch + hidden + s.workspace
+    value = rows * s.shard.vocabulary * logit_bytes + scratch + hidden + s.workspace
     text = plus(
-        times(counted(rows, "sequences"), counted(s.shard.vocabulary, "logits"), f"{each} bytes") if rows else "",
+        times(counted(rows, "sequences"), counted(s.shard.vocabulary, "logits"), f"{logit_bytes} bytes")
+        if rows
+        else "",
         counted(scratch, "bytes of the sampler's scratch") if scratch else "",
         counted(hidden, "bytes of hidden states"),
         counted(s.workspace, "bytes of cuBLAS's workspace") if s.workspace else "",
     )
     return Formula(term="activations and sampling", text=text, value=value)
+
+
+def _logit_bytes(s: _Settings) -> int:
+    """Return the bytes of one logit in the format of the activations and in fp32. fp32 activations need no copy."""
+    own = s.shard.activation_bytes
+    return own if s.shard.activations == "fp32" else own + 4
 
 
 def _ideal(s: _Settings) -> tuple[list[Formula], list[Formula]]:
@@ -294,11 +318,11 @@ def _llamacpp(s: _Settings) -> tuple[list[Formula], list[Formula]]:
 def _last_logits(s: _Settings) -> Formula:
     """Return the memory of the logits of the last token of each sequence, in the format of the activations and fp32."""
     rows = min(s.sequences, s.batched)
-    each = s.shard.own + (0 if s.shard.own == 4 else 4)
+    logit_bytes = _logit_bytes(s)
     hidden = s.batched * s.shard.hidden
-    value = rows * s.shard.vocabulary * each + hidden + s.workspace
+    value = rows * s.shard.vocabulary * logit_bytes + hidden + s.workspace
     text = plus(
-        times(counted(rows, "sequences"), counted(s.shard.vocabulary, "logits"), f"{each} bytes"),
+        times(counted(rows, "sequences"), counted(s.shard.vocabulary, "logits"), f"{logit_bytes} bytes"),
         counted(hidden, "bytes of hidden states"),
         counted(s.workspace, "bytes of cuBLAS's workspace") if s.workspace else "",
     )
@@ -310,7 +334,7 @@ def _ggml_logits(s: _Settings) -> Formula:
 
     For Llama-3-8B and 512 tokens it prints 258.50 MiB.
     """
-    hidden = 4 * (s.shard.hidden // s.shard.own)
+    hidden = 4 * (s.shard.hidden // s.shard.activation_bytes)
     value = s.batched * (4 * s.shard.vocabulary + hidden)
     text = times(
         counted(s.batched, "tokens"), f"({counted(s.shard.vocabulary, 'logits')} × 4 bytes + {hidden:,} bytes)"

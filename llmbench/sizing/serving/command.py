@@ -2,81 +2,151 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shlex
+from pathlib import Path
+from typing import Any
 
 from llmbench.sizing.serving.fit import Fit
 from llmbench.spec.model import ModelSpec
 
 
-def start_command(spec: ModelSpec, model: str, fit: Fit) -> str | None:
-    """Return the command, or None if the engine has none. model: the MODEL of the user."""
+def start_command(spec: ModelSpec, files: str, fit: Fit, *, draft: str | None = None) -> str | None:
+    """Return the command, or None if the engine has none.
+
+    files, draft: the names with which the engine finds the weights of the model and of its draft model (`weights_of`).
+    """
     flags = _FLAGS.get(fit.question.engine.spec.rule)
-    return None if flags is None else " ".join([*flags(_repository(spec, model), fit)])
+    return None if flags is None else " ".join(flags(files, fit, longest_sequence(spec, fit), draft))
 
 
-def _repository(spec: ModelSpec, model: str) -> str:
-    """Return the name with which an engine finds the weights."""
+def weights_of(spec: ModelSpec, model: str) -> str:
+    """Return the name with which an engine finds the weights: a folder, a GGUF file, or a repository of Hugging Face.
+
+    model: the MODEL of the user. A config.json stands for its folder.
+    """
     if model.startswith("hf:"):
-        return shlex.quote(model.removeprefix("hf:"))
+        return model.removeprefix("hf:")
+    if os.path.exists(model) and not model.endswith(".toml"):
+        return str(Path(model).parent) if model.endswith(".json") else model
     named = next((alias for alias in spec.aliases if alias.count("/") == 1), None)
-    return shlex.quote(named or model or spec.name)
+    return named or spec.name
+
+
+def longest_sequence(spec: ModelSpec, fit: Fit) -> int:
+    """Return the longest sequence that the engine accepts: engines refuse more tokens than the model has positions."""
+    return min(fit.question.seq, spec.max_position_embeddings or fit.question.seq)
 
 
 def _share(value: float) -> str:
     return f"{value:.4g}"
 
 
-def _vllm(name: str, fit: Fit) -> list[str]:
-    question, own = fit.question, fit.tightest
+def _plain_cache(fit: Fit) -> bool:
+    """Return whether the cache has the format of the activations, which is the default of every engine."""
+    return fit.question.kv in (None, fit.tightest.shard.activations)
+
+
+def _cache_flag(fit: Fit, names: dict[str, str]) -> list[str]:
+    """Return the flag for the format of the cache. names: the engine's name of a format, if it differs from ours."""
+    kv = fit.question.kv
+    return [] if kv is None or _plain_cache(fit) else [f"--kv-cache-dtype {names.get(kv, kv)}"]
+
+
+def _vllm(name: str, fit: Fit, seq: int, draft: str | None) -> list[str]:
+    question, own, engine = fit.question, fit.tightest, fit.question.engine
     layout = question.layout
-    parts = ["vllm serve", name, f"--max-model-len {question.seq}"]
+    parts = ["vllm serve", shlex.quote(name), f"--max-model-len {seq}"]
     parts += [f"--tensor-parallel-size {layout.tp}"] if layout.tp > 1 else []
     parts += [f"--pipeline-parallel-size {layout.pp}"] if layout.pp > 1 else []
     parts += [f"--data-parallel-size {layout.dp}"] if layout.dp > 1 else []
     parts += ["--enable-expert-parallel"] if layout.ep > 1 else []
     parts += [f"--gpu-memory-utilization {_share(own.share)}"]
     parts += [f"--max-num-seqs {own.sequences}", f"--max-num-batched-tokens {own.batched_tokens}"]
-    parts += [f"--kv-cache-dtype {question.kv}"] if question.kv else []
-    engine = question.engine
-    parts += [f"--block-size {engine.whole('block_tokens')}"] if "block_tokens" in engine.replaced else []
-    if engine.whole("mtp"):
-        drafts = f'{{"method": "mtp", "num_speculative_tokens": {engine.whole("mtp")}}}'
-        parts += [f"--speculative-config {shlex.quote(drafts)}"]
-    return parts
+    parts += _cache_flag(fit, {"bf16": "bfloat16", "fp16": "float16"})
+    latent = any(rows.latent for rows in own.shard.rows)
+    block = "latent_block_tokens" if latent else "block_tokens"
+    parts += [f"--block-size {engine.whole(block)}"] if block in engine.replaced else []
+    if "chunked_prefill" in engine.replaced:
+        parts += ["--enable-chunked-prefill" if engine.whole("chunked_prefill") else "--no-enable-chunked-prefill"]
+    speculation: dict[str, Any] = {}
+    if draft is not None:
+        speculation = {"method": "draft_model", "model": draft, "num_speculative_tokens": engine.whole("draft_tokens")}
+    elif engine.whole("mtp"):
+        speculation = {"method": "mtp", "num_speculative_tokens": engine.whole("mtp")}
+    return parts + ([f"--speculative-config {shlex.quote(json.dumps(speculation))}"] if speculation else [])
 
 
-def _sglang(name: str, fit: Fit) -> list[str]:
-    question, own = fit.question, fit.tightest
+def _sglang(name: str, fit: Fit, seq: int, draft: str | None) -> list[str]:
+    question, own, engine = fit.question, fit.tightest, fit.question.engine
     layout = question.layout
     gpus = layout.tp * layout.dp
-    parts = ["python -m sglang.launch_server --model-path", name, f"--context-length {question.seq}"]
+    parts = ["python -m sglang.launch_server --model-path", shlex.quote(name), f"--context-length {seq}"]
     parts += [f"--tp-size {gpus}"] if gpus > 1 else []
     parts += [f"--pp-size {layout.pp}"] if layout.pp > 1 else []
     parts += [f"--dp-size {layout.dp} --enable-dp-attention"] if layout.dp > 1 else []
     parts += [f"--ep-size {layout.ep}"] if layout.ep > 1 else []
     parts += [f"--mem-fraction-static {_share(own.share)}", f"--max-running-requests {max(1, question.users)}"]
-    kv = {"fp8": "fp8_e4m3"}.get(question.kv or "", question.kv)
-    parts += [f"--kv-cache-dtype {kv}"] if kv else []
+    parts += [f"--chunked-prefill-size {own.batched_tokens}"]
+    # A model with an indexer stores fp8_ds_mla rows if the cache is fp8.
+    parts += _cache_flag(fit, {"fp8": "fp8_e4m3", "fp8_ds_mla": "fp8_e4m3", "fp4": "fp4_e2m1"})
+    for key, flag, unit in (
+        ("block_tokens", "--page-size", 1),
+        ("windows_percent", "--swa-full-tokens-ratio", 100),
+        ("states_percent", "--mamba-full-memory-ratio", 100),
+    ):
+        parts += [f"{flag} {engine.get(key) / unit:g}"] if key in engine.replaced else []
+    steps = engine.whole("draft_tokens" if draft is not None else "mtp")
+    if draft is not None:
+        parts += ["--speculative-algorithm STANDALONE", f"--speculative-draft-model-path {shlex.quote(draft)}"]
+    elif steps:
+        parts += ["--speculative-algorithm EAGLE"]
+    if steps and (draft is not None or engine.whole("mtp")):
+        # A chain of drafts: one candidate per step, and the token of the model itself.
+        parts += [f"--speculative-num-steps {steps}", "--speculative-eagle-topk 1"]
+        parts += [f"--speculative-num-draft-tokens {steps + 1}"]
     return parts
 
 
-def _trtllm(name: str, fit: Fit) -> list[str]:
-    question, own = fit.question, fit.tightest
+def _trtllm(name: str, fit: Fit, seq: int, draft: str | None) -> list[str]:
+    question, own, engine = fit.question, fit.tightest, fit.question.engine
     layout = question.layout
-    parts = ["trtllm-serve", name, f"--max_seq_len {question.seq}"]
-    parts += [f"--tp_size {layout.tp}"] if layout.tp > 1 else []
+    gpus = layout.tp * layout.dp
+    parts = ["trtllm-serve", shlex.quote(name), f"--max_seq_len {seq}"]
+    parts += [f"--tp_size {gpus}"] if gpus > 1 else []
     parts += [f"--pp_size {layout.pp}"] if layout.pp > 1 else []
     parts += [f"--ep_size {layout.ep}"] if layout.ep > 1 else []
     parts += [f"--max_batch_size {own.sequences}", f"--max_num_tokens {own.batched_tokens}"]
-    return [*parts, f"--kv_cache_free_gpu_memory_fraction {_share(own.share)}"]
+    parts += [f"--kv_cache_free_gpu_memory_fraction {_share(own.share)}"]
+    cache: dict[str, Any] = {} if _plain_cache(fit) else {"dtype": question.kv}
+    if "block_tokens" in engine.replaced:
+        cache["tokens_per_block"] = engine.whole("block_tokens")
+    options: dict[str, Any] = {"kv_cache_config": cache} if cache else {}
+    if layout.dp > 1:
+        options["enable_attention_dp"] = True
+    if draft is not None:
+        options["speculative_config"] = {
+            "decoding_type": "DraftTarget",
+            "max_draft_len": engine.whole("draft_tokens"),
+            "speculative_model_dir": draft,
+        }
+    elif engine.whole("mtp"):
+        options["speculative_config"] = {"decoding_type": "MTP", "num_nextn_predict_layers": engine.whole("mtp")}
+    # JSON is YAML too. These settings have no flag of their own.
+    return parts + ([f"--extra_llm_api_options <(echo {shlex.quote(json.dumps(options))})"] if options else [])
 
 
-def _llamacpp(name: str, fit: Fit) -> list[str]:
-    question = fit.question
+def _llamacpp(name: str, fit: Fit, seq: int, draft: str | None) -> list[str]:
+    question, engine = fit.question, fit.question.engine
     recipe = fit.tightest.shard.format.removeprefix("gguf-").replace("-", "_").upper()
-    file = shlex.quote(f"{name.rpartition('/')[2]}-{recipe}.gguf")
-    parts = ["llama-server -m", file, f"-c {question.seq * question.users}", f"-np {question.users}", "-ngl 999"]
-    parts += [f"-ctk {question.kv} -ctv {question.kv} -fa on"] if question.kv else []
+    file = name if name.endswith(".gguf") else f"{name.rstrip('/').rpartition('/')[2]}-{recipe}.gguf"
+    parts = ["llama-server -m", shlex.quote(file), f"-c {seq * question.users}", f"-np {question.users}", "-ngl 999"]
+    parts += [f"-ub {engine.whole('batched_tokens')}"] if "batched_tokens" in engine.replaced else []
+    parts += [] if _plain_cache(fit) else [f"-ctk {question.kv} -ctv {question.kv} -fa on"]
+    if draft is not None:
+        own = draft if draft.endswith(".gguf") else f"{draft.rstrip('/').rpartition('/')[2]}-{recipe}.gguf"
+        parts += [f"-md {shlex.quote(own)} -ngld 999 --draft-max {engine.whole('draft_tokens')}"]
     return parts
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import msgspec
 
 from llmbench.errors import LayoutError, LLMBenchError, SpecError
+from llmbench.sizing.dtypes import DType
 from llmbench.sizing.serving.budget import Budget, budget
 from llmbench.sizing.serving.shard import Shard, shards
 from llmbench.sizing.workload import Layout
@@ -38,12 +39,19 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     kv: str | None = None
     utilization: float | None = None
 
+    @property
+    def users_per_replica(self) -> int:
+        """The number of users of the replica that serves most of them."""
+        return -(-self.users // self.layout.dp)
+
 
 class Fit(msgspec.Struct, frozen=True, kw_only=True):
     """The answer for some equal GPUs.
 
     budgets: the budget of one GPU of each pipeline stage.
-    missing_format: number format of the matrix products, if the device does not compute it.
+    missing_format: number format of the matrix products, if the engine cannot run them on the device.
+    converts: whether a kernel of the engine converts the weights to the format of the activations, because the matrix
+        units of the device do not compute their format.
     room: number of requests of `seq` tokens for which the cache has memory, on all replicas.
     capacity: number of them that run at the same time: `room`, or the engine's limit of sequences if that is smaller.
     longest: longest request that fits alone, in tokens. longest_each: longest length of `users` requests. 0: none fits.
@@ -53,6 +61,7 @@ class Fit(msgspec.Struct, frozen=True, kw_only=True):
     question: Question
     budgets: tuple[Budget, ...]
     missing_format: str | None
+    converts: bool
     room: int
     capacity: int
     longest: int
@@ -71,9 +80,15 @@ class Fit(msgspec.Struct, frozen=True, kw_only=True):
         return self.runs and self.capacity >= self.question.users
 
     def doubts(self, *, moe: bool) -> list[str]:
-        """Return why constants of the engine may be inexact. moe: whether the model is a mixture of experts."""
-        weights = self.tightest.shard.format.partition(",")[0]
-        return self.tightest.engine.doubts(self.question.device, experts=moe, weights=weights)
+        """Return why the budget may be inexact. moe: whether the model is a mixture of experts."""
+        device = self.question.device
+        doubts = self.tightest.engine.doubts(device, experts=moe, weights=self.tightest.shard.format_name)
+        if device.vendor == "nvidia" and device.cuda_memory_bytes is None:
+            doubts.append(
+                "the total memory that a CUDA program sees is not known; the total of the driver or of the datasheet "
+                "is used, which is slightly larger"
+            )
+        return doubts
 
     @property
     def limited(self) -> bool:
@@ -87,10 +102,14 @@ class Fit(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sizer:
-    """Answers questions about one model. It computes each part of the model once."""
+    """Answers questions about one model. It computes each part of the model once.
 
-    def __init__(self, spec: ModelSpec) -> None:
+    draft: the model for speculative decoding that the same GPUs serve. None: there is none.
+    """
+
+    def __init__(self, spec: ModelSpec, draft: ModelSpec | None = None) -> None:
         self.spec = spec
+        self.draft = draft
         self._shards: dict[tuple[str, str, str | None, str | None], list[Shard]] = {}
 
     def shards(self, question: Question) -> list[Shard]:
@@ -98,33 +117,61 @@ class Sizer:
         key = (question.engine.text, str(question.layout), question.weights, question.kv)
         if key not in self._shards:
             self._shards[key] = shards(
-                self.spec, question.layout, question.engine, weights=question.weights, kv=question.kv
+                self.spec,
+                question.layout,
+                question.engine,
+                weights=question.weights,
+                kv=question.kv,
+                draft=self.draft,
             )
         return self._shards[key]
 
     def fit(self, question: Question) -> Fit:
         """Return the answer. Raises LLMBenchError if the engine cannot run the model as the question says."""
         layout, device = question.layout, question.device
-        each = -(-question.users // layout.dp)
-        engine = _room_for(question.engine, each, device)
+        users = question.users_per_replica
+        engine = _room_for(question.engine, users, device)
+        parts = self.shards(question)
+        missing = _missing_format(parts[0].products, device)
+        converts = missing is not None and _converts(engine, parts[0], device, moe=self.spec.is_moe)
         budgets = tuple(
-            budget(engine, device, shard, layout, seq=question.seq, utilization=question.utilization)
-            for shard in self.shards(question)
+            budget(
+                engine,
+                device,
+                shard,
+                layout,
+                seq=question.seq,
+                utilization=question.utilization,
+                converts=converts,
+            )
+            for shard in parts
         )
-        products = budgets[0].shard.products
         room = layout.dp * min(own.pool.requests(question.seq) for own in budgets)
         limit = budgets[0].sequences  # 0: the engine has no limit
-        needed = [own.usable - own.cache + each * own.pool.request_bytes(question.seq) for own in budgets]
+        needed = [own.usable - own.cache + users * own.pool.request_bytes(question.seq) for own in budgets]
         return Fit(
             question=question,
             budgets=budgets,
-            missing_format=None if products == "fp32" or products in device.matrix_formats else products,
+            missing_format=None if converts else missing,
+            converts=converts,
             room=room,
             capacity=min(room, limit * layout.dp) if limit else room,
             longest=_longest(budgets, 1),
-            longest_each=0 if 0 < limit < each else _longest(budgets, each),
+            longest_each=0 if 0 < limit < users else _longest(budgets, users),
             filled=max(need / own.usable for need, own in zip(needed, budgets, strict=True)),
         )
+
+
+def _missing_format(products: DType, device: DeviceHead) -> DType | None:
+    """Return the number format of matrix products if the matrix units of a device do not compute it, else None."""
+    return None if products == "fp32" or products in device.matrix_formats else products
+
+
+def _converts(engine: Engine, shard: Shard, device: DeviceHead, *, moe: bool) -> bool:
+    """Return whether a kernel converts the weights to the format of the activations, and the device computes that."""
+    if _missing_format(shard.activations, device) is not None:
+        return False
+    return engine.converts(shard.format_name, device, experts=moe)
 
 
 def _room_for(engine: Engine, users: int, device: DeviceHead) -> Engine:
@@ -201,64 +248,99 @@ class Change(NamedTuple):
     """A change of one setting with which the model fits.
 
     option: the option with its new value. what: what changes, for people.
-    rank: 0 for a limit of the engine, whose change the users do not notice. 1 for all other settings.
-    factor: by which factor the setting changes. Among changes of one rank, the nearest has the smallest factor.
+    factor: by which factor the setting changes. For a format, it is the factor of the bytes that it changes.
+    engine_limit: whether the setting is a limit of the engine, which users do not notice.
     fit: the answer with the change.
     """
 
     option: str
     what: str
-    rank: int
     factor: float
+    engine_limit: bool
     fit: Fit
 
 
 def changes(sizer: Sizer, fit: Fit) -> list[Change]:
-    """Return the changes of one setting with which the model fits, the nearest one first."""
+    """Return the changes of one setting with which the model fits, the nearest one first.
+
+    A change of a limit of the engine is nearer than all others, because it takes nothing from the users. Among the
+    others, the nearest one has the smallest factor: half as many users are as near as half the bytes of the weights.
+    """
     found = []
-    for option, what, rank, factor, question in _candidates(sizer, fit):
+    for candidate in _candidates(sizer, fit):
         try:
-            changed = sizer.fit(question)
+            changed = sizer.fit(candidate.question)
         except LLMBenchError:
             continue
-        if question.weights != fit.question.weights:
-            factor = max(1.0, fit.budgets[0].shard.weights / changed.budgets[0].shard.weights)
         if changed.fits:
-            found.append(Change(option, what, rank, factor, changed))
-    return sorted(found, key=lambda change: (change.rank, change.factor))
+            before, after = candidate.setting(fit), candidate.setting(changed)
+            factor = max(before, after) / min(before, after)
+            found.append(Change(candidate.option, candidate.what, factor, candidate.engine_limit, changed))
+    return sorted(found, key=lambda change: (not change.engine_limit, change.factor))
 
 
 WEIGHTS = ("fp16", "fp8-channel", "w4a16")
 GGUF_WEIGHTS = ("gguf-q8-0", "gguf-q4-k-m", "gguf-q2-k")
-"""Formats of weights that a suggestion names. Their factor is that of the bytes of the weights."""
+"""Formats of weights that a suggestion names."""
 
 
-def _candidates(sizer: Sizer, fit: Fit) -> Iterator[tuple[str, str, int, float, Question]]:
+class _Candidate(NamedTuple):
+    """A question with one other setting. setting: the number in an answer that the change multiplies or divides."""
+
+    option: str
+    what: str
+    question: Question
+    setting: Callable[[Fit], float]
+    engine_limit: bool = False
+
+
+def _candidates(sizer: Sizer, fit: Fit) -> Iterator[_Candidate]:
     question = fit.question
     change = msgspec.structs.replace
-    if 0 < fit.longest_each < question.seq:
-        shorter = fit.longest_each
-        shorter -= shorter % 16 if shorter > 16 else 0
-        factor = question.seq / shorter
-        yield f"--seq {shorter}", f"requests of at most {shorter:,} tokens", 1, factor, change(question, seq=shorter)
-    if 0 < fit.capacity < question.users:
-        factor = question.users / fit.capacity
-        yield f"--users {fit.capacity}", f"{fit.capacity:,} users", 1, factor, change(question, users=fit.capacity)
     rule = question.engine.spec.rule
-    cache = "q8_0" if rule == "llamacpp" else "fp8"
+    if 0 < fit.longest_each < question.seq:
+        block = question.engine.whole("block_tokens", 1)
+        shorter = max(fit.longest_each - fit.longest_each % block, 1)
+        yield _Candidate(
+            f"--seq {shorter}",
+            f"requests of at most {shorter:,} tokens",
+            change(question, seq=shorter),
+            lambda answer: answer.question.seq,
+        )
+    if 0 < fit.capacity < question.users:
+        yield _Candidate(
+            f"--users {fit.capacity}",
+            f"{fit.capacity:,} users",
+            change(question, users=fit.capacity),
+            lambda answer: answer.question.users,
+        )
     if question.kv is None:
-        yield f"--kv-dtype {cache}", f"a cache in {cache}", 1, 2.0, change(question, kv=cache)
+        cache = "q8_0" if rule == "llamacpp" else "fp8"
+        yield _Candidate(
+            f"--kv-dtype {cache}",
+            f"a cache in {cache}",
+            change(question, kv=cache),
+            lambda answer: answer.tightest.pool.request_bytes(question.seq) or 1,
+        )
     limit = question.engine.whole("sequences", device=question.device)
-    each = -(-question.users // question.layout.dp)
+    users = question.users_per_replica
     # A step needs room for the users. A smaller limit frees memory, and a larger one admits more users.
-    if each > limit > 0 if "sequences" in question.engine.replaced else each < limit:
-        engine = replaced(question.engine, "sequences", each)
-        what = f"steps of at most {each:,} sequences"
-        factor = max(limit, each) / min(limit, each)
-        yield f"--engine {engine.text}", what, 0, factor, change(question, engine=engine)
-    formats = GGUF_WEIGHTS if rule == "llamacpp" else WEIGHTS
-    for name in formats:
-        yield f"--weights {name}", f"weights in {name}", 1, 1.0, change(question, weights=name)
+    if users > limit > 0 if "sequences" in question.engine.replaced else users < limit:
+        engine = replaced(question.engine, "sequences", users)
+        yield _Candidate(
+            f"--engine {engine.text}",
+            f"steps of at most {users:,} sequences",
+            change(question, engine=engine),
+            lambda answer: answer.question.engine.whole("sequences", device=question.device),
+            engine_limit=True,
+        )
+    for name in GGUF_WEIGHTS if rule == "llamacpp" else WEIGHTS:
+        yield _Candidate(
+            f"--weights {name}",
+            f"weights in {name}",
+            change(question, weights=name),
+            lambda answer: answer.budgets[0].shard.weights,
+        )
     own = question.layout.num_gpus
     for gpus in COUNTS:
         if gpus > own and gpus % own == 0 and question.layout.dp == 1:
@@ -267,6 +349,8 @@ def _candidates(sizer: Sizer, fit: Fit) -> Iterator[tuple[str, str, int, float, 
             except (LayoutError, SpecError):
                 continue
             larger = change(question, layout=layout)
-            yield f"--gpus {gpus}", f"{gpus} GPUs ({layout})", 1, gpus / own, larger
+            yield _Candidate(
+                f"--gpus {gpus}", f"{gpus} GPUs ({layout})", larger, lambda answer: answer.question.layout.num_gpus
+            )
             if sizer.fit(larger).fits:
                 return

@@ -65,8 +65,8 @@ class PlainPool(msgspec.Struct, frozen=True):
 
     def requests(self, length: int) -> int:
         """Return the number of requests of `length` tokens that fit."""
-        each = self.request_bytes(length)
-        return max(0, self.size) // each if each else UNLIMITED
+        needed = self.request_bytes(length)
+        return max(0, self.size) // needed if needed else UNLIMITED
 
 
 class Group(NamedTuple):
@@ -128,8 +128,8 @@ class PagedPool(msgspec.Struct, frozen=True, kw_only=True):
 
     def requests(self, length: int) -> int:
         """Return the number of requests of `length` tokens that fit."""
-        each = self.request_blocks(length)
-        return self.blocks // each if each else UNLIMITED
+        needed = self.request_blocks(length)
+        return self.blocks // needed if needed else UNLIMITED
 
 
 def paged_pool(size: int, rows: Sequence[Rows], engine: Engine, batched: int) -> PagedPool:

@@ -16,6 +16,7 @@ from llmbench.sizing.kv_formats import token_bytes
 from llmbench.sizing.lower import lower, lower_next_token_prediction
 from llmbench.sizing.lower.builder import share
 from llmbench.sizing.op import Op
+from llmbench.sizing.serving.pipeline import divided
 from llmbench.sizing.stages import Stage, stages
 from llmbench.sizing.weights import WeightRecipe, op_bytes
 from llmbench.sizing.workload import Layout, Workload
@@ -50,31 +51,41 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True):
 
     stage: index of the pipeline stage.
     weights: weights as the engine stores them. padding: rows and columns that the engine adds to them.
+    repeated_scales: what a kernel adds that converts weights, because it needs a scale for each output.
     rope: table of sines and cosines.
+    draft: weights, padding and table of sines and cosines of the draft model.
     layer: outputs of all ops of the widest layer for one token, as they exist at the peak of a step.
     widest: inputs and outputs of the widest op for one token.
     hidden: hidden state of one token. vocabulary: logits per sequence. 0: the stage has no head.
-    own: bytes of one activation.
-    rows: the layers with a cache.
+    activations: number format of the activations.
+    rows: the layers with a cache, those of the draft model included.
     products: number format of the matrix products.
-    format, title: format of the weights as `--weights` reads it, and its description.
+    format, title: format of the weights as `--weights` reads it, and its description. format_name: its name alone.
     doubts: why the bytes of the weights may be inexact.
     """
 
     stage: int
     weights: int
     padding: int
+    repeated_scales: int
     rope: int
     layer: int
     widest: int
     hidden: int
     vocabulary: int
-    own: int
+    activations: DType
     rows: tuple[Rows, ...]
     products: DType
     format: str
+    format_name: str
     title: str
+    draft: int = 0
     doubts: tuple[str, ...] = ()
+
+    @property
+    def activation_bytes(self) -> int:
+        """The bytes of one activation."""
+        return bits_of(self.activations) // 8
 
 
 def serving_layout(text: str) -> Layout:
@@ -91,6 +102,11 @@ def serving_layout(text: str) -> Layout:
         if only in items:
             raise LayoutError(
                 f"layout {only}: is for training, and an engine does not use it", hint="tp, pp, dp and ep serve"
+            )
+    for only in ("first", "last", "count_embedding", "count_loss", "stages"):
+        if only in items:
+            raise LayoutError(
+                f"layout {only}: an engine divides the layers by a rule of its own", hint="tp, pp, dp and ep serve"
             )
     if "cp" in items:
         raise LayoutError(
@@ -110,12 +126,18 @@ def serving_layout(text: str) -> Layout:
 
 
 def shards(
-    spec: ModelSpec, layout: Layout, engine: Engine, *, weights: str | None = None, kv: str | None = None
+    spec: ModelSpec,
+    layout: Layout,
+    engine: Engine,
+    *,
+    weights: str | None = None,
+    kv: str | None = None,
+    draft: ModelSpec | None = None,
 ) -> list[Shard]:
     """Return the part of each pipeline stage on one GPU.
 
     weights: format such as `gptq,bits=8`. None: the published files. kv: format of the cache. None: that of the
-        activations.
+        activations. draft: model for speculative decoding. The last stage has its published files and its cache.
 
     Raises SpecError for a model that does not decode, LayoutError if the layout does not divide the model, and
     UnsupportedError if the format of the published files is not known.
@@ -137,7 +159,21 @@ def shards(
     ops = lower(spec, workload, layout)
     if engine.whole("mtp"):
         ops += _predictors(spec, workload, layout, engine.whole("mtp"))
-    return [_shard(spec, stage, layout, engine, recipe, plain, kv or plain) for stage in stages(spec, ops, layout)]
+    mtp = len({layer for op in ops if op.stack == "mtp" for layer in op.layers})
+    cut = stages(spec, ops, divided(layout, spec.num_hidden_layers, mtp, engine.remainder))
+    parts = [_shard(spec, stage, layout, engine, recipe, plain, kv or plain) for stage in cut]
+    return parts if draft is None else [*parts[:-1], _with_draft(parts[-1], draft, layout, engine, kv)]
+
+
+def _with_draft(shard: Shard, draft: ModelSpec, layout: Layout, engine: Engine, kv: str | None) -> Shard:
+    """Return the last stage with a draft model, which the GPUs of the stage split as they split the model itself."""
+    (small,) = shards(draft, serving_layout(f"tp={layout.tp},dp={layout.dp}"), engine, kv=kv)
+    return msgspec.structs.replace(
+        shard,
+        draft=small.weights + small.padding + small.rope,
+        rows=(*shard.rows, *small.rows),
+        doubts=(*shard.doubts, *small.doubts, "the CUDA graphs and activations of the draft model are not counted"),
+    )
 
 
 def _check_loads(engine: Engine, recipe: WeightRecipe) -> None:
@@ -174,14 +210,16 @@ def _shard(
     spec: ModelSpec, stage: Stage, layout: Layout, engine: Engine, recipe: WeightRecipe, plain: DType, kv: str
 ) -> Shard:
     stored = sum(tensors.bytes for tensors in recipe.towers(layout.tp)) if stage.index == 0 else 0
-    padding = 0
-    sizes: dict[int, tuple[int, int]] = {}
+    padding = repeated = 0
+    sizes: dict[int, tuple[int, int, int]] = {}
     for op, layer in _instances(stage):
         if id(op) not in sizes or recipe.by_module:
-            own = op_bytes(op, layer, recipe, loaded=True)
-            sizes[id(op)] = own, _padding(op, layer, recipe, engine, spec, layout) if own else 0
+            own = 0 if _on_host(op, spec, layout, engine) else op_bytes(op, layer, recipe, loaded=True)
+            more = _padding(op, layer, recipe, engine, spec, layout) if own else 0
+            sizes[id(op)] = own, more, _repeated_scales(op, layer, recipe) if own else 0
         stored += sizes[id(op)][0]
         padding += sizes[id(op)][1]
+        repeated += sizes[id(op)][2]
     ops = [op for op, _ in stage.counts]
     head = any(op.name == "lm_head" for op in ops)
     vocabulary = _padded(spec.vocab_size, engine.whole("vocabulary_multiple", 1))
@@ -189,15 +227,17 @@ def _shard(
         stage=stage.index,
         weights=stored,
         padding=padding,
+        repeated_scales=repeated,
         rope=rope_table_bytes(spec) if engine.whole("rope_table") else 0,
         layer=max(map(_layer_bytes, _by_layer(stage)), default=0),
         widest=max((op.read_bytes + op.written_bytes for op in ops if op.name != "lm_head"), default=0),
         hidden=bytes_of(spec.hidden_size, plain),
         vocabulary=vocabulary if head else 0,
-        own=bits_of(plain) // 8,
+        activations=plain,
         rows=tuple(_rows(spec, stage, layout, plain, kv, fp8_indexer=engine.spec.rule != "ideal")),
         products=recipe.products,
         format=recipe.text,
+        format_name=recipe.format_name,
         title=recipe.title,
         doubts=tuple(recipe.doubts),
     )
@@ -265,6 +305,32 @@ def _padding(op: Op, layer: int | None, recipe: WeightRecipe, engine: Engine, sp
         copies, inputs, outputs = op.matrix
         return copies * outputs * (_padded(inputs, multiple) - inputs) // 2  # the 4-bit values, not their scales
     return 0
+
+
+def _on_host(op: Op, spec: ModelSpec, layout: Layout, engine: Engine) -> bool:
+    """Return whether an engine keeps the embedding table in the memory of the CPU. A tied head needs it on the GPU."""
+    tied = spec.tie_word_embeddings and layout.pp == 1
+    return op.name == "embedding" and not tied and bool(engine.whole("host_embedding"))
+
+
+def _repeated_scales(op: Op, layer: int | None, recipe: WeightRecipe) -> int:
+    """Return the bytes that the scales of an op gain if a kernel converts its weights to the format of the activations.
+
+    Marlin needs one scale per output and group of inputs, in the format of the activations (vLLM's
+    prepare_fp8_layer_for_marlin). So a scale per block of 128 × 128 is repeated 128 times.
+    """
+    storage = recipe.storage(op, layer)
+    if storage is None or op.owned_matrix is None:
+        return 0
+    copies, inputs, outputs = op.owned_matrix
+    gained = 0
+    for tensor in storage.tensors:
+        if tensor.name in ("weight_scale", "weight_scale_inv") and tensor.outputs != 1:
+            columns = -(-inputs // tensor.inputs) if tensor.inputs else 1
+            blocks = -(-outputs // tensor.outputs) if tensor.outputs else 1
+            stored = bits_of("fp32") if tensor.loaded_bits is None else tensor.loaded_bits
+            gained += copies * columns * (outputs * 16 - blocks * stored) // 8
+    return gained
 
 
 def _rows(spec: ModelSpec, stage: Stage, layout: Layout, plain: DType, kv: str, *, fp8_indexer: bool) -> Iterator[Rows]:

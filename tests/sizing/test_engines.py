@@ -1,0 +1,226 @@
+"""What engines do in different ways: pipeline stages, weights that a device does not compute, and their commands."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from bisect import bisect_right
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmbench.answers.fit import Fitted, document, fitted
+from llmbench.sizing.serving.command import weights_of
+from llmbench.sizing.serving.pipeline import layers_per_stage
+from llmbench.sizing.serving.shard import serving_layout, shards
+from llmbench.sizing.workload import Layout
+from llmbench.spec.catalog import load_bundled
+from llmbench.spec.engine import find_engine
+
+
+def answer(model: str, device: str, **options: object) -> Fitted:
+    spec = load_bundled(model)
+    (row,) = fitted(spec, model=model, devices=[device], **options)  # type: ignore[arg-type]
+    return row
+
+
+def test_stages_are_those_that_the_engines_report() -> None:
+    """Examples of the pull requests that the profiles name, for DeepSeek-V3 and Qwen3-235B."""
+    for engine, layers, stages, expected in (
+        ("vllm", 61, 8, [7, 7, 8, 8, 8, 8, 8, 7]),
+        ("vllm", 61, 4, [15, 15, 16, 15]),
+        ("vllm", 94, 4, [23, 24, 24, 23]),
+        ("vllm@0.7", 61, 8, [7] * 7 + [12]),
+        ("sglang@0.5.0", 61, 8, [7] * 7 + [12]),
+        ("sglang", 61, 8, [7, 7, 7] + [8] * 5),
+        ("trtllm", 61, 8, [8] * 5 + [7, 7, 7]),
+    ):
+        assert layers_per_stage(layers, stages, find_engine(engine).remainder) == expected, engine
+
+
+@given(st.integers(1, 200), st.integers(1, 16))
+def test_llamacpp_divides_the_layers_and_the_head_by_position(layers: int, stages: int) -> None:
+    """The loop of llama.cpp: layer i is on the first of n equal devices whose cumulated share is above i / (L + 1)."""
+    ends = [(stage + 1) * (layers + 1) for stage in range(stages)]  # in units of 1 / (n · (L + 1))
+    places = [bisect_right(ends, layer * stages) for layer in range(layers)]
+    assert layers_per_stage(layers, stages, "head") == [places.count(stage) for stage in range(stages)]
+
+
+@given(st.integers(1, 200), st.integers(1, 16), st.sampled_from(["first", "last", "before last", "one"]))
+def test_every_layer_is_on_one_stage(layers: int, stages: int, remainder: str) -> None:
+    counts = layers_per_stage(layers, stages, remainder)  # type: ignore[arg-type]
+    assert (len(counts), sum(counts)) == (stages, layers)
+    assert min(counts) == layers // stages
+
+
+def test_shards_have_the_layers_of_their_engine() -> None:
+    for engine, expected in (
+        ("vllm", [15, 15, 16, 15]),
+        ("trtllm", [16, 15, 15, 15]),
+        ("vllm,mtp=1", [15, 15, 16, 16]),
+    ):
+        parts = shards(load_bundled("deepseek-v3"), serving_layout("tp=8,pp=4"), find_engine(engine))
+        assert [sum(rows.layers for rows in part.rows) for part in parts] == expected, engine
+
+
+def test_kernels_convert_weights_that_a_device_does_not_compute() -> None:
+    for engine, model, weights, device, runs in (
+        ("vllm", "qwen3-8b", "fp8-block", "a100-80gb-sxm", True),
+        ("vllm", "qwen3-30b-a3b", "fp8-block", "a40", True),
+        ("vllm@0.8", "qwen3-30b-a3b", "fp8-block", "a40", False),
+        ("vllm", "qwen3-8b", "nvfp4", "h100", True),
+        ("vllm@0.8", "qwen3-8b", "nvfp4", "h100", False),
+        ("vllm", "qwen3-8b", "mxfp8", "rtx-3090", True),
+        ("vllm", "qwen3-8b", "fp8", "v100-sxm2-32gb", False),
+        ("vllm", "qwen3-8b", "nvfp4", "mi300x", False),
+        ("sglang", "qwen3-8b", "fp8", "rtx-a6000", True),
+        ("sglang", "qwen3-30b-a3b", "fp8", "rtx-a6000", False),
+        ("sglang", "qwen3-8b", "mxfp8", "rtx-a6000", False),
+        ("trtllm", "qwen3-8b", "fp8", "a100-80gb-sxm", False),
+        ("trtllm", "qwen3-8b", "nvfp4", "h100", False),
+    ):
+        row = answer(model, device, engine=engine, weights=[weights])
+        assert row.fit is not None
+        assert (row.fit.runs, row.fit.converts) == (runs, runs), (engine, model, weights, device)
+    native = answer("qwen3-8b", "h100", weights=["fp8"]).fit
+    assert native is not None
+    assert (native.runs, native.converts) == (True, False)
+
+
+def test_a_kernel_that_converts_repeats_the_scales() -> None:
+    """Llama-3-8B: 32 layers of matrices with 6,815,744 × 32 weights. Marlin has a bf16 scale per output and 128 inputs,
+    in place of an fp32 scale per block of 128 × 128."""
+    row = answer("llama3-8b", "a100-80gb-sxm", weights=["fp8-block"])
+    assert row.fit is not None
+    terms = {term.term: term.value for term in row.fit.tightest.terms}
+    weights = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
+    assert terms["scales repeated per output"] == weights // 128 * 2 - weights // 128**2 * 4
+
+
+def test_llamacpp_keeps_the_embedding_on_the_cpu() -> None:
+    """llama.cpp's log of Llama-3-8B in Q4_K_M: the buffer of the GPU has 4403.49 MiB, that of the CPU 281.81 MiB."""
+    (whole,) = shards(load_bundled("llama3-8b"), Layout(), find_engine("llamacpp,host_embedding=0"))
+    (own,) = shards(load_bundled("llama3-8b"), Layout(), find_engine("llamacpp"))
+    assert round(own.weights / 2**20, 2) == 4403.49
+    assert round((whole.weights - own.weights) / 2**20, 2) == 281.81
+    # The head of a tied model is the table, and the GPU needs it.
+    tied = load_bundled("llama3.2-1b")
+    (one,) = shards(tied, Layout(), find_engine("llamacpp"))
+    stages = shards(tied, Layout(pp=2), find_engine("llamacpp"))
+    assert sum(stage.weights for stage in stages) == one.weights
+
+
+def test_a_draft_model_takes_weights_and_cache() -> None:
+    model, small = load_bundled("llama3.3-70b"), load_bundled("llama3.2-1b")
+    layout = serving_layout("tp=4,pp=2")
+    for engine in map(find_engine, ("vllm", "sglang", "trtllm", "llamacpp", "ideal")):
+        plain = shards(model, layout, engine)
+        both = shards(model, layout, engine, draft=small)
+        (own,) = shards(small, serving_layout("tp=4"), engine)
+        assert [part.draft for part in both] == [0, own.weights + own.padding + own.rope]
+        assert [part.weights for part in both] == [part.weights for part in plain]
+        assert both[1].rows == (*plain[1].rows, *own.rows)
+    one, two = (answer("llama3-8b", "h100", draft=draft) for draft in (None, small))
+    assert one.fit is not None
+    assert two.fit is not None
+    # 32 layers and 16 layers, 8 heads of 128 and of 64 elements.
+    bytes_per_token = [2 * 2 * 8 * 128 * 32, 2 * 2 * 8 * (128 * 32 + 64 * 16)]
+    for fit, each in zip((one.fit, two.fit), bytes_per_token, strict=True):
+        assert fit.tightest.pool.request_bytes(8192) == each * 8192
+    assert sum(term.value for term in two.fit.tightest.terms) == two.fit.tightest.device.total_bytes
+    assert "draft model" in two.approximate_because[0]
+
+
+COMMANDS = (
+    ("vllm", {"kv": "fp8"}, ["--kv-cache-dtype fp8"]),
+    ("vllm", {"kv": "bf16"}, []),
+    ("vllm,block_tokens=32", {}, ["--block-size 32"]),
+    ("vllm@0.6.4,chunked_prefill=1", {}, ["--enable-chunked-prefill"]),
+    ("sglang,batched_tokens=4096", {"kv": "fp8"}, ["--chunked-prefill-size 4096", "--kv-cache-dtype fp8_e4m3"]),
+    ("sglang,windows_percent=50", {}, ["--swa-full-tokens-ratio 0.5"]),
+    ("trtllm", {"kv": "fp8"}, ["""--extra_llm_api_options <(echo '{"kv_cache_config": {"dtype": "fp8"}}')"""]),
+    ("trtllm", {"layout": "dp=2"}, ["--tp_size 2", """<(echo '{"enable_attention_dp": true}')"""]),
+    ("llamacpp,batched_tokens=1024", {"kv": "q8_0"}, ["-ub 1024", "-ctk q8_0 -ctv q8_0 -fa on"]),
+)
+
+
+@pytest.mark.parametrize(("engine", "options", "flags"), COMMANDS)
+def test_the_command_has_every_setting(engine: str, options: dict[str, object], flags: list[str]) -> None:
+    command = answer("llama3-8b", "h200", engine=engine, **options).command
+    assert command is not None
+    for flag in flags:
+        assert flag in command
+    if not flags:
+        assert "dtype" not in command
+
+
+def test_the_command_has_the_drafts_of_speculative_decoding() -> None:
+    layout = "tp=8,ep=8"
+    for engine, words in (
+        ("vllm,mtp=1", '"method": "mtp", "num_speculative_tokens": 1'),
+        ("sglang,mtp=1", "--speculative-algorithm EAGLE --speculative-num-steps 1"),
+        ("trtllm,mtp=1", '"decoding_type": "MTP", "num_nextn_predict_layers": 1'),
+    ):
+        command = answer("deepseek-v3", "b200", engine=engine, layout=layout).command
+        assert command is not None
+        assert words in command, engine
+    small = load_bundled("llama3.2-1b")
+    for engine, words in (
+        ("vllm", '"method": "draft_model", "model": "meta-llama/Llama-3.2-1B", "num_speculative_tokens": 5'),
+        ("sglang,draft_tokens=3", "--speculative-algorithm STANDALONE --speculative-draft-model-path meta-llama/"),
+        ("trtllm", '"speculative_model_dir": "meta-llama/Llama-3.2-1B"'),
+        ("llamacpp", "-md Llama-3.2-1B-Q4_K_M.gguf"),
+    ):
+        command = answer("llama3-8b", "h200", engine=engine, draft=small, draft_model="llama3.2-1b").command
+        assert command is not None
+        assert words in command, engine
+
+
+def test_the_command_never_asks_for_more_tokens_than_positions() -> None:
+    for engine, flag in (
+        ("vllm", "--max-model-len 8192"),
+        ("sglang", "--context-length 8192"),
+        ("llamacpp", "-c 16384"),
+    ):
+        command = answer("llama3-8b", "h200", engine=engine, seq=100_000, users=2).command
+        assert command is not None
+        assert f"{flag} " in command
+
+
+def test_the_command_names_the_users_own_files(tmp_path: Path) -> None:
+    spec = load_bundled("llama3-8b")
+    folder = tmp_path / "my model"
+    folder.mkdir()
+    for name in ("config.json", "model.gguf"):
+        (folder / name).write_text("{}")
+    assert weights_of(spec, str(folder)) == weights_of(spec, str(folder / "config.json")) == str(folder)
+    assert weights_of(spec, str(folder / "model.gguf")) == str(folder / "model.gguf")
+    assert weights_of(spec, "hf:org/name") == "org/name"
+    assert weights_of(spec, "llama3-8b") == "meta-llama/Meta-Llama-3-8B"
+    (row,) = fitted(spec, model=str(folder), devices=["h200"])
+    assert row.command is not None
+    assert shlex.split(row.command)[2] == str(folder)
+    (changed,) = fitted(spec, devices=["h200"])
+    assert changed.command is None
+
+
+def test_explain_names_the_source_of_every_constant() -> None:
+    row = answer("llama3-8b", "h100", engine="vllm@0.19,sequences=64", explain=True)
+    sources = {used.constant: used.source for used in row.constants}
+    assert sources["sequences"] == "set on the command line"
+    assert (
+        "github.com" in sources["graphs"] if "graphs" in sources else "llm-d-planner" in sources["outside_torch_sm90"]
+    )
+    assert all(sources.values())
+    assert json.dumps([used._asdict() for used in row.constants])
+
+
+def test_a_table_names_the_devices_whose_memory_is_inexact() -> None:
+    rows = fitted(load_bundled("llama3.2-1b"), model="llama3.2-1b", devices=["h20", "h200", "h100-nvl"])
+    (block,) = document(rows, {}).blocks
+    lines = [line for line in block.lines if line.startswith("approximate")]
+    assert len(lines) == 1
+    assert lines[0].startswith("approximate on h20, h100-nvl: the total memory that a CUDA program sees")
+    assert "(approximate)" not in block.headline
