@@ -14,13 +14,13 @@ from llmbench.cli.versus import VersusCommand, sides
 from llmbench.report.describe import distinct
 from llmbench.report.document import Block, Document, Table, table, transposed
 from llmbench.report.fields import Field, fitted, records
-from llmbench.report.units import change, plural
+from llmbench.report.units import change, plural, size
 from llmbench.sizing.flops import count_flops
 from llmbench.sizing.kvcache import KVCache, kv_cache
 from llmbench.sizing.memory import Memory, inference_memory
 from llmbench.sizing.params import Parameters, count_parameters
 from llmbench.sizing.training import training_memory
-from llmbench.sizing.weights import StoredWeights, stored_weights
+from llmbench.sizing.weights import NEXT_TOKEN_PREDICTION, StoredWeights, stored_weights
 from llmbench.sizing.workload import Workload
 from llmbench.spec.ffn import FFN, activation_name
 from llmbench.spec.mixer import AttentionKind, branches
@@ -91,7 +91,7 @@ FIELDS: tuple[Field[Compared], ...] = (
     ),
     Field(
         "weights_bytes",
-        "weights",
+        "weights in files",
         "gib",
         lambda row: None if row.stored is None else row.stored.total_bytes,
         description="the same figure as `stored_bytes` of `params`: bytes of the weights in files",
@@ -370,15 +370,25 @@ def _block(rows: list[Compared], seq: int, *, mark: bool) -> Block:
     else:
         models.narrow = _narrow(fields, rows)
     return Block(
-        headline=f"FLOPs and cache at {plural(seq, 'token')}, cache in bf16",
+        headline=f"FLOPs, cache and memory at {plural(seq, 'token')} · cache in bf16 · inference in the weight format · "
+        "training in mixed precision",
         table=models,
         lines=[f"{row.spec.name} is approximate: {reason}" for row in rows for reason in row.approximate_because],
         notes=[
             *([] if mark or not rows[0].changes else [EVERY_MODEL]),
             *distinct(note for row in rows for note in length_notes(row.spec, seq)),
+            *distinct(filter(None, map(_not_loaded, rows))),
             *distinct(f"{row.spec.name}: {note}" for row in rows for note in row.spec.notes),
         ],
     )
+
+
+def _not_loaded(row: Compared) -> str:
+    """Return a note if the files have weights that inference does not load, or an empty text."""
+    stored = 0 if row.stored is None else row.stored.components.get(NEXT_TOKEN_PREDICTION, 0)
+    if not stored:
+        return ""
+    return f"{row.spec.name}: {size(stored)} of the files are multi-token prediction, which inference does not load"
 
 
 def _marked(models: Table, fields: Sequence[Field[Compared]], rows: list[Compared]) -> Table:

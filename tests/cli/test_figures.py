@@ -261,6 +261,17 @@ def test_approximate_memory_has_a_reason(capsys: Capture) -> None:
 # compare
 
 
+def test_compare_says_why_the_files_are_larger_than_the_weights_of_inference(capsys: Capture) -> None:
+    """Both are in the format of the published files, and inference does not load the multi-token prediction."""
+    models = json.loads(answer(capsys, "compare", "deepseek-v3", "llama3-8b", "--format", "json"))["models"]
+    assert models[0]["weights_bytes"] > models[0]["inference_memory_bytes"]
+    text = " ".join(answer(capsys, "compare", "deepseek-v3", "llama3-8b").split())
+    (said,) = re.findall(r"deepseek-v3: ([\d.]+) GiB of the files are multi-token prediction", text)
+    parts = answer(capsys, "params", "deepseek-v3")
+    assert f"({said} GiB in files)" in " ".join(parts.split())
+    assert "llama3-8b:" not in text
+
+
 def test_compare_gives_values_not_texts(capsys: Capture) -> None:
     bert, gemma = json.loads(answer(capsys, "compare", "bert-base", "gemma3-4b", "--format", "json"))["models"]
     assert bert["decode_flops_per_token"] is None
