@@ -370,8 +370,8 @@ def _block(rows: list[Compared], seq: int, *, mark: bool) -> Block:
     else:
         models.narrow = _narrow(fields, rows)
     return Block(
-        headline=f"FLOPs, cache and memory at {plural(seq, 'token')} · cache in bf16 · inference in the weight format · "
-        "training in mixed precision",
+        headline=f"FLOPs, cache and memory at {plural(seq, 'token')} · cache in bf16 · inference in the weight format "
+        "· training in mixed precision",
         table=models,
         lines=[f"{row.spec.name} is approximate: {reason}" for row in rows for reason in row.approximate_because],
         notes=[
