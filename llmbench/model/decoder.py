@@ -58,6 +58,7 @@ class Decoder(Embeddings):
     """A decoder-only or encoder-only language model. Use `llmbench.model.build` to create one."""
 
     has_encoder: ClassVar[bool] = False
+    fixed_bias: Tensor | None
 
     def __init__(self, spec: ModelSpec, *, impl: str | None = None) -> None:
         refuse_spec(spec, has_encoder=self.has_encoder)
@@ -74,6 +75,7 @@ class Decoder(Embeddings):
         self.lm_head = nn.Linear(width, spec.vocab_size, bias=spec.head.bias and spec.head.transform != "bert")
         if spec.tie_word_embeddings:
             self.lm_head.weight = self.embedding.weight
+        self.register_buffer("fixed_bias", torch.empty(spec.vocab_size) if spec.head.fixed_bias else None)
 
     def forward(
         self,
@@ -151,6 +153,8 @@ class Decoder(Embeddings):
         out: Tensor = self.lm_head(x)
         if self.head is not None and self.head.bias is not None:
             out = out + self.head.bias
+        if self.fixed_bias is not None:
+            out = out + self.fixed_bias
         if head.scale != 1.0:
             out = out * head.scale
         return out if head.soft_cap is None else head.soft_cap * torch.tanh(out / head.soft_cap)
@@ -162,7 +166,9 @@ class Decoder(Embeddings):
             wide = torch.promote_types(logits.dtype, torch.float32)
             return F.cross_entropy(logits.to(wide), targets.flatten())
         head = self.spec.head
-        bias = self.lm_head.bias if self.head is None or self.head.bias is None else self.head.bias
+        biases = [self.lm_head.bias, None if self.head is None else self.head.bias, self.fixed_bias]
+        given = [bias for bias in biases if bias is not None]
+        bias = sum(given[1:], given[0]) if given else None
         return self.implementation.loss(
             x.flatten(0, 1), self.lm_head.weight, bias, targets.flatten(), head.scale, head.soft_cap
         )

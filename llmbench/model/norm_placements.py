@@ -4,6 +4,7 @@
 `block_class` selects one of these classes when a model is built:
 
     PreNormBlock      x + f(norm(x))            missing sublayers (Mamba), cross-attention (T5), scales (Granite)
+    PreFFNBlock       x + mixer(x), x + ffn(norm(x))    the first layer of ModernBERT
     PostNormBlock     norm(x + f(x))            the original Transformer, BERT
     OutputNormBlock   x + norm(f(x))            OLMo-2
     SandwichBlock     x + norm(f(norm(x)))      Gemma-2
@@ -149,10 +150,11 @@ class SequentialBlock(BlockParts):
 
 
 def _read(norm: NormLayer | None, implementation: Implementation) -> Read:
-    """Return a function of one argument that applies the norm to its argument."""
+    """Return a function of one argument that applies the norm to its argument, or only reads it if there is no norm."""
 
     def read(x: Residual | Tensor) -> Tensor:
-        assert norm is not None, "the layer has no norm at this place"
+        if norm is None:
+            return x.whole() if isinstance(x, Residual) else x
         normed: Tensor = norm(x, implementation)
         return normed
 
@@ -164,6 +166,14 @@ class PreNormBlock(SequentialBlock):
 
     def around(self, x: Residual, f: Part, norm: Read, post_norm: Read) -> Residual:
         return self.add(x, f(norm(x)))
+
+
+class PreFFNBlock(PreNormBlock):
+    """A layer with a norm before its feed-forward only: x + mixer(x), then x + ffn(norm(x))."""
+
+    def __init__(self, spec: ModelSpec, layer: Layer, *, index: int, where: str) -> None:
+        super().__init__(spec, layer, index=index, where=where)
+        self.mixer_norm = None
 
 
 class PostNormBlock(SequentialBlock):
@@ -266,6 +276,8 @@ def block_class(spec: ModelSpec, layer: Layer, *, where: str) -> type[BlockParts
     match layer.placement:
         case "pre":
             return FromNormBlock if layer.residual_from_norm else PreNormBlock
+        case "pre_ffn":
+            return PreFFNBlock
         case "post":
             return PostNormBlock
         case "output":

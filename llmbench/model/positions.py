@@ -230,12 +230,15 @@ def alibi_slopes(num_heads: int, device: torch.device | None = None) -> Tensor:
 def sinusoids(kind: SinusoidalPositions, positions: Tensor, width: int, dtype: torch.dtype) -> Tensor:
     """Return the vectors [B, S, width] of sines and cosines for positions [B, S].
 
+    Angles are computed in fp64 if the positions are in fp64, else in fp32.
+
     Source: "Attention is all you need", section 3.5.
     """
     pairs = width // 2 if kind.to_end else (width + 1) // 2
-    steps = torch.arange(pairs, dtype=torch.float32, device=positions.device)
+    dtype_of_angles = torch.promote_types(positions.dtype, torch.float32)
+    steps = torch.arange(pairs, dtype=dtype_of_angles, device=positions.device)
     last = max(pairs - 1, 1) if kind.to_end else width / 2
-    angles = (positions + kind.offset)[..., None].to(torch.float32) * torch.exp(-math.log(10000.0) / last * steps)
+    angles = (positions + kind.offset)[..., None].to(dtype_of_angles) * torch.exp(-math.log(10000.0) / last * steps)
     waves = torch.stack((angles.sin(), angles.cos()), dim=-1)
     vectors = (waves.transpose(-1, -2) if kind.halves else waves).flatten(-2)[..., :width]
     return F.pad(vectors, (0, width - vectors.shape[-1])).to(dtype)

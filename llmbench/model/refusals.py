@@ -11,7 +11,7 @@ from llmbench.model.cache import Cache
 from llmbench.model.positions import Rotation, refuse_mixed_frequencies
 from llmbench.sizing.lengths import refuse_beyond_positions
 from llmbench.spec.ffn import MoE
-from llmbench.spec.model import Layer, ModelSpec
+from llmbench.spec.model import ExtraWeight, Layer, ModelSpec
 
 
 def refuse_spec(spec: ModelSpec, *, has_encoder: bool) -> None:
@@ -23,8 +23,7 @@ def refuse_spec(spec: ModelSpec, *, has_encoder: bool) -> None:
         )
     if spec.undescribed:
         raise _only_sized(f"{spec.name}: {spec.undescribed[0]}")
-    if spec.extra:
-        raise _only_sized(f"{spec.name}: extra ({', '.join(weight.name for weight in spec.extra)})")
+    _refuse_extra(f"{spec.name}: extra", spec.extra)
     if spec.hyper_connections is not None:
         raise _only_sized(f"{spec.name}: hyper_connections")
     refuse_layers(spec.name, spec.layers, "")
@@ -34,10 +33,16 @@ def refuse_layers(model: str, layers: Mapping[str, Layer], where: str) -> None:
     """Raise UnsupportedError if the PyTorch model does not implement one of the layers."""
     for name, layer in layers.items():
         path = f"{model}: {where}layers.{name}"
-        if layer.extra:
-            raise _only_sized(f"{path}.extra ({', '.join(weight.name for weight in layer.extra)})")
+        _refuse_extra(f"{path}.extra", layer.extra)
         if layer.shared_weights is not None:
             raise _only_sized(f"{path}.shared_weights")
+
+
+def _refuse_extra(where: str, extra: Sequence[ExtraWeight]) -> None:
+    """Raise UnsupportedError for extra weights that change the logits."""
+    used = [weight.name for weight in extra if weight.role != "unused"]
+    if used:
+        raise _only_sized(f"{where} ({', '.join(used)})")
 
 
 def _only_sized(subject: str) -> UnsupportedError:

@@ -12,35 +12,38 @@ from torch import Tensor, nn
 from llmbench.errors import CannotRunError, UnsupportedError
 from llmbench.model.cache import Cache
 from llmbench.model.decoder import Decoder, build_block
+from llmbench.model.embeddings import EmbeddingSteps, look_up
 from llmbench.model.implementations.interface import Implementation
 from llmbench.model.norms import NormLayer
 from llmbench.model.positions import rotations_of, tables_of
 from llmbench.model.refusals import refuse_layers
 from llmbench.model.residual import Residual
 from llmbench.model.step import Step
-from llmbench.spec.model import ModelSpec, Stack
+from llmbench.sizing.lengths import refuse_beyond_positions
+from llmbench.spec.model import Embedding, ModelSpec, Stack
 from llmbench.spec.position import NoPositions
 
 
-class Encoder(nn.Module):
-    """The encoder: a stack of bidirectional layers, and a norm if the spec has one.
+class Encoder(EmbeddingSteps):
+    """The encoder: its embedding, a stack of bidirectional layers, and a norm if the spec has one.
 
-    The encoder and the decoder share one embedding table.
+    Most encoders use the token table of the decoder. The encoder of Marian can have its own.
     """
 
     def __init__(self, spec: ModelSpec, stack: Stack) -> None:
-        super().__init__()
-        if stack.vocab_size is not None or stack.hidden_size is not None or stack.embedding_norm:
+        if stack.hidden_size is not None:
             raise UnsupportedError(
-                f"{spec.name}: an encoder with separate embeddings is not implemented in the PyTorch model yet"
-            )
-        positions = NoPositions() if stack.positions is None else stack.positions
-        if positions.acts_on == "embedding":
-            raise UnsupportedError(
-                f"{spec.name}: an encoder with {positions.kind} positions is not implemented in the PyTorch model yet"
+                f"{spec.name}: an encoder with its own width is not implemented in the PyTorch model yet"
             )
         refuse_layers(spec.name, stack.layers, "encoder.")
-        inner = msgspec.structs.replace(spec, positions=positions)
+        inner = msgspec.structs.replace(
+            spec,
+            name=f"the encoder of {spec.name}",
+            vocab_size=stack.vocab_size or spec.vocab_size,
+            positions=NoPositions() if stack.positions is None else stack.positions,
+            embedding=Embedding(norm=stack.embedding_norm, scale=spec.embedding.scale),
+        )
+        super().__init__(inner, has_table=stack.vocab_size is not None)
         self.layers = nn.ModuleList(
             build_block(inner, stack.layers[name], index=index, where=f"encoder.layers.{name}")
             for index, name in enumerate(stack.order)
@@ -48,14 +51,20 @@ class Encoder(nn.Module):
         self.rotations = rotations_of(self.layers)
         self.final_norm = NormLayer(spec.hidden_size, spec.norm) if stack.final_norm else None
 
-    def forward(self, x: Tensor, valid: Tensor | None, implementation: Implementation) -> Tensor:
-        """Return the output [B, E, D] of the encoder for x [B, E, D].
+    def forward(
+        self, tokens: Tensor, table: nn.Embedding, valid: Tensor | None, implementation: Implementation
+    ) -> Tensor:
+        """Return the output [B, E, D] of the encoder for tokens [B, E].
 
+        - `table`: the token table of the decoder.
         - `valid` [B, E]: true for real tokens. None: no token is padding.
         """
-        positions = torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
-        step = Step(positions, valid, True, tables_of(self.rotations, positions, x.shape[1]), implementation)
-        stream, shared = Residual(x), None
+        batch, length = tokens.shape
+        refuse_beyond_positions(self.spec, length)
+        positions = torch.arange(length, device=tokens.device).expand(batch, -1)
+        step = Step(positions, valid, True, tables_of(self.rotations, positions, length), implementation)
+        x = look_up(getattr(self, "embedding", table), tokens, self.spec.embedding.scale)
+        stream, shared = Residual(self.after_look_up(x, tokens, positions, None, implementation)), None
         for block in self.layers:
             stream, shared = block(stream, step, None, shared)
         return stream.whole() if self.final_norm is None else self.final_norm(stream, implementation)
@@ -114,7 +123,7 @@ class Seq2Seq(Decoder):
         tokens."""
         places = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape[0], -1)
         valid = None if lengths is None else places < lengths[:, None]
-        return self.encoder(self.look_up(tokens), valid, self.implementation), valid
+        return self.encoder(tokens, self.embedding, valid, self.implementation), valid
 
 
 def model_of(spec: ModelSpec, *, impl: str | None = None) -> Decoder:

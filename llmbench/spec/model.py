@@ -17,10 +17,12 @@ from llmbench.spec.pattern import MAX_LAYERS, parse_pattern
 from llmbench.spec.position import NoPositions, Positions
 from llmbench.spec.weights.stored import Weights
 
-Placement = Literal["pre", "post", "output", "sandwich", "parallel", "parallel_two", "none"]
+Placement = Literal["pre", "pre_ffn", "post", "output", "sandwich", "parallel", "parallel_two", "none"]
 """The placement of the norms in a layer. A sublayer is the mixer, the cross-attention or the feed-forward.
 
 - pre: a norm stands before each sublayer (GPT-2, LLaMA).
+- pre_ffn: a norm stands before the feed-forward only (the first layer of ModernBERT, because a norm follows the
+  embedding).
 - post: a norm stands after each residual sum (the original Transformer, BERT).
 - output: a norm stands on the output of each sublayer, before the residual sum (OLMo-2).
 - sandwich: a norm stands before each sublayer, and a second norm stands on the output of the sublayer (Gemma-2).
@@ -99,19 +101,20 @@ class ExtraWeight(Part, frozen=True):
     """A weight of a layer or of the model that no other field of the spec describes.
 
     The parameter count includes the weight, so the count stays exact. llmbench cannot build a PyTorch model with an
-    extra weight.
+    extra weight, unless the weight is unused.
 
     - name: name of the weight.
     - shape: dimensions of the weight.
     - role: how the model uses the weight. "matmul": each token is multiplied with the matrix (2 FLOPs per element).
       "vector": each element is a factor or a summand. "table": each token looks up one row. "buffer": the weight is
-      stored but not trained.
+      stored but not trained. "unused": the logits do not depend on the weight (the cross-attention of BART's decoder
+      without its encoder), or other fields determine its values (RoFormer's table of sines).
     - component: the row of the parameter table that includes the weight.
     """
 
     name: Name
     shape: tuple[Size, ...]
-    role: Literal["matmul", "vector", "table", "buffer"]
+    role: Literal["matmul", "vector", "table", "buffer", "unused"]
     component: Literal[
         "embedding",
         "position_embedding",
@@ -176,8 +179,8 @@ class Embedding(Part, frozen=True):
 
     - size: width of the token table, if it differs from hidden_size. A projection to hidden_size then follows the
       table. A projection back to this width precedes the head (OPT-350m).
-    - positions_after: whether learned positions are added after the projection to hidden_size. The position table then
-      has hidden_size columns (OPT). If false, learned positions are added before the projection (ALBERT).
+    - positions_after: whether learned positions are added after the norm and the projection to hidden_size. The
+      position table then has hidden_size columns (OPT). If false, learned positions are added before both (ALBERT).
     - projection_bias: whether the projection to hidden_size has a bias.
     - token_types: number of rows in BERT's table of segments.
     - norm: whether a norm follows the embedding.
@@ -202,7 +205,8 @@ class Embedding(Part, frozen=True):
 class Head(Part, frozen=True):
     """The language-model head, which computes the logits.
 
-    - bias: whether the logits have a bias.
+    - bias: whether the logits have a trained bias.
+    - fixed_bias: whether the logits have a bias that is stored but not trained (BART).
     - transform: layers before the projection to the vocabulary: a linear layer, an activation and a norm. None: there
       are no such layers. "bert" and "roberta" have the same layers. In "bert", the parameter table counts the bias of
       the logits with the transform. In "roberta", it counts this bias with the head.
@@ -212,6 +216,7 @@ class Head(Part, frozen=True):
     """
 
     bias: bool = False
+    fixed_bias: bool = False
     transform: Literal["bert", "roberta"] | None = None
     transform_bias: bool = True
     soft_cap: float | None = None

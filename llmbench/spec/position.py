@@ -181,11 +181,13 @@ class SinusoidalPositions(PositionKind, frozen=True, tag="sinusoidal"):
     - to_end: whether the slowest wave has a wavelength of exactly 2π · 10000 positions (fairseq, XGLM). If false, the
       geometric series of wavelengths ends one term before this value.
     - offset: position number of the first token.
+    - uncounted: id of a token that has no position (the padding token of M2M-100). The token gets no sines and cosines.
     """
 
     halves: bool = False
     to_end: bool = False
     offset: Count = 0
+    uncounted: Count | None = None
 
     acts_on = "embedding"
     position_limit = None

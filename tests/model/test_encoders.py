@@ -59,6 +59,9 @@ NEAR = {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 
 GATED = {"feed_forward_proj": "gated-gelu"}
 SWITCH = {**T5, "num_layers": 4, "num_decoder_layers": 4, "num_experts": 4}
 SWITCH |= {"num_sparse_encoder_layers": 2, "num_sparse_decoder_layers": 2}
+BART = {"vocab_size": 96, "d_model": 32, "encoder_layers": 2, "decoder_layers": 3, "max_position_embeddings": 64}
+BART |= {"encoder_attention_heads": 4, "decoder_attention_heads": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 40}
+BART |= {"pad_token_id": 0, "decoder_start_token_id": 1, "scale_embedding": True}
 SEQ2SEQ: dict[str, tuple[str, dict[str, Any]]] = {
     "t5": ("t5", T5),
     "t5, few buckets, other depth and width": ("t5", {**T5, **NEAR, "num_decoder_layers": 3, "d_kv": 12}),
@@ -67,6 +70,16 @@ SEQ2SEQ: dict[str, tuple[str, dict[str, Any]]] = {
     "mt5": ("mt5", {**T5, **GATED}),
     "umt5, a bias a layer": ("umt5", {**T5, **GATED}),
     "longt5, near by": ("longt5", {**T5, "local_radius": 3}),
+    "bart": ("bart", BART),
+    "mbart": ("mbart", BART),
+    "blenderbot-small, norm before positions": ("blenderbot-small", {**BART, "scale_embedding": False}),
+    "pegasus, stored sinusoids": ("pegasus", BART),
+    "marian, computed sinusoids": ("marian", {**BART, "decoder_vocab_size": 96}),
+    "marian, two token tables": (
+        "marian",
+        {**BART, "vocab_size": 120, "decoder_vocab_size": 96, "share_encoder_decoder_embeddings": False},
+    ),
+    "m2m_100": ("m2m_100", BART),
     "switch": ("switch_transformers", {**SWITCH, "expert_capacity": 21}),
     "switch, router with biases": ("switch_transformers", {**SWITCH, "expert_capacity": 21, "router_bias": True}),
 }
@@ -85,8 +98,13 @@ def saved(case: str, folder: Path) -> nn.Module:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, tensor in theirs.named_parameters():
+            if not tensor.requires_grad:  # a table of sinusoidal positions
+                continue
             norm = tensor.dim() == 1 and "norm" in name.lower() and name.endswith("weight")
             tensor.normal_(1.0 if norm else 0.0, 0.2, generator=generator)
+        for name, tensor in theirs.named_buffers():
+            if name == "final_logits_bias":
+                tensor.normal_(0.0, 0.2, generator=generator)
     theirs.save_pretrained(folder)  # type: ignore[operator]
     if untied:
         config = json.loads((folder / "config.json").read_text())

@@ -94,7 +94,7 @@ def fill(model: nn.Module, spec: ModelSpec, checkpoint: Checkpoint) -> None:
             missing[ours] = id(parameter)
             continue
         rule, sources = match
-        tensor = _assembled(rule, sources, target, checkpoint)
+        tensor = _assembled(rule, sources, target, checkpoint, parameter.shape)
         used.update(name for group in sources for name in group)
         if tuple(tensor.shape) != tuple(parameter.shape):
             raise SpecError(
@@ -152,11 +152,16 @@ def _sources(
     return None
 
 
-def _assembled(rule: Rule, sources: list[list[str]], target: Target, checkpoint: Checkpoint) -> Tensor:
-    """Make the tensor of a parameter: join, transform and stack the tensors that the rule names."""
+def _assembled(
+    rule: Rule, sources: list[list[str]], target: Target, checkpoint: Checkpoint, shape: torch.Size
+) -> Tensor:
+    """Make the tensor of a parameter: join, transform and stack the tensors that the rule names.
+
+    If the rule names no tensor, its transforms get an empty tensor of the parameter's `shape`.
+    """
     tensors = []
     for group in sources:
-        joined = [checkpoint.tensor(name) for name in group]
+        joined = [checkpoint.tensor(name) for name in group] or [torch.empty(shape)]
         tensor = joined[0] if len(joined) == 1 else torch.cat([torch.atleast_1d(part) for part in joined])
         for name in rule.transforms:
             try:

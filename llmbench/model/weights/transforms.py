@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from llmbench.model.positions import sinusoids
 from llmbench.spec.ffn import MoE
 from llmbench.spec.mixer import Attention, GatedDeltaNet, Mixer
 from llmbench.spec.model import Layer, ModelSpec
+from llmbench.spec.position import SinusoidalPositions
 
 
 class Target(NamedTuple):
@@ -174,6 +177,14 @@ def _head_by_head(x: Tensor, target: Target) -> Tensor:
 def _flat(x: Tensor, target: Target) -> Tensor:
     """Flatten a vector that a file stores as a matrix with one row."""
     return x.flatten()
+
+
+@transform("sinusoids")
+def _sinusoids(x: Tensor, target: Target) -> Tensor:
+    """Compute a table of sinusoidal positions of the shape of x (Marian, Pegasus)."""
+    rows, width = x.shape
+    positions = torch.arange(rows, dtype=torch.float64)[None]
+    return sinusoids(SinusoidalPositions(halves=True), positions, width, torch.float32)[0]
 
 
 @transform("by_expert")

@@ -140,7 +140,7 @@ def _layer(b: Builder, layer: Layer) -> None:
     def norms(name: str, *, before: bool) -> None:
         """Add the norm before or after a sublayer, if the layer's placement has a norm there."""
         where = ("pre", "sandwich", "parallel_two") if before else ("output", "sandwich")
-        if layer.placement in where:
+        if layer.placement in where or (before and name == "ffn" and layer.placement == "pre_ffn"):
             # Both norms of a parallel_two layer read the residual stream. The norm of the first sublayer saves it.
             saved = layer.placement == "parallel_two" and name != sublayers[0]
             b.norm(f"{'' if before else 'post_'}{name}_norm", "norms", b.hidden, norm, saves_input=not saved)
@@ -304,6 +304,15 @@ def _extra(b: Builder, extra: tuple[ExtraWeight, ...]) -> None:
                 weight.component,
                 Dim(elements // row, str(elements // row)),
                 Dim(row, str(row)),
+            )
+        elif weight.role == "unused":
+            b.add(
+                weight.name,
+                weight.component,
+                "elementwise",
+                parameters=elements,
+                active_parameters=elements,
+                formula=width.label,
             )
         else:
             b.vector(weight.name, weight.component, width, buffer=weight.role == "buffer")

@@ -42,6 +42,8 @@ def head_and_loss(b: Builder, size: Dim) -> None:
     )
     if head.bias and head.transform == "bert":
         b.vector("head.bias", "other", vocab, shards=b.layout.tp)
+    if head.fixed_bias:
+        b.vector("fixed_bias", "other", vocab, shards=b.layout.tp, buffer=True)
     if w.phase != "train":
         return
     # A fused loss applies the soft cap when it reads the logits. Plain PyTorch computes the soft cap in steps and saves

@@ -14,6 +14,7 @@ A family's table has one rule per line:
 - `{e}`: the number of an expert or of a head. The tensors of all experts or heads are stacked along the first
   dimension.
 - `a+b`: the tensors a and b, joined along the first dimension.
+- `-` instead of a tensor: the files do not store the parameter. The transforms compute its values.
 
 One parameter may have several rules, because files differ. The first rule whose tensors exist in the file applies.
 `llmbench.model.weights.transforms` defines the transforms.
@@ -29,7 +30,7 @@ class Rule(NamedTuple):
     """One line of a table.
 
     - `pattern`: matches the names of parameters.
-    - `theirs`: the names of the tensors in the file, which are joined.
+    - `theirs`: the names of the tensors in the file, which are joined. Empty: the transforms compute the values.
     - `transforms`: the names of the transforms, in order.
     """
 
@@ -71,6 +72,6 @@ def rules(text: str, *, ours: str = "", theirs: str = "") -> tuple[Rule, ...]:
             continue
         assert len(words) >= 2, line
         pattern = re.escape(ours + words[0]).replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\*", r"(?P<rest>\w+)")
-        sources = tuple(theirs + name for name in words[1].split("+"))
+        sources = () if words[1] == "-" else tuple(theirs + name for name in words[1].split("+"))
         table.append(Rule(re.compile(pattern), sources, tuple(words[2:])))
     return tuple(table)

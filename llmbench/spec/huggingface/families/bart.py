@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from llmbench.spec.ffn import FFN, MoE, Router
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
 from llmbench.spec.huggingface.families.common import block, decoder, dense, expect_depths, norm, per_layer
 from llmbench.spec.mixer import Attention
-from llmbench.spec.model import Embedding, ExtraWeight, Layer, ModelSpec, Placement, Stack
+from llmbench.spec.model import Embedding, ExtraWeight, Head, Layer, ModelSpec, Placement, Stack
 from llmbench.spec.position import LearnedPositions, Positions, SinusoidalPositions
 
 
@@ -22,7 +23,8 @@ class _Form:
     - final_norm: a norm follows the last layer.
     - offset: number of rows in the position table before the row of the first token.
     - table: the positions are a table of parameters. Otherwise they are computed.
-    - buffer: the checkpoint stores a bias of the logits, which is not trained. Otherwise the logits have no bias.
+    - fixed_bias: the logits have a bias, which is stored but not trained. Otherwise the logits have no bias.
+    - norm_before_positions: the decoder adds the positions after the embedding norm.
     """
 
     placement: Placement = "post"
@@ -30,7 +32,8 @@ class _Form:
     final_norm: bool = False
     offset: int = 2
     table: bool = True
-    buffer: bool = True
+    fixed_bias: bool = True
+    norm_before_positions: bool = False
 
 
 _FORMS = {
@@ -39,11 +42,11 @@ _FORMS = {
     "mvp": _Form(),
     "mbart": _Form(placement="pre", final_norm=True),
     "blenderbot": _Form(placement="pre", embedding_norm=False, final_norm=True, offset=0),
-    "blenderbot-small": _Form(offset=0),
+    "blenderbot-small": _Form(offset=0, norm_before_positions=True),
     "pegasus": _Form(placement="pre", embedding_norm=False, final_norm=True, offset=0),
     "marian": _Form(embedding_norm=False, offset=0),
-    "m2m_100": _Form(placement="pre", embedding_norm=False, final_norm=True, table=False, buffer=False),
-    "nllb-moe": _Form(placement="pre", embedding_norm=False, final_norm=True, table=False, buffer=False),
+    "m2m_100": _Form(placement="pre", embedding_norm=False, final_norm=True, table=False, fixed_bias=False),
+    "nllb-moe": _Form(placement="pre", embedding_norm=False, final_norm=True, table=False, fixed_bias=False),
 }
 
 
@@ -53,8 +56,11 @@ def bart(c: Config) -> ModelSpec:
 
     Encoder and decoder have one position table each. Pegasus and Marian store sinusoidal positions as a table. M2M-100
     and NLLB compute sinusoidal positions. The bias of the logits is stored but not trained.
+
+    With `is_encoder_decoder` = false, the model is the decoder alone (BartForCausalLM). It keeps the weights of the
+    cross-attention, but does not use them. Its logits have no bias.
     """
-    form = _FORMS[c.model_type]
+    form, alone = _FORMS[c.model_type], not c.flag("is_encoder_decoder", True)
     hidden, depth, decoder_depth = (
         c.size("hidden_size"),
         c.size("num_hidden_layers"),
@@ -77,13 +83,19 @@ def bart(c: Config) -> ModelSpec:
         "gpt2_vocab_size",
         "encoder_layers",
     )
-    if not c.flag("tie_word_embeddings"):
+    if not c.flag("tie_word_embeddings") and not alone:
         c.doubt("tie_word_embeddings = False: transformers creates more token tables, which are not counted")
     if c.model_type == "mvp" and c.flag("use_prompt"):
         c.doubt("use_prompt = True: the weights of the prompts are not counted")
     c.ignore("prompt_length", "prompt_mid_dim")
+    scaled = c.flag("scale_embedding")
+    if c.model_type == "blenderbot-small" and scaled:
+        scaled = False  # the class of the decoder in transformers ignores the key
+        if not alone:
+            c.unbuildable("scale_embedding = True: the class in transformers scales only the embedding of its encoder")
     rows = c.size("max_position_embeddings") + form.offset
-    positions: Positions = SinusoidalPositions(halves=True, to_end=True, offset=2)
+    padding = c.count("pad_token_id", 1)
+    positions: Positions = SinusoidalPositions(halves=True, to_end=True, offset=padding + 1, uncounted=padding)
     if form.table:
         positions = LearnedPositions(num_positions=rows, offset=form.offset)
 
@@ -92,9 +104,11 @@ def bart(c: Config) -> ModelSpec:
         fields = {"num_attention_heads": heads, "num_key_value_heads": heads, "head_dim": hidden // heads}
         both = {**fields, "qkv_bias": True, "output_bias": True}
         self_attention = Attention(**both, causal=side == "decoder")  # type: ignore[arg-type]
-        cross = Attention(**both, causal=False) if side == "decoder" else None  # type: ignore[arg-type]
         width = c.size(f"{side}_ffn_dim")
         ffn: FFN = dense(c, bias=True, width=width, keys=("activation_function",))
+        if side == "decoder" and alone:
+            return [("block", block(self_attention, ffn, form.placement, extra=unused_cross_attention(hidden)))] * count
+        cross = Attention(**both, causal=False) if side == "decoder" else None  # type: ignore[arg-type]
         plain = block(self_attention, ffn, form.placement, cross_attention=cross)
         step = c.count(f"{side}_sparse_step") if c.model_type == "nllb-moe" else 0
         if not step:
@@ -108,9 +122,16 @@ def bart(c: Config) -> ModelSpec:
         if not c.flag("share_encoder_decoder_embeddings", True):
             vocab, encoder_vocab = own_vocab, vocab
     encoder_layers, encoder_pattern = per_layer(c, stack("encoder", depth))
+    encoder = Stack(
+        layers=encoder_layers,
+        pattern=encoder_pattern,
+        final_norm=form.final_norm,
+        positions=positions,
+        embedding_norm=form.embedding_norm,
+        vocab_size=encoder_vocab,
+    )
     layers = stack("decoder", decoder_depth)
     c.put("num_hidden_layers", decoder_depth)
-    bias = ExtraWeight(name="final_logits_bias", shape=(vocab,), role="buffer")
     return decoder(
         c,
         layers,
@@ -118,16 +139,31 @@ def bart(c: Config) -> ModelSpec:
         positions=positions,
         vocab_size=vocab,
         final_norm=form.final_norm,
-        embedding=Embedding(norm=form.embedding_norm, scale=hidden**0.5 if c.flag("scale_embedding") else 1.0),
-        encoder=Stack(
-            layers=encoder_layers,
-            pattern=encoder_pattern,
-            final_norm=form.final_norm,
-            positions=positions,
-            embedding_norm=form.embedding_norm,
-            vocab_size=encoder_vocab,
+        embedding=Embedding(
+            norm=form.embedding_norm,
+            positions_after=form.norm_before_positions,
+            scale=hidden**0.5 if scaled else 1.0,
         ),
-        extra=(bias,) if form.buffer else (),
+        head=Head(fixed_bias=form.fixed_bias and not alone),
+        encoder=None if alone else encoder,
+    )
+
+
+def unused_cross_attention(hidden: int, source: int | None = None) -> tuple[ExtraWeight, ...]:
+    """Return the weights of a cross-attention and its norm, which a decoder without encoder has but does not use.
+
+    `source`: width of the encoder output, if it differs from `hidden`.
+    """
+    source = hidden if source is None else source
+
+    def weights(name: str, component: Literal["attention", "norms"], *shape: int) -> ExtraWeight:
+        return ExtraWeight(name=name, shape=shape, role="unused", component=component)
+
+    return (
+        weights("cross_attention.qo_proj", "attention", 2, hidden, hidden),
+        weights("cross_attention.kv_proj", "attention", 2, hidden, source),
+        weights("cross_attention.biases", "attention", 4, hidden),
+        weights("cross_norm", "norms", 2, hidden),
     )
 
 

@@ -98,3 +98,9 @@ CORRECTION = """
 ffn.router.correction       mlp.gate.e_score_correction_bias
 ffn.router.correction       mlp.e_score_correction_bias
 """
+
+
+def in_encoder(layers: str, at: str) -> str:
+    """Convert the rules of a decoder layer to rules of an encoder layer, whose names in the files begin with `at`."""
+    lines = (line.split() for line in layers.strip().splitlines())
+    return "\n".join(f"encoder.layers.{{i}}.{words[0]} {at}{words[1]}" for words in lines if words)

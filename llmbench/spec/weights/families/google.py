@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from llmbench.spec.weights.families import table
-from llmbench.spec.weights.families.common import ATTENTION, GATED, PRE_NORMS, QK_NORM, SANDWICH_NORMS, TOP
+from llmbench.spec.weights.families.common import (
+    ATTENTION,
+    GATED,
+    PRE_NORMS,
+    QK_NORM,
+    SANDWICH_NORMS,
+    TOP,
+    in_encoder,
+)
 
 _T5_ATTENTION = """
 attention.q_proj.*          layer.0.SelfAttention.q.*
@@ -37,12 +45,6 @@ def _t5_ffn(place: int) -> str:
     """
 
 
-def _in_encoder(layers: str) -> str:
-    """Convert the rules of a decoder layer to rules of an encoder layer."""
-    lines = (line.split() for line in layers.strip().splitlines())
-    return "\n".join(f"encoder.layers.{{i}}.{words[0]} encoder.block.{{i}}.{words[1]}" for words in lines if words)
-
-
 table(
     "t5",
     "mt5",
@@ -56,7 +58,10 @@ table(
     final_norm.*            decoder.final_layer_norm.*
     lm_head.*               lm_head.*
     """
-    + _in_encoder(_T5_ATTENTION + _T5_ATTENTION.replace(".SelfAttention.", ".LocalSelfAttention.") + _t5_ffn(1)),
+    + in_encoder(
+        _T5_ATTENTION + _T5_ATTENTION.replace(".SelfAttention.", ".LocalSelfAttention.") + _t5_ffn(1),
+        "encoder.block.{i}.",
+    ),
     layers=_T5_ATTENTION
     + """
     cross_attention.q_proj.*    layer.1.EncDecAttention.q.*
