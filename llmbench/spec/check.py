@@ -75,15 +75,19 @@ def _parts(part: Part, at: str) -> Iterator[tuple[str, Part]]:
     yield at, part
     for field in part.__struct_fields__:
         value = getattr(part, field)
-        inside = value if isinstance(value, dict) else dict(enumerate(value)) if isinstance(value, tuple) else None
-        for key, item in ({field: value} if inside is None else inside).items():
-            if isinstance(item, Part):
-                yield from _parts(item, f"{at}{key}." if inside is None else f"{at}{field}.{key}.")
+        if isinstance(value, Part):
+            yield from _parts(value, f"{at}{field}.")
+        elif isinstance(value, (dict, tuple)):
+            for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+                if isinstance(item, Part):
+                    yield from _parts(item, f"{at}{field}.{key}.")
 
 
 def _number_faults(part: Part) -> Iterator[Fault]:
     for field in part.__struct_fields__:
         value = getattr(part, field)
+        if not isinstance(value, (float, tuple)):
+            continue
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, float) and number != 0 and not 1 / LARGEST <= abs(number) <= LARGEST:
                 what = f"{number} is out of range: its absolute value must be 0, or from {1 / LARGEST:g} to {LARGEST:g}"

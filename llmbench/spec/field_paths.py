@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from llmbench.errors import SpecError, suggestion
 from llmbench.spec.base import Part
 from llmbench.spec.model import ModelSpec
-from llmbench.spec.schema import Path, Place, fields_of, places, tag_of
+from llmbench.spec.schema import Path, Place, fields_of, tag_of
 
 HUGGING_FACE_NAMES = {
     "rope_theta": "positions.theta",
@@ -93,17 +93,16 @@ def value_for(target: Target, value: Any) -> Any:
     return "none" if "none" in words else None
 
 
-def targets(tree: dict[str, Any], key: str, model: str) -> list[Target]:
+def targets(tree: dict[str, Any], key: str, model: str, every: Sequence[Place]) -> list[Target]:
     """Return the fields that a key means.
 
-    model: the name of the model, for messages.
+    model: the name of the model, for messages. every: all parts of the tree.
 
     Raises SpecError if there is no such field, or if the key is ambiguous.
     """
     path = tuple(spec_name(key).split("."))
     if len(path) == 1 and key in fields_of(ModelSpec):
         return [Target(path, tree, Place((), tree, ModelSpec, (ModelSpec,)))]
-    every = list(places(tree, (ModelSpec,)))
     if path[0] == "*" or path[0] in fields_of(ModelSpec):
         return _by_full_path(tree, every, path, key)
     matches = list(_by_end(every, path))

@@ -22,7 +22,7 @@ from llmbench.errors import SpecError
 from llmbench.spec import field_paths, kinds
 from llmbench.spec.model import ModelSpec
 from llmbench.spec.pattern import format_pattern
-from llmbench.spec.schema import Path, plain
+from llmbench.spec.schema import PLAIN, Path, Place, places, plain
 
 
 def parse_assignments(items: Iterable[str]) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def _order(assignment: tuple[str, Any]) -> int:
 class _Change:
     """A spec as a tree, to which assignments are applied one after another.
 
-    - tree: the fields of the changed spec.
+    - tree: the fields of the changed spec. parts: all parts of the tree, or None if they have changed since the search.
     - changed: for each assigned field, its path and the key of the assignment.
     - switches: the parts whose kind changed.
     - notes: texts that say what else an assignment changed.
@@ -102,6 +102,7 @@ class _Change:
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
         self.tree: dict[str, Any] = plain(spec)
+        self.parts: list[Place] | None = None
         self.changed: list[tuple[Path, str]] = []
         self.switches: list[kinds.Switch] = []
         self.notes: list[str] = []
@@ -112,13 +113,17 @@ class _Change:
             self.tree["pattern"] = _repeated(self.spec, key, value)
             self.changed.append((("pattern",), key))
             return
-        targets = field_paths.targets(self.tree, key, self.spec.name)
+        if self.parts is None:
+            self.parts = list(places(self.tree, (ModelSpec,)))
+        targets = field_paths.targets(self.tree, key, self.spec.name, self.parts)
         value = field_paths.value_for(targets[0], value)
         if isinstance(value, str) and targets[0].choices:  # `positions=alibi` is short for `positions.kind=alibi`
             if all(target.node.get(target.field) is not None for target in targets):
                 self.assign(f"{key}.kind", value)
                 return
             value = {"kind": value}
+        if value is None or type(value) not in PLAIN or targets[0].field == "kind":
+            self.parts = None
         for target in targets:
             self.changed.append((target.path, key))
             place = target.place

@@ -96,15 +96,20 @@ def type_of(node: Mapping[str, Any], choices: Sequence[type[Part]]) -> type[Part
     return next((choice for choice in choices if tag_of(choice) == kind), None)
 
 
+PLAIN = frozenset((type(None), bool, int, float, str))
+"""The types of values that contain no parts. They are the same in a spec and in a tree."""
+
+
 def plain(value: Any) -> Any:
     """Return a part as a tree. The tree also has the fields that have their default value."""
-    if value is None or isinstance(value, (int, float, str)):
+    if type(value) in PLAIN:
         return value
     if isinstance(value, Part):
         tag = tag_of(type(value))
         tree: dict[str, Any] = {} if tag is None else {"kind": tag}
         for name in value.__struct_fields__:
-            tree[name] = plain(getattr(value, name))
+            inner = getattr(value, name)
+            tree[name] = inner if type(inner) in PLAIN else plain(inner)
         return tree
     if isinstance(value, dict):
         return {name: plain(inner) for name, inner in value.items()}
