@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from llmbench.sizing.backward import Moment, walk
 from llmbench.sizing.cache_formulas import cache_formulas
 from llmbench.sizing.dtypes import Tensors, bits_of
 from llmbench.sizing.formula import Formula, counted, divided, plus, shared, times
@@ -13,7 +14,7 @@ from llmbench.sizing.op import Op
 from llmbench.sizing.recipe import state_tensors
 from llmbench.sizing.recompute import checkpoint_terms
 from llmbench.sizing.stages import Chunk, Stage
-from llmbench.sizing.training_step import Moment, TrainingRun
+from llmbench.sizing.training_step import TrainingRun
 from llmbench.sizing.weights import stage_tensors
 from llmbench.sizing.workload import Layout
 
@@ -144,10 +145,9 @@ def _kinds(stage: Stage) -> list[tuple[tuple[Op, ...], int]]:
 
 
 def _counted(layers: Iterable[tuple[Op, ...]]) -> list[tuple[tuple[Op, ...], int]]:
-    kinds: dict[tuple[int, ...], tuple[tuple[Op, ...], int]] = {}
+    kinds: dict[int, tuple[tuple[Op, ...], int]] = {}
     for layer in layers:
-        key = tuple(map(id, layer))
-        kinds[key] = layer, kinds.get(key, (layer, 0))[1] + 1
+        kinds[id(layer)] = layer, kinds.get(id(layer), (layer, 0))[1] + 1
     return list(kinds.values())
 
 
@@ -220,11 +220,11 @@ def _gradients(run: TrainingRun, stage: Stage, chunk: Chunk, moment: Moment) -> 
     finished = 0
     done: list[tuple[Op, ...]] = []
     if moment.place != "after":
-        finished = after = run.through(chunk.after, 0, 0, [], "after")
+        finished = after = walk(run, chunk.after, 0, 0, [], "after")
         terms.append(counted(after, "bytes after the layers") if after else "")
         done = list(chunk.layers[moment.layer + 1 :] if moment.place == "layer" else chunk.layers)
     for layer, count in _counted(done):
-        added = run.through(layer, 0, 0, [], "layer")
+        added = walk(run, layer, 0, 0, [], "layer")
         finished += count * added
         terms.append(_layers(count, layer, added))
     running = moment.gradients - finished

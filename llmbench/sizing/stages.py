@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from operator import mul
 
@@ -18,7 +18,8 @@ class Chunk(msgspec.Struct, frozen=True):
     """Consecutive layers of one pipeline stage.
 
     before: ops before the first layer of the model. after: ops after the last layer of the model.
-    layers: ops of each layer of the chunk. Modules for multi-token prediction come last.
+    layers: ops of each layer of the chunk. Layers with the same ops are one object. Modules for multi-token prediction
+        come last.
     first_layer: index of the first of these layers in the model. Encoder layers come before decoder layers.
     """
 
@@ -47,9 +48,20 @@ class Stage(msgspec.Struct, frozen=True):
     @property
     def counts(self) -> list[tuple[Op, int]]:
         """Each op of the stage, with the number of its layers in the stage."""
-        ops = self.ops
-        distinct = {id(op): op for op in ops}
-        return [(distinct[key], count) for key, count in Counter(map(id, ops)).items()]
+        ops: dict[int, Op] = {}
+        counts: Counter[int] = Counter()
+        for chunk in self.chunks:
+            kinds = {id(layer): layer for layer in chunk.layers}
+            times = Counter(map(id, chunk.layers))
+            for part, count in (
+                (chunk.before, 1),
+                *((layer, times[key]) for key, layer in kinds.items()),
+                (chunk.after, 1),
+            ):
+                for op in part:
+                    ops[id(op)] = op
+                    counts[id(op)] += count
+        return [(op, counts[key]) for key, op in ops.items()]
 
 
 def stages(spec: ModelSpec, ops: list[Op], layout: Layout) -> list[Stage]:
@@ -90,21 +102,24 @@ def _sequence(
     spec: ModelSpec, ops: list[Op]
 ) -> tuple[tuple[Op, ...], list[tuple[Op, ...]], list[tuple[Op, ...]], tuple[Op, ...]]:
     """Return the ops before the first layer, of each layer, of each multi-token-prediction module, and after them."""
-    inside: dict[tuple[str, int], list[Op]] = {}
+    inside: dict[str, defaultdict[int, list[Op]]] = {name: defaultdict(list) for name in ("encoder", "decoder", "mtp")}
     before: list[Op] = []
     after: list[Op] = []
     seen_decoder = False
     for op in ops:
         if op.layer:
             seen_decoder = seen_decoder or op.stack == "decoder"
+            stack = inside[op.stack]
             for index in op.layers:
-                inside.setdefault((op.stack, index), []).append(op)
+                stack[index].append(op)
         else:
             (after if seen_decoder else before).append(op)
-    order = [("encoder", index) for index in range(len(spec.encoder.order) if spec.encoder else 0)]
-    order += [("decoder", index) for index in range(spec.num_hidden_layers)]
-    mtp = [tuple(found) for (stack, _), found in inside.items() if stack == "mtp"]
-    return tuple(before), [tuple(inside.get(place, ())) for place in order], mtp, tuple(after)
+    encoder, decoder = inside["encoder"], inside["decoder"]
+    order = [encoder.get(index, ()) for index in range(len(spec.encoder.order) if spec.encoder else 0)]
+    order += [decoder.get(index, ()) for index in range(spec.num_hidden_layers)]
+    kinds: dict[tuple[int, ...], tuple[Op, ...]] = {}
+    layers = [kinds.setdefault(tuple(map(id, found)), tuple(found)) for found in (*order, *inside["mtp"].values())]
+    return tuple(before), layers[: len(order)], layers[len(order) :], tuple(after)
 
 
 def in_flight(stage: int, layout: Layout, micro_batches: int) -> int:

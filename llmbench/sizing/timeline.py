@@ -1,7 +1,7 @@
 """The timeline of a training step: the bytes that are allocated during the forward pass, the backward pass and the
 optimizer step of the pipeline stage with the highest peak.
 
-The rows of the backward pass are the moments from which the peak is computed (see `training_step.py`), so the largest
+The rows of the backward pass are the moments from which the peak is computed (see `backward.py`), so the largest
 row equals the peak. The rows of the forward pass give the activations that are saved after each layer. Temporaries are
 computed only for the backward pass, because the peak is there or in the optimizer step.
 """
@@ -12,6 +12,7 @@ from typing import Literal
 
 import msgspec
 
+from llmbench.sizing.backward import backward_moments, saved_below
 from llmbench.sizing.memory import Memory
 from llmbench.sizing.stages import Chunk
 from llmbench.sizing.training_step import Resident, TrainingRun
@@ -69,7 +70,7 @@ def _forward(run: TrainingRun, chunk: Chunk, resident: Resident, others: int) ->
     for op in chunk.before:
         allocated += op.saved_bytes
         steps.append(Step(part="forward", op=op.name, resident_bytes=allocated))
-    below = run.below(chunk)
+    below = saved_below(run, chunk)
     for index, layer in enumerate(chunk.layers):
         name, number = layer_place(run, chunk, index)
         total = allocated + below[index + 1]
@@ -84,7 +85,7 @@ def _forward(run: TrainingRun, chunk: Chunk, resident: Resident, others: int) ->
 def _backward(run: TrainingRun, chunk: Chunk, resident: Resident, others: int) -> list[Step]:
     allocated = _constant(run, resident) + others
     steps = []
-    for moment in run.moments(chunk):
+    for moment in backward_moments(run, chunk):
         kind, number, op = "", None, moment.op
         if moment.place == "layer":
             _, number = layer_place(run, chunk, moment.layer)

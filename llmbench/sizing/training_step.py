@@ -1,22 +1,22 @@
-"""The walk through one training step: what each moment of the backward pass allocates, and what stays allocated."""
+"""The settings of a training run, what stays allocated during its steps, and the moment with the most bytes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
 from math import prod
 from operator import add, mul
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from llmbench.errors import SpecError
+from llmbench.sizing.backward import Moment, backward_moments
 from llmbench.sizing.dtypes import DType, Tensors, bits_of, bytes_of
 from llmbench.sizing.lower import lower, lower_next_token_prediction
 from llmbench.sizing.memory import Memory
 from llmbench.sizing.op import Op
 from llmbench.sizing.recipe import Offload, Optimizer, Precision, Recipe, state_bytes, temporary_bits
-from llmbench.sizing.recompute import checkpoint_bytes, discarded
+from llmbench.sizing.recompute import checkpoint_bytes
 from llmbench.sizing.stages import Chunk, Stage, chunks_in_flight, stages
 from llmbench.sizing.workload import Layout, Recompute, Workload
 from llmbench.sizing.workspaces import training_workspaces
@@ -25,32 +25,6 @@ from llmbench.spec.model import ModelSpec
 if TYPE_CHECKING:
     from llmbench.sizing.adapters import Adapters
     from llmbench.sizing.weights import WeightRecipe
-
-
-class Moment(msgspec.Struct, frozen=True):
-    """The bytes that are allocated while one op of the backward pass runs, in addition to those of the whole step.
-
-    activations: bytes of saved activations and of temporaries. logits: bytes of the logits and their gradients.
-    gradients: bytes of weight gradients. op: name of the running op.
-    temporary: bytes among activations or logits that only the running op needs.
-    update: bytes of temporaries of the optimizer step.
-    place: where the op is in its chunk: after the layers, in a layer, or before the layers. layer: index of this layer
-        in the chunk.
-    """
-
-    activations: int
-    logits: int
-    gradients: int
-    op: str
-    temporary: int = 0
-    update: int = 0
-    place: Literal["after", "layer", "before", "optimizer"] = "layer"
-    layer: int = 0
-
-    @property
-    def bytes(self) -> int:
-        """The sum of the bytes of activations, logits, gradients and temporaries of the optimizer step."""
-        return self.activations + self.logits + self.gradients + self.update
 
 
 class Resident(msgspec.Struct, frozen=True):
@@ -138,9 +112,10 @@ class TrainingRun(msgspec.Struct, kw_only=True):
 
     def stage_peak(self, stage: Stage) -> Memory:
         """Return the peak memory of one stage. The pipeline schedule gives the number of micro-batches in flight."""
-        ops, w = stage.ops, self.workload
+        counts, w = stage.counts, self.workload
         # The allocator cannot reuse the block of the bf16 logits for the larger fp32 tensors of PyTorch's loss.
-        copied = sum(op.read_bytes for op in ops if op.kind == "loss" and w.kernels == "eager" and w.loss == "plain")
+        copies = w.kernels == "eager" and w.loss == "plain"
+        copied = sum(op.read_bytes for op, _ in counts if op.kind == "loss") if copies else 0
         resident = self.resident(stage)
         top, place = self.peak(stage, resident)
         others = 0 if top.place == "optimizer" else resident.others[place]
@@ -169,7 +144,7 @@ class TrainingRun(msgspec.Struct, kw_only=True):
             moment=top.op,
             stage=stage.index,
             stage_peaks=(),
-            parameters=sum(op.parameters for op in ops),
+            parameters=sum(op.parameters * count for op, count in counts),
             reserved_bytes=sum(parts.values()) + copied,
             steady_bytes=resident.weights
             + resident.states
@@ -202,7 +177,7 @@ class TrainingRun(msgspec.Struct, kw_only=True):
             host["optimizer"] = states
             states = 0
         if self.offloads("activations"):
-            own = [sum(map(self.checkpoint, chunk.layers[:-1])) for chunk in stage.chunks]
+            own = [sum(self.checkpoints(chunk)[:-1]) for chunk in stage.chunks]
             host["activations"] = max(map(add, others, own))
             others = (0,) * len(others)
         others = tuple(map(add, others, (self.waiting_heads(stage, chunk) for chunk in stage.chunks)))
@@ -267,7 +242,7 @@ class TrainingRun(msgspec.Struct, kw_only=True):
         """Return the moment of a stage with the most bytes, and the index of its chunk in the stage."""
         best, place, most = self.optimizer_moment(resident), 0, -1
         for index, (chunk, others) in enumerate(zip(stage.chunks, resident.others, strict=True)):
-            for moment in self.moments(chunk):
+            for moment in backward_moments(self, chunk):
                 if moment.bytes + others > most:
                     best, place, most = moment, index, moment.bytes + others
         last = self.optimizer_moment(resident)
@@ -406,129 +381,16 @@ class TrainingRun(msgspec.Struct, kw_only=True):
         """The parts of a layer that the backward pass computes again."""
         return (*self.recipe.recompute, *(["core_attn"] if self.recompute == "selective" else []))
 
+    def checkpoints(self, chunk: Chunk) -> list[int]:
+        """Return, for each layer of a chunk, the bytes that it saves (see `checkpoint`)."""
+        kinds = {id(layer): layer for layer in chunk.layers}
+        sizes = {kind: self.checkpoint(layer) for kind, layer in kinds.items()}
+        return [sizes[id(layer)] for layer in chunk.layers]
+
     def saved(self, chunk: Chunk) -> int:
         """Return the bytes that a chunk saves in the forward pass of one micro-batch, without logits."""
         outside = sum(op.saved_bytes for op in (*chunk.before, *chunk.after) if op.kind != "loss")
-        return outside + sum(map(self.checkpoint, chunk.layers))
-
-    def below(self, chunk: Chunk) -> list[int]:
-        """Return, for each layer and for the end of a chunk, the bytes that earlier layers have saved on this GPU.
-
-        If activations are offloaded, the activations of one layer are on the GPU: they are on their way to the host, or
-        back from it.
-        """
-        sizes = [self.checkpoint(layer) for layer in chunk.layers]
-        return [0, *sizes] if self.offloads("activations") else [0, *accumulate(sizes)]
-
-    def moments(self, chunk: Chunk) -> list[Moment]:
-        """Return the moments of the backward pass of one micro-batch through a chunk, from the last op to the first.
-
-        A layer has one moment: the moment of its backward pass with the most bytes.
-        """
-        moments: list[Moment] = []
-        below = self.below(chunk)
-        first = sum(op.saved_bytes for op in chunk.before)
-        gradients = self.through(chunk.after, first + below[-1], 0, moments, "after")
-        cache: dict[int, tuple[Moment, int]] = {}
-        for index in range(len(chunk.layers) - 1, -1, -1):
-            layer = chunk.layers[index]
-            if not layer:  # it has neither a mixer nor a feed-forward
-                continue
-            if id(layer[0]) not in cache:
-                own: list[Moment] = []
-                added = self.through(layer, 0, 0, own, "layer")
-                cache[id(layer[0])] = max(own, key=lambda moment: moment.bytes), added
-            best, added = cache[id(layer[0])]
-            moments.append(
-                Moment(
-                    activations=best.activations + first + below[index],
-                    logits=best.logits,
-                    gradients=best.gradients + gradients,
-                    op=best.op,
-                    temporary=best.temporary,
-                    layer=index,
-                )
-            )
-            gradients += added
-        self.through(chunk.before, 0, gradients, moments, "before")
-        return moments
-
-    def through(
-        self,
-        ops: tuple[Op, ...],
-        saved_before: int,
-        gradients: int,
-        moments: list[Moment],
-        place: Literal["after", "layer", "before"],
-    ) -> int:
-        """Append a moment for the backward pass of each op. Return the bytes of gradients after the last moment.
-
-        saved_before: bytes that earlier ops have saved. gradients: bytes of gradients before the first moment.
-        place: where the ops are in their chunk.
-        """
-        parts = discarded(ops, self.modules)
-        saved = [op.saved_bytes - part.size for op, part in zip(ops, parts, strict=True)]
-        # The backward pass first computes a whole part again, and then frees its activations op by op.
-        sums: dict[str, int] = {}
-        computed: list[int] = []
-        for name, size, copied in parts:
-            sums[name] = sums.get(name, 0) + size + copied
-            computed.append(sums[name])
-        alive = saved_before + sum(saved)
-        logits = sum(size for op, size in zip(ops, saved, strict=True) if op.kind == "loss")
-        whole = 0  # bytes of gradients that FSDP or ZeRO has not yet split over the data-parallel group
-        after = gradients
-        stream = self.stream() if place == "layer" else 0
-        mask = self.loader_mask_bytes if logits else 0
-        for op, size, again in zip(reversed(ops), reversed(saved), reversed(computed), strict=True):
-            is_logits = op.kind == "loss"
-            passing = op.backward_bytes + again + (0 if op.name.endswith("residual") else stream)
-            held = 0
-            if is_logits:  # the forward pass of a loss can need more than its backward pass
-                forward = op.forward_bytes - op.saved_bytes
-                if forward + mask > passing:
-                    passing, held = forward, mask
-            new = 0 if self.waits(op) else self._weight_gradient(op)
-            moments.append(
-                Moment(
-                    activations=alive - logits + (held if is_logits else passing),
-                    logits=logits + (passing if is_logits else 0),
-                    gradients=gradients + whole + new,
-                    op=op.name,
-                    temporary=passing,
-                    place=place,
-                )
-            )
-            alive -= size
-            logits -= size if is_logits else 0
-            if self.waits(op):
-                whole += op.saved_bytes + op.written_bytes
-                after += op.saved_bytes + op.written_bytes
-            if self.recipe.step == "backward":
-                # Only the gradient of a tied matrix waits, because the embedding adds to it.
-                waits = bytes_of(op.matmul_elements, self.formats.weights) if op.tied and op.kind == "matmul" else 0
-                whole += waits
-                after += waits
-            elif not self.persistent:
-                whole += new
-                after += 0 if self.offloads("weights") else self.stored_bytes(op, 2, new * self.widening)
-            elif self.layout.zero >= 2:
-                whole += new
-        return after
-
-    def _weight_gradient(self, op: Op) -> int:
-        """Return the bytes of an op's weight gradient.
-
-        A tied matrix has two gradients, one from the embedding and one from the head, until autograd adds them.
-        """
-        if op.frozen:
-            return 0
-        elements = op.parameters
-        if self.in_place and op.matrix is not None and op.kind == "matmul" and op.layer:
-            return 0
-        if op.tied:
-            elements = 2 * elements if op.kind == "embedding" else elements + op.matmul_elements
-        return bytes_of(elements, self.formats.weights)
+        return outside + sum(self.checkpoints(chunk))
 
 
 def _is_head(op: Op) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from llmbench.sizing.backward import walk
 from llmbench.sizing.memory import Memory
 from llmbench.sizing.params import count_parameters
 from llmbench.sizing.recipe import Recipe
@@ -91,7 +92,7 @@ def test_results_that_exist_twice_when_they_are_computed_again() -> None:
     run = training_run(LLAMA, 512, recipe=Recipe.parse("recompute=layernorm"))
     layer = run.stages[0].chunks[0].layers[-1]
     own: list[Any] = []
-    run.through(layer, 0, 0, own, "layer")
+    walk(run, layer, 0, 0, own, "layer")
     moment = next(each for each in own if each.op.endswith("q_proj"))
     q_proj = next(op for op in layer if op.name.endswith("q_proj"))
     stream = 2 * 512 * 4096
