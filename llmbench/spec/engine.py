@@ -158,6 +158,8 @@ class EngineSpec(Part, frozen=True, kw_only=True):
     - kv_formats: formats of the cache that the engine can store. Empty: all.
     - weight_formats: formats of the weights that the engine loads. `gguf*` stands for all names that begin with gguf.
       Empty: all.
+    - layouts: how the engine divides a model over GPUs: tp, pp, dp and ep. whole_experts: whether `ep` always splits
+      the experts over all GPUs of a pipeline stage.
     - versions: the known versions, the oldest one first.
     - weights: format of the weights that the engine loads if the user names none. None: the published files.
     """
@@ -171,6 +173,8 @@ class EngineSpec(Part, frozen=True, kw_only=True):
     vendors: tuple[str, ...] = ()
     kv_formats: tuple[str, ...] = ()
     weight_formats: tuple[str, ...] = ()
+    layouts: tuple[str, ...] = ("tp", "pp", "dp", "ep")
+    whole_experts: bool = False
     versions: tuple[Version, ...]
     sources: dict[str, str]
 

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmbench.answers.fit import Fitted, document, fitted
+from llmbench.errors import LayoutError
 from llmbench.sizing.serving.command import weights_of
 from llmbench.sizing.serving.pipeline import layers_per_stage
 from llmbench.sizing.serving.shard import serving_layout, shards
@@ -65,6 +66,17 @@ def test_shards_have_the_layers_of_their_engine() -> None:
         assert [sum(rows.layers for rows in part.rows) for part in parts] == expected, engine
 
 
+def test_layouts_that_an_engine_does_not_have_are_refused() -> None:
+    for engine, layout, words in (
+        ("llamacpp", "tp=2", "llama.cpp does not divide a model so"),
+        ("llamacpp", "dp=2", "llama.cpp does not divide a model so"),
+        ("vllm", "tp=8,ep=4", "all 8 GPUs of the attention"),
+    ):
+        with pytest.raises(LayoutError, match=words):
+            shards(load_bundled("mixtral-8x7b"), serving_layout(layout), find_engine(engine))
+    shards(load_bundled("mixtral-8x7b"), serving_layout("tp=8,ep=4"), find_engine("sglang"))
+
+
 def test_kernels_convert_weights_that_a_device_does_not_compute() -> None:
     for engine, model, weights, device, runs in (
         ("vllm", "qwen3-8b", "fp8-block", "a100-80gb-sxm", True),
@@ -114,11 +126,12 @@ def test_llamacpp_keeps_the_embedding_on_the_cpu() -> None:
 
 def test_a_draft_model_takes_weights_and_cache() -> None:
     model, small = load_bundled("llama3.3-70b"), load_bundled("llama3.2-1b")
-    layout = serving_layout("tp=4,pp=2")
     for engine in map(find_engine, ("vllm", "sglang", "trtllm", "llamacpp", "ideal")):
+        tp = "tp=4" if "tp" in engine.spec.layouts else ""
+        layout = serving_layout(f"{tp},pp=2")
         plain = shards(model, layout, engine)
         both = shards(model, layout, engine, draft=small)
-        (own,) = shards(small, serving_layout("tp=4"), engine)
+        (own,) = shards(small, serving_layout(tp), engine)
         assert [part.draft for part in both] == [0, own.weights + own.padding + own.rope]
         assert [part.weights for part in both] == [part.weights for part in plain]
         assert both[1].rows == (*plain[1].rows, *own.rows)

@@ -207,14 +207,12 @@ def _longest(budgets: tuple[Budget, ...], users: int) -> int:
 
 
 def split(sizer: Sizer, question: Question, gpus: int) -> Layout:
-    """Return a layout for `gpus` GPUs: tensor parallelism as far as the heads allow, then pipeline stages.
-
-    llama.cpp divides the layers over the GPUs by default.
+    """Return a layout for `gpus` GPUs: tensor parallelism as far as the engine and the heads allow, then stages.
 
     Raises LayoutError if the model cannot be divided so.
     """
     problem: LayoutError | None = None
-    for tp in range(gpus if question.engine.spec.rule != "llamacpp" else 1, 0, -1):
+    for tp in range(gpus if "tp" in question.engine.spec.layouts else 1, 0, -1):
         if gpus % tp:
             continue
         layout = Layout(tp=tp, pp=gpus // tp)

@@ -152,6 +152,7 @@ def shards(
         raise SpecError(
             f"{engine.spec.title} has no cache in the format `{kv[:40]}`", hint=f"it has {', '.join(known)}"
         )
+    _check_layout(engine, layout)
     recipe = WeightRecipe(spec, weights or engine.spec.weights)
     _check_loads(engine, recipe)
     plain = _plain(recipe)
@@ -174,6 +175,22 @@ def _with_draft(shard: Shard, draft: ModelSpec, layout: Layout, engine: Engine, 
         rows=(*shard.rows, *small.rows),
         doubts=(*shard.doubts, *small.doubts, "the CUDA graphs and activations of the draft model are not counted"),
     )
+
+
+def _check_layout(engine: Engine, layout: Layout) -> None:
+    """Raise LayoutError if the engine does not divide a model so."""
+    title = engine.spec.title
+    for name in ("tp", "dp", "ep"):
+        if getattr(layout, name) > 1 and name not in engine.spec.layouts:
+            can = ", ".join(engine.spec.layouts)
+            raise LayoutError(f"layout {name}: {title} does not divide a model so", hint=f"it divides a model by {can}")
+    if engine.spec.whole_experts and layout.ep > 1 and layout.expert_tp > 1:
+        gpus = layout.tp * layout.dp
+        raise LayoutError(
+            f"layout ep={layout.ep}: {title} divides the experts among all {gpus} GPUs of the attention, or splits "
+            "each of them",
+            hint=f"ep={gpus}, or no ep",
+        )
 
 
 def _check_loads(engine: Engine, recipe: WeightRecipe) -> None:
