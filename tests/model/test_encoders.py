@@ -47,6 +47,8 @@ ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "eurobert": ("eurobert", {**SMALL, "pad_token_id": 0, "num_key_value_heads": 2}),
     "eurobert, biases": ("eurobert", {**SMALL, "pad_token_id": 0, "attention_bias": True, "mlp_bias": True}),
     "nomic": ("nomic_bert", {**SMALL, "head_dim": 8}),
+    "modernbert": ("modernbert", {**SMALL, "num_hidden_layers": 4, "local_attention": 6, "pad_token_id": 0}),
+    "roformer": ("roformer", {**SMALL, "embedding_size": 16}),
     "electra": ("electra", {**SMALL, "embedding_size": 16}),
     "electra, one width": ("electra", {**SMALL, "embedding_size": 32}),
     "distilbert": (

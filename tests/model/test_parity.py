@@ -183,9 +183,11 @@ EXTRA: dict[str, dict[str, Any]] = {
     "mbart": BART,
     "mimo_v2_flash": {"head_dim": 12, "v_head_dim": 6},
     "minimax_m3_vl_text": {"dense_intermediate_size": 40, "mlp_layer_types": ["dense", "sparse"] * 2},
+    "modernbert-decoder": {"local_attention": 12},
     "mvp": BART,
     "pegasus": BART,
     "plbart": BART,
+    "roformer": {"embedding_size": 16, "is_decoder": True},
     "xglm": {"ffn_dim": 48},
     "llama4_text": {"intermediate_size_mlp": 40, "floor_scale": 4, "interleave_moe_layer_step": 2},
     "dbrx": {
@@ -205,10 +207,10 @@ FAMILIES = [
     "gpt_neox_japanese", "gpt_oss", "gptj", "granite", "granite_swa", "granitemoe", "granitemoe_swa",
     "granitemoeshared", "helium", "hunyuan_v1_dense", "hunyuan_v1_moe", "hy_v3", "hyperclovax", "internlm3",
     "iquestcoder", "jais2", "kolibri1", "laguna", "lfm3", "llama", "llama4_text", "marian", "mbart", "mellum",
-    "mimo_v2_flash", "minimax_m2", "minimax_m3_vl_text", "ministral", "ministral3", "mistral", "mixtral", "mpt", "mvp",
-    "nanochat", "nemotron", "olmo", "olmo2", "olmo3", "olmoe", "openai-gpt", "opt", "pegasus", "persimmon", "phi",
-    "phi3", "phimoe", "plbart", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "solar_open",
-    "stablelm", "starcoder2", "vaultgemma", "xglm",
+    "mimo_v2_flash", "minimax_m2", "minimax_m3_vl_text", "ministral", "ministral3", "mistral", "mixtral",
+    "modernbert-decoder", "mpt", "mvp", "nanochat", "nemotron", "olmo", "olmo2", "olmo3", "olmoe", "openai-gpt", "opt",
+    "pegasus", "persimmon", "phi", "phi3", "phimoe", "plbart", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "roformer",
+    "seed_oss", "smollm3", "solar_open", "stablelm", "starcoder2", "vaultgemma", "xglm",
 ]
 # fmt: on
 """The families of softmax attention. The tests of other mixers compare their families with transformers."""
@@ -274,7 +276,7 @@ def test_logits_equal_transformers(case: str, tmp_path: Path) -> None:
                 models.load(tmp_path, impl="sdpa")(tokens)
 
 
-SPECIAL = ("apertus", "bitnet", "diffllama", "gpt_neox_japanese")
+SPECIAL = ("apertus", "bart", "bitnet", "diffllama", "gpt_neox_japanese", "modernbert-decoder")
 """Families with layers that no bundled model has. test_trace.py compares the bundled models in the same way."""
 
 

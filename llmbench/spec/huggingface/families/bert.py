@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import msgspec
+
 from llmbench.spec.ffn import Dense, Gated
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
@@ -15,13 +17,14 @@ from llmbench.spec.huggingface.families.common import (
     decoder,
     dense,
     gated,
+    head_dim_of,
     norm,
     num_layers,
     rope,
 )
 from llmbench.spec.mixer import Attention, DisentangledScores
-from llmbench.spec.model import Embedding, ExtraWeight, Head, Layer, ModelSpec, Placement
-from llmbench.spec.position import LearnedPositions, NoPositions, Positions, RelativeBias
+from llmbench.spec.model import Embedding, ExtraWeight, Head, Layer, ModelSpec, Norm
+from llmbench.spec.position import LearnedPositions, NoPositions, Positions, RelativeBias, Rope
 
 Transform = Literal["bert", "roberta"]
 
@@ -116,11 +119,10 @@ def roformer(c: Config) -> ModelSpec:
     mixer = bidirectional(c)
     hidden = c.size("hidden_size")
     size = c.size("embedding_size", hidden)
-    c.ignore("rotary_value")
     sines = ExtraWeight(
         name="rotary_table",
         shape=(c.size("max_position_embeddings"), mixer.head_dim),
-        role="table",
+        role="unused",
         component="position_embedding",
     )
     embedding = Embedding(
@@ -129,6 +131,8 @@ def roformer(c: Config) -> ModelSpec:
         token_types=c.count("type_vocab_size"),
         norm=True,
     )
+    if c.flag("rotary_value"):
+        c.unbuildable("rotary_value = True: the rotation of values is not supported")
     layer = block(mixer, dense(c, bias=True), "post")
     positions = rope(c, head_dim=mixer.head_dim, interleaved=True)
     return masked_lm(c, layer, "bert", positions, embedding=embedding, extra=(sines,))
@@ -388,38 +392,41 @@ def _relative_table(rows: int, hidden: int) -> ExtraWeight:
 def modernbert(c: Config) -> ModelSpec:
     """ModernBERT has norms before the sublayers, and GEGLU. Two of three layers have a sliding window.
 
-    The first layer has no norm before its attention, because a norm follows the embedding.
+    The first layer has no norm before its attention, because a norm follows the embedding. Layers with a window have a
+    RoPE of their own.
     """
     causal = c.model_type == "modernbert-decoder"
-    bias, hidden = c.flag("attention_bias"), c.size("hidden_size")
+    bias = c.flag("attention_bias")
     every, count = c.size("global_attn_every_n_layers", 3), num_layers(c)
     kinds = c.entries("layer_types", count) or [
         "sliding_attention" if index % every else "full_attention" for index in range(count)
     ]
     c.ignore(
-        "global_rope_theta",
-        "local_rope_theta",
         "deterministic_flash_attn",
         "sparse_prediction",
         "reference_compile",
         "sparse_pred_ignore_index",
         "classifier_pooling",
-        "classifier_activation",
         "repad_logits_with_grad",
         "embedding_size",
         "layer_norm_eps",
         "position_embedding_type",
     )
+    if activation(c, "classifier_activation", default="gelu") != "gelu":
+        c.unbuildable(f"classifier_activation = `{c.text('classifier_activation')}`: the head supports only `gelu`")
     window = c.optional_size("local_attention")
-    if causal and window is not None:
+    if causal and "sliding_window" in c:
+        window = c.window()
+    elif causal and window is not None:
         window = max(1, window // 2)  # local_attention counts the keys before and after the query
-    plain = norm(c, "layernorm", bias=c.flag("norm_bias"))
+    layer_norm = Norm(kind="layernorm", bias=c.flag("norm_bias"), eps=c.number("norm_eps", 1e-5))
     ffn: Gated | Dense = Gated(
         intermediate_size=c.size("intermediate_size"),
         activation=activation(c, "hidden_activation", default="gelu"),
         bias=c.flag("mlp_bias"),
     )
-    first_norm = ExtraWeight(name="ffn_norm", shape=(1 + int(plain.bias), hidden), role="vector", component="norms")
+    positions = _modernbert_rope(c, "full_attention", "global_rope_theta", 160_000.0)
+    local_positions = _modernbert_rope(c, "sliding_attention", "local_rope_theta", 10_000.0)
     layers = []
     for index, kind in enumerate(kinds):
         local = kind == "sliding_attention"
@@ -430,16 +437,26 @@ def modernbert(c: Config) -> ModelSpec:
             output_bias=bias,
             causal=causal,
             sliding_window=window if local else None,
+            positions=local_positions if local and local_positions != positions else None,
         )
-        placement: Placement = "pre" if index else "none"
         name = ("local" if local else "global") if index else "first"
-        layers.append((name, block(mixer, ffn, placement, extra=() if index else (first_norm,))))
-    head_dim = hidden // c.size("num_attention_heads")
+        layers.append((name, block(mixer, ffn, "pre" if index else "pre_ffn")))
     return decoder(
         c,
         layers,
-        norm=plain,
-        positions=rope(c, head_dim=head_dim, layer_type="full_attention"),
+        norm=layer_norm,
+        positions=positions,
         embedding=Embedding(norm=True),
         head=Head(bias=c.flag("decoder_bias", True), transform="roberta", transform_bias=c.flag("classifier_bias")),
     )
+
+
+def _modernbert_rope(c: Config, layer_type: str, older_key: str, usual: float) -> Rope:
+    """Return the RoPE of the layers of one type.
+
+    Its base is in `rope_parameters`, or in `older_key`, or it is `usual`.
+    """
+    positions = rope(c, head_dim=head_dim_of(c), layer_type=layer_type)
+    stated = c.table("rope_parameters").get(layer_type) or {}
+    older = c.number(older_key, usual)
+    return positions if "rope_theta" in stated else msgspec.structs.replace(positions, theta=older)

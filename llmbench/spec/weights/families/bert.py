@@ -61,10 +61,11 @@ ffn_norm.*              ln.*
 """
 
 
-def bert_table(family: str, at: str, *, layers: str = "", final_norm: str = "") -> None:
+def bert_table(family: str, at: str, *, top: str = "", layers: str = "", final_norm: str = "") -> None:
     """Register a family that has BERT's head.
 
     - `at`: the prefix of the names in the file.
+    - `top`: rules outside the layers that BERT does not have.
     - `layers`: rules that take precedence over the rules of BERT's layers.
     - `final_norm`: the name of the norm after the last layer, in the file.
     """
@@ -79,10 +80,12 @@ def bert_table(family: str, at: str, *, layers: str = "", final_norm: str = "") 
         head.norm.bias          cls.predictions.transform.LayerNorm.beta
         head.bias               cls.predictions.bias
         lm_head.weight          cls.predictions.decoder.weight
-        """,
+        """
+        + top,
         layers=layers + BERT_LAYERS,
         at=at + ".encoder.layer.{i}.",
-        ignored=r"\w+\.pooler\..*|cls\.seq_relationship\..*|\w+\.embeddings\.position_ids|cls\.predictions\.decoder\.bias",
+        ignored=r"\w+\.pooler\..*|cls\.seq_relationship\..*|\w+\.embeddings\.position_ids|"
+        r"cls\.predictions\.decoder\.bias|roformer\.encoder\.embed_positions\.weight",
     )
 
 
@@ -106,6 +109,7 @@ def _roberta_table(family: str, at: str, *, layers: str = "", final_norm: str = 
 
 bert_table("bert", "bert")
 bert_table("deberta-v2", "deberta", layers=_DEBERTA_ATTENTION)
+bert_table("roformer", "roformer", top="embedding_projection.*  roformer.embeddings_project.*")
 bert_table("megatron-bert", "bert", layers=_MEGATRON_PRE_NORM, final_norm="bert.encoder.ln")
 
 _roberta_table("roberta", "roberta")
@@ -203,3 +207,47 @@ table(
 )
 
 table("eurobert", top=TOP, layers=ATTENTION + GATED + PRE_NORMS)
+
+_MODERN_LAYERS = """
+attention.o_proj.*      attn.Wo.*
+mixer_norm.*            attn_norm.*
+ffn.gate_proj.*         mlp.Wi.*                    first.half
+ffn.up_proj.*           mlp.Wi.*                    second.half
+ffn.down_proj.*         mlp.Wo.*
+ffn_norm.*              mlp_norm.*
+"""
+
+
+def _modern_top(head: str) -> str:
+    """Return ModernBERT's rules outside the layers. `head`: the name of the head's transform in the file."""
+    return f"""
+    embedding.weight        model.embeddings.tok_embeddings.weight
+    embedding_norm.*        model.embeddings.norm.*
+    final_norm.*            model.final_norm.*
+    head.transform.*        {head}.dense.*
+    head.norm.*             {head}.norm.*
+    lm_head.*               decoder.*
+    """
+
+
+table(
+    "modernbert",
+    top=_modern_top("head"),
+    layers="""
+    attention.q_proj.*      attn.Wqkv.*                 plain.q
+    attention.k_proj.*      attn.Wqkv.*                 plain.k
+    attention.v_proj.*      attn.Wqkv.*                 plain.v
+    """
+    + _MODERN_LAYERS,
+)
+
+table(
+    "modernbert-decoder",
+    top=_modern_top("lm_head"),
+    layers="""
+    attention.q_proj.*      attn.q_proj.*
+    attention.k_proj.*      attn.k_proj.*
+    attention.v_proj.*      attn.v_proj.*
+    """
+    + _MODERN_LAYERS,
+)
