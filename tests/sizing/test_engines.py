@@ -215,6 +215,9 @@ def test_the_command_names_the_users_own_files(tmp_path: Path) -> None:
     (row,) = fitted(spec, model=str(folder), devices=["h200"])
     assert row.command is not None
     assert shlex.split(row.command)[2] == str(folder)
+    (own,) = fitted(spec, model=str(folder / "config.json"), devices=["h200"], engine="llamacpp")
+    assert own.command is not None
+    assert shlex.split(own.command)[2] == "my model-Q4_K_M.gguf"
     (changed,) = fitted(spec, devices=["h200"])
     assert changed.command is None
 

@@ -139,15 +139,22 @@ def _trtllm(name: str, fit: Fit, seq: int, draft: str | None) -> list[str]:
 
 def _llamacpp(name: str, fit: Fit, seq: int, draft: str | None) -> list[str]:
     question, engine = fit.question, fit.question.engine
-    recipe = fit.tightest.shard.format.removeprefix("gguf-").replace("-", "_").upper()
-    file = name if name.endswith(".gguf") else f"{name.rstrip('/').rpartition('/')[2]}-{recipe}.gguf"
-    parts = ["llama-server -m", shlex.quote(file), f"-c {seq * question.users}", f"-np {question.users}", "-ngl 999"]
+    file = shlex.quote(_gguf_file(name, fit.tightest.shard.format))
+    parts = ["llama-server -m", file, f"-c {seq * question.users}", f"-np {question.users}", "-ngl 999"]
     parts += [f"-ub {engine.whole('batched_tokens')}"] if "batched_tokens" in engine.replaced else []
     parts += [] if _plain_cache(fit) else [f"-ctk {question.kv} -ctv {question.kv} -fa on"]
     if draft is not None:
-        own = draft if draft.endswith(".gguf") else f"{draft.rstrip('/').rpartition('/')[2]}-{recipe}.gguf"
+        own = _gguf_file(draft, engine.spec.weights or "")
         parts += [f"-md {shlex.quote(own)} -ngld 999 --draft-max {engine.whole('draft_tokens')}"]
     return parts
+
+
+def _gguf_file(name: str, recipe: str) -> str:
+    """Return the usual name of the GGUF file of a model: `Llama-3-8B-Q4_K_M.gguf`. recipe: name of its format."""
+    if name.endswith(".gguf"):
+        return name
+    stem = Path(name).resolve().name if os.path.isdir(name) else name.rpartition("/")[2]
+    return f"{stem}-{recipe.removeprefix('gguf-').replace('-', '_').upper()}.gguf"
 
 
 _FLAGS = {"llamacpp": _llamacpp, "sglang": _sglang, "trtllm": _trtllm, "vllm": _vllm}
