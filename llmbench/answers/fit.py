@@ -317,7 +317,7 @@ def fitted(
             rows.append(
                 Fitted(
                     spec=spec,
-                    doubts=() if fit is None else (*fit.tightest.shard.doubts, *fit.doubts(moe=spec.is_moe)),
+                    doubts=() if fit is None else (*fit.tightest.shard.doubts, *fit.doubts),
                     tokens=seq,
                     device=device,
                     engine=chosen,

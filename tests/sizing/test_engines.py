@@ -132,7 +132,7 @@ def test_a_draft_model_takes_weights_and_cache() -> None:
         plain = shards(model, layout, engine)
         both = shards(model, layout, engine, draft=small)
         (own,) = shards(small, serving_layout(tp), engine)
-        assert [part.draft for part in both] == [0, own.weights + own.padding + own.rope]
+        assert [part.draft for part in both] == [None, own]
         assert [part.weights for part in both] == [part.weights for part in plain]
         assert both[1].rows == (*plain[1].rows, *own.rows)
     one, two = (answer("llama3-8b", "h100", draft=draft) for draft in (None, small))
@@ -144,6 +144,9 @@ def test_a_draft_model_takes_weights_and_cache() -> None:
         assert fit.tightest.pool.request_bytes(8192) == each * 8192
     assert sum(term.value for term in two.fit.tightest.terms) == two.fit.tightest.device.total_bytes
     assert "draft model" in two.approximate_because[0]
+    fp8 = answer("llama3-8b", "v100-sxm2-32gb", weights=["fp16"], draft=load_bundled("deepseek-v3")).fit
+    assert fp8 is not None
+    assert fp8.missing_format == "fp8"
 
 
 COMMANDS = (

@@ -12,6 +12,7 @@ from math import ceil, floor
 import msgspec
 
 from llmbench.errors import SpecError
+from llmbench.sizing.dtypes import DType
 from llmbench.sizing.formula import Formula, counted, plus, times
 from llmbench.sizing.memory import cublas_workspace
 from llmbench.sizing.serving.pools import PlainPool, Pool, paged_pool, ratio_pool
@@ -55,7 +56,6 @@ class _Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What the rules of all engines need.
 
     total: memory of the GPU. gpus: GPUs that share one replica of the model. share: the utilization.
-    converts: whether a kernel converts the weights to the format of the activations.
     """
 
     engine: Engine
@@ -67,7 +67,6 @@ class _Settings(msgspec.Struct, frozen=True, kw_only=True):
     share: float
     batched: int
     sequences: int
-    converts: bool
 
     def constant(self, key: str) -> int:
         """Return a number of bytes: the constant for this number of GPUs and this architecture."""
@@ -86,15 +85,21 @@ class _Settings(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def loaded(self) -> list[Formula]:
         """The weights in memory, and what the engine adds to them."""
-        shard = self.shard
+        shard, draft = self.shard, 0
         terms = [Formula(term="weights", text=counted(shard.weights, "bytes"), value=shard.weights)]
+        if shard.draft is not None:
+            draft = shard.draft.weights + shard.draft.padding + self._repeated(shard.draft) + shard.draft.rope
         added = (
             ("padding of the weights", shard.padding),
-            ("scales repeated per output", shard.repeated_scales if self.converts else 0),
+            ("scales repeated per output", self._repeated(shard)),
             ("table of RoPE", shard.rope),
-            ("draft model", shard.draft),
+            ("draft model", draft),
         )
         return terms + [Formula(term=term, text=counted(size, "bytes"), value=size) for term, size in added if size]
+
+    def _repeated(self, shard: Shard) -> int:
+        """Return the bytes that the scales of the weights gain if the engine converts the weights."""
+        return shard.repeated_scales if converts(self.engine, shard, self.device) else 0
 
     def outside(self, term: str, key: str) -> list[Formula]:
         """Return a term with a constant of the profile, or nothing if it is 0."""
@@ -102,21 +107,32 @@ class _Settings(msgspec.Struct, frozen=True, kw_only=True):
         return [Formula(term=term, text=counted(value, "bytes"), value=value)] if value else []
 
 
+def converts(engine: Engine, shard: Shard, device: DeviceHead) -> bool:
+    """Return whether the engine converts weights that a device does not compute to the format of the activations."""
+    if _computes(device, shard.products) or not _computes(device, shard.activations):
+        return False
+    return engine.converts(shard.format_name, device, experts=shard.moe)
+
+
+def _computes(device: DeviceHead, products: DType) -> bool:
+    """Return whether a device multiplies matrices in a number format. The vector units of all devices compute fp32."""
+    return products == "fp32" or products in device.matrix_formats
+
+
+def missing_format(engine: Engine, shard: Shard, device: DeviceHead) -> DType | None:
+    """Return the number format of the matrix products if the engine cannot run them on the device, else None."""
+    for part in (shard, *filter(None, (shard.draft,))):
+        if not _computes(device, part.products) and not converts(engine, part, device):
+            return part.products
+    return None
+
+
 def budget(
-    engine: Engine,
-    device: DeviceHead,
-    shard: Shard,
-    layout: Layout,
-    *,
-    seq: int,
-    utilization: float | None = None,
-    converts: bool = False,
+    engine: Engine, device: DeviceHead, shard: Shard, layout: Layout, *, seq: int, utilization: float | None = None
 ) -> Budget:
     """Divide the memory of a GPU as an engine does.
 
     seq: longest sequence that the engine accepts, in tokens. utilization: None stands for the engine's own default.
-    converts: whether a kernel converts the weights to the format of the activations, because the matrix units of the
-        device do not compute their format.
 
     Raises SpecError for a utilization that is not above 0 and at most 1.
     """
@@ -134,7 +150,6 @@ def budget(
         share=0,
         batched=batched,
         sequences=engine.whole("sequences", device=device),
-        converts=converts,
     )
     share = utilization
     if share is None:

@@ -8,8 +8,7 @@ from typing import NamedTuple
 import msgspec
 
 from llmbench.errors import LayoutError, LLMBenchError, SpecError
-from llmbench.sizing.dtypes import DType
-from llmbench.sizing.serving.budget import Budget, budget
+from llmbench.sizing.serving.budget import Budget, budget, converts, missing_format
 from llmbench.sizing.serving.shard import Shard, shards
 from llmbench.sizing.workload import Layout
 from llmbench.spec.catalog import DeviceHead
@@ -79,10 +78,11 @@ class Fit(msgspec.Struct, frozen=True, kw_only=True):
         """Whether the engine runs on the device, and all users fit."""
         return self.runs and self.capacity >= self.question.users
 
-    def doubts(self, *, moe: bool) -> list[str]:
-        """Return why the budget may be inexact. moe: whether the model is a mixture of experts."""
-        device = self.question.device
-        doubts = self.tightest.engine.doubts(device, experts=moe, weights=self.tightest.shard.format_name)
+    @property
+    def doubts(self) -> list[str]:
+        """The reasons why the budget may be inexact."""
+        device, shard = self.question.device, self.tightest.shard
+        doubts = self.tightest.engine.doubts(device, experts=shard.moe, weights=shard.format_name)
         if device.vendor == "nvidia" and device.cuda_memory_bytes is None:
             doubts.append(
                 "the total memory that a CUDA program sees is not known; the total of the driver or of the datasheet "
@@ -132,19 +132,8 @@ class Sizer:
         users = question.users_per_replica
         engine = _room_for(question.engine, users, device)
         parts = self.shards(question)
-        missing = _missing_format(parts[0].products, device)
-        converts = missing is not None and _converts(engine, parts[0], device, moe=self.spec.is_moe)
         budgets = tuple(
-            budget(
-                engine,
-                device,
-                shard,
-                layout,
-                seq=question.seq,
-                utilization=question.utilization,
-                converts=converts,
-            )
-            for shard in parts
+            budget(engine, device, shard, layout, seq=question.seq, utilization=question.utilization) for shard in parts
         )
         room = layout.dp * min(own.pool.requests(question.seq) for own in budgets)
         limit = budgets[0].sequences  # 0: the engine has no limit
@@ -152,26 +141,14 @@ class Sizer:
         return Fit(
             question=question,
             budgets=budgets,
-            missing_format=None if converts else missing,
-            converts=converts,
+            missing_format=missing_format(engine, parts[-1], device),
+            converts=converts(engine, parts[-1], device),
             room=room,
             capacity=min(room, limit * layout.dp) if limit else room,
             longest=_longest(budgets, 1),
             longest_each=0 if 0 < limit < users else _longest(budgets, users),
             filled=max(need / own.usable for need, own in zip(needed, budgets, strict=True)),
         )
-
-
-def _missing_format(products: DType, device: DeviceHead) -> DType | None:
-    """Return the number format of matrix products if the matrix units of a device do not compute it, else None."""
-    return None if products == "fp32" or products in device.matrix_formats else products
-
-
-def _converts(engine: Engine, shard: Shard, device: DeviceHead, *, moe: bool) -> bool:
-    """Return whether a kernel converts the weights to the format of the activations, and the device computes that."""
-    if _missing_format(shard.activations, device) is not None:
-        return False
-    return engine.converts(shard.format_name, device, experts=moe)
 
 
 def _room_for(engine: Engine, users: int, device: DeviceHead) -> Engine:

@@ -53,7 +53,8 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True):
     weights: weights as the engine stores them. padding: rows and columns that the engine adds to them.
     repeated_scales: what a kernel adds that converts weights, because it needs a scale for each output.
     rope: table of sines and cosines.
-    draft: weights, padding and table of sines and cosines of the draft model.
+    moe: whether the model is a mixture of experts.
+    draft: the part of the draft model on this GPU. None: there is none.
     layer: outputs of all ops of the widest layer for one token, as they exist at the peak of a step.
     widest: inputs and outputs of the widest op for one token.
     hidden: hidden state of one token. vocabulary: logits per sequence. 0: the stage has no head.
@@ -79,7 +80,8 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True):
     format: str
     format_name: str
     title: str
-    draft: int = 0
+    moe: bool
+    draft: Shard | None = None
     doubts: tuple[str, ...] = ()
 
     @property
@@ -171,7 +173,7 @@ def _with_draft(shard: Shard, draft: ModelSpec, layout: Layout, engine: Engine, 
     (small,) = shards(draft, serving_layout(f"tp={layout.tp},dp={layout.dp}"), engine, kv=kv)
     return msgspec.structs.replace(
         shard,
-        draft=small.weights + small.padding + small.rope,
+        draft=small,
         rows=(*shard.rows, *small.rows),
         doubts=(*shard.doubts, *small.doubts, "the CUDA graphs and activations of the draft model are not counted"),
     )
@@ -256,6 +258,7 @@ def _shard(
         format=recipe.text,
         format_name=recipe.format_name,
         title=recipe.title,
+        moe=spec.is_moe,
         doubts=tuple(recipe.doubts),
     )
 
