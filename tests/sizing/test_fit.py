@@ -293,6 +293,8 @@ def test_inexact_constants_make_an_answer_approximate() -> None:
         ("llama3-8b", "trtllm", "h200", ["outside PyTorch"]),
         ("gpt-oss-20b", "vllm@0.11", "h200", []),
         ("gpt-oss-20b", "vllm@0.11", "b200", ["MXFP4"]),
+        ("qwen3.5-27b", "vllm", "h200", ["activations of the"]),
+        ("qwen3.5-27b", "llamacpp", "h200", []),
     ):
         (row,) = fitted(load_bundled(model), devices=[device], engine=engine)
         assert len(row.approximate_because) == len(words), (model, engine, device)

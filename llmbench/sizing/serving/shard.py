@@ -259,7 +259,7 @@ def _shard(
         format_name=recipe.format_name,
         title=recipe.title,
         moe=spec.is_moe,
-        doubts=tuple(recipe.doubts),
+        doubts=(*recipe.doubts, *_tower_doubts(recipe, engine)),
     )
 
 
@@ -325,6 +325,15 @@ def _padding(op: Op, layer: int | None, recipe: WeightRecipe, engine: Engine, sp
         copies, inputs, outputs = op.matrix
         return copies * outputs * (_padded(inputs, multiple) - inputs) // 2  # the 4-bit values, not their scales
     return 0
+
+
+def _tower_doubts(recipe: WeightRecipe, engine: Engine) -> list[str]:
+    """Return why the activations may be inexact: engines also run the towers in their largest step."""
+    towers = [tensors.kind for tensors in recipe.towers()]
+    if not towers or engine.spec.rule == "ideal":
+        return []
+    parts = ", ".join(towers)
+    return [f"the activations of the parts for other modalities ({parts}) in the engine's largest step are not counted"]
 
 
 def _on_host(op: Op, spec: ModelSpec, layout: Layout, engine: Engine) -> bool:
