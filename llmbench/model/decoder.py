@@ -69,7 +69,7 @@ class Decoder(Embeddings):
             for index, name in enumerate(spec.order)
         )
         self.rotations = rotations_of(self.layers)
-        width = self.embedding_width
+        width = spec.head.size or self.embedding_width
         self.final_norm = NormLayer(spec.hidden_size, spec.norm) if spec.final_norm else None
         self.head = HeadLayer(spec, width) if HeadLayer.needed(spec, width) else None
         self.lm_head = nn.Linear(width, spec.vocab_size, bias=spec.head.bias and spec.head.transform != "bert")

@@ -65,6 +65,10 @@ def _faults(spec: ModelSpec) -> Iterator[Fault]:
                     f"encoder.layers.{name}.cross_attention",
                     "must be absent: only a decoder layer can attend to the output of an encoder",
                 )
+    width = spec.embedding.size or spec.hidden_size
+    if spec.tie_word_embeddings and spec.head.size not in (None, width):
+        what = f"{spec.head.size} differs from {width}, the width of the token table, which is also the head's matrix"
+        yield Fault("head.size", what, "set tie_word_embeddings = false, or leave out head.size")
     mtp = spec.next_token_prediction
     if mtp is not None and mtp.layer not in spec.layers:
         yield Fault("next_token_prediction.layer", f"`layers` has no entry `{mtp.layer}`")

@@ -211,6 +211,7 @@ class Head(Part, frozen=True):
       are no such layers. "bert" and "roberta" have the same layers. In "bert", the parameter table counts the bias of
       the logits with the transform. In "roberta", it counts this bias with the head.
     - transform_bias: whether the linear layer of the transform has a bias.
+    - size: output width of the transform, if it differs from the width of the token table (RemBERT).
     - soft_cap: soft limit of the logits, applied with tanh (Gemma-2).
     - scale: factor on the logits (Cohere, Granite).
     """
@@ -219,11 +220,14 @@ class Head(Part, frozen=True):
     fixed_bias: bool = False
     transform: Literal["bert", "roberta"] | None = None
     transform_bias: bool = True
+    size: Size | None = None
     soft_cap: float | None = None
     scale: float = 1.0
 
     def faults(self) -> Iterator[Fault]:
         yield from positive(self, "soft_cap", "scale")
+        if self.size is not None and self.transform is None:
+            yield Fault("size", "needs a transform, but transform is absent", "leave out size")
 
 
 class Stack(Part, frozen=True):

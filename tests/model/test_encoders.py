@@ -49,6 +49,7 @@ ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "nomic": ("nomic_bert", {**SMALL, "head_dim": 8}),
     "modernbert": ("modernbert", {**SMALL, "num_hidden_layers": 4, "local_attention": 6, "pad_token_id": 0}),
     "roformer": ("roformer", {**SMALL, "embedding_size": 16}),
+    "rembert": ("rembert", {**SMALL, "input_embedding_size": 16, "output_embedding_size": 24}),
     "electra": ("electra", {**SMALL, "embedding_size": 16}),
     "electra, one width": ("electra", {**SMALL, "embedding_size": 32}),
     "distilbert": (

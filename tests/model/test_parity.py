@@ -53,6 +53,7 @@ LONG = [1.5, 2.0, 3.0, 5.0]
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "ctrl": ("ctrl", {}),  # one key of it may change, no pair
+    "rembert": ("rembert", {}),  # with another activation, it is refused
     "gpt2 inner width": ("gpt2", {"n_inner": 40, "activation_function": "gelu"}),
     "llama MHA": ("llama", HEADS),
     "llama tied, biases": ("llama", {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
@@ -187,7 +188,9 @@ EXTRA: dict[str, dict[str, Any]] = {
     "mvp": BART,
     "pegasus": BART,
     "plbart": BART,
+    "rembert": {"input_embedding_size": 16, "output_embedding_size": 24, "is_decoder": True},
     "roformer": {"embedding_size": 16, "is_decoder": True},
+    "trocr": {"decoder_ffn_dim": 48, "cross_attention_hidden_size": 24},
     "xglm": {"ffn_dim": 48},
     "llama4_text": {"intermediate_size_mlp": 40, "floor_scale": 4, "interleave_moe_layer_step": 2},
     "dbrx": {
@@ -210,7 +213,7 @@ FAMILIES = [
     "mimo_v2_flash", "minimax_m2", "minimax_m3_vl_text", "ministral", "ministral3", "mistral", "mixtral",
     "modernbert-decoder", "mpt", "mvp", "nanochat", "nemotron", "olmo", "olmo2", "olmo3", "olmoe", "openai-gpt", "opt",
     "pegasus", "persimmon", "phi", "phi3", "phimoe", "plbart", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "roformer",
-    "seed_oss", "smollm3", "solar_open", "stablelm", "starcoder2", "vaultgemma", "xglm",
+    "seed_oss", "smollm3", "solar_open", "stablelm", "starcoder2", "trocr", "vaultgemma", "xglm",
 ]
 # fmt: on
 """The families of softmax attention. The tests of other mixers compare their families with transformers."""
@@ -276,7 +279,7 @@ def test_logits_equal_transformers(case: str, tmp_path: Path) -> None:
                 models.load(tmp_path, impl="sdpa")(tokens)
 
 
-SPECIAL = ("apertus", "bart", "bitnet", "diffllama", "gpt_neox_japanese", "modernbert-decoder")
+SPECIAL = ("apertus", "bart", "bitnet", "diffllama", "gpt_neox_japanese", "modernbert-decoder", "rembert")
 """Families with layers that no bundled model has. test_trace.py compares the bundled models in the same way."""
 
 

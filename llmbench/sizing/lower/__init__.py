@@ -267,6 +267,8 @@ def _head(b: Builder) -> None:
     """Add the final norm and the head. In training, also add the loss, which covers every position."""
     spec = b.spec
     size = b.hidden if spec.embedding.size is None else Dim(spec.embedding.size, "embedding_size")
+    if spec.head.size is not None:
+        size = Dim(spec.head.size, "head.size")
     if spec.hyper_connections is not None:
         join_head(b, spec.hyper_connections)
     if spec.final_norm:

@@ -15,10 +15,10 @@ architecture that many makers use (bart, bert, mamba). `common.py` contains the 
     baai                      aquila Emu3 emu3_text_model
     baichuan                  baichuan
     baidu_ernie               ernie ernie4_5 ernie4_5_moe ernie4_5_moe_vl ernie4_5_vl_moe_text paddleocr_vl_text
-    bart                      bart blenderbot blenderbot-small m2m_100 marian mbart mvp nllb-moe pegasus plbart
+    bart                      bart blenderbot blenderbot-small m2m_100 marian mbart mvp nllb-moe pegasus plbart trocr
     bert                      albert bert camembert data2vec-text deberta deberta-v2 distilbert electra eurobert
-                              megatron-bert modernbert modernbert-decoder mpnet nomic_bert roberta roberta-prelayernorm
-                              roformer xlm-roberta xlm-roberta-xl
+                              megatron-bert modernbert modernbert-decoder mpnet nomic_bert rembert roberta
+                              roberta-prelayernorm roformer xlm-roberta xlm-roberta-xl
     bigcode_starcoder         gpt_bigcode starcoder2
     bigscience_bloom          bloom
     bytedance_seed            seed_oss

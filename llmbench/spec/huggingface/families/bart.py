@@ -1,4 +1,4 @@
-"""Importer for BART and encoder-decoders with its architecture: mBART, Pegasus, Marian, Blenderbot, M2M-100, NLLB."""
+"""Importers for BART and models with its architecture: mBART, Pegasus, Marian, Blenderbot, M2M-100, NLLB, TrOCR."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ from typing import Literal
 from llmbench.spec.ffn import FFN, MoE, Router
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
-from llmbench.spec.huggingface.families.common import block, decoder, dense, expect_depths, norm, per_layer
+from llmbench.spec.huggingface.families.common import (
+    attention,
+    block,
+    decoder,
+    dense,
+    expect_depths,
+    norm,
+    per_layer,
+)
 from llmbench.spec.mixer import Attention
 from llmbench.spec.model import Embedding, ExtraWeight, Head, Layer, ModelSpec, Placement, Stack
 from llmbench.spec.position import LearnedPositions, Positions, SinusoidalPositions
@@ -107,7 +115,8 @@ def bart(c: Config) -> ModelSpec:
         width = c.size(f"{side}_ffn_dim")
         ffn: FFN = dense(c, bias=True, width=width, keys=("activation_function",))
         if side == "decoder" and alone:
-            return [("block", block(self_attention, ffn, form.placement, extra=unused_cross_attention(hidden)))] * count
+            unused = unused_cross_attention(hidden, hidden)
+            return [("block", block(self_attention, ffn, form.placement, extra=unused))] * count
         cross = Attention(**both, causal=False) if side == "decoder" else None  # type: ignore[arg-type]
         plain = block(self_attention, ffn, form.placement, cross_attention=cross)
         step = c.count(f"{side}_sparse_step") if c.model_type == "nllb-moe" else 0
@@ -149,12 +158,34 @@ def bart(c: Config) -> ModelSpec:
     )
 
 
-def unused_cross_attention(hidden: int, source: int | None = None) -> tuple[ExtraWeight, ...]:
+@family("trocr")
+def trocr(c: Config) -> ModelSpec:
+    """TrOCR is the text decoder of a model that reads images. It is BART's decoder without an encoder."""
+    hidden, heads = c.size("hidden_size"), c.size("num_attention_heads")
+    padding = c.count("pad_token_id", 1)
+    positions: Positions = SinusoidalPositions(halves=True, to_end=True, offset=padding + 1, uncounted=padding)
+    if c.flag("use_learned_position_embeddings", True):
+        positions = LearnedPositions(num_positions=c.size("max_position_embeddings") + 2, offset=2)
+    mixer = attention(c, num_key_value_heads=heads, qkv_bias=True, output_bias=True)
+    ffn = dense(c, bias=True, width=c.size("decoder_ffn_dim"), keys=("activation_function",))
+    unused = unused_cross_attention(hidden, c.size("cross_attention_hidden_size", hidden))
+    return decoder(
+        c,
+        block(mixer, ffn, "post", extra=unused),
+        norm=norm(c, "layernorm"),
+        positions=positions,
+        final_norm=False,
+        embedding=Embedding(
+            norm=c.flag("layernorm_embedding", True), scale=hidden**0.5 if c.flag("scale_embedding") else 1.0
+        ),
+    )
+
+
+def unused_cross_attention(hidden: int, source: int) -> tuple[ExtraWeight, ...]:
     """Return the weights of a cross-attention and its norm, which a decoder without encoder has but does not use.
 
-    `source`: width of the encoder output, if it differs from `hidden`.
+    `source`: width of the encoder output.
     """
-    source = hidden if source is None else source
 
     def weights(name: str, component: Literal["attention", "norms"], *shape: int) -> ExtraWeight:
         return ExtraWeight(name=name, shape=shape, role="unused", component=component)

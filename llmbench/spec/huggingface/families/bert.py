@@ -138,6 +138,31 @@ def roformer(c: Config) -> ModelSpec:
     return masked_lm(c, layer, "bert", positions, embedding=embedding, extra=(sines,))
 
 
+@family("rembert")
+def rembert(c: Config) -> ModelSpec:
+    """RemBERT is BERT with a narrow embedding and a wide head, which are never tied (arXiv 2010.12821)."""
+    embedding = Embedding(
+        size=c.size("input_embedding_size"),
+        projection_bias=True,
+        token_types=c.count("type_vocab_size"),
+        norm=True,
+    )
+    ffn = dense(c, bias=True)
+    if ffn.activation != "gelu":
+        c.unbuildable(f"hidden_act = `{ffn.activation}`: the head supports only `gelu`")
+    c.ignore("tie_word_embeddings")
+    return decoder(
+        c,
+        block(bidirectional(c), ffn, "post"),
+        norm=norm(c, "layernorm"),
+        positions=learned_positions(c),
+        tie_word_embeddings=False,
+        final_norm=False,
+        embedding=embedding,
+        head=Head(bias=True, transform="roberta", size=c.size("output_embedding_size")),
+    )
+
+
 @family("mpnet")
 def mpnet(c: Config) -> ModelSpec:
     """MPNet is RoBERTa without segments. In addition to learned positions, it has T5's relative position bias."""

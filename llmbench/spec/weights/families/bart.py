@@ -4,14 +4,7 @@ from __future__ import annotations
 
 from llmbench.spec.weights.families import table
 from llmbench.spec.weights.families.common import in_encoder
-
-_ATTENTION = """
-attention.q_proj.*          self_attn.q_proj.*
-attention.k_proj.*          self_attn.k_proj.*
-attention.v_proj.*          self_attn.v_proj.*
-attention.o_proj.*          self_attn.out_proj.*
-mixer_norm.*                self_attn_layer_norm.*
-"""
+from llmbench.spec.weights.families.meta import FAIRSEQ_LAYERS
 
 _CROSS_ATTENTION = """
 cross_attention.q_proj.*    encoder_attn.q_proj.*
@@ -20,13 +13,6 @@ cross_attention.v_proj.*    encoder_attn.v_proj.*
 cross_attention.o_proj.*    encoder_attn.out_proj.*
 cross_norm.*                encoder_attn_layer_norm.*
 """
-
-_FFN = """
-ffn.up_proj.*               fc1.*
-ffn.down_proj.*             fc2.*
-ffn_norm.*                  final_layer_norm.*
-"""
-
 
 _TOP = """
 embedding.weight                    model.shared.weight
@@ -40,14 +26,14 @@ encoder.embedding.weight            model.encoder.embed_tokens.weight
 encoder.position_embedding.weight   model.encoder.embed_positions.weight
 encoder.embedding_norm.*            model.encoder.layernorm_embedding.*
 encoder.final_norm.*                model.encoder.layer_norm.*
-""" + in_encoder(_ATTENTION + _FFN, "model.encoder.layers.{i}.")
+""" + in_encoder(FAIRSEQ_LAYERS, "model.encoder.layers.{i}.")
 
 _COMPUTED_POSITIONS = """
 position_embedding.weight           -           sinusoids
 encoder.position_embedding.weight   -           sinusoids
 """
 
-_LAYERS = _ATTENTION + _CROSS_ATTENTION + _FFN
+_LAYERS = FAIRSEQ_LAYERS + _CROSS_ATTENTION
 _AT = "model.decoder.layers.{i}."
 
 # The decoder without its encoder (BartForCausalLM) keeps the weights of its cross-attention, but does not use them.
@@ -69,3 +55,11 @@ table(
 )
 
 table("marian", top=_TOP + _COMPUTED_POSITIONS, layers=_LAYERS, at=_AT, ignored=_UNUSED)
+
+table(
+    "trocr",
+    top=_TOP.replace(" lm_head.*", " output_projection.*"),
+    layers=_LAYERS,
+    at=_AT,
+    ignored=_UNUSED,
+)

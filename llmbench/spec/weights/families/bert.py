@@ -125,6 +125,20 @@ _roberta_table(
 _roberta_table("xlm-roberta-xl", "roberta", layers=_XL_PRE_NORM, final_norm="roberta.encoder.LayerNorm")
 
 table(
+    "rembert",
+    top=bert_top("rembert")
+    + """
+    embedding_projection.*  rembert.encoder.embedding_hidden_mapping_in.*
+    head.transform.*        cls.predictions.dense.*
+    head.norm.*             cls.predictions.LayerNorm.*
+    lm_head.*               cls.predictions.decoder.*
+    """,
+    layers=BERT_LAYERS,
+    at="rembert.encoder.layer.{i}.",
+    ignored=r"rembert\.pooler\..*|rembert\.embeddings\.position_ids",
+)
+
+table(
     "mpnet",
     top=bert_top("mpnet")
     + """
