@@ -136,8 +136,6 @@ def command(
     from llmbench.report.plots import check_plot, save
 
     path = _result_file(output, resume)
-    check_file("--output", output)
-    check_file("--plot", plot)
     if plot is not None:
         check_plot(plot)
     chosen, where = find_experiment(experiment), device_of(device)
@@ -145,6 +143,9 @@ def command(
         model=chosen_model(model, set), changes=tuple(set or ()), seq_lens=tuple(seq or ()), batches=tuple(batch or ())
     )
     ranks, where = join(chosen.processes, where, experiment)
+    # Only the first rank writes files, so it alone checks them. Another rank could find the file that the first rank
+    # has just created.
+    ranks.agreed(lambda: _check_files(output, resume, plot) if ranks.first else None)
     ask = Ask(
         quick=preset == "quick",
         device=where,
@@ -274,16 +275,22 @@ def _end(measured: Measured) -> None:
 def _result_file(output: Path | None, resume: Path | None) -> Path | None:
     """Return the path of the result file, or None if the run writes no result file.
 
-    Raises LLMBenchError if both options are given, or if the file of --resume does not exist.
+    Raises LLMBenchError if both options are given.
     """
     if output is not None and resume is not None:
         raise LLMBenchError(
             "--output and --resume cannot be used together",
             hint="--output starts a new result file, --resume continues an existing result file",
         )
+    return output or resume
+
+
+def _check_files(output: Path | None, resume: Path | None, plot: Path | None) -> None:
+    """Raise LLMBenchError if a file cannot be written or has results, or if the file of --resume does not exist."""
     if resume is not None and not os.path.isfile(resume):
         raise LLMBenchError(f"--resume {resume}: no such file", hint="--output starts a new result file")
-    return output or resume
+    check_file("--output", output)
+    check_file("--plot", plot)
 
 
 @contextmanager
