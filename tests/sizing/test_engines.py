@@ -147,6 +147,8 @@ def test_a_draft_model_takes_weights_and_cache() -> None:
     fp8 = answer("llama3-8b", "v100-sxm2-32gb", weights=["fp16"], draft=load_bundled("deepseek-v3")).fit
     assert fp8 is not None
     assert fp8.missing_format == "fp8"
+    with pytest.raises(LayoutError, match="draft model gpt2: layout tp=8"):
+        shards(model, serving_layout("tp=8"), find_engine("vllm"), draft=load_bundled("gpt2"))
 
 
 COMMANDS = (

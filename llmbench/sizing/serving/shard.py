@@ -169,8 +169,14 @@ def shards(
 
 
 def _with_draft(shard: Shard, draft: ModelSpec, layout: Layout, engine: Engine, kv: str | None) -> Shard:
-    """Return the last stage with a draft model, which the GPUs of the stage split as they split the model itself."""
-    (small,) = shards(draft, serving_layout(f"tp={layout.tp},dp={layout.dp}"), engine, kv=kv)
+    """Return the last stage with a draft model, which the GPUs of the stage split as they split the model itself.
+
+    Raises LayoutError, with the name of the draft model, if the layout does not divide it.
+    """
+    try:
+        (small,) = shards(draft, serving_layout(f"tp={layout.tp},dp={layout.dp}"), engine, kv=kv)
+    except LayoutError as error:
+        raise LayoutError(f"draft model {draft.name}: {error}", hint=error.hint) from None
     return msgspec.structs.replace(
         shard,
         draft=small,
