@@ -54,6 +54,9 @@ TOWERS_PATH = PATH.parent / "towers" / PATH.name
 TEXT_KEYS = ("text_config", "llm_config", "language_config", "thinker_config", "decoder")
 """Config keys of the text part of a composite. The tool uses the first of these keys that the config has."""
 
+LISTENERS = ("moonshine", "speech_to_text", "whisper")
+"""Model types of speech that are described with their encoder of sound."""
+
 DROPPED = re.compile(
     "|".join(
         [
@@ -98,6 +101,7 @@ def facts() -> dict[str, dict[str, Any]]:
     classes |= auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     classes |= auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
     classes |= auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+    classes |= {name: auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES[name] for name in LISTENERS}
     records: dict[str, dict[str, Any]] = {}
     waiting: list[tuple[str, type]] = [(name, CONFIG_MAPPING[name]) for name in classes]
     while waiting:

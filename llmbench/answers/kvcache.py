@@ -72,7 +72,8 @@ FIELDS: tuple[Field[Cached], ...] = (
         ),
         Field(
             "cross_bytes_per_sequence",
-            description="bytes of the keys and values of cross-attention for `seq_len` encoder tokens",
+            description="bytes of the keys and values of cross-attention for `seq_len` encoder tokens, or for the "
+            "fixed number of encoder tokens of Whisper",
         ),
         Field("bytes_total", "total", "gib", description="`batch` × the sum of the four fields above"),
         Field(

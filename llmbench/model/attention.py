@@ -68,7 +68,7 @@ class AttentionLayer(nn.Module):
         mixer = self.mixer
         heads, kv_heads = mixer.num_attention_heads, mixer.num_key_value_heads
         self.q_proj = nn.Linear(hidden, self.projections_per_query * heads * mixer.head_dim, bias=mixer.qkv_bias)
-        self.k_proj = nn.Linear(hidden, kv_heads * mixer.head_dim, bias=mixer.qkv_bias)
+        self.k_proj = nn.Linear(hidden, kv_heads * mixer.head_dim, bias=mixer.qkv_bias and mixer.key_bias)
         self.v_proj: nn.Linear | None = None
         if not mixer.value_from_key:
             self.v_proj = nn.Linear(hidden, kv_heads * mixer.value_dim, bias=mixer.qkv_bias)

@@ -72,7 +72,7 @@ class CrossAttentionLayer(nn.Module):
         if spec.encoder is not None and spec.encoder.hidden_size is not None:
             source = spec.encoder.hidden_size
         self.q_proj = nn.Linear(hidden, mixer.num_attention_heads * mixer.head_dim, bias=mixer.qkv_bias)
-        self.k_proj = nn.Linear(source, kv_heads * mixer.head_dim, bias=mixer.qkv_bias)
+        self.k_proj = nn.Linear(source, kv_heads * mixer.head_dim, bias=mixer.qkv_bias and mixer.key_bias)
         self.v_proj = nn.Linear(source, kv_heads * mixer.value_dim, bias=mixer.qkv_bias)
         self.o_proj = nn.Linear(mixer.num_attention_heads * mixer.value_dim, hidden, bias=mixer.output_bias)
         self.scale = mixer.score_scale

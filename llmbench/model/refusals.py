@@ -24,6 +24,8 @@ def refuse_spec(spec: ModelSpec, *, has_encoder: bool) -> None:
     if spec.undescribed:
         raise _only_sized(f"{spec.name}: {spec.undescribed[0]}")
     _refuse_extra(f"{spec.name}: extra", spec.extra)
+    if spec.encoder is not None:
+        _refuse_extra(f"{spec.name}: encoder.extra", spec.encoder.extra)
     if spec.hyper_connections is not None:
         raise _only_sized(f"{spec.name}: hyper_connections")
     refuse_layers(spec.name, spec.layers, "")

@@ -77,6 +77,8 @@ def cache_formulas(
         tokens = share(seq_len, layout.cp)
         visible = tokens if cache.span is None else share(min(seq_len, cache.span), layout.cp)
         layers, sequences = counted(count, "layers"), counted(batch, "sequences")
+        source_len = cache.cross_tokens or seq_len
+        sources, read = share(source_len, layout.cp), shared(source_len, layout.cp, "tokens")
         kept, every = (shared(length, layout.cp, "tokens") for length in (min(seq_len, cache.span or seq_len), seq_len))
         rows = _Rows(spec, op, layout)
         per_layer = (
@@ -94,7 +96,7 @@ def cache_formulas(
             ),
             (
                 "keys and values of cross-attention",
-                _stored(rows.row(cache.cross_per_token), cache.cross_per_token, every, tokens, kv_dtype, own.cross),
+                _stored(rows.row(cache.cross_per_token), cache.cross_per_token, read, sources, kv_dtype, own.cross),
                 own.cross,
             ),
             ("recurrent state", times(rows.scan(cache.state), f"{STATE_BYTES} bytes"), STATE_BYTES * cache.state),

@@ -25,7 +25,8 @@ class KVCache(msgspec.Struct, frozen=True, kw_only=True):
     bytes_per_sequence: bytes of keys and values per sequence. A layer with a window stores only its newest tokens.
     state_bytes_per_sequence: bytes of recurrent and convolution states per sequence. They do not depend on seq_len.
     indexer_bytes_per_sequence: bytes of the keys of DeepSeek-V3.2's indexers per sequence.
-    cross_bytes_per_sequence: bytes of the keys and values of seq_len encoder tokens per sequence, for cross-attention.
+    cross_bytes_per_sequence: bytes of the keys and values of the encoder tokens per sequence, for cross-attention. The
+        encoder has seq_len tokens, unless it always has the same number.
     bytes_total: bytes of all sequences: batch × the sum of the four per-sequence fields above.
     reserved_bytes: bytes that an engine without hybrid caches reserves for all sequences. Such an engine reserves whole
         blocks, and stores all tokens in every layer.
@@ -86,7 +87,9 @@ def sequence_bytes(cache: Cache, seq_len: int, kv_dtype: KVDType, layout: Layout
         growing=_stored(cache.row, cache.per_token, visible, kv_dtype),
         state=STATE_BYTES * cache.state + bytes_of(cache.conv_state, kv_dtype if is_plain(kv_dtype) else "bf16"),
         indexer=_stored(cache.indexer_row, cache.indexer_per_token, tokens, kv_dtype, indexer=True),
-        cross=_stored(cache.cross_row, cache.cross_per_token, tokens, kv_dtype),
+        cross=_stored(
+            cache.cross_row, cache.cross_per_token, share(cache.cross_tokens or seq_len, layout.cp), kv_dtype
+        ),
     )
 
 

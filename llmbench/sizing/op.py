@@ -68,6 +68,7 @@ class Cache(msgspec.Struct, frozen=True):
     state, conv_state: elements per sequence of the recurrent state and of the convolution state. They do not depend on
         the sequence length.
     cross_per_token: elements per encoder token that cross-attention stores.
+    cross_tokens: number of encoder tokens of a sequence, if the encoder always has the same number.
     row, indexer_row, cross_row: the heads and widths of the elements per token. None: there are no such elements.
     """
 
@@ -77,6 +78,7 @@ class Cache(msgspec.Struct, frozen=True):
     state: int = 0
     conv_state: int = 0
     cross_per_token: int = 0
+    cross_tokens: int | None = None
     row: CacheRow | None = None
     indexer_row: CacheRow | None = None
     cross_row: CacheRow | None = None

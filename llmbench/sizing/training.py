@@ -177,6 +177,7 @@ def training_doubts(spec: ModelSpec) -> tuple[str, ...]:
     layers = [*spec.layers.values(), *(spec.encoder.layers.values() if spec.encoder is not None else ())]
     mixers = [mixer for layer in layers for mixer in branches(layer.mixer)]
     doubts = list(dict.fromkeys(mixer.training_doubt for mixer in mixers if mixer.training_doubt is not None))
-    if spec.extra or any(layer.extra for layer in layers) or spec.hyper_connections is not None:
+    encoder_extra = spec.encoder.extra if spec.encoder is not None else ()
+    if spec.extra or encoder_extra or any(layer.extra for layer in layers) or spec.hyper_connections is not None:
         doubts.append("llmbench does not count all activations that extra weights and hyper-connections save")
     return tuple(doubts)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, assert_never
 
 import msgspec
 
-from llmbench.spec.base import Count, Fault, Name, Part, Size
+from llmbench.spec.base import Count, Fault, Name, Part, Size, plural
 from llmbench.spec.check import check
 from llmbench.spec.faults import not_negative, positive
 from llmbench.spec.ffn import FFN
@@ -106,15 +106,17 @@ class ExtraWeight(Part, frozen=True):
     - name: name of the weight.
     - shape: dimensions of the weight.
     - role: how the model uses the weight. "matmul": each token is multiplied with the matrix (2 FLOPs per element).
-      "vector": each element is a factor or a summand. "table": each token looks up one row. "buffer": the weight is
-      stored but not trained. "unused": the logits do not depend on the weight (the cross-attention of BART's decoder
-      without its encoder), or other fields determine its values (RoFormer's table of sines).
+      "convolution": outputs, inputs and kernel of a convolution over time (2 FLOPs per element and step). "vector":
+      each element is a factor or a summand. "table": each token looks up one row. "buffer": the weight is stored but
+      not trained. "unused": the logits do not depend on the weight (the cross-attention of BART's decoder without its
+      encoder), or other fields determine its values (RoFormer's table of sines).
     - component: the row of the parameter table that includes the weight.
+    - uses: number of steps that a convolution computes per token (Whisper's first convolution: 2).
     """
 
     name: Name
     shape: tuple[Size, ...]
-    role: Literal["matmul", "vector", "table", "buffer", "unused"]
+    role: Literal["matmul", "convolution", "vector", "table", "buffer", "unused"]
     component: Literal[
         "embedding",
         "position_embedding",
@@ -127,10 +129,15 @@ class ExtraWeight(Part, frozen=True):
         "norms",
         "other",
     ] = "other"
+    uses: Size = 1
 
     def faults(self) -> Iterator[Fault]:
         if not self.shape:
             yield Fault("shape", "has no dimensions, but a weight needs at least one")
+        if self.role == "convolution" and len(self.shape) != 3:
+            yield Fault("shape", f"has {plural(len(self.shape), 'dimension')}, but a convolution over time has 3")
+        if self.uses > 1 and self.role != "convolution":
+            yield Fault("uses", f'needs role "convolution", but role is "{self.role}"')
 
 
 class Layer(Part, frozen=True):
@@ -240,6 +247,9 @@ class Stack(Part, frozen=True):
     - embedding_norm: whether a norm follows the embedding of the encoder (BART).
     - vocab_size: number of rows of the encoder's own token table (T5Gemma). None: the encoder uses the decoder's table.
     - hidden_size: width of the encoder, if it differs from the width of the decoder.
+    - length: number of positions of every input (Whisper: 1,500 for 30 seconds of sound). None: the input has any
+      length.
+    - extra: weights outside the layers that no other field describes.
     """
 
     layers: dict[Name, Layer]
@@ -249,6 +259,8 @@ class Stack(Part, frozen=True):
     embedding_norm: bool = False
     vocab_size: Size | None = None
     hidden_size: Size | None = None
+    length: Size | None = None
+    extra: tuple[ExtraWeight, ...] = ()
 
     @property
     def order(self) -> tuple[str, ...]:

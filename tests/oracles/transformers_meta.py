@@ -68,6 +68,7 @@ CLASSES: dict[str, str] = {
     **MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     **MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     **MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    **{name: MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES[name] for name in ("moonshine", "speech_to_text", "whisper")},
 }
 
 # The class of the whole model, for types that have parts for other modalities than text.

@@ -12,6 +12,7 @@ from typing import assert_never
 import msgspec
 
 from llmbench.errors import LayoutError, SpecError
+from llmbench.sizing.dtypes import bytes_of
 from llmbench.sizing.lower.attention import attention
 from llmbench.sizing.lower.builder import Builder, Dim, product, share
 from llmbench.sizing.lower.ffn import feed_forward
@@ -53,9 +54,13 @@ def lower(spec: ModelSpec, workload: Workload, layout: Layout = ONE_GPU) -> list
     if layout.ep > 1 and not spec.is_moe:
         raise LayoutError(f"layout ep={layout.ep}: {spec.name} has no experts")
     ops: list[Op] = []
+    if spec.encoder is not None and spec.encoder.length is not None:
+        workload = msgspec.structs.replace(workload, encoder_len=spec.encoder.length)
     if spec.encoder is not None and workload.phase != "decode":
         own = msgspec.structs.replace(spec, positions=spec.encoder.positions or NoPositions())
         encoder = Builder(own, workload, layout, encoder=True)
+        encoder.at("encoder.", "", ())
+        _extra(encoder, spec.encoder.extra)
         _encoder_embedding(encoder, spec.encoder)
         _stack(encoder, spec.encoder.layers, spec.encoder.order)
         encoder.at("encoder.", "", ())
@@ -254,7 +259,6 @@ def _encoder_embedding(b: Builder, stack: Stack) -> None:
 
     An encoder without its own token table uses the table of the decoder.
     """
-    b.at("encoder.", "", ())
     if stack.vocab_size is not None:
         rows = Dim(stack.vocab_size, "encoder.vocab_size")
         _table(b, "embedding", "embedding", rows, b.hidden, shards=b.layout.tp)
@@ -298,6 +302,8 @@ def _extra(b: Builder, extra: tuple[ExtraWeight, ...]) -> None:
                 Dim(outputs, str(outputs)),
                 saves_input=False,
             )
+        elif weight.role == "convolution":
+            _convolution(b, weight, elements, width.label)
         elif weight.role == "table":
             row = weight.shape[-1]
             _table(
@@ -318,3 +324,24 @@ def _extra(b: Builder, extra: tuple[ExtraWeight, ...]) -> None:
             )
         else:
             b.vector(weight.name, weight.component, width, buffer=weight.role == "buffer")
+
+
+def _convolution(b: Builder, weight: ExtraWeight, elements: int, formula: str) -> None:
+    """Add a convolution over time. It costs one multiply-add per element and step. Its bias is an op of its own."""
+    outputs, inputs, _ = weight.shape
+    steps = weight.uses * b.tokens
+    flops = 2 * steps * elements
+    b.add(
+        weight.name,
+        weight.component,
+        "conv",
+        parameters=elements,
+        active_parameters=elements,
+        formula=formula,
+        forward_flops=flops,
+        backward_flops=2 * flops,
+        weight_bytes=bytes_of(elements, b.workload.weight_dtype),
+        read_bytes=b.act(steps * inputs),
+        written_bytes=b.act(steps * outputs),
+        saved_bytes=b.act(steps * inputs),
+    )

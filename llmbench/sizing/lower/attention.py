@@ -68,7 +68,7 @@ def attention(b: Builder, mixer: Attention, *, name: str = "attention", cross: b
                 "attention",
                 sources,
                 product(kv_heads, dim),
-                bias=mixer.qkv_bias,
+                bias=mixer.qkv_bias and (mixer.key_bias or letter == "v"),
                 split="column",
                 shards=kv_shards,
                 tokens=source_tokens if projects_kv else 0,
@@ -106,7 +106,8 @@ def attention(b: Builder, mixer: Attention, *, name: str = "attention", cross: b
     cache = None
     if cross:
         crossing = None if mixer.shares_kv else local_row(b, mixer.cache_row)
-        cache = Cache(cross_per_token=0 if crossing is None else row, cross_row=crossing)
+        length = None if b.spec.encoder is None else b.spec.encoder.length
+        cache = Cache(cross_per_token=0 if crossing is None else row, cross_row=crossing, cross_tokens=length)
     elif mixer.causal and b.stack == "decoder":
         cache = token_cache(b, None if mixer.shares_kv else mixer.cache_row)
     core(

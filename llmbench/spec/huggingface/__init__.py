@@ -71,6 +71,7 @@ def from_config(
     """
     from llmbench.spec.huggingface.families import FAMILIES
 
+    _refuse(values.get("model_type"))
     notes: list[str] = []
     left_out = other_modalities(values)
     whole, values = values, text_part(values, notes)
@@ -103,6 +104,17 @@ def from_config(
         towers=towers,
     )
     return validated(named)
+
+
+def _refuse(model_type: object) -> None:
+    """Raise UnsupportedError for a model that is no language model."""
+    from llmbench.spec.huggingface.refused import REFUSED
+
+    if isinstance(model_type, str) and model_type in REFUSED:
+        raise UnsupportedError(
+            f"model type `{model_type}` is not supported: {REFUSED[model_type]}",
+            hint="llmbench sizes models that read or write text, also with towers for images and sound",
+        )
 
 
 def _towers(values: dict[str, Any], spec: ModelSpec) -> tuple[Tower, ...]:

@@ -97,6 +97,7 @@ class Attention(AttentionKind, frozen=True, tag="attention"):
     - sliding_window: number of keys that a query can see, including the key of its own token. None: there is no window.
     - attention_chunk_size: length of a chunk in tokens. A query sees only the keys of its own chunk (Llama-4).
     - qkv_bias: whether the q, k and v projections have biases.
+    - key_bias: if qkv_bias is true: whether the k projection has a bias, too (Whisper: false).
     - output_bias: whether the output projection has a bias.
     - qk_norm: the norm on queries and keys.
     - value_norm: whether a norm without weights stands on the values (Gemma-4).
@@ -131,6 +132,7 @@ class Attention(AttentionKind, frozen=True, tag="attention"):
     sliding_window: Size | None = None
     attention_chunk_size: Size | None = None
     qkv_bias: bool = False
+    key_bias: bool = True
     output_bias: bool = False
     qk_norm: QKNorm | None = None
     value_norm: bool = False
@@ -219,7 +221,8 @@ class Attention(AttentionKind, frozen=True, tag="attention"):
 
     @property
     def biases(self) -> tuple[str, ...]:
-        return ("q, k, v",) * self.qkv_bias + ("attention output",) * self.output_bias
+        projections = "q, k, v" if self.key_bias else "q, v"
+        return (projections,) * self.qkv_bias + ("attention output",) * self.output_bias
 
     def faults(self) -> Iterator[Fault]:
         yield from divides(self, "num_key_value_heads", "num_attention_heads")

@@ -66,6 +66,7 @@ architecture that many makers use (bart, bert, mamba). `common.py` contains the 
     skywork                   skywork
     smalldoge                 doge
     snowflake_arctic          arctic
+    speech                    moonshine speech_to_text whisper
     stability_stablelm        stablelm stablelm_epoch
     stepfun_step              step3p5
     swissai_apertus           apertus
