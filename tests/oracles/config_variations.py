@@ -56,6 +56,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
         "num_experts_per_tok": 4,
         "first_k_dense_replace": 1,
     },
+    "esm": {"vocab_size": 33, "pad_token_id": 1, "mask_token_id": 32},
     "granitemoehybrid": {"layer_types": ["mamba", "attention", "mamba", "mamba", "mamba", "attention"] + ["mamba"] * 2},
     "hunyuan_v1_dense": {"head_dim": 128},
     "hunyuan_vl_text": {"head_dim": 128},

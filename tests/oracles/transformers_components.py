@@ -39,6 +39,8 @@ _NO_MATMUL = re.compile(
     r"(^|[._])(bias|A_log|D|A|norm|sinks?|scale|lambda\w*|time_\w+|static_weight|temp|query|recurrent_param)$|"
     r"relative|rel_pos|_bias$|seg_embed|mask_emb$"
 )
+# Matrices that the logits of a plain text do not depend on.
+_UNUSED = re.compile(r"(^|\.)(pooler|contact_head|(query|key|value)_global)\.")
 # Parts of a checkpoint that are not its text model, where a class builds them all the same.
 _NOT_TEXT = re.compile(r"vision|visual|image|audio|speech|multi_modal|embed_tokens_extend")
 
@@ -141,7 +143,9 @@ def is_text(name: str, prefix: str) -> bool:
 
 def _is_matrix(name: str, parameter: nn.Parameter, owner: nn.Module) -> bool:
     """Is a token multiplied with this parameter in a matmul? Not tables, convolutions, vectors, biases."""
-    if parameter.dim() < 2 or isinstance(owner, (nn.Embedding, nn.Conv1d, nn.Conv2d)):
+    if parameter.dim() < 2 or _UNUSED.search(name) or isinstance(owner, (nn.Embedding, nn.Conv1d, nn.Conv2d)):
         return False
+    if isinstance(owner, nn.Linear):  # prophetnet calls one of them relative_pos_embeddings
+        return True
     tail = ".".join(name.split(".")[-2:])
     return not (_NO_MATMUL.search(tail) or _NORM_CLASS.search(type(owner).__name__))

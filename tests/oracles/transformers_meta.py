@@ -270,6 +270,8 @@ def measure(config: dict[str, Any], *, sequence_length: int | None = None) -> Tr
         raise NoOracleError(f"no part named {prefix!r} in {type(model).__name__}")
 
     head = model.get_output_embeddings()
+    if isinstance(head, nn.Embedding):  # fsmt names its table, and has a projection of its own beside it
+        head = None
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     tied = head is not None and id(head.weight) in tables
     head_bias = 0 if head is None or getattr(head, "bias", None) is None else head.bias.numel()

@@ -16,6 +16,7 @@ architecture that many makers use (bart, bert, mamba). `common.py` contains the 
     baichuan                  baichuan
     baidu_ernie               ernie ernie4_5 ernie4_5_moe ernie4_5_moe_vl ernie4_5_vl_moe_text paddleocr_vl_text
     bart                      bart blenderbot blenderbot-small m2m_100 marian mbart mvp nllb-moe pegasus plbart trocr
+    bart_variants             bigbird_pegasus fsmt led pegasus_x prophetnet
     bert                      albert bert camembert data2vec-text deberta deberta-v2 distilbert electra eurobert
                               megatron-bert modernbert modernbert-decoder mpnet nomic_bert rembert roberta
                               roberta-prelayernorm roformer xlm-roberta xlm-roberta-xl
@@ -27,7 +28,8 @@ architecture that many makers use (bart, bert, mamba). `common.py` contains the 
     deepseek                  deepseek deepseek_v2 deepseek_v3 deepseek_v32 deepseek_v4
     eleuther_gpt              gpt_neo gpt_neox gpt_neox_japanese gptj
     google                    gemma gemma2 gemma3_text gemma3n_text gemma4_text gemma4_unified_text longt5 mt5
-                              recurrent_gemma switch_transformers t5 t5gemma umt5 vaultgemma
+                              recurrent_gemma switch_transformers t5 umt5 vaultgemma
+    google_t5gemma            t5gemma t5gemma2
     huggingface_smollm        smollm3
     ibm_granite               bamba granite granite_swa granitemoe granitemoe_swa granitemoehybrid granitemoeshared
     inception_jais            btlm jais jais2
@@ -41,6 +43,8 @@ architecture that many makers use (bart, bert, mamba). `common.py` contains the 
     liquid_lfm                lfm2 lfm2_moe lfm3
     llama                     diffllama llama llama4_text mllama_text_model
     mamba                     mamba mamba2
+    masked_lm                 bert-generation big_bird convbert esm esmc flaubert fnet gte jina_embeddings_v3 layoutlm
+                              longformer mra nystromformer roc_bert tapas ultrabert xlm xlnet yoso
     meituan_longcat           longcat_flash
     meta                      cwm opt xglm
     microsoft_phi             biogpt bitnet phi phi-msft phi3 phi3_v phi4_multimodal phi4mm phimoe

@@ -50,10 +50,17 @@ def learned_positions(c: Config, *, after_padding: bool = False) -> LearnedPosit
     return LearnedPositions(num_positions=rows, offset=padding + 1, uncounted=padding)
 
 
-def masked_lm(c: Config, layer: Layer, transform: Transform, positions: Positions, **fields: Any) -> ModelSpec:
-    """Return a model with BERT's embedding and head. All its layers are equal to `layer`.
+def masked_lm(
+    c: Config,
+    layers: Layer | list[tuple[str, Layer]],
+    transform: Transform,
+    positions: Positions,
+    **fields: Any,
+) -> ModelSpec:
+    """Return a model with BERT's embedding and head.
 
-    BERT's embedding ends with a norm. BERT's head has a transform before the projection to the vocabulary.
+    BERT's embedding ends with a norm. BERT's head has a transform before the projection to the vocabulary. `layers`:
+    one Layer for all layers, or a pair (name, layer) for each layer.
     """
     c.require("position_embedding_type", "absolute")
     c.ignore(
@@ -70,7 +77,7 @@ def masked_lm(c: Config, layer: Layer, transform: Transform, positions: Position
     fields["extra"] = (*fields.get("extra", ()), *_extra_bias(c, transform))
     return decoder(
         c,
-        layer,
+        layers,
         norm=norm(c, "layernorm"),
         positions=positions,
         head=Head(bias=True, transform=transform),

@@ -1,4 +1,4 @@
-"""Importers for Gemma 1 to 4, RecurrentGemma, T5 and its successors, and T5Gemma, by Google."""
+"""Importers for Gemma 1 to 4, RecurrentGemma, and T5 and its successors, by Google."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 
 from llmbench.spec.ffn import FFN, Dense, Gated, MoE, Router
 from llmbench.spec.huggingface.config import Config
-from llmbench.spec.huggingface.facts import facts
 from llmbench.spec.huggingface.families import family
 from llmbench.spec.huggingface.families.common import (
     activation,
@@ -509,72 +508,3 @@ def _longt5(c: Config, hidden: int, heads: int) -> tuple[int, dict[str, ExtraWei
         "norm": ExtraWeight(name="global_norm", shape=(hidden,), role="vector", component="norms"),
         "bias": bias,
     }
-
-
-@family("t5gemma")
-def t5gemma(c: Config) -> ModelSpec:
-    """T5Gemma has a Gemma 2 as encoder and a Gemma 2 as decoder, each with its own token table and width."""
-    module = facts()["t5_gemma_module"]["defaults"]
-    inner, outer = c.sub("encoder", defaults=module), c.sub("decoder", defaults=module)
-    # The sizes are read from the objects `encoder` and `decoder`, not from the top level of the config.
-    c.ignore("encoder", "decoder", "vocab_size", "hidden_size", "num_hidden_layers")
-
-    def stack(side: Config, *, causal: bool) -> list[tuple[str, Layer]]:
-        """Return the layers of the decoder if `causal`, otherwise the layers of the encoder."""
-        bias = side.flag("attention_bias")
-        side.ignore(
-            "query_pre_attn_scalar",
-            "is_decoder",
-            "cross_attention_hidden_size",
-            "use_bidirectional_attention",
-        )
-        count, window = num_layers(side), side.window()
-        kinds = side.entries("layer_types", count) or [
-            "full_attention" if index % 2 else "sliding_attention" for index in range(count)
-        ]
-        shape = {"qkv_bias": bias, "output_bias": bias}
-        soft_cap = side.optional_number("attn_logit_softcapping")
-        cross = attention(side, causal=False, logit_soft_cap=soft_cap, **shape) if causal else None
-        layers = []
-        for kind in kinds:
-            local = kind == "sliding_attention"
-            span = window if local else None
-            if span is not None and not causal:
-                span = 2 * span  # the encoder's window has keys before and after the query
-            mixer = attention(side, causal=causal, sliding_window=span, logit_soft_cap=soft_cap, **shape)
-            layer = block(mixer, gated(side, bias=False), "sandwich", cross_attention=cross)
-            layers.append(("local" if local else "global", layer))
-        return layers
-
-    encoder_layers, encoder_pattern = per_layer(c, stack(inner, causal=False))
-    layers = stack(outer, causal=True)
-    vocab, hidden, encoder_hidden = (
-        outer.size("vocab_size"),
-        outer.size("hidden_size"),
-        inner.size("hidden_size"),
-    )
-    c.put("num_hidden_layers", len(layers))
-    soft_cap = outer.optional_number("final_logit_softcapping")
-    inner.ignore("final_logit_softcapping", "tie_word_embeddings", "max_position_embeddings", "rope_theta")
-    outer.ignore("tie_word_embeddings", "max_position_embeddings")
-    positions = rope(outer, head_dim=outer.size("head_dim"))
-    encoder = Stack(
-        layers=encoder_layers,
-        pattern=encoder_pattern,
-        positions=rope(inner, head_dim=inner.size("head_dim")),
-        vocab_size=inner.size("vocab_size"),
-        hidden_size=None if encoder_hidden == hidden else encoder_hidden,
-    )
-    inner.doubt_unread()
-    outer.doubt_unread()
-    return decoder(
-        c,
-        layers,
-        norm=norm(outer, unit_offset=True),
-        positions=positions,
-        vocab_size=vocab,
-        hidden_size=hidden,
-        embedding=Embedding(scale=hidden**0.5),
-        head=Head(soft_cap=soft_cap),
-        encoder=encoder,
-    )

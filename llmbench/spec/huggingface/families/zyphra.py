@@ -46,6 +46,7 @@ def zamba(c: Config) -> ModelSpec:
         proj_bias=c.flag("mamba_proj_bias"),
     )
     c.ignore("n_mamba_heads", "hidden_mamba_act", "ffn_hidden_size", "num_experts", "num_experts_per_tok")
+    c.ignore("use_associative_scan")
     _doubt_untied(c)
     width = c.optional_size("attention_hidden_size") or 2 * hidden
     head_dim = c.optional_size("attention_head_dim") or 2 * hidden // c.size("num_attention_heads")
