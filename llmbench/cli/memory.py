@@ -31,6 +31,10 @@ from llmbench.cli.options import (
 from llmbench.sizing.recipe import Optimizer, PrecisionName
 from llmbench.sizing.workload import Loss, Recompute
 
+TRAINING = "Training"
+SERVING = "Serving"
+"""The headings above the options of one phase."""
+
 PhaseOption = Annotated[Phase, typer.Option("--phase", help="train: a training step. inference: serving.")]
 MicroBatch = Annotated[
     Counts,
@@ -47,23 +51,28 @@ Precision = Annotated[
     PrecisionName | None,
     typer.Option(
         "--precision",
-        help="Number formats of weights, gradients and optimizer states (training only). Default: mixed.",
+        help="Number formats of weights, gradients and optimizer states. Default: mixed.",
         show_default=False,
+        rich_help_panel=TRAINING,
     ),
 ]
 OptimizerOption = Annotated[
     Optimizer,
     typer.Option(
-        "--optimizer", metavar="NAME", help=f"Optimizer (training only). Choices: {', '.join(get_args(Optimizer))}."
+        "--optimizer",
+        metavar="NAME",
+        help=f"Optimizer. Choices: {', '.join(get_args(Optimizer))}.",
+        rich_help_panel=TRAINING,
     ),
 ]
 RecomputeOption = Annotated[
     Choices,
     typer.Option(
         "--recompute",
+        rich_help_panel=TRAINING,
         **choices_of(
             Recompute,
-            "Activations that the backward pass computes again (training only). selective: attention scores. "
+            "Activations that the backward pass computes again. selective: attention scores. "
             "every-second: all activations except those of attention and of every second matrix product. full: all "
             "activations of a layer. A sweep: none,full.",
         ),
@@ -85,6 +94,7 @@ KernelsOption = Annotated[
         "--kernels",
         help="Kernels of the training step. fused: fused kernels and flash attention. eager: plain torch and flash "
         "attention. standard: plain torch, and attention that stores its scores.",
+        rich_help_panel=TRAINING,
     ),
 ]
 LossOption = Annotated[
@@ -94,20 +104,27 @@ LossOption = Annotated[
         help="Cross-entropy of the training step. plain: as --kernels says. fused: Megatron's fused loss. inplace: the "
         "gradient overwrites the logits. chunked: chunks of tokens. linear: without logits, as in the implementation "
         "fused of other commands.",
+        rich_help_panel=TRAINING,
     ),
 ]
 Dropout = Annotated[
-    bool, typer.Option("--dropout", help="Hidden states and attention have dropout, whose masks are saved (training).")
+    bool,
+    typer.Option(
+        "--dropout",
+        help="Hidden states and attention have dropout, whose masks are saved.",
+        rich_help_panel=TRAINING,
+    ),
 ]
 MicroBatches = Annotated[
     int | None,
     typer.Option(
         "--micro-batches",
         metavar="N",
-        help="Micro-batches per optimizer step: gradient accumulation (training only). Default: 1, or twice as many as "
-        "pipeline stages.",
+        help="Micro-batches per optimizer step: gradient accumulation. Default: 1, or twice as many as pipeline "
+        "stages.",
         parser=positive_integer,
         show_default=False,
+        rich_help_panel=TRAINING,
     ),
 ]
 RecipeOption = Annotated[
@@ -119,6 +136,7 @@ RecipeOption = Annotated[
         "master=remainder, offload=states+weights+activations, recompute=mlp+moe_act, "
         "fp8=cached|primary, imbalance=1.2 (experts), mtp, framework=megatron.",
         show_default=False,
+        rich_help_panel=TRAINING,
     ),
 ]
 LoraOption = Annotated[
@@ -127,8 +145,9 @@ LoraOption = Annotated[
         "--lora",
         metavar="ITEMS",
         help="Train low-rank adapters on frozen weights: r=16,alpha=32,targets=q,v. Further targets: attention, mlp, "
-        "all-linear. Also dropout=0.05 and dora (training only).",
+        "all-linear. Also dropout=0.05 and dora.",
         show_default=False,
+        rich_help_panel=TRAINING,
     ),
 ]
 BaseOption = Annotated[
@@ -139,6 +158,7 @@ BaseOption = Annotated[
         help="Format of the frozen weights with --lora (QLoRA): nf4, nf4,double=1, bnb-int8 or another name of `specs "
         "list --formats`. Default: as --precision says.",
         show_default=False,
+        rich_help_panel=TRAINING,
     ),
 ]
 CacheFormat = Annotated[
@@ -146,7 +166,8 @@ CacheFormat = Annotated[
     typer.Option(
         "--kv-dtype",
         show_default=False,
-        **choices_of(CacheType, "Format of the KV cache (inference only). Default: bf16. A sweep: bf16,fp8."),
+        rich_help_panel=SERVING,
+        **choices_of(CacheType, "Format of the KV cache. Default: bf16. A sweep: bf16,fp8."),
     ),
 ]
 
@@ -165,7 +186,8 @@ Timeline = Annotated[
     bool,
     typer.Option(
         "--timeline",
-        help="Also show the memory along the step: forward pass, backward pass, optimizer (training only).",
+        help="Also show the memory along the step: forward pass, backward pass, optimizer.",
+        rich_help_panel=TRAINING,
     ),
 ]
 
