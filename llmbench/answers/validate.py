@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llmbench.report.document import Block, Document, table
@@ -64,6 +65,8 @@ FIELDS: tuple[Field[Item], ...] = (
           description="whether the figures are equal, up to the rounding of the measured figure"),
     Field("doubt", value=lambda item: None if item.answer is None else item.answer.doubt or None,
           description="why the settings of the row are uncertain, or null. The metrics leave out such a row"),
+    Field("note", value=lambda item: None if item.answer is None else item.answer.note or None,
+          description="what the figure of llmbench leaves out, or null"),
     Field("reason", description="why llmbench refuses the row, or null"),
     Field("figures", value=lambda item: [] if item.answer is None else records(FIGURES, item.answer.figures),
           description="all figures of the row; the first one is `measured` and `ours`"),
@@ -127,7 +130,7 @@ def _blocks(validation: Validation, certain: Metrics, quantities: list[Summary],
             answer="; ".join(parts),
             headline=f"kind {validation.file.kind}, columns of {validation.file.name}",
             table=table([field for field in FIELDS if field.name != "reason"], some) if some else None,
-            lines=_doubtful(items),
+            lines=list(dict.fromkeys(item.answer.note for item in some if item.answer and item.answer.note)),
         )
     ]
     groups = by_group(items)
@@ -135,28 +138,27 @@ def _blocks(validation: Validation, certain: Metrics, quantities: list[Summary],
         blocks.append(_summary_block("by group", groups))
     if len(quantities) > 1:
         blocks.append(_summary_block("by quantity", quantities))
+    uncertain = [item for item in some if item.answer is not None and item.answer.doubt]
+    if uncertain:
+        headline = f"the metrics leave out {plural(len(uncertain), 'row')} with uncertain settings"
+        blocks.append(_reasons(headline, uncertain, lambda item: item.answer and item.answer.doubt))
     refused = [item for item in items if item.answer is None]
     if refused:
-        reasons: list[Field[Item]] = [
-            Field("line", "line", "count"),
-            Field("name", "row", wraps=True),
-            Field("reason", "reason", wraps=True),
-        ]
-        blocks.append(Block(headline="refused rows", table=table(reasons, refused)))
+        blocks.append(_reasons("refused rows", refused, lambda item: item.reason))
     return blocks
+
+
+def _reasons(headline: str, items: list[Item], reason: Callable[[Item], Any]) -> Block:
+    """Return a table with a reason for each row."""
+    columns: list[Field[Item]] = [
+        Field("line", "line", "count"),
+        Field("name", "row", wraps=True),
+        Field("reason", "reason", wraps=True, value=reason),
+    ]
+    return Block(headline=headline, table=table(columns, items))
 
 
 def _summary_block(headline: str, summaries: list[Summary]) -> Block:
     columns = [field for field in SUMMARIES if field.name != "metrics"]
     measures = inside("metrics", *METRICS)
     return Block(headline=headline, table=table([*columns, *measures], summaries))
-
-
-def _doubtful(items: list[Item]) -> list[str]:
-    """Return a line about the rows that the metrics leave out."""
-    doubtful = [item for item in items if item.answer is not None and item.answer.doubt]
-    if not doubtful:
-        return []
-    reasons = "; ".join(dict.fromkeys(item.answer.doubt for item in doubtful if item.answer is not None))
-    lines = ", ".join(str(item.line) for item in doubtful)
-    return [f"the metrics leave out {plural(len(doubtful), 'row')} with uncertain settings (lines {lines}): {reasons}"]

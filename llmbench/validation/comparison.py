@@ -40,11 +40,13 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     figures: the compared figures. The first one is the figure of the row.
     doubt: why the settings of the row are uncertain. "": they are not.
     parts: named terms of our first figure, in its unit.
+    note: what our first figure leaves out, or "".
     """
 
     figures: tuple[Figure, ...]
     doubt: str = ""
     parts: dict[str, float] = {}
+    note: str = ""
 
 
 class Item(msgspec.Struct, frozen=True, kw_only=True):

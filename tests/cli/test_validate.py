@@ -48,6 +48,8 @@ def test_every_published_row_has_a_source_and_an_answer(path: Path, capsys: Capt
         assert metrics["worst"] <= 0.03
         static = next(part["metrics"] for part in result["quantities"] if part["value"] == "static_bytes")
         assert static["median_ape"] <= 0.02
+    if path.stem == "training_runs":
+        assert all(bool(item["note"]) == (item["quantity"] == "reserved_bytes") for item in result["items"])
     if path.stem == "torchtune_runs":
         assert metrics["worst"] <= 0.07
     assert 0 <= metrics["median_ape"] <= metrics["worst"] < 0.2
@@ -157,6 +159,8 @@ def test_megatron_defaults_and_doubts(tmp_path: Path, capsys: Capture) -> None:
     own, doubtful = result["items"]
     assert own["ours"] == doubtful["ours"]
     assert doubtful["doubt"] == "layout"
+    assert run(["validate", "memory", str(path)]) == 0
+    assert capsys.readouterr().out.split("1 row with uncertain settings")[1].split()[-2:] == ["3", "layout"]
 
 
 def test_megatron_workspaces_of_each_gpu(tmp_path: Path, capsys: Capture) -> None:
