@@ -19,7 +19,7 @@ from llmbench.model.head import HeadLayer
 from llmbench.model.implementations import implementation, preferred
 from llmbench.model.norm_placements import BlockParts, LayerState, block_class, is_plain, layer_norm
 from llmbench.model.norms import NormLayer
-from llmbench.model.positions import rotations_of, tables_of
+from llmbench.model.positions import Tables, rotary_table, rotations_of, tables_of
 from llmbench.model.refusals import refuse_spec, refuse_step
 from llmbench.model.residual import Residual
 from llmbench.model.step import Step
@@ -69,6 +69,7 @@ class Decoder(Embeddings):
             for index, name in enumerate(spec.order)
         )
         self.rotations = rotations_of(self.layers)
+        self.rotary_table = rotary_table(spec.positions, self.rotations)
         width = spec.head.size or self.embedding_width
         self.final_norm = NormLayer(spec.hidden_size, spec.norm) if spec.final_norm else None
         self.head = HeadLayer(spec, width) if HeadLayer.needed(spec, width) else None
@@ -136,11 +137,17 @@ class Decoder(Embeddings):
         places = torch.arange(length, device=tokens.device).expand(batch, -1)
         valid = None if lengths is None else places < lengths[:, None]
         if cache is None:
-            return Step(places, valid, True, tables_of(self.rotations, places, length), self.implementation)
+            return Step(places, valid, True, self._rotary_tables(places, length), self.implementation)
         plain, positions = cache.longest == 0, places + cache.lengths[:, None]
-        tables = tables_of(self.rotations, positions, cache.reserve(length, lengths))
+        tables = self._rotary_tables(positions, cache.reserve(length, lengths))
         after = cache.lengths + (length if lengths is None else lengths)
         return Step(positions, valid, plain, tables, self.implementation, after)
+
+    def _rotary_tables(self, positions: Tensor, seq_len: int) -> Tables:
+        """Return the tables of all rotations at positions [B, S]. `seq_len`: the length of the longest sequence."""
+        if self.rotary_table is not None:
+            return self.rotary_table.tables(self.rotations, positions)
+        return tables_of(self.rotations, positions, seq_len)
 
     def read(self, x: Residual) -> Tensor:
         """Compute the input [B, S, W] of the vocabulary projection from the residual stream [B, S, D]."""

@@ -164,6 +164,36 @@ def rotations_of(model: nn.Module) -> list[Rotation]:
     return list({rotation.name: rotation for rotation in rotations if isinstance(rotation, Rotation)}.values())
 
 
+class RotaryTable(nn.Embedding):
+    """A stored table of sines and cosines, with one row per position and without training (RoFormer).
+
+    The first half of a row has the sines, the second half the cosines.
+    """
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__(rows, width)
+        self.weight.requires_grad_(False)
+
+    def reset_parameters(self) -> None:
+        """Fill the table with the sines and cosines of unscaled RoPE with the base 10000."""
+        positions = torch.arange(self.num_embeddings, dtype=torch.float64, device=self.weight.device)[None]
+        waves = sinusoids(SinusoidalPositions(halves=True), positions, self.embedding_dim, self.weight.dtype)
+        with torch.no_grad():
+            self.weight.copy_(waves[0])
+
+    def tables(self, rotations: Iterable[Rotation], positions: Tensor) -> Tables:
+        """Return the fp32 tables cos and sin [B, 1, S, R/2] of all rotations for integer positions [B, S]."""
+        sines, cosines = self(positions)[:, None].float().chunk(2, dim=-1)
+        return {rotation.name: (cosines, sines) for rotation in rotations}
+
+
+def rotary_table(positions: Positions, rotations: Iterable[Rotation]) -> RotaryTable | None:
+    """Create the table of sines and cosines of a model. None if they are computed."""
+    if not isinstance(positions, Rope) or positions.table_rows is None:
+        return None
+    return RotaryTable(positions.table_rows, next(iter(rotations)).width)
+
+
 def refuse_mixed_frequencies(rotations: Iterable[Rotation], before: Sequence[int], after: Sequence[int]) -> None:
     """Raise CannotRunError if a forward pass would need different RoPE frequencies for different rows or for cached
     keys.

@@ -190,6 +190,9 @@ def _rotation_faults(
     rotated = mixer.rotated_heads
     if rotated is None or not rotated.width:
         return
+    if rope.table_rows is not None and (place != "positions" or rope.scaling is not None):
+        what = f"{rope.table_rows} needs unscaled positions of the whole model, without an encoder"
+        yield Fault(f"{place}.table_rows", what, "leave out table_rows")
     field, width = rotated.field, rotated.width
     turned = width if rope.rotary_dim is None else rope.rotary_dim
     if turned > width:

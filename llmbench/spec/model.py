@@ -109,7 +109,7 @@ class ExtraWeight(Part, frozen=True):
       "convolution": outputs, inputs and kernel of a convolution over time (2 FLOPs per element and step). "vector":
       each element is a factor or a summand. "table": each token looks up one row. "buffer": the weight is stored but
       not trained. "unused": the logits do not depend on the weight (the cross-attention of BART's decoder without its
-      encoder), or other fields determine its values (RoFormer's table of sines).
+      encoder).
     - component: the row of the parameter table that includes the weight.
     - uses: number of steps that a convolution computes per token (Whisper's first convolution: 2).
     """

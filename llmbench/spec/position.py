@@ -110,15 +110,21 @@ class Rope(PositionKind, frozen=True, tag="rope"):
     - interleaved: whether a rotated pair consists of two neighbouring dimensions (GPT-J). If false, the pair has one
       dimension from each half of the head (GPT-NeoX).
     - scaling: change of the frequencies for long sequences.
+    - table_rows: number of rows of a stored table, which has the sines and cosines of one position in each row
+      (RoFormer). None: sines and cosines are computed.
     """
 
     theta: float = 10000.0
     rotary_dim: Size | None = None
     interleaved: bool = False
     scaling: RopeScaling | None = None
+    table_rows: Size | None = None
 
     acts_on = "queries and keys"
-    position_limit = None
+
+    @property
+    def position_limit(self) -> int | None:
+        return self.table_rows
 
     @property
     def summary(self) -> str:

@@ -246,7 +246,7 @@ def saved(config: transformers.PreTrainedConfig, folder: Path) -> torch.nn.Modul
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in theirs.named_parameters():
-            if not parameter.requires_grad:  # a table of sinusoidal positions
+            if config.model_type == "marian" and not parameter.requires_grad:  # some files lack its table
                 continue
             centre = 1.0 if parameter.dim() == 1 and "norm" in name and name.endswith("weight") else 0.0
             parameter.normal_(centre, 0.2, generator=generator)

@@ -201,7 +201,7 @@ def _embedding(b: Builder) -> None:
 
 
 def _added_positions(b: Builder, positions: Positions, width: Dim, rows_label: str) -> None:
-    """Add the op of a position encoding that is added to the embedding.
+    """Add the op of a position encoding that is added to the embedding, or that looks up its sines and cosines.
 
     width: width of the embedding. rows_label: name of the spec field that gives the rows of a table of positions.
     """
@@ -211,6 +211,9 @@ def _added_positions(b: Builder, positions: Positions, width: Dim, rows_label: s
         case SinusoidalPositions():
             stream = b.stream_tokens * width.size
             b.elementwise("position_encoding", "position_embedding", reads=stream, writes=stream)
+        case Rope(table_rows=int(rows)):
+            turned = next(mixer.rotated_heads for mixer in b.spec.attentions if mixer.rotated_heads is not None)
+            _table(b, "rotary_table", "position_embedding", Dim(rows, "table_rows"), Dim(turned.width, turned.field))
         case Rope() | Alibi() | RelativeBias() | NoPositions():
             pass  # the mixers apply RoPE and the biases on scores
         case _:

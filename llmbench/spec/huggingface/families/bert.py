@@ -126,12 +126,6 @@ def roformer(c: Config) -> ModelSpec:
     mixer = bidirectional(c)
     hidden = c.size("hidden_size")
     size = c.size("embedding_size", hidden)
-    sines = ExtraWeight(
-        name="rotary_table",
-        shape=(c.size("max_position_embeddings"), mixer.head_dim),
-        role="unused",
-        component="position_embedding",
-    )
     embedding = Embedding(
         size=None if size == hidden else size,
         projection_bias=size != hidden,
@@ -141,8 +135,8 @@ def roformer(c: Config) -> ModelSpec:
     if c.flag("rotary_value"):
         c.unbuildable("rotary_value = True: the rotation of values is not supported")
     layer = block(mixer, dense(c, bias=True), "post")
-    positions = rope(c, head_dim=mixer.head_dim, interleaved=True)
-    return masked_lm(c, layer, "bert", positions, embedding=embedding, extra=(sines,))
+    positions = Rope(interleaved=True, table_rows=c.size("max_position_embeddings"))
+    return masked_lm(c, layer, "bert", positions, embedding=embedding)
 
 
 @family("rembert")

@@ -85,7 +85,7 @@ def bert_table(family: str, at: str, *, top: str = "", layers: str = "", final_n
         layers=layers + BERT_LAYERS,
         at=at + ".encoder.layer.{i}.",
         ignored=r"\w+\.pooler\..*|cls\.seq_relationship\..*|\w+\.embeddings\.position_ids|"
-        r"cls\.predictions\.decoder\.bias|roformer\.encoder\.embed_positions\.weight",
+        r"cls\.predictions\.decoder\.bias",
     )
 
 
@@ -109,7 +109,14 @@ def _roberta_table(family: str, at: str, *, layers: str = "", final_norm: str = 
 
 bert_table("bert", "bert")
 bert_table("deberta-v2", "deberta", layers=_DEBERTA_ATTENTION)
-bert_table("roformer", "roformer", top="embedding_projection.*  roformer.embeddings_project.*")
+bert_table(
+    "roformer",
+    "roformer",
+    top="""
+    embedding_projection.*  roformer.embeddings_project.*
+    rotary_table.weight     roformer.encoder.embed_positions.weight
+    """,
+)
 bert_table("megatron-bert", "bert", layers=_MEGATRON_PRE_NORM, final_norm="bert.encoder.ln")
 
 _roberta_table("roberta", "roberta")
