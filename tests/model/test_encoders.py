@@ -50,6 +50,8 @@ ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "nomic": ("nomic_bert", {**SMALL, "head_dim": 8}),
     "modernbert": ("modernbert", {**SMALL, "num_hidden_layers": 4, "local_attention": 6, "pad_token_id": 0}),
     "roformer": ("roformer", {**SMALL, "embedding_size": 16}),
+    "big_bird, full attention": ("big_bird", {**SMALL, "attention_type": "original_full", "use_bias": False}),
+    "flaubert": ("flaubert", {"vocab_size": 96, "emb_dim": 32, "n_layers": 2, "n_heads": 4}),
     "rembert": ("rembert", {**SMALL, "input_embedding_size": 16, "output_embedding_size": 24}),
     "electra": ("electra", {**SMALL, "embedding_size": 16}),
     "electra, one width": ("electra", {**SMALL, "embedding_size": 32}),
@@ -84,6 +86,7 @@ SEQ2SEQ: dict[str, tuple[str, dict[str, Any]]] = {
         {**BART, "vocab_size": 120, "decoder_vocab_size": 96, "share_encoder_decoder_embeddings": False},
     ),
     "m2m_100": ("m2m_100", BART),
+    "bigbird_pegasus, full attention": ("bigbird_pegasus", {**BART, "attention_type": "original_full"}),
     "switch": ("switch_transformers", {**SWITCH, "expert_capacity": 21}),
     "switch, router with biases": ("switch_transformers", {**SWITCH, "expert_capacity": 21, "router_bias": True}),
 }

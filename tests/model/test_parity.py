@@ -52,6 +52,7 @@ SHORT = [1.0, 1.1, 1.3, 1.6]
 LONG = [1.5, 2.0, 3.0, 5.0]
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "big_bird, full attention": ("big_bird", {"attention_type": "original_full", "rescale_embeddings": True}),
     "ctrl": ("ctrl", {}),  # one key of it may change, no pair
     "rembert": ("rembert", {}),  # with another activation, it is refused
     "gpt2 inner width": ("gpt2", {"n_inner": 40, "activation_function": "gelu"}),
@@ -162,6 +163,9 @@ BART = {"decoder_layers": 3, "decoder_attention_heads": 2, "decoder_ffn_dim": 48
 EXTRA: dict[str, dict[str, Any]] = {
     "aria_text": {"moe_num_experts": 4, "intermediate_size": 24},
     "bart": BART,
+    "bert-generation": {"is_decoder": True},
+    "big_bird": {"is_decoder": True},
+    "bigbird_pegasus": BART,
     "blenderbot": BART,
     "blenderbot-small": {**BART, "scale_embedding": False},
     "codegen": {"rotary_dim": 4},
@@ -203,17 +207,17 @@ EXTRA: dict[str, dict[str, Any]] = {
 
 # fmt: off
 FAMILIES = [
-    "afmoe", "apertus", "arcee", "aria_text", "bart", "biogpt", "bitnet", "blenderbot", "blenderbot-small", "bloom",
-    "codegen", "cohere", "cohere2", "cohere2_moe", "cohere_compass_text", "cwm", "dbrx", "diffllama", "dots1",
-    "ernie4_5", "ernie4_5_moe", "exaone4", "exaone_moe", "falcon", "flex_olmo", "flint", "gemma", "gemma2",
-    "gemma3_text", "glm", "glm4", "glm4_moe", "gpt-sw3", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox",
-    "gpt_neox_japanese", "gpt_oss", "gptj", "granite", "granite_swa", "granitemoe", "granitemoe_swa",
+    "afmoe", "apertus", "arcee", "aria_text", "bart", "bert-generation", "bigbird_pegasus", "biogpt", "bitnet",
+    "blenderbot", "blenderbot-small", "bloom", "codegen", "cohere", "cohere2", "cohere2_moe", "cohere_compass_text",
+    "cwm", "dbrx", "diffllama", "dots1", "ernie4_5", "ernie4_5_moe", "exaone4", "exaone_moe", "falcon", "flex_olmo",
+    "flint", "gemma", "gemma2", "gemma3_text", "glm", "glm4", "glm4_moe", "gpt-sw3", "gpt2", "gpt_bigcode", "gpt_neo",
+    "gpt_neox", "gpt_neox_japanese", "gpt_oss", "gptj", "granite", "granite_swa", "granitemoe", "granitemoe_swa",
     "granitemoeshared", "helium", "hunyuan_v1_dense", "hunyuan_v1_moe", "hy_v3", "hyperclovax", "internlm3",
     "iquestcoder", "jais2", "kolibri1", "laguna", "lfm3", "llama", "llama4_text", "marian", "mbart", "mellum",
     "mimo_v2_flash", "minimax_m2", "minimax_m3_vl_text", "ministral", "ministral3", "mistral", "mixtral",
     "modernbert-decoder", "mpt", "mvp", "nanochat", "nemotron", "olmo", "olmo2", "olmo3", "olmoe", "openai-gpt", "opt",
     "pegasus", "persimmon", "phi", "phi3", "phimoe", "plbart", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "roformer",
-    "seed_oss", "smollm3", "solar_open", "stablelm", "starcoder2", "trocr", "vaultgemma", "xglm",
+    "seed_oss", "smollm3", "solar_open", "stablelm", "starcoder2", "trocr", "vaultgemma", "xglm", "xlm",
 ]
 # fmt: on
 """The families of softmax attention. The tests of other mixers compare their families with transformers."""

@@ -13,7 +13,15 @@ from llmbench.spec.position import Rope
 from llmbench.spec.reading import read_text
 from llmbench.spec.weights.families import TABLES
 
-_WITH_HEAD = ("ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForConditionalGeneration", "ForPreTraining", "MTModel")
+_WITH_HEAD = (
+    "ForCausalLM",
+    "LMHeadModel",
+    "ForMaskedLM",
+    "ForConditionalGeneration",
+    "ForPreTraining",
+    "MTModel",
+    "GenerationDecoder",
+)
 """Endings of class names in transformers. Classes with these endings compute logits over the vocabulary."""
 
 

@@ -181,19 +181,21 @@ def trocr(c: Config) -> ModelSpec:
     )
 
 
-def unused_cross_attention(hidden: int, source: int) -> tuple[ExtraWeight, ...]:
+def unused_cross_attention(hidden: int, source: int, *, bias: bool = True) -> tuple[ExtraWeight, ...]:
     """Return the weights of a cross-attention and its norm, which a decoder without encoder has but does not use.
 
-    `source`: width of the encoder output.
+    - source: width of the encoder output.
+    - bias: the projections have biases.
     """
 
     def weights(name: str, component: Literal["attention", "norms"], *shape: int) -> ExtraWeight:
         return ExtraWeight(name=name, shape=shape, role="unused", component=component)
 
+    biases = (weights("cross_attention.biases", "attention", 4, hidden),) if bias else ()
     return (
         weights("cross_attention.qo_proj", "attention", 2, hidden, hidden),
         weights("cross_attention.kv_proj", "attention", 2, hidden, source),
-        weights("cross_attention.biases", "attention", 4, hidden),
+        *biases,
         weights("cross_norm", "norms", 2, hidden),
     )
 

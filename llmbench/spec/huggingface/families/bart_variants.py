@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
+from llmbench.spec.huggingface.families.bart import unused_cross_attention
 from llmbench.spec.huggingface.families.common import (
     block,
     decoder,
@@ -49,21 +52,32 @@ def led(c: Config) -> ModelSpec:
 
 @family("bigbird_pegasus")
 def bigbird_pegasus(c: Config) -> ModelSpec:
-    """BigBird-Pegasus is Pegasus with BigBird's block-sparse attention in the encoder. Attention can lack biases."""
+    """BigBird-Pegasus is Pegasus with BigBird's block-sparse attention in the encoder. Attention can lack biases.
+
+    With `is_encoder_decoder` = false, the model is the decoder alone, as in BART. Its head is never tied.
+    """
     hidden, depth, decoder_depth = _depths(c, "encoder_layers", "decoder_layers")
-    expect_full_attention(c)
-    bias = c.flag("use_bias")
+    alone, bias = not c.flag("is_encoder_decoder", True), c.flag("use_bias")
     positions = LearnedPositions(num_positions=c.size("max_position_embeddings"))
+    layer = _layer(c, "decoder", "pre", bias=bias)
+    encoder = Stack(
+        layers={"block": _layer(c, "encoder", "pre", bias=bias)}, pattern=f"{depth}*block", positions=positions
+    )
+    if alone:
+        c.ignore("attention_type", "block_size", "num_random_blocks")
+        unused = unused_cross_attention(hidden, hidden, bias=bias)
+        layer = msgspec.structs.replace(layer, cross_attention=None, extra=unused)
+    else:
+        expect_full_attention(c)
     return decoder(
         c,
-        [("block", _layer(c, "decoder", "pre", bias=bias))] * decoder_depth,
+        [("block", layer)] * decoder_depth,
         norm=norm(c, "layernorm"),
         positions=positions,
+        tie_word_embeddings=c.flag("tie_word_embeddings") and not alone,
         embedding=Embedding(scale=hidden**0.5 if c.flag("scale_embedding") else 1.0),
-        head=Head(fixed_bias=True),
-        encoder=Stack(
-            layers={"block": _layer(c, "encoder", "pre", bias=bias)}, pattern=f"{depth}*block", positions=positions
-        ),
+        head=Head(fixed_bias=not alone),
+        encoder=None if alone else encoder,
     )
 
 

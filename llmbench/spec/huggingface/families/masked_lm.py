@@ -126,10 +126,12 @@ def bert_generation(c: Config) -> ModelSpec:
 @family("big_bird")
 def big_bird(c: Config) -> ModelSpec:
     """BigBird is BERT with block-sparse attention. Its queries, keys and values can lack biases."""
-    c.ignore("rescale_embeddings")
     expect_full_attention(c)
+    scale = c.size("hidden_size") ** 0.5 if c.flag("rescale_embeddings") else 1.0
+    embedding = Embedding(token_types=c.count("type_vocab_size"), norm=True, scale=scale)
     layer = block(bidirectional(c, qkv_bias=c.flag("use_bias", True)), dense(c, bias=True), "post")
-    return masked_lm(c, layer, "bert", learned_positions(c), extra=_pooler(c.size("hidden_size")))
+    unused = _pooler(c.size("hidden_size"))
+    return masked_lm(c, layer, "bert", learned_positions(c), embedding=embedding, extra=unused)
 
 
 def expect_full_attention(c: Config) -> None:
@@ -163,6 +165,8 @@ def xlm(c: Config) -> ModelSpec:
     )
     ffn = dense(c, bias=True, width=4 * hidden, default="gelu" if c.flag("gelu_activation", True) else "relu")
     placement: Placement = "pre" if c.flag("pre_norm") else "post"
+    if placement == "pre":
+        c.unbuildable("pre_norm = True is unsupported")
     languages = c.count("n_langs")
     extra: list[ExtraWeight] = []
     if c.flag("use_lang_emb") and languages > 1:

@@ -33,11 +33,11 @@ position_embedding.weight           -           sinusoids
 encoder.position_embedding.weight   -           sinusoids
 """
 
-_LAYERS = FAIRSEQ_LAYERS + _CROSS_ATTENTION
-_AT = "model.decoder.layers.{i}."
+BART_LAYERS = FAIRSEQ_LAYERS + _CROSS_ATTENTION
+BART_AT = "model.decoder.layers.{i}."
 
 # The decoder without its encoder (BartForCausalLM) keeps the weights of its cross-attention, but does not use them.
-_UNUSED = r"model\.decoder\.layers\.\d+\.encoder_attn(_layer_norm)?\..*"
+UNUSED_CROSS_ATTENTION = r"model\.decoder\.layers\.\d+\.encoder_attn(_layer_norm)?\..*"
 
 table(
     "bart",
@@ -49,17 +49,17 @@ table(
     "pegasus",
     "plbart",
     top=_TOP,
-    layers=_LAYERS,
-    at=_AT,
-    ignored=_UNUSED,
+    layers=BART_LAYERS,
+    at=BART_AT,
+    ignored=UNUSED_CROSS_ATTENTION,
 )
 
-table("marian", top=_TOP + _COMPUTED_POSITIONS, layers=_LAYERS, at=_AT, ignored=_UNUSED)
+table("marian", top=_TOP + _COMPUTED_POSITIONS, layers=BART_LAYERS, at=BART_AT, ignored=UNUSED_CROSS_ATTENTION)
 
 table(
     "trocr",
     top=_TOP.replace(" lm_head.*", " output_projection.*"),
-    layers=_LAYERS,
-    at=_AT,
-    ignored=_UNUSED,
+    layers=BART_LAYERS,
+    at=BART_AT,
+    ignored=UNUSED_CROSS_ATTENTION,
 )
