@@ -40,7 +40,7 @@ _NO_MATMUL = re.compile(
     r"relative|rel_pos|_bias$|seg_embed|mask_emb$"
 )
 # Matrices that the logits of a plain text do not depend on.
-_UNUSED = re.compile(r"(^|\.)(pooler|contact_head|(query|key|value)_global)\.")
+_UNUSED = re.compile(r"(^|\.)(pooler|contact_head|(query|key|value)_global|ada_rms_norm)\.")
 # Parts of a checkpoint that are not its text model, where a class builds them all the same.
 _NOT_TEXT = re.compile(r"vision|visual|image|audio|speech|multi_modal|embed_tokens_extend")
 
@@ -100,7 +100,7 @@ def _component(path: list[str], around: list[tuple[str, nn.Module]], owner: nn.M
     if any(s.startswith("shared_expert") for s in segments):
         return "shared_experts"
     if any(s == "experts" for s in segments):
-        return "experts"
+        return "norms" if is_norm else "experts"
     if "shared_mlp" in segments:
         # Granite's and Hunyuan's shared expert; the dense feed-forward where the layer has no router at all.
         layer = ".".join(path[: path.index("shared_mlp")])

@@ -187,6 +187,8 @@ def build(config: dict[str, Any], *, eager: bool = False) -> tuple[nn.Module, An
         model = getattr(transformers, class_name)(chosen)
         if config.get("tie_word_embeddings") is False and getattr(hf_config, "is_encoder_decoder", False):
             _untie(model)
+    if prefix and not any(prefix in name.split(".") for name, _ in model.named_modules()):
+        prefix = "text_model"
     return model.eval(), text, prefix
 
 

@@ -28,6 +28,18 @@ CHATGLM = {
     "multi_query_group_num": 2,
     "num_attention_heads": 32,
 }
+MIMO_7B = {
+    "attention_bias": True,
+    "head_dim": 128,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 36,
+    "num_key_value_heads": 8,
+    "num_nextn_predict_layers": 1,
+    "tie_word_embeddings": False,
+    "vocab_size": 151680,
+}
 OPENELM_270M = {
     "ffn_multipliers": [
         0.5,
@@ -90,6 +102,7 @@ PUBLISHED: list[tuple[str, dict[str, Any], int]] = [
         2_779_683_840,
     ),
     ("aquila", LLAMA_7B, 6_738_415_616),
+    ("mimo", MIMO_7B, 7_622_619_136),
 ]
 
 
@@ -104,6 +117,11 @@ def test_published_totals(model_type: str, values: dict[str, Any], total: int) -
     spec = read(model_type, **values)
     assert not spec.approximate
     assert count_parameters(spec).total == total
+
+
+def test_the_files_of_mimo_also_have_a_module_for_the_next_token() -> None:
+    counted = count_parameters(read("mimo", **MIMO_7B))
+    assert counted.total + counted.next_token_prediction == 7_833_409_536
 
 
 def test_puzzle_blocks() -> None:

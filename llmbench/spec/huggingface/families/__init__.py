@@ -7,6 +7,7 @@ architecture that many makers use (bart, bert, mamba). `common.py` contains the 
 
     adept_persimmon           fuyu persimmon
     ai21_jamba                jamba
+    ai2_molmo                 molmo2_text
     alephalpha_kolibri        kolibri1
     allenai_olmo              flex_olmo olmo olmo2 olmo3 olmo_hybrid olmoe
     ant_bailing               bailing_hybrid bailing_moe bailing_moe_v2
@@ -25,13 +26,15 @@ architecture that many makers use (bart, bert, mamba). `common.py` contains the 
     bytedance_seed            seed_oss
     cohere                    cohere cohere2 cohere2_moe cohere_compass_text
     databricks                dbrx mpt
-    deepseek                  deepseek deepseek_v2 deepseek_v3 deepseek_v32 deepseek_v4
+    deepseek                  deepseek deepseek_ocr2_text deepseek_v2 deepseek_v3 deepseek_v32 deepseek_v4
+                              unlimited_ocr_text
     eleuther_gpt              gpt_neo gpt_neox gpt_neox_japanese gptj
     google                    gemma gemma2 gemma3_text gemma3n_text gemma4_text gemma4_unified_text longt5 mt5
                               recurrent_gemma switch_transformers t5 umt5 vaultgemma
     google_t5gemma            t5gemma t5gemma2
     huggingface_smollm        smollm3
-    ibm_granite               bamba granite granite_swa granitemoe granitemoe_swa granitemoehybrid granitemoeshared
+    ibm_granite               bamba granite granite4_vision_text granite_docling_text granite_swa granitemoe
+                              granitemoe_swa granitemoehybrid granitemoeshared
     inception_jais            btlm jais jais2
     internlm                  internlm internlm2 internlm3
     iquest_coder              iquestcoder
@@ -47,14 +50,15 @@ architecture that many makers use (bart, bert, mamba). `common.py` contains the 
                               longformer mra nystromformer roc_bert tapas ultrabert xlm xlnet yoso
     meituan_longcat           longcat_flash
     meta                      cwm opt xglm
+    meta_muse                 muse_glimmer_text muse_spark_text
     microsoft_phi             biogpt bitnet phi phi-msft phi3 phi3_v phi4_multimodal phi4mm phimoe
     minimax                   minimax minimax_m1 minimax_m2 minimax_m3 minimax_m3_vl_text minimax_text_01 MiniMaxText01
-    mistral                   ministral ministral3 mistral mistral4 mixtral
+    mistral                   ministral ministral3 mistral mistral4 mixtral voxtral_realtime_text
     moonshot_kimi             kimi_k2 kimi_linear
     naver_hyperclovax         hyperclovax
     nvidia_nemotron           deci nemotron nemotron-nas nemotron_h
     openai_gpt                gpt-sw3 gpt2 gpt_oss openai-gpt
-    openbmb_minicpm           minicpm minicpm3
+    openbmb_minicpm           cpmant minicpm minicpm3
     orionstar_orion           orion
     poolside_laguna           laguna
     qwen                      qwen qwen2 qwen2_5_omni_text qwen2_5_vl_text qwen2_moe qwen2_vl_text qwen3
@@ -66,6 +70,7 @@ architecture that many makers use (bart, bert, mamba). `common.py` contains the 
     rhymes_aria               aria_moe_lm aria_text
     rwkv                      rwkv
     salesforce                codegen ctrl
+    sapient_hrm               hrm_text
     skt_axk                   axk1 AXK1 axk2
     skywork                   skywork
     smalldoge                 doge
@@ -79,7 +84,7 @@ architecture that many makers use (bart, bert, mamba). `common.py` contains the 
     tii_falcon                falcon falcon_h1 falcon_mamba RefinedWeb RefinedWebModel
     upstage_solar             solar_open
     xai_grok                  grok-1
-    xiaomi_mimo               mimo_v2_flash
+    xiaomi_mimo               mimo mimo_v2_flash
     xverse                    xverse
     yi                        Yi
     zhipu_glm                 chatglm glm glm4 glm4_moe glm4_moe_lite glm4v_moe_text glm4v_text glm_moe_dsa glm_ocr_text

@@ -34,6 +34,29 @@ def deepseek_moe(c: Config) -> ModelSpec:
     return deepseek_model(c, mixer, positions_dim=mixer.head_dim, scores="softmax", correction=None)
 
 
+@family("deepseek_ocr2_text", "unlimited_ocr_text")
+def deepseek_ocr(c: Config) -> ModelSpec:
+    """The language models of DeepSeek-OCR 2 and Unlimited-OCR have ordinary attention and DeepSeek-V2's experts.
+
+    In Unlimited-OCR, a generated token sees the prompt and the `sliding_window` newest tokens.
+    """
+    bias = c.flag("attention_bias")
+    mixer = attention(c, qkv_bias=bias, output_bias=bias)
+    if c.model_type == "unlimited_ocr_text" and c.window() is not None:
+        c.doubt("llmbench counts attention to all generated tokens, not only to the newest")
+        c.ignore("layer_types")
+    return deepseek_model(
+        c,
+        mixer,
+        positions_dim=mixer.head_dim,
+        scores="softmax",
+        correction=None,
+        interleaved=True,
+        bias=c.flag("mlp_bias"),
+        first=1 if c.model_type == "unlimited_ocr_text" else 0,
+    )
+
+
 def deepseek_model(
     c: Config,
     mixer: Mixer,

@@ -29,7 +29,7 @@ from llmbench.spec.model import Embedding, Head, Layer, ModelSpec
 from llmbench.spec.position import NoPositions, Positions
 
 
-@family("granite")
+@family("granite", "granite4_vision_text", "granite_docling_text")
 def granite(c: Config) -> ModelSpec:
     """Granite 3 is Llama with constant factors on the embedding, the attention scores, the sublayer outputs and the
     logits."""

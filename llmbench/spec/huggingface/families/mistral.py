@@ -18,7 +18,7 @@ from llmbench.spec.huggingface.families.common import (
 from llmbench.spec.huggingface.families.deepseek import deepseek_v3
 from llmbench.spec.huggingface.families.llama import llama_with_windows
 from llmbench.spec.mixer import Temperature
-from llmbench.spec.model import ModelSpec
+from llmbench.spec.model import ExtraWeight, ModelSpec
 
 MINISTRAL3_ROPE = {
     "rope_type": "yarn",
@@ -70,3 +70,16 @@ def mixtral(c: Config) -> ModelSpec:
 def mistral4(c: Config) -> ModelSpec:
     """Mistral 4 is DeepSeek-V3 with a softmax router. The router has no bias for load balancing."""
     return deepseek_v3(c, scores="softmax", correction=None)
+
+
+@family("voxtral_realtime_text")
+def voxtral_realtime(c: Config) -> ModelSpec:
+    """The language model of Voxtral Realtime is Mistral with a factor per channel before each feed-forward.
+
+    Two small matrices compute the factor from the delay of the transcription, once per layer and forward pass.
+    """
+    hidden, narrow = c.size("hidden_size"), 32
+    factor = ExtraWeight(name="ffn_norm.adaptive", shape=(2 * narrow, hidden), role="vector")
+    mixer = attention(c, sliding_window=c.window())
+    layer = block(mixer, gated(c, bias=False), extra=(factor,))
+    return decoder(c, layer, norm=norm(c), positions=rope(c, head_dim=mixer.head_dim))

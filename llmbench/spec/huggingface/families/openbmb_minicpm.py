@@ -1,13 +1,15 @@
-"""Importers for MiniCPM 1 to 3 by OpenBMB."""
+"""Importers for CPM-Ant and MiniCPM 1 to 3 by OpenBMB."""
 
 from __future__ import annotations
 
+from llmbench.spec.ffn import Gated
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
 from llmbench.spec.huggingface.families.common import block, decoder, gated, latent_attention, norm, num_layers, rope
 from llmbench.spec.huggingface.families.llama import llama_from_hub
-from llmbench.spec.mixer import LatentAttention
-from llmbench.spec.model import Embedding, Head, ModelSpec
+from llmbench.spec.mixer import Attention, LatentAttention
+from llmbench.spec.model import Embedding, ExtraWeight, Head, ModelSpec, Norm
+from llmbench.spec.position import RelativeBias
 
 
 @family("minicpm")
@@ -38,4 +40,31 @@ def minicpm3(c: Config) -> ModelSpec:
         positions=positions,
         embedding=Embedding(scale=c.number("scale_emb", 1.0)),
         head=Head(scale=base / c.size("hidden_size")),
+    )
+
+
+@family("cpmant")
+def cpm_ant(c: Config) -> ModelSpec:
+    """CPM-Ant has T5's relative bias, also for pairs of segments, and rows for soft prompts in its token table.
+
+    All layers use one table of biases.
+    """
+    heads, hidden = c.size("num_attention_heads"), c.size("hidden_size")
+    segments, prompts = c.size("segment_types"), c.size("prompt_types") * c.size("prompt_length")
+    positions = RelativeBias(
+        num_buckets=c.size("position_bias_num_buckets") + segments**2,
+        max_distance=c.size("position_bias_max_distance"),
+    )
+    c.unbuildable("the biases for pairs of segments are unsupported")
+    mixer = Attention(num_attention_heads=heads, num_key_value_heads=heads, head_dim=c.size("dim_head"))
+    ffn = Gated(intermediate_size=c.size("dim_ff"), activation="gelu")
+    c.ignore("tie_word_embeddings")  # the class never ties the head
+    return decoder(
+        c,
+        block(mixer, ffn),
+        norm=Norm(eps=c.number("eps", 1e-6)),
+        positions=positions,
+        tie_word_embeddings=False,
+        embedding=Embedding(token_types=segments),
+        extra=(ExtraWeight(name="prompt_embedding", shape=(prompts, hidden), role="table", component="embedding"),),
     )

@@ -1,6 +1,8 @@
-"""Importer for MiMo by Xiaomi."""
+"""Importers for MiMo by Xiaomi."""
 
 from __future__ import annotations
+
+from msgspec.structs import replace
 
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
@@ -20,12 +22,22 @@ from llmbench.spec.huggingface.families.common import (
     sparse_layers,
     windowed_layers,
 )
-from llmbench.spec.model import ModelSpec
+from llmbench.spec.huggingface.families.qwen import qwen_dense
+from llmbench.spec.model import ModelSpec, NextTokenPrediction
 from llmbench.spec.position import Rope
 
 
-@family("mimo_v2_flash")
+@family("mimo")
 def mimo(c: Config) -> ModelSpec:
+    """MiMo 7B has Qwen2's architecture, and a multi-token-prediction module."""
+    spec = qwen_dense(c, qkv_bias=c.flag("attention_bias", True))
+    count = c.count("num_nextn_predict_layers")
+    modules = NextTokenPrediction(count=count, layer=spec.order[-1], files="own") if count else None
+    return replace(spec, next_token_prediction=modules)
+
+
+@family("mimo_v2_flash")
+def mimo_v2(c: Config) -> ModelSpec:
     """MiMo-V2-Flash has key heads of width 192 and value heads of width 128. Five of six layers have a sliding window.
 
     Layers with a window have attention sinks, and another number of heads than layers with full attention.
