@@ -149,6 +149,11 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """Whether Megatron-LM runs the step."""
         return self.framework != "torch"
 
+    @property
+    def precision_aware(self) -> bool:
+        """Whether Megatron's precision-aware optimizer runs the step, which has formats of its own for its states."""
+        return self.megatron and bool(self.states or self.master)
+
     @classmethod
     def parse(cls, text: str) -> Recipe:
         """Parse a text such as `step=foreach,states=bf16,offload=states+activations`.
@@ -244,7 +249,12 @@ def temporary_bits(optimizer: Optimizer, precision: Precision, recipe: Recipe = 
 
     torch's AdamW stores the square root of the second moments, in their format: of all parameters at once with foreach,
     and of one tensor at a time, twice, with loop (torch/optim/adam.py). The foreach steps of SGD work in place.
+    Transformer Engine's FusedAdam, which Megatron's precision-aware optimizer runs, converts all states of other
+    formats to fp32 at once (transformer_engine/pytorch/optimizers/fused_adam.py).
     """
+    if recipe.precision_aware and optimizer == "adamw":
+        both = recipe.states if len(recipe.states) == 2 else 2 * recipe.states
+        return sum(32 for dtype in both if dtype != "fp32")
     if optimizer != "adamw" or recipe.step not in ("foreach", "loop"):
         return 0
     return bits_of(recipe.states[-1] if recipe.states else precision.states)

@@ -209,9 +209,12 @@ class TrainingRun(msgspec.Struct, kw_only=True):
     def gradient_copies(self, stage: Stage) -> int:
         """Return the bytes of the fp32 copies of 16-bit gradients that Megatron's optimizer reads.
 
-        They are split as the master copy is. The next step frees them at its start.
+        They are split as the master copy is. The next step frees them at its start. The precision-aware optimizer reads
+        the 16-bit gradients themselves.
         """
-        if not (self.recipe.megatron and self.formats.master and bits_of(self.formats.gradients) == 16):
+        if not self.recipe.megatron or self.recipe.precision_aware:
+            return 0
+        if not self.formats.master or bits_of(self.formats.gradients) != 16:
             return 0
         return sum(count * self.stored_bytes(op, 1, 4 * op.trained) for op, count in stage.counts if op.parameters)
 

@@ -8,36 +8,22 @@ GELU, LayerNorm, biases, learned positions, a tied head, and fp32 gradient buffe
 from __future__ import annotations
 
 import re
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from llmbench.errors import LLMBenchError
+from llmbench.sizing.dtypes import DType
 from llmbench.sizing.memory import Memory
 from llmbench.sizing.recipe import Optimizer, PrecisionName, Recipe
 from llmbench.sizing.recompute import Module
 from llmbench.sizing.training import stage_memories, training_run
 from llmbench.sizing.workload import Layout, Loss, Recompute
 from llmbench.spec.catalog import find_device_head
-from llmbench.spec.ffn import FFN, Dense, Gated, MoE, Router, SharedExperts
-from llmbench.spec.mixer import Attention, LatentAttention, Mamba2, QKNorm
-from llmbench.spec.model import Layer, ModelSpec, NextTokenPrediction, Norm
-from llmbench.spec.override import override
-from llmbench.spec.position import LearnedPositions, NoPositions, Positions, Rope
 from llmbench.validation.comparison import Answer, Figure
+from llmbench.validation.megatron_model import capacity, model_of, mtp_modules
 from llmbench.validation.rows import RefusedError, Row, first_known
 
-__all__ = ["answer", "model_of"]
+__all__ = ["answer"]
 
-_NORMS: dict[str, Norm] = {
-    "": Norm(kind="layernorm", bias=True),
-    "LayerNorm": Norm(kind="layernorm", bias=True),
-    "RMSNorm": Norm(kind="rmsnorm"),
-}
-_ACTIVATIONS: dict[str, Literal["gelu_tanh", "silu", "relu2"]] = {
-    "": "gelu_tanh",
-    "gelu": "gelu_tanh",
-    "swiglu": "silu",
-    "squared_relu": "relu2",
-}
 _PRECISIONS: dict[tuple[str, str], PrecisionName] = {
     ("bf16", "fp32"): "mixed-fp32-grads",
     ("bf16", "bf16"): "mixed",
@@ -47,8 +33,6 @@ _PRECISIONS: dict[tuple[str, str], PrecisionName] = {
 }
 _OPTIMIZERS: dict[str, Optimizer] = {"": "adamw", "adam": "adamw", "muon": "muon"}
 _LOSSES: dict[str, Loss] = {"": "plain", "no": "plain", "native": "fused", "te": "inplace"}
-
-
 _SETTLED = 5
 """The step until which the peak rises for other reasons: the optimizer states exist since the second step, and some
 logs have only every fifth step."""
@@ -73,10 +57,12 @@ def _doubt(row: Row) -> str:
     container = row.text("id").rpartition("/")[2]
     if container.startswith("lts") and "auto" in row.text("attention_kind") and row.flag("deterministic"):
         return "the row does not say which attention is deterministic in the older container (lts)"
+    if row.flag("precision_aware_optimizer") and not row.text("exp_avg_dtype"):
+        return "the row does not give the formats of the precision-aware optimizer (--exp-avg-dtype and others)"
     if _defers(row) and row.count("wgrad_deferral_limit") is None:
         return "the row does not say how many micro-batches defer the gradients of the head (--wgrad-deferral-limit)"
     rise = row.number("mem_max_step_of_last_rise") or 0
-    if row.count("experts") and rise > _SETTLED and row.text("router_balance") != "sinkhorn" and not _capacity(row):
+    if row.count("experts") and rise > _SETTLED and row.text("router_balance") != "sinkhorn" and not capacity(row):
         return (
             f"the peak still rose at step {rise:g}: without a capacity or forced balance, the routing decides how many "
             "tokens the experts of this GPU get, and the row does not give it"
@@ -106,7 +92,8 @@ def logged(row: Row) -> Memory:
         loss=row.choice("ce_fusion", _LOSSES),
         dropout=bool(first_known(row.number("hidden_dropout"), 0.1)),
         recipe=Recipe(
-            mtp=bool(_mtp(row)),
+            **_formats(row),
+            mtp=bool(mtp_modules(row)),
             recompute=_modules(row),
             fp8=_fp8(row),
             fused_gradients=first_known(row.flag("grad_accum_fusion"), True),
@@ -123,6 +110,19 @@ def logged(row: Row) -> Memory:
     if index is None or index >= len(run.stages):
         raise RefusedError(f"column `logging_stage`: {index}, but the layout has {len(run.stages)} stages")
     return stage_memories(run)[index]
+
+
+_STATES: dict[str, DType] = {"": "fp32", "fp32": "fp32", "bf16": "bf16", "fp16": "fp16", "fp8": "fp8"}
+_MASTERS: dict[str, Literal["remainder", "fp16"]] = {"": "remainder", "fp32": "remainder", "fp16": "fp16"}
+"""The formats of the precision-aware optimizer. Of an fp32 master copy, it stores the bits that bf16 weights lack."""
+
+
+def _formats(row: Row) -> dict[str, Any]:
+    """Return the items of the recipe for the formats of the precision-aware optimizer."""
+    if not row.flag("precision_aware_optimizer"):
+        return {}
+    moments = row.choice("exp_avg_dtype", _STATES), row.choice("exp_avg_sq_dtype", _STATES)
+    return {"states": moments, "master": row.choice("main_params_dtype", _MASTERS)}
 
 
 def _defers(row: Row) -> bool:
@@ -165,75 +165,6 @@ def _capability(row: Row) -> float:
     return float(capability)
 
 
-def model_of(row: Row) -> ModelSpec:
-    """Return the spec of the model of a row."""
-    layers, mtp = row.size("layers"), _mtp(row)
-    dense = _layer(row, _feed_forward(row))
-    if row.text("hybrid_pattern"):
-        kinds, pattern = _hybrid(row)
-    elif not row.count("experts"):
-        kinds, pattern = {"block": dense}, f"{layers}*block"
-    else:
-        routed = first_known(row.count("moe_layers"), layers)
-        if not routed <= layers:
-            raise RefusedError(f"column `moe_layers`: {routed} is more than the {layers} layers")
-        kinds = {"dense": dense, "moe": _layer(row, _mixture(row))}
-        kinds = kinds if routed < layers else {"moe": kinds["moe"]}
-        pattern = f"{layers - routed}*dense {routed}*moe" if routed < layers else f"{layers}*moe"
-    spec = ModelSpec(
-        name=row.text("id") or "run",
-        source="a file",
-        pattern=pattern,
-        layers=kinds,
-        vocab_size=_vocabulary(row),
-        hidden_size=row.size("hidden"),
-        tie_word_embeddings=first_known(row.flag("tied"), True),
-        positions=_positions(row),
-        norm=row.choice("norm", _NORMS),
-        next_token_prediction=NextTokenPrediction(count=mtp, layer=next(reversed(kinds))) if mtp else None,
-    )
-    return override(spec, {"source": "columns of the file"})  # it checks every field
-
-
-def _at_most(row: Row, column: str, most: int) -> int:
-    """Return the whole number of a cell. Raises RefusedError if it is more than `most`."""
-    value = row.size(column)
-    if value > most:
-        raise RefusedError(f"column `{column}`: {value} is more than {most}")
-    return value
-
-
-_KINDS = {"M": "mamba", "*": "attention", "-": "dense", "E": "moe"}
-"""The kinds of layers that a letter of --hybrid-override-pattern stands for."""
-
-
-def _hybrid(row: Row) -> tuple[dict[str, Layer], str]:
-    """Return the kinds of layers of a hybrid model, and their pattern.
-
-    The columns do not give the widths of Mamba layers, so they are Megatron's defaults: inner width 2 × hidden, heads
-    of 64, a state of 128, 8 groups.
-    """
-    letters = row.text("hybrid_pattern").partition("/")[0]
-    unknown = set(letters) - set(_KINDS)
-    if unknown:
-        raise RefusedError(f"column `hybrid_pattern`: unknown letters {' '.join(sorted(unknown))}")
-    mamba = Mamba2(num_heads=2 * row.size("hidden") // 64, head_dim=64, state_size=128, n_groups=8, conv_kernel=4)
-    attention = _layer(row, _feed_forward(row)).mixer
-    made = {
-        "mamba": lambda: Layer(mixer=mamba, ffn=None),
-        "attention": lambda: Layer(mixer=attention, ffn=None),
-        "dense": lambda: Layer(mixer=None, ffn=_feed_forward(row)),
-        "moe": lambda: Layer(mixer=None, ffn=_mixture(row)),
-    }
-    names = [_KINDS[letter] for letter in letters]
-    return {name: made[name]() for name in dict.fromkeys(names)}, " ".join(f"1*{name}" for name in names)
-
-
-def _mtp(row: Row) -> int:
-    """Return the number of multi-token-prediction modules."""
-    return _at_most(row, "mtp", 16) if row.count("mtp") else 0
-
-
 def _stages(row: Row) -> str:
     """Return the notation of the pipeline stages.
 
@@ -242,88 +173,10 @@ def _stages(row: Row) -> str:
     without them.
     """
     written = re.sub(r"[\\\\,\s]", "", row.text("pp_layout"))
-    modules = _mtp(row)
+    modules = mtp_modules(row)
     if not written or not modules or "m" in written:
         return written
     return re.sub("L$", "m" * modules + "L", written)
-
-
-def _vocabulary(row: Row) -> int:
-    """Return the rows of the embedding. Megatron pads the vocabulary to a multiple of 128 × tp."""
-    padded = row.count("vocab_padded")
-    if padded:
-        return padded
-    multiple = 128 * row.size("tp")
-    return -(-row.size("vocab") // multiple) * multiple
-
-
-def _positions(row: Row) -> Positions:
-    rope: Positions = Rope()
-    learned: Positions = LearnedPositions(num_positions=first_known(row.count("max_positions"), row.size("seq_len")))
-    return row.choice(
-        "position",
-        {
-            "": learned,
-            "learned_absolute": learned,
-            "not passed": learned,
-            "rope": rope,
-            "rope (MLA)": rope,
-            "none": NoPositions(),
-        },
-    )
-
-
-def _layer(row: Row, ffn: FFN) -> Layer:
-    heads = row.size("heads")
-    norm: Literal["rmsnorm", "layernorm"] = row.choice("norm", _NORMS).kind
-    if row.count("kv_lora"):
-        latent = LatentAttention(
-            num_attention_heads=heads,
-            q_lora_rank=row.count("q_lora") or None,
-            kv_lora_rank=row.size("kv_lora"),
-            qk_nope_head_dim=row.size("qk_head_dim"),
-            qk_rope_head_dim=row.size("rope_head_dim"),
-            v_head_dim=row.size("v_head_dim"),
-            latent_norms=first_known(row.flag("qk_norm"), False),
-        )
-        return Layer(mixer=latent, ffn=ffn)
-    attention = Attention(
-        num_attention_heads=heads,
-        num_key_value_heads=first_known(row.count("query_groups"), heads),
-        head_dim=row.size("head_dim", row.size("hidden") // heads or None),
-        qkv_bias=first_known(row.flag("qkv_bias"), row.flag("linear_bias"), True),
-        output_bias=first_known(row.flag("linear_bias"), True),
-        qk_norm=QKNorm(norm=norm) if row.flag("qk_norm") else None,
-    )
-    return Layer(mixer=attention, ffn=ffn)
-
-
-def _feed_forward(row: Row) -> Dense | Gated:
-    width = first_known(row.count("ffn"), 4 * row.size("hidden"))
-    activation, bias = row.choice("activation", _ACTIVATIONS), first_known(row.flag("linear_bias"), True)
-    return (Gated if activation == "silu" else Dense)(intermediate_size=width, activation=activation, bias=bias)
-
-
-def _capacity(row: Row) -> float | None:
-    """Return the capacity of an expert, divided by its even share of the tokens. None: it takes all its tokens."""
-    return row.number("capacity_factor")
-
-
-def _mixture(row: Row) -> MoE:
-    activation = row.choice("activation", _ACTIVATIONS)
-    bias, shared = first_known(row.flag("linear_bias"), True), row.count("shared_ffn")
-    sigmoid = row.text("router_score") == "sigmoid"
-    return MoE(
-        num_experts=row.size("experts"),
-        num_experts_per_tok=_at_most(row, "topk", row.size("experts")),
-        intermediate_size=first_known(row.count("moe_ffn"), row.count("ffn"), 4 * row.size("hidden")),
-        activation=activation,
-        gated=activation == "silu",
-        bias=bias,
-        router=Router(scores="sigmoid" if sigmoid else "softmax"),
-        shared=SharedExperts(intermediate_size=shared, bias=bias) if shared else None,
-        capacity_factor=_capacity(row),
-    )
 
 
 def layout_of(row: Row) -> Layout:
@@ -415,8 +268,6 @@ def _refuse_unknown(row: Row) -> None:
             "column `cuda_graph`: the tensors of CUDA graphs are in memory pools, and llmbench does not know how the "
             "graphs of several micro-batches share them"
         )
-    if row.flag("precision_aware_optimizer"):
-        raise RefusedError("column `precision_aware_optimizer`: llmbench does not compute its states")
 
 
 def _dense_first(pattern: str) -> bool:

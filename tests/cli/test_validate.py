@@ -212,6 +212,20 @@ def test_megatron_settings_that_a_row_does_not_give(tmp_path: Path, capsys: Capt
     assert two - plain == 2 * 2 * 4096 * (50304 + 512)
 
 
+def test_megatron_precision_aware_optimizer(tmp_path: Path, capsys: Capture) -> None:
+    """Without columns, its states are fp32, and 16 bits of the master copy are stored."""
+    needed = "mem_max_last,mem_allocated_last,layers,hidden,heads,seq_len,micro_batch,tp,pp,logging_stage,vocab,dp,"
+    more = "precision_aware_optimizer,exp_avg_dtype,exp_avg_sq_dtype,main_params_dtype"
+    run = "4e9,2e9,12,512,8,1024,4,1,1,0,50257,1"
+    rows = (f"{run},{kind}" for kind in ("False,,,", "True,,,", "True,bf16,fp8,fp16", "True,fp4,,"))
+    plain, default, small, refused = answer(capsys, "memory", write(tmp_path, needed + more, *rows))["items"]
+    parameters = (50304 + 1024) * 512 + 12 * (12 * 512**2 + 13 * 512) + 2 * 512
+    static = [item["figures"][1]["ours"] for item in (plain, default, small)]
+    assert [static[0] - ours for ours in static] == [0, 2 * parameters, (2 + 2 + 3) * parameters]
+    assert [bool(item["doubt"]) for item in (plain, default, small)] == [False, True, False]
+    assert "exp_avg_dtype" in refused["reason"]
+
+
 def test_megatron_puts_modules_that_a_notation_leaves_out_on_the_last_stage(tmp_path: Path, capsys: Capture) -> None:
     needed = "mem_max_last,layers,hidden,heads,seq_len,micro_batch,tp,pp,logging_stage,vocab,dp,mtp,pp_layout"
     run = "4e9,4,512,8,1024,4,1,2,1,50257,1"

@@ -64,6 +64,20 @@ def test_gradients_and_their_copies() -> None:
     assert memory.peak_bytes == memory.steady_bytes
 
 
+def test_the_precision_aware_optimizer() -> None:
+    """It reads 16-bit gradients, and converts all states that are not fp32 in its step."""
+    for items, states, converted in (
+        ("states=bf16", 4 + 2 + 2, 4 + 4),
+        ("states=fp8+fp32,master=remainder", 2 + 1 + 4, 4),
+        ("master=fp16", 2 + 4 + 4, 0),
+    ):
+        memory = megatron(items)
+        assert memory.steady_bytes == (2 + 2 + states) * N + 96 * MIB
+        if converted:
+            assert memory.moment == "optimizer"
+            assert memory.peak_bytes == memory.steady_bytes + converted * N
+
+
 def test_the_mask_of_the_data_loader() -> None:
     """The forward pass holds one byte per query and key until the loss is computed."""
     spec = override(LLAMA, {"num_hidden_layers": 2, "vocab_size": 400_000})
