@@ -124,6 +124,81 @@ VARIATIONS: dict[str, dict[str, Any]] = {
             "image_size": 56,
         }
     },
+    "audioflamingo3": {
+        "audio_config": {"hidden_size": 96, "num_attention_heads": 4, "intermediate_size": 200, "num_mel_bins": 40},
+        "projector_bias": False,
+    },
+    "blip-2": {
+        "vision_config": {**SMALL_VIT, "qkv_bias": False, "image_size": 56},
+        "qformer_config": {**SMALL_VIT, "encoder_hidden_size": 96, "cross_attention_frequency": 3},
+        "num_query_tokens": 7,
+    },
+    "cohere_compass": {"vision_config": {**SMALL_QWEN, "out_hidden_size": 90, "deepstack_visual_indexes": [1]}},
+    "cosmos3_omni": {"vision_config": {**SMALL_QWEN, "out_hidden_size": 90, "deepstack_visual_indexes": []}},
+    "deepseek_vl_hybrid": {
+        "vision_config": {**SMALL_VIT, "vision_use_head": False},
+        "high_res_vision_config": {
+            "hidden_size": 96,
+            "num_attention_heads": 4,
+            "num_hidden_layers": 3,
+            "mlp_dim": 200,
+            "image_size": 128,
+            "window_size": 4,
+            "global_attn_indexes": [1],
+            "output_channels": 20,
+        },
+    },
+    "exaone4_5": {"vision_config": {**SMALL_QWEN, "num_key_value_heads": 2, "out_hidden_size": 90}},
+    "fuyu": {"patch_size": 10, "num_channels": 4},
+    "glmasr": {
+        "audio_config": {
+            "hidden_size": 96,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "intermediate_size": 192,
+            "num_hidden_layers": 3,
+        }
+    },
+    "got_ocr2": {
+        "vision_config": {
+            "hidden_size": 96,
+            "num_attention_heads": 4,
+            "num_hidden_layers": 3,
+            "mlp_dim": 200,
+            "image_size": 128,
+            "global_attn_indexes": [0, 2],
+            "qkv_bias": False,
+            "use_abs_pos": False,
+        }
+    },
+    "hunyuan_vl": {
+        "vision_config": {**SMALL_VIT, "max_image_size": 128, "spatial_merge_size": 3, "text_hidden_size": 70}
+    },
+    "hyperclovax_vision_v2": {"vision_config": {**SMALL_QWEN, "out_hidden_size": 90}},
+    "instructblip": {
+        "vision_config": SMALL_VIT,
+        "qformer_config": {**SMALL_VIT, "encoder_hidden_size": 96, "vocab_size": 50, "max_position_embeddings": 20},
+    },
+    "lfm3_vl": {
+        "vision_config": {**SMALL_VIT, "num_key_value_heads": 2, "conv_kernel_size": 5, "temporal_patch_size": 1},
+        "projector_hidden_size": 70,
+        "projector_bias": False,
+    },
+    "minicpmv4_6": {"vision_config": {**SMALL_VIT, "insert_layer_id": 1}, "merger_times": 2},
+    "minimax_m3_vl": {"vision_config": {**SMALL_VIT, "spatial_merge_size": 3}, "projector_hidden_size": 70},
+    "modernvbert": {"vision_config": {**SMALL_VIT, "vision_use_head": False}, "pixel_shuffle_factor": 2},
+    "moss_transcribe_diarize": {
+        "audio_config": {"hidden_size": 96, "num_attention_heads": 4, "intermediate_size": 200, "num_mel_bins": 40},
+        "audio_merge_size": 3,
+        "projector_bias": False,
+    },
+    "ovis2": {
+        "vision_config": {**SMALL_VIT, "qkv_bias": True, "mlp_bias": True, "vocab_size": 300, "hidden_stride": 2},
+    },
+    "paddleocr_vl": {"vision_config": {**SMALL_VIT, "spatial_merge_size": 3}},
+    "qwen3_asr": {"audio_config": {**SMALL_WHISPER, "output_dim": 70, "downsample_hidden_size": 30}},
+    "step3p7": {"vision_config": {**SMALL_VIT, "mlp_ratio": 3.0, "image_size": 56}, "projector_bias": True},
+    "video_llama_3": {"vision_config": SMALL_VIT},
     "paligemma": {"vision_config": {**SMALL_VIT, "vision_use_head": False}, "projection_dim": 64},
     "phi4_multimodal": {
         "vision_config": SMALL_VIT,
@@ -167,10 +242,16 @@ VARIATIONS: dict[str, dict[str, Any]] = {
     "voxtral": {"audio_config": {"hidden_size": 96, "num_attention_heads": 4, "intermediate_size": 200}},
 }
 
-TEXT_SIZES = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+TEXT_SIZES = {
+    "num_hidden_layers": 2,
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+}
 """Sizes of the text part where the sizes of its class contradict each other, or where it is large."""
 
-NEEDS_TEXT_SIZES = ("glm4v_moe", "qwen3_omni_moe_thinker")
+NEEDS_TEXT_SIZES = ("glm4v_moe", "hunyuan_vl", "qwen3_omni_moe_thinker")
 NO_DEFAULT = {
     "aya_vision": "the default heads do not divide the default width",
     "fast_vlm": "needs the library timm",
@@ -189,6 +270,9 @@ def whole_config(model_type: str, changes: dict[str, Any]) -> dict[str, Any]:
         return values | {"num_hidden_layers": 2}
     layers = TEXT_SIZES if model_type in NEEDS_TEXT_SIZES else {"num_hidden_layers": 2}
     named = {"model_type": text.model_type or text.config_class.model_type}
+    if model_type == "cohere_compass":  # without this key, its class cannot be built
+        rotation = {"rope_type": "default", "rope_theta": 10000.0}
+        named["rope_parameters"] = {"full_attention": rotation, "sliding_attention": rotation}
     return values | {"text_config": named | (text.init_kwargs or {}) | layers}
 
 
@@ -233,7 +317,9 @@ def test_other_sizes(model_type: str) -> None:
 
 
 def test_each_formula_is_checked() -> None:
-    assert COMPOSITES.keys() - VARIATIONS.keys() <= NO_DEFAULT.keys() | {"shieldgemma2", "qianfan_ocr"}
+    same_formulas = {"shieldgemma2", "qianfan_ocr", "glmga", "minicpmv4_7", "minicpm_ocr", "pp_chart2table"}
+    same_formulas |= {"instructblipvideo", "musicflamingo"}
+    assert COMPOSITES.keys() - VARIATIONS.keys() <= NO_DEFAULT.keys() | same_formulas
 
 
 def test_the_written_config_gives_the_same_towers() -> None:
@@ -262,6 +348,15 @@ def test_a_part_without_a_formula_makes_the_bytes_approximate() -> None:
         (doubt,) = stored_weights(spec, text).doubts
         assert doubt.startswith("vision_tower: its weights are not counted")
     assert not stored_weights(spec, "q4_k_m").doubts
+
+
+def test_parts_under_unusual_keys_are_no_silent_loss() -> None:
+    config = {"model_type": "vibevoice_asr", "text_config": {"model_type": "qwen2"}, "semantic_config": {"width": 5}}
+    (tower,) = from_config(config, name="x").towers
+    assert (tower.name, tower.parameters) == ("semantic_config", None)
+    omni = from_config({"model_type": "qwen2_5_omni"}, name="x")
+    known = {tower.name: tower.parameters is not None for tower in omni.towers}
+    assert known == {"talker": False, "token2wav": False, "visual": True, "audio_tower": True}
 
 
 def test_wrong_sizes_of_a_tower_do_not_refuse_the_text_part() -> None:

@@ -23,6 +23,7 @@ from llmbench.errors import SpecError
 from llmbench.spec.ffn import Dense, Gated
 from llmbench.spec.huggingface.composite import TEXT_KEYS, other_modalities
 from llmbench.spec.huggingface.config import Config
+from llmbench.spec.huggingface.facts import facts
 from llmbench.spec.model import ModelSpec, Tower
 
 __all__ = ["COMPOSITES", "TOWERS", "Whole", "composite", "tower", "towers_of"]
@@ -32,6 +33,9 @@ TOWERS: dict[str, Callable[[Config], int]] = {}
 
 COMPOSITES: dict[str, Callable[[Whole], dict[str, int | None]]] = {}
 """Maps the model type of a multimodal config to the function that names its parts. None: a part of unknown size."""
+
+_NO_PARTS = (*TEXT_KEYS, "compression_config", "generation_config", "quantization_config")
+"""Keys of objects that are no parts for other modalities."""
 
 _SAME_SIZE = """
     activation activation_function architectures attention_heads attention_type conv_chunksize
@@ -154,10 +158,11 @@ def _levels(values: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield a config, its text part, the text part of its text part, and so on."""
     for _ in range(5):
         yield values
+        usual = facts().get(str(values.get("model_type")), {}).get("text_config", {})
         inner = next((values[key] for key in TEXT_KEYS if isinstance(values.get(key), dict)), None)
-        if inner is None:
+        if inner is None and usual.get("key") not in TEXT_KEYS:
             return
-        values = inner
+        values = {"model_type": usual.get("model_type"), **(inner or {})}
 
 
 def _parts(values: dict[str, Any], spec: ModelSpec) -> Iterator[Tower]:
@@ -185,6 +190,8 @@ def _parts(values: dict[str, Any], spec: ModelSpec) -> Iterator[Tower]:
 def _named(values: dict[str, Any], keys: list[str]) -> list[str]:
     """Return the keys that hold a part. If no key does, the keys say only that there is one."""
     plain = [key for key in keys if re.fullmatch(r"\w{1,60}", key)]
+    if any(isinstance(values.get(key), dict) for key in TEXT_KEYS):
+        plain += [key for key in values if re.fullmatch(r"\w{1,60}_config", key) and key not in (*plain, *_NO_PARTS)]
     objects = [key for key in plain if isinstance(values.get(key), dict)]
     return objects[:8] or (["other_modalities"] if plain else [])
 

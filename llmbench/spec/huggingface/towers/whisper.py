@@ -1,4 +1,4 @@
-"""Audio towers with the encoder of Whisper: Qwen2-Audio, Voxtral."""
+"""Audio towers with the encoder of Whisper: Qwen2-Audio, Voxtral, Audio Flamingo, GLM-ASR, MOSS-Transcribe."""
 
 from __future__ import annotations
 
@@ -12,17 +12,24 @@ def whisper_layers(c: Config) -> int:
 
     Two convolutions of three steps read the spectrogram. The key projections have no biases.
     """
-    width, inner = c.size("d_model"), c.size("encoder_ffn_dim")
+    width, inner = c.size("hidden_size"), c.size("intermediate_size")
     front = conv(c.size("num_mel_bins"), width, 3) + conv(width, width, 3)
     c.ignore("max_source_positions")
-    layers = c.size("encoder_layers") * (transformer_layer(width, inner) - width)
+    layers = c.size("num_hidden_layers") * (transformer_layer(width, inner) - width)
     return front + layers + layer_norm(width)
 
 
-@tower("qwen2_audio_encoder", "voxtral_encoder")
+@tower("qwen2_audio_encoder", "voxtral_encoder", "audioflamingo3_encoder", "moss_transcribe_diarize_audio")
 def whisper_encoder(c: Config) -> int:
     """Whisper's encoder stores its sinusoidal positions as a table."""
-    return whisper_layers(c) + c.size("max_source_positions") * c.size("d_model")
+    return whisper_layers(c) + c.size("max_source_positions") * c.size("hidden_size")
+
+
+@tower("glmasr_encoder")
+def glmasr_encoder(c: Config) -> int:
+    """GLM-ASR's encoder has RoPE instead of a table of positions."""
+    c.ignore("max_position_embeddings", "num_key_value_heads")
+    return whisper_layers(c)
 
 
 @composite("qwen2_audio")
@@ -37,4 +44,28 @@ def voxtral(w: Whole) -> dict[str, int | None]:
     """Voxtral joins several steps of the tower: together they are as wide as its feed-forward."""
     inputs = w.size("audio_config", "encoder_ffn_dim")
     projector = mlp(inputs, w.text_width, w.text_width, bias=False)
+    return {"audio_tower": w.tower("audio_config"), "multi_modal_projector": projector}
+
+
+@composite("audioflamingo3", "musicflamingo")
+def audio_flamingo(w: Whole) -> dict[str, int | None]:
+    """Audio Flamingo 3 and Music Flamingo have LLaVA's projector."""
+    projector = mlp(
+        w.size("audio_config", "hidden_size"), w.text_width, w.text_width, bias=w.config.flag("projector_bias", True)
+    )
+    return {"audio_tower": w.tower("audio_config"), "multi_modal_projector": projector}
+
+
+@composite("glmasr")
+def glmasr(w: Whole) -> dict[str, int | None]:
+    """GLM-ASR joins several steps of the tower: together they are as wide as its feed-forward."""
+    projector = mlp(w.size("audio_config", "intermediate_size"), 2 * w.text_width, w.text_width)
+    return {"audio_tower": w.tower("audio_config"), "multi_modal_projector": projector}
+
+
+@composite("moss_transcribe_diarize")
+def moss(w: Whole) -> dict[str, int | None]:
+    """MOSS-Transcribe joins several steps of the tower, and has a norm after the projector."""
+    inputs, text = w.size("audio_config", "hidden_size") * w.config.size("audio_merge_size"), w.text_width
+    projector = mlp(inputs, text, text, bias=w.config.flag("projector_bias", True)) + layer_norm(text)
     return {"audio_tower": w.tower("audio_config"), "multi_modal_projector": projector}
