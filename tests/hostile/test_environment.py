@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
+import tempfile
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from llmbench.bench.experiments import experiment
 from llmbench.cli import run
 from llmbench.errors import CannotRunError
+from llmbench.measure import reference
 from llmbench.measure.compiler_cache import compiler_cache_fault
+from llmbench.measure.results import read
 from llmbench.report.plots import Panel, Series, check_plot, save
+from tests.measure.rows import references
 from tests.own_process import run_module
 
 
@@ -33,6 +39,31 @@ def test_without_a_compiler_cache_only_compiled_candidates_cannot_run(tmp_path: 
     assert [rows[name]["status"] for name in ("standard", "compiled")] == ["ok", "n/a"]
     assert f"cache folder {tmp_path / 'file'}: File exists" in rows["compiled"]["reason"]
     assert done.returncode == 0
+
+
+def test_bench_on_a_full_disk_shows_every_row_it_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No file has space for all rows, neither the named one nor one in the folder for temporary files."""
+    monkeypatch.setattr(experiment, "QUICK", experiment.QUICK.fixed(3))  # this test reads rows, not times
+    monkeypatch.setattr(reference, "measure_references", lambda *_, **__: references())
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    path = tmp_path / "x.jsonl"
+    options = ["--device", "cpu", "--model", "smollm2-135m", "--seq", "2", "-o", str(path), "--format", "json"]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6000, before[1]))
+    try:
+        assert run(["bench", "heads", *options]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    answer = capsys.readouterr()
+    kept = {f"{row.case} {row.implementation}" for row in read(path).rows}
+    shown = {f"{row['case']} {row['implementation']}" for row in json.loads(answer.out)["rows"]}
+    assert 0 < len(kept) < len(shown)
+    assert kept < shown
+    assert answer.err.startswith("error: ")
+    assert "File too large" in answer.err
+    assert "rows in" not in answer.err
 
 
 def test_torch_can_import_its_compiler_without_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import json
+import math
 import os
 import random
 import tomllib
@@ -224,6 +225,87 @@ def checkpoints() -> Attempt:
             listed = broken(as_json(damaged(index, rng)), rng) if part == 4 else as_json(index)
             (folder / "model.safetensors.index.json").write_bytes(listed)
         command = ["model", str(folder), "--device", "cpu", "--dtype", "fp32", "--seq", "2", "--format", "json"]
+        return named(command, inside(command))
+
+    return attempt
+
+
+GGUF_SIZES = {
+    "embedding_length": 256,
+    "feed_forward_length": 512,
+    "block_count": 1,
+    "attention.head_count": 4,
+    "attention.head_count_kv": 2,
+    "context_length": 64,
+}
+"""The metadata of a small GGUF file that decides the sizes of its model."""
+
+
+def gguf_file(rng: random.Random) -> tuple[bytes, int]:
+    """Return the header of a small GGUF file that lies about sizes, counts, types and offsets, and the file's size."""
+
+    def lie(value: int, bits: int) -> bytes:
+        if rng.random() < 0.005:
+            value = rng.choice([0, 1, 7, 255, 2**31, 2**40, 2**62, 2**63, 2**64 - 1, value + 1, value * 1000])
+        return (value % 2**bits).to_bytes(bits // 8, "little")
+
+    def text(value: str) -> bytes:
+        value = rng.choice(WORDS) if rng.random() < 0.005 else value
+        content = value.encode("utf-8", "surrogateescape")
+        return lie(len(content), 64) + content
+
+    architecture = rng.choice(["llama", "qwen2", "qwen3", "gemma2", "phi3", EVIL])
+    entries = [text("general.architecture") + lie(8, 32) + text(architecture)]
+    entries += [text(f"{architecture}.{name}") + lie(4, 32) + lie(value, 32) for name, value in GGUF_SIZES.items()]
+    if rng.random() < 0.3:
+        entries.append(text("llama.expert_count") + lie(4, 32) + lie(4, 32))
+    if rng.random() < 0.3:
+        entries.append(text("tokenizer.ggml.tokens") + lie(9, 32) + lie(8, 32) + lie(3, 64) + text("a") * 3)
+    layer = {"attn_q": (256, 256), "attn_k": (256, 128), "attn_v": (256, 128), "attn_output": (256, 256)}
+    layer |= {"ffn_gate": (256, 512), "ffn_up": (256, 512), "ffn_down": (512, 256), "attn_norm": (256,)}
+    shapes = {"token_embd": (256, 300), "output": (256, 300), "output_norm": (256,), "blk.0.ffn_norm": (256,)}
+    shapes |= {f"blk.0.{name}": shape for name, shape in layer.items()}
+    tensors, end = [], 0
+    for name, shape in shapes.items():
+        kind, size = (0, 4 * math.prod(shape)) if len(shape) == 1 else (12, math.prod(shape) // 256 * 144)
+        tensors.append(
+            text(f"{name}.weight")
+            + lie(len(shape), 32)
+            + b"".join(lie(width, 64) for width in shape)
+            + lie(kind, 32)
+            + lie(end, 64)
+        )
+        end += -(-size // 32) * 32
+    if rng.random() < 0.1:
+        rng.shuffle(tensors)
+    counts = lie(3, 32) + lie(len(tensors), 64) + lie(len(entries), 64)
+    header = b"GGUF" + counts + b"".join(entries + tensors)
+    header = broken(header, rng) if rng.random() < 0.2 else header
+    whole = -(-len(header) // 32) * 32 + end
+    return header, rng.choice([whole] * 8 + [len(header), whole - 1, 2**40])
+
+
+def ggufs() -> Attempt:
+    """Damaged and lying headers of GGUF files: as a model, and as the weights of a model."""
+
+    def attempt(rng: random.Random, folder: Path) -> Problems:
+        path = folder / rng.choice(["x.gguf", "\x1b[2J.gguf", "a\nb.gguf", "-.gguf", "~.gguf"])
+        header, size = gguf_file(rng)
+        path.write_bytes(header)
+        os.truncate(path, size)
+        weights = ["--weights", str(path)]
+        command = rng.choice(
+            [
+                [*sizing(rng), str(path)],
+                ["specs", rng.choice(["check", "show", "import"]), str(path)],
+                ["params", "gpt2", *weights, "--format", rng.choice(FORMATS)],
+                ["memory", "llama2-7b", "--phase", "inference", *weights],
+                ["memory", "llama2-7b", "--lora", "r=4", "--base", str(path)],
+                ["fit", str(path), "--engine", "llamacpp", "--device", "rtx-4090"],
+                ["fit", "llama2-7b", "--engine", "llamacpp", "--device", "rtx-4090", *weights],
+                ["model", str(path), "--device", "meta"],
+            ]
+        )
         return named(command, inside(command))
 
     return attempt
