@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -290,8 +289,8 @@ def fitted(
 
     Raises LLMBenchError for a wrong name, layout or number.
     """
-    if price is not None and not 0 <= price < math.inf:
-        raise LLMBenchError(f"--price {price}: must be a number of at least 0")
+    if price is not None and not 0 <= price <= 1e9:
+        raise LLMBenchError(f"--price {price}: must be a number from 0 to 1,000,000,000")
     chosen = find_engine(engine)
     parallel = serving_layout(layout)
     if layout and gpus is not None and parallel.num_gpus != gpus:

@@ -107,6 +107,10 @@ FIELDS: tuple[Field[Utilized], ...] = (
 )
 
 
+LEAST, MOST = 1e-9, 1e15
+"""The limits of a time in seconds, and of a number of tokens per second."""
+
+
 def utilized(
     spec: ModelSpec,
     *,
@@ -132,6 +136,9 @@ def utilized(
             "--step-time and --tokens-per-s: exactly one of them is needed",
             hint="for example --step-time 1.2s --batch 512, or --tokens-per-s 500000",
         )
+    for option, value in (("--step-time", step_s), ("--tokens-per-s", tokens_per_s)):
+        if value is not None and not LEAST <= value <= MOST:
+            raise LLMBenchError(f"{option} {value:g}: must be from {LEAST:g} to {MOST:g}")
     if (step_s is None) != (batch is None):
         raise LLMBenchError(
             "--batch: --step-time needs the sequences per step of all GPUs together"

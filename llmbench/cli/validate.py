@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from llmbench.answers.validate import document, within
 from llmbench.cli.options import As, Output, answer, prints_tables
+from llmbench.errors import LLMBenchError
 from llmbench.validation.kinds import Kind, validate
 
 KindOf = Annotated[
@@ -62,6 +64,8 @@ def command(
 
       llmbench validate memory benchmarks/published/training_runs.csv --by quantity --bound 0.2
     """
+    if bound is not None and math.isnan(bound):
+        raise LLMBenchError("--bound nan: must be a number of at least 0")
     validation = validate(kind, file, by)
     inputs = {"kind": kind, "file": str(file), "by": by, "bound": bound}
     answer(document(validation, inputs, bound=bound), format, output)

@@ -29,7 +29,7 @@ OTHER = "other_tensors"
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _EXPERT = re.compile(r"(?<=\bexperts\.)\d+(?=\.)")
 _ENDING = re.compile(r"_(?:blocks|scales?|bias|scale_inv|packed|shape|zero_point)$")
-_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+_LAYER = re.compile(r"(?:^|\.)layers\.(\d{1,9})\.")
 _OUTER = ("model", "language_model", "transformer", "decoder", "encoder")
 """Parts of names that contain the text part of a model."""
 

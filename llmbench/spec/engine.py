@@ -348,7 +348,7 @@ def find_engine(text: str) -> Engine:
 
 def _numbers(version: str) -> tuple[int, ...]:
     """Return the numbers of a version, so that 0.9 is older than 0.11, and 0.19 equal to 0.19.0."""
-    numbers = [int(part) for part in re.findall(r"\d+", version)]
+    numbers = [int(part) for part in re.findall(r"\d{1,9}", version)]
     while numbers and not numbers[-1]:
         numbers.pop()
     return tuple(numbers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import msgspec
@@ -23,10 +24,8 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def error(self) -> float:
-        """(ours - measured) / |measured|. A measured zero has error 0 or infinity."""
-        if self.measured == 0:
-            return 0.0 if self.ours == 0 else float("inf")
-        return (self.ours - self.measured) / abs(self.measured)
+        """(ours - measured) / |measured|, or 0 if both are zero. `Answer` refuses another measured zero."""
+        return (self.ours - self.measured) / abs(self.measured or 1)
 
     @property
     def exact(self) -> bool:
@@ -47,6 +46,11 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     doubt: str = ""
     parts: dict[str, float] = {}
     note: str = ""
+
+    def __post_init__(self) -> None:
+        for figure in self.figures:
+            if figure.measured == 0 != figure.ours:
+                raise RefusedError(f"the measured {figure.quantity} is 0, and nothing can be compared with it")
 
 
 class Item(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,6 +73,7 @@ def printed(text: str, scale: float) -> tuple[float, float]:
     (8.23, 0.005)
     """
     match = re.fullmatch(r"\s*(\d+(?:\.(\d+))?)\s*", text)
-    if match is None:
+    number = math.inf if match is None else float(match[1]) * scale
+    if match is None or math.isinf(number):
         raise RefusedError(f"{text[:40]!r} is not a number")
-    return float(match[1]) * scale, 0.5 * 10.0 ** -len(match[2] or "") * scale * (1 + 1e-9)
+    return number, 0.5 * 10.0 ** -len(match[2] or "") * scale * (1 + 1e-9)

@@ -13,7 +13,7 @@ from llmbench.spec.catalog import DeviceHead, find_device_head
 from llmbench.spec.engine import Engine, find_engine
 from llmbench.validation.comparison import Answer, Figure, printed
 from llmbench.validation.models import bundled_model
-from llmbench.validation.rows import RefusedError, Row
+from llmbench.validation.rows import RefusedError, Row, whole
 from llmbench.validation.weights import format_of
 
 __all__ = ["answer"]
@@ -132,7 +132,7 @@ def _engine(row: Row) -> Engine:
 def _noted(row: Row, column: str, pattern: str) -> int | None:
     """Return the number of a column, or the one that the notes name."""
     found = re.search(pattern, row.text("notes"))
-    return row.count(column) or (int(found[1]) if found else None)
+    return row.count(column) or (whole(found[1]) if found else None)
 
 
 def _missing(row: Row, engine: Engine) -> str:

@@ -10,7 +10,7 @@ from llmbench.spec.mixer import AttentionKind, branches
 from llmbench.spec.model import ModelSpec
 from llmbench.validation.comparison import Answer, Figure, printed
 from llmbench.validation.models import bundled_model
-from llmbench.validation.rows import RefusedError, Row
+from llmbench.validation.rows import RefusedError, Row, whole
 
 __all__ = ["answer"]
 
@@ -92,7 +92,7 @@ def _model(text: str) -> tuple[str, int, bool, bool]:
     tp = re.search(r"\btp\s?=?(\d+)\b", text)
     name = re.sub(r"\(.*?\)|\btp\s?=?\d+\b|\bwithout MLA.*", "", text).strip()
     name = "deepseek-v3" if name == "DeepSeek MLA" else name  # the widths of DeepSeek-V2, V3 and R1
-    return name, int(tp[1]) if tp else 1, "(K only)" in text, "without MLA" in text
+    return name, whole(tp[1], least=1) if tp else 1, "(K only)" in text, "without MLA" in text
 
 
 def _formats(engine: str, format: str) -> tuple[str, str]:

@@ -40,7 +40,7 @@ class Row(msgspec.Struct, frozen=True):
         if not text:
             return None
         try:
-            value = float(text)
+            value = float(text) if text.isascii() else math.nan  # float reads digits of every script
         except ValueError:
             value = math.nan
         if not math.isfinite(value):
@@ -95,6 +95,14 @@ def _known(column: str, value: Value | None) -> Value:
     if value is None:
         raise RefusedError(f"column `{column}` is empty, and the figure depends on it")
     return value
+
+
+def whole(digits: str, least: int = 0) -> int:
+    """Return the number that the digits in a text write. Raises RefusedError unless it is from `least` to LARGEST."""
+    number = int(digits[:20])
+    if not least <= number <= LARGEST or len(digits) > 20:
+        raise RefusedError(f"{digits[:40]} is not a number from {least} to {LARGEST:,}")
+    return number
 
 
 def read_rows(path: Path) -> tuple[list[str], list[Row]]:

@@ -15,7 +15,7 @@ from llmbench.spec.override import override
 from llmbench.spec.position import LearnedPositions
 from llmbench.validation.comparison import Answer, Figure, printed
 from llmbench.validation.models import bundled_model
-from llmbench.validation.rows import RefusedError, Row, first_known
+from llmbench.validation.rows import RefusedError, Row, first_known, whole
 
 __all__ = ["answer"]
 
@@ -120,14 +120,14 @@ def _model(text: str) -> ModelSpec:
     is a bundled model with fewer layers.
     """
     if (gpt := _GPT.fullmatch(text)) is not None:
-        return _gpt(*map(int, gpt.groups()))
+        return _gpt(*map(whole, gpt.groups()))
     cut = _CUT.fullmatch(text)
     if cut is None:
         raise RefusedError(f"column `model`: llmbench cannot read {text[:80]!r}" if text else "the row names no model")
     spec = bundled_model(cut[1])
     if cut[2] is None:
         return spec
-    layers, dense = int(cut[2]), int(cut[3] or 0)
+    layers, dense = whole(cut[2]), whole(cut[3] or "0")
     moe = [name for name, layer in spec.layers.items() if isinstance(layer.ffn, MoE)]
     if cut[3] is None or not moe:
         return override(spec, {"num_hidden_layers": layers})

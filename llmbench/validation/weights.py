@@ -20,7 +20,7 @@ from llmbench.spec.weights.modules import ModuleNames
 from llmbench.spec.weights.stored import Weights
 from llmbench.validation.comparison import Answer, Figure
 from llmbench.validation.models import bundled_model
-from llmbench.validation.rows import RefusedError, Row
+from llmbench.validation.rows import RefusedError, Row, whole
 
 __all__ = ["answer", "format_of"]
 
@@ -167,7 +167,7 @@ def _kept(spec: ModelSpec, exceptions: str) -> tuple[str, ...]:
                     kept += modules("attention", indices[kind], "q_proj", "k_proj", "v_proj", "o_proj")
         elif some is not None:
             mamba = [i for kind, own in mixers.items() for i in indices[kind] if any(m.kind == "mamba2" for m in own)]
-            kept += modules("mamba", mamba[: int(some[1]) if some[1] else None], "in_proj", "out_proj")
+            kept += modules("mamba", mamba[: whole(some[1]) if some[1] else None], "in_proj", "out_proj")
         elif text not in ("convs", "norms"):
             raise RefusedError(f"column `unquantised`: llmbench does not know {text[:60]!r}")
     return tuple(kept)
@@ -185,4 +185,4 @@ def _config(text: str) -> dict[str, Any] | None:
 def _layout(about: str) -> Layout:
     """Return the layout of an engine. `vLLM tp2, a rank` divides the weights over two GPUs."""
     tp = re.search(r"\btp ?(\d+)\b", about)
-    return Layout(tp=int(tp[1])) if tp else Layout()
+    return Layout(tp=whole(tp[1])) if tp else Layout()

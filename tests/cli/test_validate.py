@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -119,10 +120,15 @@ def test_a_bound_and_wrong_rows(tmp_path: Path, capsys: Capture) -> None:
         "s,e,llama3.1-8b,bf16,1024,33,100.00 MiB",
         "s,e,llama3.1-8b",
         "s,e,../../etc/passwd,bf16,1,1,1 B",
+        "s,e,llama3.1-8b,bf16,1024,32,0 MiB",  # no error relative to zero
+        f"s,e,llama3.1-8b,bf16,1024,32,{'9' * 400} MiB",
+        "s,e,llama3.1-8b,bf16,1024,٣٢,128.00 MiB",
+        "s,e,llama3.1-8b tp0,bf16,1024,32,128.00 MiB",
+        f"s,e,llama3.1-8b tp{'9' * 5000},bf16,1024,32,128.00 MiB",  # Python refuses to convert it
         "",
     )
     result = answer(capsys, "kv", rows, "--bound", "0.05", "--by", "format", code=1)
-    assert (result["rows"], result["answered"]) == (8, 2)
+    assert (result["rows"], result["answered"]) == (13, 2)
     first, second, *refused = result["items"]
     assert (first["exact"], first["error"], first["line"]) == (True, 0, 2)
     assert second["error"] == pytest.approx(0.28)
@@ -147,6 +153,33 @@ def test_wrong_files_are_refused_in_words(kind: str, text: str, says: str, tmp_p
     assert says in capsys.readouterr().err
     assert run(["validate", kind, str(tmp_path / "absent.csv")]) == 2
     assert "No such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kind", "file", "column", "cell"),
+    [
+        ("memory", "training_runs", "model", "gpt: {} layers, hidden 12288, 96 heads, ffn 4h, vocab 51200"),
+        ("memory", "training_runs", "model", "deepseek-v3 cut to {} layers (1 dense)"),
+        ("weights", "checkpoints", "model", "vLLM tp{}, a rank"),
+    ],
+)
+def test_a_number_with_thousands_of_digits_is_refused(
+    kind: str, file: str, column: str, cell: str, tmp_path: Path, capsys: Capture
+) -> None:
+    with (PUBLISHED / f"{file}.csv").open(encoding="utf-8", newline="") as lines:
+        first = next(csv.DictReader(lines))
+    path = tmp_path / "rows.csv"
+    with path.open("w", encoding="utf-8", newline="") as lines:
+        writer = csv.DictWriter(lines, [*first])
+        writer.writeheader()
+        writer.writerow(first | {column: cell.format("9" * 5000)})
+    (item,) = answer(capsys, kind, path)["items"]
+    assert "is not a number from 0 to 1,000,000,000" in item["reason"]
+
+
+def test_a_bound_that_is_no_number_is_refused(capsys: Capture) -> None:
+    assert run(["validate", "kv", str(PUBLISHED / "kv_formats.csv"), "--bound", "nan"]) == 2
+    assert "--bound nan" in capsys.readouterr().err
 
 
 def test_megatron_defaults_and_doubts(tmp_path: Path, capsys: Capture) -> None:

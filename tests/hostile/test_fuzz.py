@@ -17,8 +17,10 @@ from llmbench.cli import run
 from llmbench.errors import LLMBenchError, SpecError
 from llmbench.measure.results import read
 from llmbench.model.weights import Checkpoint
+from llmbench.sizing.weights import stored_weights
 from llmbench.spec.catalog import find_model, load_bundled
 from llmbench.spec.huggingface import load_config
+from llmbench.spec.huggingface.facts import facts
 from llmbench.spec.model import Layer
 
 from ..measure.rows import header, references, results, row
@@ -106,3 +108,31 @@ def test_a_text_in_place_of_a_number_of_a_case(tmp_path: Path, capsys: pytest.Ca
     path.write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
     assert run(["diff", str(path), str(path), "--all"]) == 0
     assert "tokens s" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("digits", ["9" * 5000, "²", "٣"])
+def test_digits_that_python_does_not_convert(digits: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`int` refuses more than 4,300 digits and superscripts, and reads the digits of every script."""
+    config = {"model_type": "llama", "vocab_size": 100, "hidden_size": 64, "num_hidden_layers": 2}
+    config |= {"num_attention_heads": 4, "intermediate_size": 96}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tensor = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}
+    text = json.dumps({f"model.layers.{digits}.self_attn.q_proj.weight": tensor}).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(16))
+    assert run(["params", str(tmp_path)]) == 0
+    assert "no tensor with a known name" in " ".join(capsys.readouterr().out.split())
+    run(["fit", "gpt2", "--device", "h100", "--engine", f"vllm@0.11.{digits}"])
+    assert "Traceback" not in capsys.readouterr().err
+    path = tmp_path / "step.json"
+    step = facts()["step3p5"]["defaults"]
+    path.write_text(json.dumps({"model_type": "step3p5", **step, "moe_layers_enum": f"3,{digits}"}))
+    assert run(["params", str(path)]) == 0
+
+
+@pytest.mark.parametrize("ratio", [0, 1e-320, 1e-300, -1, 7])
+def test_a_ratio_outside_its_range_makes_the_bytes_approximate(ratio: float, tmp_path: Path) -> None:
+    text = {"model_type": "qwen2", **facts()["qwen2"]["defaults"]}
+    config = {"model_type": "internvl", "text_config": text, "vision_config": {}, "downsample_ratio": ratio}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config))
+    assert any("downsample_ratio: must be" in reason for reason in stored_weights(load_config(path)).doubts)

@@ -160,6 +160,8 @@ def test_wrong_input(capsys: pytest.CaptureFixture[str]) -> None:
         (["--step-time", "-1s", "--batch", "8"], "is not a time"),
         (["--step-time", "3 weeks", "--batch", "8"], "is not a time"),
         (["--step-time", "1e999", "--batch", "8"], "is not a time"),
+        (["--step-time", "1e-320us", "--batch", "8"], "--step-time 0: must be from 1e-09 to 1e+15"),
+        (["--tokens-per-s", "1e300"], "--tokens-per-s 1e+300: must be from"),
     ):
         assert run([*base, *more]) == 2, more
         assert named in " ".join(capsys.readouterr().err.split()), more

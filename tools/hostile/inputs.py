@@ -9,6 +9,7 @@ import json
 import math
 import os
 import random
+import re
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -124,6 +125,84 @@ def assignments() -> Attempt:
                     value = as_toml(damaged(node, rng))[:100_000]
             assignment = f"{'.'.join(path[rng.randrange(len(path)) :])}={value}".replace("\0", "")
             command += ["--set", assignment.encode("utf-8", "surrogatepass").decode("utf-8", "surrogateescape")]
+        return named(command, inside(command))
+
+    return attempt
+
+
+GRAMMARS: dict[str, list[str]] = {
+    "--layout": ["tp=8,sp,pp=4,interleave=2,dp=2,cp=2,zero=1", "pp=4,first=3,last=4", "stages=Et*3|t*4|t*4mL,pp=3"],
+    "--recipe": [
+        "step=foreach,states=bf16,offload=states+weights",
+        "recompute=mlp+moe_act,fp8=cached,imbalance=1.2,mtp",
+    ],
+    "--lora": ["r=16,alpha=32,targets=q,v,dropout=0.05,dora", "r=8,targets=all-linear", "r=4,targets=attention,mlp"],
+    "--base": ["nf4,double=1", "bnb-int8", "gguf-q4-k-m", "w4a16,group=128"],
+    "--weights": ["gptq,bits=8,group=32", "fp8-block,block_outputs=64", "gguf-iq3-m", "mlx,bits=3"],
+    "--engine": ["vllm@0.11,sequences=128,outside_torch=1GiB", "sglang", "trtllm,mtp=1", "llamacpp", "ideal"],
+    "--step-time": ["8.5s", "8500ms", "1e3us", "0.1"],
+    "--tokens-per-s": ["493448", "1e6", "12k"],
+    "--price": ["2.5", "1e300", "0"],
+    "--utilization": ["0.9", "1"],
+    "--seq": ["8k..128k", "1,2,4", "1m", "4096"],
+    "--batch": ["1..64", "8,16", "512"],
+    "--gpus": ["64", "3"],
+    "--kv-dtype": ["fp8,q8_0", "fp8_ds_mla", "bf16"],
+    "--device": ["h100", "a100", "rtx-4090", "m3-max-128gb"],
+    "--users": ["32", "1000000000"],
+    "--micro-batches": ["8", "2147483647"],
+    "--phase": ["train", "inference", "prefill", "decode"],
+    "--recompute": ["none,full", "selective"],
+    "--precision": ["fp8", "mixed", "bf16"],
+    "--set": ["num_hidden_layers=2", "mixer.kind=mla", "vocab_size=2147483647"],
+}
+"""Valid values of options whose values have a grammar."""
+
+
+def varied(value: str, rng: random.Random) -> str:
+    """Return a text with parts that are repeated, removed, exchanged, or replaced by extreme numbers."""
+    parts = re.split(r"([,=|+*.@:]|\d+)", value)
+    for _ in range(rng.choice([0, 1, 1, 2, 3])):
+        at = rng.randrange(len(parts))
+        match rng.randrange(8):
+            case 0:
+                parts[at] = ""
+            case 1:
+                parts[at] = parts[at] * rng.choice([2, 3, 1000])
+            case 2:
+                parts[at] = rng.choice(parts)
+            case 3:
+                parts[at] = rng.choice(WORDS)[:5000].replace("\0", "")
+            case 4 | 5:
+                parts[at] = rng.choice(
+                    ["0", "-1", "1", "3", "7", "2147483647", "1e400", "nan", "inf", "9" * 30, "9" * 5000, "0.5", "１"]
+                )
+            case 6:
+                parts[at] = parts[at].upper()
+            case 7:
+                parts.append(rng.choice([",", "|", "*", "=", *parts]))
+    return "".join(parts)
+
+
+def grammars() -> Attempt:
+    """Values of options that have a grammar, for every sizing command and models of every kind."""
+    from llmbench.spec.catalog import bundled_models
+
+    tree = json.loads((ROOT / "llmbench" / "cli" / "completion.json").read_text())
+    models = bundled_models()
+
+    def attempt(rng: random.Random, folder: Path) -> Problems:
+        name = rng.choice(["memory", "memory", "memory", "fit", "fit", "mfu", "flops", "kvcache", "params", "compare"])
+        command = [name, rng.choice(models)]
+        needed = ["--device", "--step-time", "--batch"] if name == "mfu" and rng.random() < 0.7 else []
+        known = [option for option in tree["commands"][name]["options"] if option in GRAMMARS]
+        for option in dict.fromkeys([*needed, *rng.sample(known, k=rng.randint(1, min(4, len(known))))]):
+            value = rng.choice(GRAMMARS[option])
+            command += [option, varied(value, rng) if rng.random() < 0.35 else value]
+        extra = ["--explain"] if rng.random() < 0.3 and "--explain" in tree["commands"][name]["options"] else []
+        if name == "memory" and rng.random() < 0.2:
+            extra.append("--timeline")
+        command += [*extra, "--notes", "--format", rng.choice(FORMATS)]
         return named(command, inside(command))
 
     return attempt
@@ -313,21 +392,24 @@ def ggufs() -> Attempt:
 
 def tables() -> Attempt:
     """Damaged CSV files of published measurements, for `validate`."""
-    kinds = ["weights", "kv", "engine", "memory"]
-    files = [path.read_text() for path in sorted((ROOT / "benchmarks" / "published").glob("*.csv"))]
-    published = [list(csv.reader(io.StringIO(text))) for text in files]
+    kinds = {"checkpoints": "weights", "kv_formats": "kv", "engine_logs": "engine"}  # the other files: memory
+    published = []
+    for path in sorted((ROOT / "benchmarks" / "published").glob("*.csv")):
+        published.append((kinds.get(path.stem, "memory"), list(csv.reader(io.StringIO(path.read_text())))))
 
     def attempt(rng: random.Random, folder: Path) -> Problems:
-        head, *body = rng.choice(published)
+        kind, (head, *body) = rng.choice(published)
         rows = [head.copy(), *(row.copy() for row in rng.sample(body, k=min(len(body), 8)))]
         for _ in range(rng.randint(1, 6)):
             row = rng.choice(rows)
             at = rng.randrange(len(row))
-            row[at] = near(row[at], rng) if rng.random() < 0.3 else rng.choice([*WORDS, rng.choice(rng.choice(rows))])
+            other = rng.choice([*WORDS, rng.choice(rng.choice(rows))])
+            row[at] = varied(row[at], rng) if row[at] and rng.random() < 0.7 else other
         text = io.StringIO()
         csv.writer(text).writerows(rows)
         (folder / "x.csv").write_bytes(broken(text.getvalue().encode("utf-8", "surrogateescape"), rng))
-        command = ["validate", rng.choice(kinds), str(folder / "x.csv"), "--notes", "--format", rng.choice(FORMATS)]
+        kind = kind if rng.random() < 0.95 else rng.choice(["weights", "kv", "engine", "memory"])
+        command = ["validate", kind, str(folder / "x.csv"), "--notes", "--format", rng.choice(FORMATS)]
         if rng.random() < 0.5:
             command += ["--by", rng.choice(head)]
         return named(command, inside(command))

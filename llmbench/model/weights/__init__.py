@@ -127,7 +127,7 @@ def _predicts_further(spec: ModelSpec, name: str) -> bool:
 
     In the files, these modules have layer numbers that follow the number of the last layer.
     """
-    layer = re.match(r"model\.layers\.(\d+)\.", name)
+    layer = re.match(r"model\.layers\.(\d{1,9})\.", name)
     if layer is None or spec.next_token_prediction is None:
         return False
     return 0 <= int(layer[1]) - spec.num_hidden_layers < spec.next_token_prediction.count

@@ -307,7 +307,7 @@ class Config:
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if type(value) is not int or not least <= value <= 2**31:
-            raise self.error(key, f"must be a whole number of at least {least}, not {_shown(value)}")
+            raise self.error(key, f"must be a whole number from {least} to 2^31, not {_shown(value)}")
         return value
 
 

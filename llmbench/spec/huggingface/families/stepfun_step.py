@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from llmbench.spec.ffn import MoE, SharedExperts
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
@@ -62,7 +64,11 @@ def step3p5(c: Config) -> ModelSpec:
     ]
     listed = c.get("moe_layers_enum")
     names = listed.split(",") if isinstance(listed, str) else listed if isinstance(listed, list) else None
-    chosen = set(range(3, count)) if names is None else {int(name) for name in names if str(name).strip().isdigit()}
+    chosen = (
+        set(range(3, count))
+        if names is None
+        else {int(name) for name in names if re.fullmatch(r"\s*[0-9]{1,9}\s*", str(name))}
+    )
     keys = ("moe_num_experts", "n_routed_experts", "num_local_experts")
     experts = next((c.size(key) for key in keys if key in c), 288)
     mlp_bias = c.flag("mlp_bias")

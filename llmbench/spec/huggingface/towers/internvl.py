@@ -24,6 +24,9 @@ def internvit(c: Config) -> int:
 @composite("internvl", "qianfan_ocr")
 def internvl(w: Whole) -> dict[str, int | None]:
     """InternVL joins neighbouring patches, and has a norm before the projector."""
-    inputs = w.size("vision_config", "hidden_size") * int(1 / w.config.number("downsample_ratio", 0.5)) ** 2
+    ratio = w.config.number("downsample_ratio", 0.5)
+    if not 1e-3 <= ratio <= 1:
+        raise w.config.error("downsample_ratio", f"must be from 0.001 to 1, not {ratio:g}")
+    inputs = w.size("vision_config", "hidden_size") * int(1 / ratio) ** 2
     projector = layer_norm(inputs) + linear(inputs, w.text_width) + linear(w.text_width, w.text_width)
     return {"vision_tower": w.tower("vision_config"), "multi_modal_projector": projector}
