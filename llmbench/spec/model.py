@@ -277,10 +277,12 @@ class HyperConnections(Part, frozen=True):
 
     - streams: number of residual streams.
     - mixes: whether each sublayer also mixes the streams with a matrix of streams × streams elements (DeepSeek-V4).
+    - learned_head: whether a matrix combines the streams before the head. If false, their mean is used (GLM-5.3-Flash).
     """
 
     streams: Size
     mixes: bool = True
+    learned_head: bool = True
 
 
 class Tower(Part, frozen=True):

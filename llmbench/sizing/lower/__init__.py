@@ -276,7 +276,7 @@ def _head(b: Builder) -> None:
     size = b.hidden if spec.embedding.size is None else Dim(spec.embedding.size, "embedding_size")
     if spec.head.size is not None:
         size = Dim(spec.head.size, "head.size")
-    if spec.hyper_connections is not None:
+    if spec.hyper_connections is not None and spec.hyper_connections.learned_head:
         join_head(b, spec.hyper_connections)
     if spec.final_norm:
         b.norm("final_norm", "norms", b.hidden, spec.norm)

@@ -210,8 +210,8 @@ def _kimi_delta(b: Builder, m: KimiDelta) -> None:
             gathers=letter == "q",
         )
     _conv(b, m, product(Dim(3, "3"), width).label, bias=False)
-    for gate in "fg":
-        if m.full_rank_gates:
+    for gate, full_rank in (("f", m.full_rank_decay), ("g", m.full_rank_gate)):
+        if full_rank:
             b.linear(f"{name}.{gate}_proj", "mixer_ssm", b.hidden, width, split="column", saves_input=False)
             continue
         b.linear(f"{name}.{gate}_a_proj", "mixer_ssm", b.hidden, head_dim, saves_input=False)

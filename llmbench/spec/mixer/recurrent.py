@@ -151,14 +151,16 @@ class KimiDelta(RecurrentKind, frozen=True, tag="kimi_delta"):
     - num_heads: number of heads.
     - head_dim: width of a query, key or value head.
     - conv_kernel: number of taps of the short convolution.
-    - full_rank_gates: whether the projections to the decay and to the output gate are full matrices (Ling 2.5 and
-      later). If false, each is a product of two low-rank matrices.
+    - full_rank_decay: whether the projection to the decay is one full matrix (Ling 2.5 and later). If false, it is the
+      product of two low-rank matrices.
+    - full_rank_gate: the same for the projection to the output gate (also Kimi-K3).
     """
 
     num_heads: Size
     head_dim: Size
     conv_kernel: Size
-    full_rank_gates: bool = False
+    full_rank_decay: bool = False
+    full_rank_gate: bool = False
 
     label = "Kimi delta attention"
     module_name = "delta_net"

@@ -53,7 +53,7 @@ architecture that many makers use (bart, bert, mamba). `common.py` contains the 
     meta_muse                 muse_glimmer_text muse_spark_text
     microsoft_phi             biogpt bitnet phi phi-msft phi3 phi3_v phi4_multimodal phi4mm phimoe
     minimax                   minimax minimax_m1 minimax_m2 minimax_m3 minimax_m3_vl_text minimax_text_01 MiniMaxText01
-    mistral                   ministral ministral3 mistral mistral4 mixtral voxtral_realtime_text
+    mistral                   ministral ministral3 mistral mistral4 mistral_large4_text mixtral voxtral_realtime_text
     moonshot_kimi             kimi_k2 kimi_linear
     naver_hyperclovax         hyperclovax
     nvidia_nemotron           deci nemotron nemotron-nas nemotron_h
@@ -87,7 +87,8 @@ architecture that many makers use (bart, bert, mamba). `common.py` contains the 
     xiaomi_mimo               mimo mimo_v2_flash
     xverse                    xverse
     yi                        Yi
-    zhipu_glm                 chatglm glm glm4 glm4_moe glm4_moe_lite glm4v_moe_text glm4v_text glm_moe_dsa glm_ocr_text
+    zhipu_glm                 chatglm glm glm4 glm4_moe glm4_moe_lite glm4v_moe_text glm4v_text glm5_next_text
+                              glm_moe_dsa glm_ocr_text
     zyphra                    zamba zamba2 zaya
 """
 

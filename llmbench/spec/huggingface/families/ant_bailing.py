@@ -105,7 +105,8 @@ def bailing_hybrid(c: Config) -> ModelSpec:
         num_heads=c.size("num_attention_heads"),
         head_dim=head_dim,
         conv_kernel=c.size("short_conv_kernel_size"),
-        full_rank_gates=True,
+        full_rank_decay=True,
+        full_rank_gate=True,
     )
     full = latent_attention(c)
     layers = kda_layers(c, kinds, full, delta, gate=True)

@@ -213,6 +213,24 @@ def indexer_of(c: Config, *, shared: bool = False, interleaved: bool = False) ->
     )
 
 
+def shared_indexers(c: Config) -> list[bool]:
+    """Return one bool per layer: true if the layer reuses the keys that an earlier layer's indexer selected.
+
+    The config states for each layer whether it has its own indexer, or that every n-th layer has its own indexer.
+    """
+    count = num_layers(c)
+    stated = c.entries("indexer_types", count)
+    pattern = c.get("index_topk_pattern")
+    every, offset = max(c.count("index_topk_freq", 1), 1), c.count("index_skip_topk_offset", 2)
+    if stated is None and isinstance(pattern, (str, list)):
+        stated = ["shared" if kind in ("S", "shared") else "full" for kind in pattern]
+        if len(stated) != count:
+            raise c.error("index_topk_pattern", f"must have {count} entries, one per layer, not {len(stated)}")
+    if stated is None:
+        stated = ["full" if max(i - offset + 1, 0) % every == 0 else "shared" for i in range(count)]
+    return [kind == "shared" for kind in stated]
+
+
 @family("deepseek_v4")
 def deepseek_v4(c: Config) -> ModelSpec:
     """DeepSeek-V4 attends to a sliding window and to compressed entries. All layers have experts.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
 from llmbench.spec.huggingface.families.common import (
@@ -10,15 +12,20 @@ from llmbench.spec.huggingface.families.common import (
     block,
     decoder,
     gated,
+    latent_attention,
+    mixture_layers,
     moe,
     norm,
     num_layers,
     rope,
+    sparse_layers,
+    vector,
 )
-from llmbench.spec.huggingface.families.deepseek import deepseek_v3
+from llmbench.spec.huggingface.families.deepseek import deepseek_ffn, deepseek_v3, indexer_of, shared_indexers
 from llmbench.spec.huggingface.families.llama import llama_with_windows
 from llmbench.spec.mixer import Temperature
-from llmbench.spec.model import ExtraWeight, ModelSpec
+from llmbench.spec.model import ExtraWeight, Head, Layer, ModelSpec
+from llmbench.spec.position import NoPositions
 
 MINISTRAL3_ROPE = {
     "rope_type": "yarn",
@@ -83,3 +90,45 @@ def voxtral_realtime(c: Config) -> ModelSpec:
     mixer = attention(c, sliding_window=c.window())
     layer = block(mixer, gated(c, bias=False), extra=(factor,))
     return decoder(c, layer, norm=norm(c), positions=rope(c, head_dim=mixer.head_dim))
+
+
+@family("mistral_large4_text")
+def mistral_large4(c: Config) -> ModelSpec:
+    """Mistral Large 4 has indexed latent attention with full-rank queries, and a scale of the softmax per head.
+
+    Every fourth layer has no positions.
+    """
+    count, hidden = num_layers(c), c.size("hidden_size")
+    every = c.size("no_rope_layer_interval", 4)
+    rotates = c.entries("no_rope_layers", count) or [int((index + 1) % every != 0) for index in range(count)]
+    sources = c.entries("kv_source_layers", count) or list(range(count))
+    if sources != list(range(count)):
+        c.doubt("kv_source_layers: llmbench counts keys and values of each layer, but some layers share them")
+    c.unbuildable("the scales of the softmax, and the frequencies that the model stores, are unsupported")
+    c.ignore("head_dim qk_head_dim layer_types num_experts")
+    scale = vector("attention.softmax_scale", "attention_extra", 2, c.size("num_attention_heads"))
+    of_indexer = (
+        vector("attention.indexer.q_norm", "attention_extra", 2, hidden),
+        vector("attention.indexer.softmax_scale", "attention_extra", 2, c.size("index_n_heads")),
+    )
+    nope, turned = c.size("qk_nope_head_dim"), c.size("qk_rope_head_dim")
+    ffn, dense = deepseek_ffn(c, scores="softmax", correction=None), gated(c, bias=False)
+    first = c.count("first_k_dense_replace")
+    sparse = sparse_layers(c, lambda index: index >= first)
+    layers: list[tuple[str, Layer]] = []
+    for has_rope, shared, has_experts in zip(rotates, shared_indexers(c), sparse, strict=True):
+        mixer = latent_attention(c, indexer=indexer_of(c, shared=shared))
+        if not has_rope:  # the same queries, without a rotated part
+            mixer = replace(mixer, qk_nope_head_dim=nope + turned, qk_rope_head_dim=0, positions=NoPositions())
+        name = ("global" if has_rope else "without_rope") + ("_shared" if shared else "")
+        extra = (scale,) if shared else (scale, *of_indexer)
+        layers += mixture_layers([(name, mixer)], [has_experts], ffn, dense, extra=extra)
+    stored = ExtraWeight(name="rotary_scales", shape=(turned // 2,), role="buffer")
+    return decoder(
+        c,
+        layers,
+        norm=norm(c),
+        positions=rope(c, head_dim=turned, interleaved=True),
+        head=Head(soft_cap=c.optional_number("final_logit_softcapping")),
+        extra=(stored,),
+    )

@@ -13,12 +13,25 @@ from llmbench.spec.huggingface.families.common import (
     decoder,
     gated,
     latent_attention,
+    layer_types,
+    matrix,
+    mixture_layers,
     norm,
     num_layers,
     rope,
+    sparse_layers,
+    vector,
 )
-from llmbench.spec.huggingface.families.deepseek import deepseek_model, deepseek_v32
-from llmbench.spec.model import ModelSpec, Placement
+from llmbench.spec.huggingface.families.deepseek import (
+    deepseek_ffn,
+    deepseek_model,
+    deepseek_v32,
+    indexed_attention,
+    shared_indexers,
+)
+from llmbench.spec.mixer import KimiDelta, Mixer
+from llmbench.spec.model import HyperConnections, Layer, ModelSpec, Placement
+from llmbench.spec.position import NoPositions
 
 
 @family("chatglm")
@@ -104,22 +117,42 @@ def glm4_moe_lite(c: Config) -> ModelSpec:
 @family("glm_moe_dsa")
 def glm_moe_dsa(c: Config) -> ModelSpec:
     """GLM-5 has the architecture of DeepSeek-V3.2. Several layers can use the keys that one indexer selects."""
-    return deepseek_v32(c, reused=_shared_indexers(c), interleaved=True)
+    return deepseek_v32(c, reused=shared_indexers(c), interleaved=True)
 
 
-def _shared_indexers(c: Config) -> list[bool]:
-    """Return one bool per layer: true if the layer reuses the keys that an earlier layer's indexer selected.
+@family("glm5_next_text")
+def glm5_next(c: Config) -> ModelSpec:
+    """GLM-5.3-Flash has Kimi's delta attention, indexed latent attention in every fourth layer, and several streams.
 
-    The config states for each layer whether it has its own indexer, or that every n-th layer has its own indexer.
+    An indexer scores groups of tokens instead of single tokens.
     """
-    count = num_layers(c)
-    stated = c.entries("indexer_types", count)
-    pattern = c.get("index_topk_pattern")
-    every, offset = max(c.count("index_topk_freq", 1), 1), c.count("index_skip_topk_offset", 2)
-    if stated is None and isinstance(pattern, (str, list)):
-        stated = ["shared" if kind in ("S", "shared") else "full" for kind in pattern]
-        if len(stated) != count:
-            raise c.error("index_topk_pattern", f"must have {count} entries, one per layer, not {len(stated)}")
-    if stated is None:
-        stated = ["full" if max(i - offset + 1, 0) % every == 0 else "shared" for i in range(count)]
-    return [kind == "shared" for kind in stated]
+    count, hidden = num_layers(c), c.size("hidden_size")
+    kinds = layer_types(c, ["linear_attention" if index % 4 != 3 else "indexed_attention" for index in range(count)])
+    group, width = c.size("index_kpool"), c.size("index_head_dim")
+    c.doubt(f"llmbench counts an indexer score per key and query, but the indexer scores groups of {group} keys")
+    c.ignore("index_kpool_always_select_tail swiglu_limit hc_eps hc_sinkhorn_iters linear_lower_bound head_dim")
+    pooling = (
+        matrix("attention.indexer.pool_gate", "attention_extra", width, hidden),
+        vector("attention.indexer.pool_positions", "attention_extra", group, width),
+    )
+    delta = KimiDelta(
+        num_heads=c.size("linear_num_heads"),
+        head_dim=c.size("linear_head_dim"),
+        conv_kernel=c.size("linear_conv_kernel_dim"),
+    )
+    layers: list[tuple[str, Layer]] = []
+    ffn, dense = deepseek_ffn(c), gated(c, bias=False)
+    sparse = sparse_layers(c, lambda index: index >= 3)
+    for kind, shared, has_experts in zip(kinds, shared_indexers(c), sparse, strict=True):
+        linear = kind == "linear_attention"
+        mixer: Mixer = delta if linear else indexed_attention(c, shared=shared)
+        name = "linear" if linear else "shared" if shared else "indexed"
+        extra = () if linear or shared else pooling
+        layers += mixture_layers([(name, mixer)], [has_experts], ffn, dense, extra=extra)
+    return decoder(
+        c,
+        layers,
+        norm=norm(c),
+        positions=NoPositions(),
+        hyper_connections=HyperConnections(streams=c.size("hc_mult"), learned_head=False),
+    )
