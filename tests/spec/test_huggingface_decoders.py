@@ -23,6 +23,16 @@ TEXT = {
 EXPERTS = {"moe_intermediate_size": 24, "num_experts_per_tok": 2}
 KINDS = ["dense", *["sparse"] * 4]
 OCR = {**TEXT, **EXPERTS, "num_key_value_heads": 4, "n_routed_experts": 8, "n_shared_experts": 2}
+LATENT = {
+    **OCR,
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 12,
+    "v_head_dim": 10,
+    "index_n_heads": 2,
+    "index_head_dim": 8,
+    "mlp_layer_types": KINDS,
+}
 
 CONFIGS: list[tuple[str, dict[str, Any]]] = [
     (
@@ -60,6 +70,35 @@ CONFIGS: list[tuple[str, dict[str, Any]]] = [
     ("voxtral_realtime", {"text_config": {"model_type": "voxtral_realtime_text", **TEXT, "head_dim": 8}}),
     ("muse_glimmer", {"text_config": {"model_type": "muse_glimmer_text", **TEXT, "head_dim": 8}}),
     (
+        "glm5_next",
+        {
+            "text_config": {
+                "model_type": "glm5_next_text",
+                "pad_token_id": 0,
+                **LATENT,
+                "q_lora_rank": 24,
+                "index_kpool": 4,
+                "linear_num_heads": 2,
+                "linear_head_dim": 8,
+                "indexer_types": ["full", "full", "full", "full", "shared"],
+                "layer_types": ["linear_attention", "linear_attention", "linear_attention", *["indexed_attention"] * 2],
+            },
+            "vision_config": {"model_type": "glm5_next_vision", "out_hidden_size": 64},
+        },
+    ),
+    (
+        "mistral_large4",
+        {
+            "text_config": {
+                "model_type": "mistral_large4_text",
+                **LATENT,
+                "qk_rope_head_dim": 4,
+                "no_rope_layers": [1, 1, 0, 1, 0],
+                "indexer_types": ["full", "shared", "full", "full", "shared"],
+            }
+        },
+    ),
+    (
         "muse_spark",
         {
             "text_config": {
@@ -85,6 +124,66 @@ def test_transformers_counts_the_same(model_type: str, values: dict[str, Any]) -
     assert counted.active == truth.active
     assert counted.active_matmul == truth.active_matmul
     assert counted.buffers == sum(truth.persistent_buffers.values())
+
+
+KIMI_K3 = {
+    "model_type": "kimi_linear",
+    "activation_situ_beta": 4.0,
+    "activation_situ_linear_beta": 25.0,
+    "attn_res_block_size": 12,
+    "first_k_dense_replace": 1,
+    "hidden_act": "situ",
+    "hidden_size": 7168,
+    "intermediate_size": 33792,
+    "kv_lora_rank": 512,
+    "latent_moe_use_norm": True,
+    "linear_attn_config": {
+        "full_attn_layers": [*range(4, 93, 4), 93],
+        "gate_lower_bound": -5.0,
+        "head_dim": 128,
+        "kda_layers": [layer for layer in range(1, 93) if layer % 4],
+        "num_heads": 96,
+        "short_conv_kernel_size": 4,
+        "use_full_rank_gate": True,
+    },
+    "mla_use_nope": True,
+    "mla_use_output_gate": True,
+    "moe_intermediate_size": 3072,
+    "moe_renormalize": True,
+    "moe_router_activation_func": "sigmoid",
+    "num_attention_heads": 96,
+    "num_expert_group": 1,
+    "num_experts": 896,
+    "num_experts_per_token": 16,
+    "num_hidden_layers": 93,
+    "num_key_value_heads": 96,
+    "num_shared_experts": 2,
+    "q_lora_rank": 1536,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "rms_norm_eps": 1e-5,
+    "routed_expert_hidden_size": 3584,
+    "routed_scaling_factor": 1.0,
+    "tie_word_embeddings": False,
+    "topk_group": 1,
+    "v_head_dim": 128,
+    "vocab_size": 163840,
+}
+
+
+def test_kimi_k3_has_the_size_of_its_files() -> None:
+    """The experts are in MXFP4 (4 bits, and 8 bits per 32 elements), the rest in bf16.
+
+    The index of moonshotai/Kimi-K3 states 1,560,860,324,864 bytes, with the vision tower of under 0.5 billion
+    parameters.
+    """
+    spec = from_config({"model_type": "kimi_k3", "text_config": KIMI_K3}, name="test")
+    assert spec.approximate == ()
+    counted = count_parameters(spec)
+    experts = counted.components["experts"]
+    text = experts * 17 // 32 + 2 * (counted.total - experts)
+    assert 0 < 1_560_860_324_864 - text < 2 * 500_000_000
+    assert counted.total == 2_779_484_393_568
 
 
 def test_each_run_of_a_layer_of_hrm_text_has_a_cache() -> None:

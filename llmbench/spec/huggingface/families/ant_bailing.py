@@ -109,7 +109,7 @@ def bailing_hybrid(c: Config) -> ModelSpec:
         full_rank_gate=True,
     )
     full = latent_attention(c)
-    layers = kda_layers(c, kinds, full, delta, gate=True)
+    layers = kda_layers(c, kinds, full, delta, gate="headwise")
     return decoder(
         c,
         layers,

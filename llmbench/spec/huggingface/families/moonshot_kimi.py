@@ -1,8 +1,12 @@
-"""Importers for Kimi K2 and Kimi Linear by Moonshot AI."""
+"""Importers for Kimi K2, Kimi Linear and the language model of Kimi K3 by Moonshot AI."""
 
 from __future__ import annotations
 
-from llmbench.spec.ffn import FFN, SharedExperts
+from typing import Literal
+
+from msgspec.structs import replace
+
+from llmbench.spec.ffn import FFN, MoE, SharedExperts
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
 from llmbench.spec.huggingface.families.common import (
@@ -12,14 +16,18 @@ from llmbench.spec.huggingface.families.common import (
     gated,
     latent_attention,
     linear_layer_types,
+    matrix,
     moe,
     norm,
     num_layers,
+    vector,
 )
 from llmbench.spec.huggingface.families.deepseek import deepseek_v3
 from llmbench.spec.mixer import KimiDelta, LatentAttention, Mixer
 from llmbench.spec.model import ExtraWeight, Layer, ModelSpec
 from llmbench.spec.position import NoPositions
+
+Gate = Literal["headwise", "elementwise"]
 
 
 @family("kimi_k2")
@@ -33,7 +41,7 @@ def kimi_linear(c: Config) -> ModelSpec:
     """Kimi Linear has latent attention in every fourth layer, and delta attention in the other layers.
 
     The model has no position encoding. `linear_attn_config` can list the numbers of the layers of each kind. The first
-    layer has the number 1.
+    layer has the number 1. Kimi K3 adds experts in a narrower space, output gates, and sums over blocks of layers.
     """
     c.rename(
         num_experts="num_local_experts",
@@ -61,13 +69,13 @@ def kimi_linear(c: Config) -> ModelSpec:
     )
     if c.count("moe_layer_freq", 1) != 1:
         c.doubt(f"config key moe_layer_freq = {c.get('moe_layer_freq')} is not understood; only 1 is supported")
-    own_config = c.table("linear_attn_config")
+    own_config = c.sub("linear_attn_config")
     count = num_layers(c)
     derived = ["full_attention" if index and index % 4 == 0 else "linear_attention" for index in range(count)]
-    attending = own_config.get("full_attn_layers")
-    if isinstance(attending, list) and isinstance(own_config.get("kda_layers"), list):
+    attending, others = own_config.entries("full_attn_layers"), own_config.entries("kda_layers")
+    if attending is not None and others is not None:
         derived = ["full_attention" if index + 1 in attending else "linear_attention" for index in range(count)]
-        if len(attending) + len(own_config["kda_layers"]) != count:
+        if len(attending) + len(others) != count:
             raise c.error("linear_attn_config", f"must list each of the {count} layers exactly once")
     kinds = linear_layer_types(c, derived)
 
@@ -78,21 +86,43 @@ def kimi_linear(c: Config) -> ModelSpec:
         - inner: the name of the key in the object linear_attn_config.
         """
         if inner in own_config:
-            c.put(key, own_config[inner])
+            c.put(key, own_config.get(inner))
         return c.size(key)
 
     delta = KimiDelta(
         num_heads=of_kda("linear_num_heads", "num_heads"),
         head_dim=of_kda("linear_head_dim", "head_dim"),
         conv_kernel=of_kda("linear_conv_kernel_dim", "short_conv_kernel_size"),
+        full_rank_gate=own_config.flag("use_full_rank_gate"),
     )
-    layers = kda_layers(c, kinds, latent_attention(c, positions=NoPositions()), delta, gate=False)
+    own_config.ignore("gate_lower_bound")
+    own_config.doubt_unread()
+    gate: Gate | None = "elementwise" if c.flag("mla_use_output_gate") else None
+    layers = kda_layers(c, kinds, latent_attention(c, positions=NoPositions()), delta, gate=gate)
+    extra: tuple[ExtraWeight, ...] = ()
+    if c.optional_size("attn_res_block_size"):
+        layers = [(name, replace(layer, extra=(*layer.extra, *_sums(c, 2)))) for name, layer in layers]
+        extra = _sums(c, 1)
+        c.note("FLOPs do not include the weighted sums over blocks of layers (under 0.1% of all FLOPs)")
+    c.ignore("activation_situ_beta", "activation_situ_linear_beta")
     # transformers never ties the head to the embedding, whatever the config says.
-    return decoder(c, layers, norm=norm(c), positions=NoPositions(), tie_word_embeddings=False)
+    return decoder(c, layers, norm=norm(c), positions=NoPositions(), tie_word_embeddings=False, extra=extra)
+
+
+def _sums(c: Config, count: int) -> tuple[ExtraWeight, ...]:
+    """Return the weights of `count` weighted sums over blocks of layers (Kimi K3's attention residuals).
+
+    Each sum has a norm, and a vector that computes one score per block.
+    """
+    hidden = c.size("hidden_size")
+    return (
+        vector("residual_norms", "norms", count, hidden),
+        matrix("residual_scores", "other", count, hidden),
+    )
 
 
 def kda_layers(
-    c: Config, kinds: list[str], full: LatentAttention, delta: KimiDelta, gate: bool
+    c: Config, kinds: list[str], full: LatentAttention, delta: KimiDelta, gate: Gate | None
 ) -> list[tuple[str, Layer]]:
     """Return layers with Kimi's delta attention or latent attention.
 
@@ -101,23 +131,25 @@ def kda_layers(
     - kinds: the type of each layer. "full_attention" means latent attention.
     - full: the latent attention.
     - delta: the delta attention.
-    - gate: latent attention has an output gate per head.
+    - gate: the output gate of latent attention. "headwise": one gate value per head. "elementwise": one per channel.
     """
     sparse = _after_dense(c, len(kinds))
     experts = _deepseek_moe(c, sparse, "num_local_experts")
-    heads_gate = ExtraWeight(
-        name="attention.g_proj",
-        shape=(full.num_attention_heads, c.size("hidden_size")),
-        role="matmul",
-        component="attention",
-    )
+    gates = full.num_attention_heads * (full.v_head_dim if gate == "elementwise" else 1)
+    output_gate = matrix("attention.g_proj", "attention", gates, c.size("hidden_size"))
+    latent = c.optional_size("routed_expert_hidden_size")
+    experts_norm = vector("ffn.latent_norm", "norms", latent or 1)
+    normed = latent is not None and c.flag("latent_moe_use_norm")
     layers: list[tuple[str, Layer]] = []
     for kind, has_experts in zip(kinds, sparse, strict=True):
         attends = kind == "full_attention"
         mixer: Mixer = full if attends else delta
         ffn = experts if has_experts and experts is not None else gated(c, bias=False)
         name = ("attention" if attends else "linear") + ("" if has_experts else "_dense")
-        layers.append((name, block(mixer, ffn, extra=(heads_gate,) if attends and gate else ())))
+        extra = (output_gate,) if attends and gate else ()
+        if normed and isinstance(ffn, MoE):
+            extra = (*extra, experts_norm)
+        layers.append((name, block(mixer, ffn, extra=extra)))
     return layers
 
 
@@ -145,4 +177,5 @@ def _deepseek_moe(c: Config, sparse: list[bool], experts: str) -> FFN | None:
         experts=experts,
         router=deepseek_router(c),
         shared=SharedExperts(intermediate_size=shared * width) if shared else None,
+        latent_size=c.optional_size("routed_expert_hidden_size"),
     )
