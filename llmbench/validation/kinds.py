@@ -53,6 +53,13 @@ FILES = (
         ("id", "model", "method"),
         "torchtune",
     ),
+    FileKind(
+        "megatron_bridge_memory",
+        "memory",
+        ("card", "model", "settings", "peak_mem_gb", "mem_quantity"),
+        ("card", "model", "name"),
+        "megatron_bridge",
+    ),
     FileKind("training_runs", "memory", ("model", "quantity", "value", "unit", "seq_len"), ("id",), "training_runs"),
 )
 

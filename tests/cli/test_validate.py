@@ -259,6 +259,19 @@ def test_megatron_precision_aware_optimizer(tmp_path: Path, capsys: Capture) -> 
     assert "exp_avg_dtype" in refused["reason"]
 
 
+def test_cards_of_megatron_bridge_say_what_is_missing(tmp_path: Path, capsys: Capture) -> None:
+    rows = {
+        'c,m,"{""parallelism"": ""TP2"", ""gbs"": 4}",36.6,peak allocated': "give the sequence length, the micro",
+        "c,m,{},,peak allocated": "no peak",
+        "c,m,[],1,peak allocated": "not a JSON object",
+        "c,m,{,1,peak allocated": "not a JSON object",
+    }
+    result = answer(capsys, "memory", write(tmp_path, "card,model,settings,peak_mem_gb,mem_quantity", *rows))
+    assert result["file"] == "megatron_bridge_memory"
+    for item, words in zip(result["items"], rows.values(), strict=True):
+        assert words in item["reason"]
+
+
 def test_megatron_puts_modules_that_a_notation_leaves_out_on_the_last_stage(tmp_path: Path, capsys: Capture) -> None:
     needed = "mem_max_last,layers,hidden,heads,seq_len,micro_batch,tp,pp,logging_stage,vocab,dp,mtp,pp_layout"
     run = "4e9,4,512,8,1024,4,1,2,1,50257,1"
