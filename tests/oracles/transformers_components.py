@@ -37,7 +37,7 @@ _MLP_CLASS = re.compile(r"(MLP|Mlp|FeedForward|FFN|DenseActDense|DenseGatedActDe
 _POSITION = re.compile(r"^(wpe|embed_positions|position_embeddings?|positions_embed|pos_emb)$")
 _NO_MATMUL = re.compile(
     r"(^|[._])(bias|A_log|D|A|norm|sinks?|scale|lambda\w*|time_\w+|static_weight|temp|query|recurrent_param)$|"
-    r"relative|rel_pos|_bias$|seg_embed|mask_emb$"
+    r"relative|rel_pos|_bias$|seg_embed|mask_emb$|_ape$"
 )
 # Matrices that the logits of a plain text do not depend on.
 _UNUSED = re.compile(r"(^|\.)(pooler|contact_head|(query|key|value)_global|ada_rms_norm)\.")
