@@ -49,7 +49,7 @@ class AttentionLayer(nn.Module):
         where: str = "attention",
     ) -> None:
         super().__init__()
-        for field in ("shares_kv", "disentangled", "input_size"):
+        for field in ("disentangled", "input_size"):
             if getattr(mixer, field):
                 raise UnsupportedError(f"{spec.name}: {where}.{field} is not implemented in the PyTorch model yet")
         self.spec, self.mixer, self.position_kind = spec, mixer, positions
@@ -107,6 +107,14 @@ class AttentionLayer(nn.Module):
 
         Returns the weighted values [B, S, N, Hv], and the relative bias `shared` that later layers read (T5).
         """
+        q, seen = self.seen(q, k, v, step, cache)
+        return self.weigh(q, seen, step, shared)
+
+    def seen(self, q: Tensor, k: Tensor, v: Tensor, step: Step, cache: LayerCache | None) -> tuple[Tensor, Seen]:
+        """Apply norms and the rotation to q, k and v [B, S, heads, H]. Store k and v in the cache.
+
+        Returns the queries [B, N, S, H], and the keys and values that they see.
+        """
         mixer, implementation = self.mixer, step.implementation
         for change in self.before_rotation:
             q, k, v = change(self, q, k, v, step)
@@ -116,12 +124,15 @@ class AttentionLayer(nn.Module):
             q, k = implementation.rotate(q, k, tables, interleaved=interleaved)
         for change in self.after_rotation:
             q, k, v = change(self, q, k, v, step)
-        seen = context(
+        return q, context(
             k, v, step, cache, causal=mixer.causal, window=mixer.sliding_window, chunk=mixer.attention_chunk_size
         )
-        scores = Scores(self.scale, mixer.logit_soft_cap, self.sinks)
+
+    def weigh(self, q: Tensor, seen: Seen, step: Step, shared: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the weighted values [B, S, N, Hv] for queries q [B, N, S, H], and `shared`."""
+        scores = Scores(self.scale, self.mixer.logit_soft_cap, self.sinks)
         scores, shared = self.position_scores(self, scores, seen.mask, shared)
-        return self.weighted_values(q, seen, scores, implementation).transpose(1, 2), shared
+        return self.weighted_values(q, seen, scores, step.implementation).transpose(1, 2), shared
 
     def weighted_values(self, q: Tensor, seen: Seen, scores: Scores, implementation: Implementation) -> Tensor:
         """Return the weighted values [B, N, S, Hv] for queries q [B, N, S, H]."""

@@ -26,6 +26,7 @@ _SELF_ATTENTION_ONLY = (
     "shares_kv",
     "output_norm",
     "differential",
+    "attention_experts",
     "input_size",
     "disentangled",
     "clip_qkv",

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from llmbench.model.cache import Cache
 from llmbench.model.embeddings import Embeddings
+from llmbench.model.gemma4 import Gemma4Block, PerLayerEmbeddings, is_gemma4
 from llmbench.model.head import HeadLayer
 from llmbench.model.implementations import implementation, preferred
 from llmbench.model.norm_placements import BlockParts, LayerState, block_class, is_plain, layer_norm
@@ -22,6 +23,7 @@ from llmbench.model.norms import NormLayer
 from llmbench.model.positions import Tables, rotary_table, rotations_of, tables_of
 from llmbench.model.refusals import refuse_spec, refuse_step
 from llmbench.model.residual import Residual
+from llmbench.model.rwkv import RWKVBlock, mixes_channels
 from llmbench.model.step import Step
 from llmbench.spec.model import Layer, ModelSpec
 
@@ -50,7 +52,13 @@ def build_block(spec: ModelSpec, layer: Layer, *, index: int, where: str) -> Blo
 
     Raises UnsupportedError if the PyTorch model does not implement the layer.
     """
-    kind = Block if is_plain(layer) else block_class(spec, layer, where=where)
+    kind: type[BlockParts]
+    if is_gemma4(spec, layer):
+        kind = Gemma4Block
+    elif mixes_channels(layer):
+        kind = RWKVBlock
+    else:
+        kind = Block if is_plain(layer) else block_class(spec, layer, where=where)
     return kind(spec, layer, index=index, where=where)
 
 
@@ -64,6 +72,8 @@ class Decoder(Embeddings):
         refuse_spec(spec, has_encoder=self.has_encoder)
         super().__init__(spec)
         self.implementation = implementation(preferred(spec)[0] if impl is None else impl)
+        per_layer = spec.embedding.per_layer
+        self.per_layer = None if per_layer is None else PerLayerEmbeddings(spec, per_layer)
         self.layers = nn.ModuleList(
             build_block(spec, spec.layers[name], index=index, where=f"layers.{name}")
             for index, name in enumerate(spec.order)
@@ -118,7 +128,10 @@ class Decoder(Embeddings):
         batch, length = tokens.shape
         refuse_step(self.spec, self.rotations, batch, length, cache=cache, lengths=lengths)
         step = self._step(tokens, cache, lengths)._replace(memory=memory, memory_valid=memory_valid)
-        x, shared = Residual(self.embed(tokens, step.positions, token_types, self.implementation)), None
+        embedded = self.embed(tokens, step.positions, token_types, self.implementation)
+        if self.per_layer is not None:
+            step = step._replace(per_layer=self.per_layer(tokens, embedded, self.implementation))
+        x, shared = Residual(embedded), None
         for index, block in enumerate(self.layers):
             x, shared = block(x, step, None if cache is None else cache.layers[index], shared)
         if cache is not None:

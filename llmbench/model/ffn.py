@@ -90,6 +90,7 @@ class ExpertsLayer(nn.Module):
         super().__init__()
         experts, width = moe.num_experts, moe.intermediate_size
         self.moe = moe
+        self.num_experts = experts
         self.gate_proj = nn.Parameter(torch.empty(experts, width, hidden)) if moe.gated else None
         self.up_proj = nn.Parameter(torch.empty(experts, width, hidden))
         self.down_proj = nn.Parameter(torch.empty(experts, hidden, width))
@@ -217,6 +218,8 @@ class MixtureLayer(nn.Module):
             raise UnsupportedError(
                 "a router with a hidden layer (router.hidden_size) is not implemented in the PyTorch model yet"
             )
+        if moe.separate_norms and type(self) is MixtureLayer:
+            raise UnsupportedError("separate_norms is implemented only for layers with placement `sandwich`")
         if moe.zero_experts and (moe.capacity_factor is not None or moe.expert_capacity is not None):
             raise UnsupportedError(
                 "capacity_factor or expert_capacity with zero_experts is not implemented in the PyTorch model yet"
@@ -236,6 +239,7 @@ class MixtureLayer(nn.Module):
             self.shared = feed_forward(hidden, shape, norm)
             self.shared_gate = nn.Linear(hidden, 1, bias=False) if moe.shared.gate else None
         self.beside = None if moe.beside is None else feed_forward(hidden, moe.beside, norm)
+        self.output_bias = nn.Parameter(torch.empty(hidden)) if moe.output_bias else None
         self.output_norm = NormLayer(hidden, norm) if moe.output_norm else None
         self.last_chosen: Tensor | None = None
         self.last_kept: Tensor | None = None
@@ -255,6 +259,8 @@ class MixtureLayer(nn.Module):
                 out = out / 2
         if self.beside is not None:
             out = out + self.beside(x, implementation)
+        if self.output_bias is not None:
+            out = out + self.output_bias
         return out if self.output_norm is None else self.output_norm(out, implementation)
 
     def _routed(
@@ -297,6 +303,8 @@ def feed_forward(hidden: int, ffn: FFN, norm: Norm = Norm()) -> nn.Module:
     """
     match ffn:
         case Dense():
+            if ffn.channel_mixing:
+                raise UnsupportedError("channel_mixing is implemented in the PyTorch model only in layers of RWKV")
             return DenseLayer(hidden, ffn)
         case Gated():
             return GatedLayer(hidden, ffn, norm)

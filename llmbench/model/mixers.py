@@ -24,6 +24,7 @@ from llmbench.model.recurrent import (
     Mamba2Layer,
     MambaLayer,
     RGLRULayer,
+    RWKVLayer,
     ShortConvLayer,
     new_state,
 )
@@ -54,7 +55,7 @@ def build_mixer(spec: ModelSpec, mixer: SingleMixer, *, index: int, where: str) 
     """
     match mixer:
         case Attention():
-            layer = attention_class(mixer)
+            layer = attention_class(spec, mixer)
             return layer(spec, mixer, positions=spec.positions_of(mixer), index=index, where=where)
         case LatentAttention():
             return LatentLayer(spec, mixer, positions=spec.positions_of(mixer))
@@ -70,7 +71,9 @@ def build_mixer(spec: ModelSpec, mixer: SingleMixer, *, index: int, where: str) 
             return RGLRULayer(spec, mixer)
         case ShortConv():
             return ShortConvLayer(spec, mixer)
-        case CompressedAttention() | KimiDelta() | RWKV():
+        case RWKV():
+            return RWKVLayer(spec, mixer)
+        case CompressedAttention() | KimiDelta():
             raise UnsupportedError(
                 f"{spec.name}: {where} of kind {mixer.kind} is not implemented in the PyTorch model yet"
             )
@@ -78,14 +81,16 @@ def build_mixer(spec: ModelSpec, mixer: SingleMixer, *, index: int, where: str) 
             assert_never(mixer)
 
 
-def build_state(mixer: SingleMixer, store: Store) -> Any:
+def build_state(mixer: SingleMixer, store: Store, hidden: int) -> Any:
     """Create the memory that a mixer keeps between forward passes: a cache of tokens, or a state of fixed size.
+
+    - `hidden`: the hidden size of the model.
 
     Raises UnsupportedError if the mixer needs a kind of memory that cannot be built.
     """
     rows, state = mixer.cache_rows, mixer.fixed_state
     if state is not None and not rows:
-        return new_state(state, store.batch, dtype=store.dtype, device=store.device)
+        return new_state(state, store.batch, hidden, dtype=store.dtype, device=store.device)
     if state is None and len(rows) == 1:
         return store.rows(row_shape(rows[0], mixer.indexer_row), rows[0].span)
     if not mixer.causal:
@@ -113,7 +118,8 @@ def new_cache(spec: ModelSpec, batch: int, capacity: int, *, kind: str = "rollin
     layers = []
     for name in spec.order:
         layer = spec.layers[name]
-        layers.append({mixer.module_name: build_state(mixer, store) for mixer in branches(layer.mixer)})
+        own = [mixer for mixer in branches(layer.mixer) if not mixer.shares_kv]  # the others read an earlier cache
+        layers.append({mixer.module_name: build_state(mixer, store, spec.hidden_size) for mixer in own})
         if layer.cross_attention is not None:
             layers[-1]["cross_attention"] = CrossState()
     return Cache(layers, store)

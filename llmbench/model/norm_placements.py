@@ -58,7 +58,11 @@ class BlockParts(nn.Module):
         self.cross_attention: CrossAttentionLayer | None = None
         if layer.cross_attention is not None:
             self.cross_attention = CrossAttentionLayer(spec, layer.cross_attention, where=f"{where}.cross_attention")
-        self.ffn = None if layer.ffn is None else feed_forward(spec.hidden_size, layer.ffn, spec.norm)
+        self.ffn = self.build_ffn(spec, layer)
+
+    def build_ffn(self, spec: ModelSpec, layer: Layer) -> nn.Module | None:
+        """Build the feed-forward of the layer. None: the layer has none."""
+        return None if layer.ffn is None else feed_forward(spec.hidden_size, layer.ffn, spec.norm)
 
     @abstractmethod
     def forward(self, x: Residual, step: Step, state: LayerState | None, shared: Any) -> tuple[Residual, Any]:
@@ -72,7 +76,7 @@ class BlockParts(nn.Module):
         """
         outputs = []
         for name, (input_scale, output_scale) in zip(self.mixers, self.branch_scales, strict=True):
-            own = None if state is None else state[name]
+            own = None if state is None else state.get(name)
             out, shared = self.get_submodule(name)(times(x, input_scale), step, own, shared)
             outputs.append(times(out, output_scale))
         return sum(outputs[1:], outputs[0]), shared

@@ -13,13 +13,16 @@ from torch import Tensor, nn
 
 from llmbench.errors import UnsupportedError
 from llmbench.model.attention import AttentionLayer
+from llmbench.model.attention_experts import ExpertAttention
 from llmbench.model.gated_attention import gated_class
 from llmbench.model.implementations.interface import Given, Implementation, Scores, Seen
 from llmbench.model.layer_cache import LayerCache
 from llmbench.model.norms import NormLayer, times
+from llmbench.model.positions import rotate
 from llmbench.model.step import Step
 from llmbench.spec.mixer import Attention
 from llmbench.spec.model import ModelSpec, Norm
+from llmbench.spec.position import Positions
 
 
 class NormedOutputAttention(AttentionLayer):
@@ -79,7 +82,71 @@ class Difference(nn.Module):
         return difference
 
 
-def attention_class(mixer: Attention) -> type[AttentionLayer]:
+class StoringAttention(AttentionLayer):
+    """Attention whose keys and values later layers read (Gemma 4).
+
+    `shared` is then a dictionary with the keys and values of the last layer with each window, by the size of the
+    window.
+    """
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, step: Step, cache: LayerCache | None, shared: Any
+    ) -> tuple[Tensor, Any]:
+        """Compute attention like AttentionLayer, and add the keys and values to `shared`."""
+        q, seen = self.seen(q, k, v, step, cache)
+        out, _ = self.weigh(q, seen, step, None)
+        return out, {**(shared or {}), self.mixer.sliding_window: seen}
+
+
+class ReadingAttention(AttentionLayer):
+    """Attention that reads the keys and values of the last earlier layer with the same window (Gemma 4).
+
+    The layer has no projections of keys and values, and no cache.
+    """
+
+    def __init__(self, spec: ModelSpec, mixer: Attention, *, positions: Positions, index: int, where: str) -> None:
+        super().__init__(spec, mixer, positions=positions, index=index, where=where)
+        sources = [layer.mixer for name in spec.order[:index] if (layer := spec.layers[name])]
+        if mixer.qk_norm is not None and (mixer.qk_norm.after_rope or mixer.qk_norm.over != "head"):
+            raise UnsupportedError(f"{spec.name}: {where}.qk_norm with shares_kv: only a norm per head is supported")
+        if positions.acts_on == "scores" or mixer.clip_qkv is not None or mixer.temperature is not None:
+            raise UnsupportedError(
+                f"{spec.name}: {where}.shares_kv with {positions.kind} positions, clip_qkv or temperature is not "
+                "implemented in the PyTorch model yet"
+            )
+        if not any(_gives_keys(source, mixer) for source in sources):
+            raise UnsupportedError(
+                f"{spec.name}: {where}.shares_kv: no earlier layer has keys and values of this shape and window"
+            )
+        self.k_norm = None
+
+    def add_projections(self, hidden: int) -> None:
+        mixer = self.mixer
+        heads = mixer.num_attention_heads
+        self.q_proj = nn.Linear(hidden, heads * mixer.head_dim, bias=mixer.qkv_bias)
+        self.o_proj = nn.Linear(heads * mixer.value_dim, hidden, bias=mixer.output_bias)
+
+    def forward(self, x: Tensor, step: Step, cache: LayerCache | None, shared: Any) -> tuple[Tensor, Any]:
+        """Return the output [B, S, D] for x [B, S, D], and `shared`, which later layers read."""
+        q = self.queries(x)
+        if self.q_norm is not None:
+            q = self.q_norm(q, step.implementation)
+        q = q.transpose(1, 2)
+        if self.rotation is not None:
+            q = rotate(q, step.tables[self.rotation.name], interleaved=self.rotation.rope.interleaved)
+        out, _ = self.weigh(q, shared[self.mixer.sliding_window], step, None)
+        return self.o_proj(out.flatten(2)), shared
+
+
+def _gives_keys(source: object, mixer: Attention) -> bool:
+    """Return whether the keys and values of the layer `source` are those that a layer with shares_kv can read."""
+    if not isinstance(source, Attention) or source.shares_kv:
+        return False
+    fields = ("sliding_window", "attention_chunk_size", "num_key_value_heads", "head_dim", "value_dim", "causal")
+    return all(getattr(source, field) == getattr(mixer, field) for field in fields)
+
+
+def attention_class(spec: ModelSpec, mixer: Attention) -> type[AttentionLayer]:
     """Return the class of an attention layer.
 
     Raises UnsupportedError for a combination of fields that no class implements.
@@ -88,8 +155,17 @@ def attention_class(mixer: Attention) -> type[AttentionLayer]:
         "output_gate": gated_class(mixer),
         "output_norm": NormedOutputAttention if mixer.output_norm else None,
         "differential": DifferentialAttention if mixer.differential else None,
+        "attention_experts": ExpertAttention if mixer.attention_experts is not None else None,
+        "shares_kv": _sharing_class(spec, mixer),
     }
     special = {field: kind for field, kind in classes.items() if kind is not None}
     if len(special) > 1:
         raise UnsupportedError(f"attention with {' and '.join(special)} is not implemented in the PyTorch model yet")
     return next(iter(special.values()), AttentionLayer)
+
+
+def _sharing_class(spec: ModelSpec, mixer: Attention) -> type[AttentionLayer] | None:
+    """Return the class of a layer in a model whose layers share keys and values. None: the model has no such layers."""
+    if mixer.shares_kv:
+        return ReadingAttention
+    return StoringAttention if any(other.shares_kv for other in spec.attentions) else None

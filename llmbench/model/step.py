@@ -1,6 +1,6 @@
 """The inputs that all layers of one forward pass share.
 
-Dimensions: B batch, S length, D hidden size, E encoder length.
+Dimensions: B batch, S length, D hidden size, E encoder length, L layers, W width of a per-layer embedding.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ class Step(NamedTuple):
     - `lengths` [B]: the number of tokens per sequence in the cache, including the new tokens. None: there is no cache.
     - `memory` [B, E, D]: the output of an encoder. None: the cache has it, or the model has no encoder.
     - `memory_valid` [B, E]: false for padding in `memory`. None: no encoder token is padding.
+    - `per_layer` [B, S, L, W]: the per-layer embeddings of the new tokens. None: the model has none.
     """
 
     positions: Tensor
@@ -33,3 +34,4 @@ class Step(NamedTuple):
     lengths: Tensor | None = None
     memory: Tensor | None = None
     memory_valid: Tensor | None = None
+    per_layer: Tensor | None = None

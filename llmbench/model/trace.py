@@ -38,6 +38,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from llmbench.errors import SpecError
+from llmbench.model.attention_experts import ProjectionExperts
 from llmbench.model.create import build, materialise
 from llmbench.model.decoder import Decoder
 from llmbench.model.ffn import ExpertsLayer, even_shares
@@ -300,8 +301,8 @@ def prepared(model: Decoder, scopes: Scopes, attention: Attention) -> Iterator[N
             handles.append(
                 module.register_forward_hook(lambda *call, name=name: scopes.output(f"{name}.output", call[-1]))
             )
-        if isinstance(module, ExpertsLayer):
-            module.rows = _even_rows(module.moe.num_experts)  # type: ignore[method-assign, assignment]
+        if isinstance(module, (ExpertsLayer, ProjectionExperts)):
+            module.rows = _even_rows(module.num_experts)  # type: ignore[method-assign, assignment]
     model.implementation = usual._replace(attend=attend, glu=glu)
     try:
         yield
@@ -310,12 +311,12 @@ def prepared(model: Decoder, scopes: Scopes, attention: Attention) -> Iterator[N
         for handle in handles:
             handle.remove()
         for module in model.modules():
-            if isinstance(module, ExpertsLayer):
+            if isinstance(module, (ExpertsLayer, ProjectionExperts)):
                 del module.rows
 
 
 def _even_rows(num_experts: int) -> Callable[[Tensor], list[int]]:
-    """Return a replacement of ExpertsLayer.rows that gives each expert an equal share."""
+    """Return a replacement of the method `rows` of experts that gives each expert an equal share."""
     return lambda choices: even_shares(choices.numel(), num_experts)
 
 

@@ -54,6 +54,9 @@ def _faults(spec: ModelSpec) -> Iterator[Fault]:
     for name, layer in spec.layers.items():
         if layer.cross_attention is not None and spec.encoder is None:
             yield Fault(f"layers.{name}.cross_attention", "needs an encoder, but the model has none")
+        if spec.embedding.per_layer is not None and layer.ffn is None:
+            what = "is absent, but per-layer embeddings (embedding.per_layer) use the activation of the feed-forward"
+            yield Fault(f"layers.{name}.ffn", what)
     yield from _stack_faults(spec.layers, spec.order, spec.positions, spec.max_position_embeddings, "")
     if spec.encoder is not None:
         stack, at = spec.encoder, "encoder."

@@ -87,12 +87,15 @@ class Dense(FFNKind, frozen=True, tag="dense"):
     - activation: the elementwise function act.
     - bias: whether both matrices have biases.
     - activation_parameters: number of trained parameters of the activation (xIELU: 2).
+    - channel_mixing: whether this is RWKV's channel mixing. Each token is then mixed with the token before it, and a
+      sigmoid gate of width hidden_size multiplies the output.
     """
 
     intermediate_size: Size
     activation: Activation = "gelu"
     bias: bool = False
     activation_parameters: Count = 0
+    channel_mixing: bool = False
 
     experts_summary = None
 
@@ -218,7 +221,11 @@ class MoE(FFNKind, frozen=True, tag="moe"):
     - zero_experts: number of experts without weights and computation (LongCat's identity experts).
     - latent_size: width of the experts' input and output, if it differs from hidden_size. All experts share two
       projections, one to this width and one back to hidden_size.
+    - output_bias: whether a bias is added to the output of the mixture (JetMoE).
     - output_norm: whether a norm stands on the output of the mixture (A.X K1).
+    - separate_norms: whether the experts and the dense feed-forward `beside` them have norms of their own, and the
+      router and the norm of the experts read the residual stream (Gemma-4). The router then has a trained factor per
+      channel of its input and one per expert.
 
     With capacity_factor or expert_capacity, an expert processes only the first tokens that select it, up to its
     capacity. It adds nothing to later tokens. Without both, an expert processes all tokens that select it.
@@ -237,7 +244,9 @@ class MoE(FFNKind, frozen=True, tag="moe"):
     expert_capacity: Size | None = None
     zero_experts: Count = 0
     latent_size: Size | None = None
+    output_bias: bool = False
     output_norm: bool = False
+    separate_norms: bool = False
 
     @property
     def summary(self) -> str:
@@ -259,6 +268,8 @@ class MoE(FFNKind, frozen=True, tag="moe"):
         yield from self._group_faults(choices)
         if self.capacity_factor is not None and self.expert_capacity is not None:
             yield Fault("expert_capacity", "cannot be combined with capacity_factor", "leave one of them out")
+        if self.separate_norms and self.beside is None:
+            yield Fault("separate_norms", "needs a dense feed-forward beside the experts, but beside is absent")
         factor = self.capacity_factor
         if factor is not None and not 0.001 <= factor <= 1000:
             hint = "1.25 is usual. Without capacity_factor, an expert processes all tokens that select it"

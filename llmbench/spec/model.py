@@ -152,6 +152,7 @@ class Layer(Part, frozen=True):
     - skip_scale: factor on the residual stream before the output of a sublayer is added (MiniMax, DeepNorm's α).
     - residual_from_norm: whether the output of a sublayer is added to the normalised input of the sublayer instead of
       the residual stream (MiniMax). It requires placement "pre".
+    - output_scale: whether a stored number multiplies the output of the layer (Gemma 4).
     - shared_weights: name of a set of weights that all layers of this kind share (ALBERT, Zamba). Two kinds of layers
       with equal shapes need different names, because they have different weights.
     - extra: weights that no other field describes.
@@ -165,6 +166,7 @@ class Layer(Part, frozen=True):
     residual_scale: float = 1.0
     skip_scale: float = 1.0
     residual_from_norm: bool = False
+    output_scale: bool = False
     shared_weights: Name | None = None
     extra: tuple[ExtraWeight, ...] = ()
 
@@ -181,6 +183,21 @@ class Layer(Part, frozen=True):
             )
 
 
+class PerLayerEmbedding(Part, frozen=True):
+    """Per-layer embeddings (Gemma 3n, Gemma 4). Each layer adds its own small embedding of the token to the residual
+    stream.
+
+    A table has `size` elements per token and layer. A projection of the embedding is normalised and added to them. In
+    each layer, a gate of the residual stream multiplies the result, and a projection and a norm follow.
+
+    - size: width of a per-layer embedding.
+    - vocab_size: number of rows of the table.
+    """
+
+    size: Size
+    vocab_size: Size
+
+
 class Embedding(Part, frozen=True):
     """The embedding, which computes the input of the first layer from the token ids.
 
@@ -192,6 +209,7 @@ class Embedding(Part, frozen=True):
     - token_types: number of rows in BERT's table of segments.
     - norm: whether a norm follows the embedding.
     - scale: factor on the embedding (Gemma).
+    - per_layer: the per-layer embeddings.
     """
 
     size: Size | None = None
@@ -200,6 +218,7 @@ class Embedding(Part, frozen=True):
     token_types: Count = 0
     norm: bool = False
     scale: float = 1.0
+    per_layer: PerLayerEmbedding | None = None
 
     def faults(self) -> Iterator[Fault]:
         yield from positive(self, "scale")

@@ -58,6 +58,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "time_step_limit": (0.01, 0.9),
         },
     ),
+    "rwkv": ("rwkv", {"vocab_size": 96, "hidden_size": 32, "attention_hidden_size": 48, "num_hidden_layers": 2}),
     "jamba": (
         "jamba",
         {

@@ -213,11 +213,11 @@ FAMILIES = [
     "flint", "gemma", "gemma2", "gemma3_text", "glm", "glm4", "glm4_moe", "gpt-sw3", "gpt2", "gpt_bigcode", "gpt_neo",
     "gpt_neox", "gpt_neox_japanese", "gpt_oss", "gptj", "granite", "granite_swa", "granitemoe", "granitemoe_swa",
     "granitemoeshared", "helium", "hunyuan_v1_dense", "hunyuan_v1_moe", "hy_v3", "hyperclovax", "internlm3",
-    "iquestcoder", "jais2", "kolibri1", "laguna", "lfm3", "llama", "llama4_text", "marian", "mbart", "mellum",
-    "mimo_v2_flash", "minimax_m2", "minimax_m3_vl_text", "ministral", "ministral3", "mistral", "mixtral",
-    "modernbert-decoder", "mpt", "mvp", "nanochat", "nemotron", "olmo", "olmo2", "olmo3", "olmoe", "openai-gpt", "opt",
-    "pegasus", "persimmon", "phi", "phi3", "phimoe", "plbart", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "roformer",
-    "seed_oss", "smollm3", "solar_open", "stablelm", "starcoder2", "trocr", "vaultgemma", "xglm", "xlm",
+    "iquestcoder", "jais2", "jetmoe", "kolibri1", "laguna", "lfm3", "llama", "llama4_text", "marian", "mbart",
+    "mellum", "mimo_v2_flash", "minimax_m2", "minimax_m3_vl_text", "ministral", "ministral3", "mistral", "mixtral",
+    "modernbert-decoder", "mpt", "mvp", "nanochat", "nemotron", "olmo", "olmo2", "olmo3", "olmoe", "openai-gpt",
+    "opt", "pegasus", "persimmon", "phi", "phi3", "phimoe", "plbart", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe",
+    "roformer", "seed_oss", "smollm3", "solar_open", "stablelm", "starcoder2", "trocr", "vaultgemma", "xglm", "xlm",
 ]
 # fmt: on
 """The families of softmax attention. The tests of other mixers compare their families with transformers."""
@@ -255,7 +255,7 @@ def saved(config: transformers.PreTrainedConfig, folder: Path) -> torch.nn.Modul
             centre = 1.0 if parameter.dim() == 1 and "norm" in name and name.endswith("weight") else 0.0
             parameter.normal_(centre, 0.2, generator=generator)
         for name, buffer in theirs.named_buffers():
-            if "correction" in name:
+            if "correction" in name or name.endswith("layer_scalar"):
                 buffer.normal_(0.0, 0.2, generator=generator)
     theirs.save_pretrained(folder)
     return theirs
@@ -283,18 +283,28 @@ def test_logits_equal_transformers(case: str, tmp_path: Path) -> None:
                 models.load(tmp_path, impl="sdpa")(tokens)
 
 
-SPECIAL = ("apertus", "bart", "bitnet", "diffllama", "gpt_neox_japanese", "modernbert-decoder", "rembert")
-"""Families with layers that no bundled model has. test_trace.py compares the bundled models in the same way."""
+SPECIAL = (
+    "apertus",
+    "bart",
+    "bitnet",
+    "diffllama",
+    "gpt_neox_japanese",
+    "modernbert-decoder",
+    "rembert",
+)
+"""Cases with layers that no bundled model has. test_trace.py compares the bundled models in the same way."""
 
 
-@pytest.mark.parametrize("family", SPECIAL)
-def test_parameters_flops_and_saved_bytes_equal_the_ops(family: str, tmp_path: Path) -> None:
-    config_of(family, {}).save_pretrained(tmp_path)
+@pytest.mark.parametrize("case", SPECIAL)
+def test_parameters_flops_and_saved_bytes_equal_the_ops(case: str, tmp_path: Path) -> None:
+    config_of(*CASES[case]).save_pretrained(tmp_path)
     spec = load_config(tmp_path)
     assert not spec.approximate
     model = models.build(spec, device="meta")
     assert sum(p.numel() for p in dict.fromkeys(model.parameters())) == count_parameters(spec).total
-    for op in trace(spec, seq_len=LENGTH, batch=2).ops:
+    ops = trace(spec, seq_len=LENGTH, batch=2).ops
+    for op in ops:
         assert op.traced_flops == (op.forward_flops or 0), op.name
-        if not op.name.endswith((".rope", "loss")):  # the rotary tables and the mean of the loss are not in the table
-            assert abs(op.traced_saved_bytes - (op.saved_bytes or 0)) <= 64, op.name  # single numbers, such as β
+    # The table has neither the rotary tables nor the mean of the loss, nor single numbers such as β.
+    ops = [op for op in ops if not op.name.endswith((".rope", "loss"))]
+    assert abs(sum(op.traced_saved_bytes - (op.saved_bytes or 0) for op in ops)) <= 8 * len(ops)

@@ -95,6 +95,7 @@ def test_logits_equal_transformers_and_decoding_equals_one_pass(case: str, tmp_p
 # --- Each mixer by itself.
 
 MIXERS: dict[str, Recurrent] = {
+    "rwkv": RWKV(width=24),
     "mamba": Mamba(intermediate_size=24, state_size=4, conv_kernel=4, time_step_rank=3, inner_norms="weighted"),
     "mamba2": Mamba2(num_heads=4, head_dim=6, state_size=5, n_groups=2, conv_kernel=3, chunk_size=4),
     "mamba2 without norm": Mamba2(
@@ -135,18 +136,20 @@ def test_padding_leaves_the_state_unchanged(name: str) -> None:
     positions = torch.arange(9).expand(3, -1)
     lengths = torch.tensor([9, 4, 0])
     with torch.no_grad():
-        padded = new_state(mixer.fixed_state, 3)
+        padded = new_state(mixer.fixed_state, 3, 16)
         layer(x, step_of(positions, torch.arange(9) < lengths[:, None]), padded, None)
         for row, length in enumerate(lengths.tolist()):
-            alone = new_state(mixer.fixed_state, 1)
+            alone = new_state(mixer.fixed_state, 1, 16)
             if length:
                 layer(x[row : row + 1, :length], step_of(positions[:1, :length]), alone, None)
-            for ours, expected in ((padded.conv, alone.conv), (padded.state, alone.state)):
+            for part in ("conv", "state", "stream"):
+                ours, expected = getattr(padded, part), getattr(alone, part)
                 if ours is not None and expected is not None:
                     torch.testing.assert_close(ours[row : row + 1], expected, rtol=1e-5, atol=1e-6)
         padded.forget(0)
-        empty = new_state(mixer.fixed_state, 3)
-        for ours, expected in ((padded.conv, empty.conv), (padded.state, empty.state)):
+        empty = new_state(mixer.fixed_state, 3, 16)
+        for part in ("conv", "state", "stream"):
+            ours, expected = getattr(padded, part), getattr(empty, part)
             if ours is not None and expected is not None:
                 assert torch.equal(ours[0], expected[0])
 
@@ -227,7 +230,7 @@ def test_a_block_compiles_without_graph_breaks(name: str) -> None:
     out.sum().backward()
 
 
-@pytest.mark.parametrize("mixer", [KimiDelta(num_heads=2, head_dim=8, conv_kernel=4), RWKV(width=16)])
+@pytest.mark.parametrize("mixer", [KimiDelta(num_heads=2, head_dim=8, conv_kernel=4)])
 def test_mixers_that_are_only_sized_are_refused(mixer: Any) -> None:
     with pytest.raises(UnsupportedError, match="not implemented in the PyTorch model"):
         Decoder(one_layer(mixer))

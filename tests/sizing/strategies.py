@@ -41,6 +41,7 @@ from llmbench.spec.model import (
     ModelSpec,
     NextTokenPrediction,
     Norm,
+    PerLayerEmbedding,
     Stack,
 )
 from llmbench.spec.position import (
@@ -115,9 +116,10 @@ def attentions(draw: st.DrawFn, *, causal: bool = True) -> Attention:
     head_dim = draw(widths)
     from_key = draw(maybe)
     span = draw(st.sampled_from(("none", "window", "chunk") if causal else ("none", "window")))
-    gate = draw(st.sampled_from((None, "elementwise", "headwise")))
+    biases, gate = draw(maybe), draw(st.sampled_from((None, "elementwise", "headwise")))
     kv_heads = draw(st.sampled_from([n for n in (1, 2, 4, 8) if many % n == 0]))
     value_dim = None if from_key or gate == "elementwise" else draw(optional(widths))
+    experts = draw(optional(st.integers(many // kv_heads, 16))) if gate is None and not biases else None
     return Attention(
         num_attention_heads=many,
         num_key_value_heads=kv_heads,
@@ -126,9 +128,10 @@ def attentions(draw: st.DrawFn, *, causal: bool = True) -> Attention:
         causal=causal,
         sliding_window=draw(st.integers(1, 24)) if span == "window" else None,
         attention_chunk_size=draw(st.integers(1, 24)) if span == "chunk" else None,
-        qkv_bias=draw(maybe),
-        output_bias=draw(maybe),
+        qkv_bias=biases,
+        output_bias=biases and draw(maybe),
         qk_norm=draw(optional(qk_norms)),
+        attention_experts=experts,
         sinks=draw(maybe),
         output_gate=gate,
         value_from_key=from_key,
@@ -268,6 +271,7 @@ def mixtures(draw: st.DrawFn) -> MoE:
     most = 1 if router.scores == "softmax_topk" else experts // 2
     groups = draw(st.sampled_from([n for n in (1, 2, 4) if n <= most]))
     chosen_groups = draw(st.integers(1, groups))
+    beside = draw(optional(st.one_of(dense, gated)))
     return MoE(
         num_experts=experts,
         num_experts_per_tok=draw(st.integers(1, min(4, chosen_groups * experts // groups))),
@@ -277,9 +281,11 @@ def mixtures(draw: st.DrawFn) -> MoE:
         bias=draw(maybe),
         router=replace(router, n_group=groups, topk_group=chosen_groups),
         shared=draw(optional(shared_experts)),
-        beside=draw(optional(st.one_of(dense, gated))),
+        beside=beside,
+        separate_norms=beside is not None and draw(maybe),
         zero_experts=draw(st.sampled_from((0, 0, 4))),
         latent_size=draw(optional(widths)),
+        output_bias=draw(maybe),
         output_norm=draw(maybe),
     )
 
@@ -293,6 +299,7 @@ extras = st.builds(
 )
 
 
+per_layer_embeddings = st.builds(PerLayerEmbedding, size=widths, vocab_size=widths)
 embeddings = st.builds(
     Embedding,
     size=st.sampled_from((None, None, 16)),
@@ -315,6 +322,7 @@ def layers(draw: st.DrawFn, *, cross: bool, mixer: st.SearchStrategy = mixers) -
         placement=draw(st.sampled_from(PLACEMENTS)),
         cross_attention=draw(attentions().filter(lambda a: a.span is None)) if cross and parts != "ffn" else None,
         norm=draw(optional(norms)),
+        output_scale=draw(maybe),
         extra=tuple(draw(st.lists(extras, max_size=1))),
     )
 
@@ -375,6 +383,9 @@ def models(draw: st.DrawFn, *, encoder: bool | None = False, mixer: st.SearchStr
             embedding_norm=draw(maybe),
             vocab_size=draw(optional(widths)),
         )
+    embedding = draw(embeddings)
+    if all(layer.ffn is not None for layer in kinds.values()):
+        embedding = replace(embedding, per_layer=draw(optional(per_layer_embeddings)))
     return ModelSpec(
         name=draw(names),
         source=draw(texts),
@@ -390,7 +401,7 @@ def models(draw: st.DrawFn, *, encoder: bool | None = False, mixer: st.SearchStr
         positions=draw(_positions_for(kinds)),
         norm=draw(norms),
         final_norm=draw(maybe),
-        embedding=draw(embeddings),
+        embedding=embedding,
         head=draw(output_heads),
         encoder=encoder_stack,
         next_token_prediction=draw(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from llmbench.model.recurrent.gated import RGLRULayer, ShortConvLayer
 from llmbench.model.recurrent.linear import GatedDeltaNetLayer, LightningLayer
+from llmbench.model.recurrent.rwkv import RWKVLayer
 from llmbench.model.recurrent.ssm import Mamba2Layer, MambaLayer
 from llmbench.model.recurrent.state import RecurrentState, new_state
 
@@ -13,6 +14,7 @@ __all__ = [
     "Mamba2Layer",
     "MambaLayer",
     "RGLRULayer",
+    "RWKVLayer",
     "RecurrentState",
     "ShortConvLayer",
     "new_state",

@@ -1,6 +1,6 @@
 """The state that a recurrent mixer keeps between forward passes, and the short convolution of such a mixer.
 
-Dimensions: B batch, S length, C channels, k taps of the convolution.
+Dimensions: B batch, S length, C channels, D hidden size, k taps of the convolution.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from llmbench.errors import UnsupportedError
 from llmbench.model.recurrent.scan import causal_conv
 from llmbench.spec.mixer import FixedState
 
@@ -20,36 +19,43 @@ class RecurrentState:
 
     - `conv` [B, k − 1, C]: the last k − 1 inputs of the convolution. None: the layer has no convolution.
     - `state`: the fp32 state of the recurrence. None: the layer has no recurrence.
+    - `stream` [B, n, D]: the last inputs of the n sublayers that also read the previous token. None: there are none.
     """
 
-    def __init__(self, conv: Tensor | None, state: Tensor | None) -> None:
+    def __init__(self, conv: Tensor | None, state: Tensor | None, stream: Tensor | None = None) -> None:
         self.conv = conv
         self.state = state
+        self.stream = stream
 
     def forget(self, row: int) -> None:
         """Set the state of the sequence with the index `row` to zeros, so that another sequence can start there."""
-        for part in (self.conv, self.state):
+        for part in (self.conv, self.state, self.stream):
             if part is not None:
                 part[row].zero_()
 
     @property
     def nbytes(self) -> int:
-        """The bytes of the convolution inputs and of the recurrent state."""
-        return sum(part.nbytes for part in (self.conv, self.state) if part is not None)
+        """The bytes of the convolution inputs, of the recurrent state and of the stored inputs."""
+        return sum(part.nbytes for part in (self.conv, self.state, self.stream) if part is not None)
 
 
 def new_state(
-    state: FixedState, batch: int, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    state: FixedState,
+    batch: int,
+    hidden: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
 ) -> RecurrentState:
     """Create the state before the first token, which is all zeros.
 
-    Raises UnsupportedError for a mixer that also stores tokens of the residual stream.
+    - `hidden`: the hidden size of the model.
     """
-    if state.stream_tokens:
-        raise UnsupportedError("a state with tokens of the residual stream is not implemented in the PyTorch model yet")
+    tokens = state.stream_tokens
     return RecurrentState(
         None if state.conv is None else torch.zeros(batch, *state.conv, dtype=dtype, device=device),
         None if state.scan is None else torch.zeros(batch, *state.scan, dtype=torch.float32, device=device),
+        torch.zeros(batch, tokens, hidden, dtype=dtype, device=device) if tokens else None,
     )
 
 

@@ -15,7 +15,7 @@ from llmbench.errors import LayoutError, SpecError
 from llmbench.sizing.dtypes import bytes_of
 from llmbench.sizing.lower.attention import attention
 from llmbench.sizing.lower.builder import Builder, Dim, product, share
-from llmbench.sizing.lower.ffn import feed_forward
+from llmbench.sizing.lower.ffn import feed_forward, per_layer_input
 from llmbench.sizing.lower.head import head_and_loss
 from llmbench.sizing.lower.mixers import lower_mixer
 from llmbench.sizing.lower.pairs import visible_pairs
@@ -23,7 +23,7 @@ from llmbench.sizing.lower.streams import join_head, join_streams
 from llmbench.sizing.op import Collective, Component, Op
 from llmbench.sizing.workload import Layout, Workload
 from llmbench.spec.mixer import branches
-from llmbench.spec.model import ExtraWeight, Layer, ModelSpec, Stack
+from llmbench.spec.model import ExtraWeight, Layer, ModelSpec, PerLayerEmbedding, Stack
 from llmbench.spec.position import (
     Alibi,
     LearnedPositions,
@@ -177,6 +177,11 @@ def _layer(b: Builder, layer: Layer) -> None:
             b.residual(f"{sublayer}_residual")
         if layer.placement == "post":
             b.norm(f"{sublayer}_norm", "norms", b.hidden, norm)
+    if b.spec.embedding.per_layer is not None and b.stack == "decoder":
+        assert layer.ffn is not None
+        per_layer_input(b, b.spec.embedding.per_layer, layer.ffn)
+    if layer.output_scale:
+        b.vector("output_scale.scale", "other", Dim(1, "1"), buffer=True)
     _extra(b, layer.extra)
 
 
@@ -198,6 +203,21 @@ def _embedding(b: Builder) -> None:
         b.norm("embedding_norm", "norms", size, spec.norm)
     if spec.embedding.size is not None:
         b.linear("embedding_projection", "other", size, b.hidden, bias=spec.embedding.projection_bias)
+    if spec.embedding.per_layer is not None:
+        _per_layer_embeddings(b, spec.embedding.per_layer)
+
+
+def _per_layer_embeddings(b: Builder, kind: PerLayerEmbedding) -> None:
+    """Add the table of the per-layer embeddings, and the projection that is added to them."""
+    size = Dim(kind.size, "per_layer.size")
+    layers = Dim(b.spec.num_hidden_layers, "num_hidden_layers")
+    width = product(layers, size)
+    _table(b, "per_layer.table", "embedding", Dim(kind.vocab_size, "per_layer.vocab_size"), width, saves_ids=False)
+    # The first norm of the first layer saves the embedding too, so the projection saves no tensor of its own.
+    b.linear("per_layer.projection", "other", b.hidden, width, saves_input=False)
+    b.norm("per_layer.norm", "norms", size, b.spec.norm, rows=b.tokens * layers.size)
+    elements = b.tokens * width.size
+    b.elementwise("per_layer.sum", "embedding", reads=2 * elements, writes=elements, saves=elements)
 
 
 def _added_positions(b: Builder, positions: Positions, width: Dim, rows_label: str) -> None:
@@ -221,9 +241,20 @@ def _added_positions(b: Builder, positions: Positions, width: Dim, rows_label: s
 
 
 def _table(
-    b: Builder, name: str, component: Component, rows: Dim, size: Dim, *, shards: int = 1, tied: bool = False
+    b: Builder,
+    name: str,
+    component: Component,
+    rows: Dim,
+    size: Dim,
+    *,
+    shards: int = 1,
+    tied: bool = False,
+    saves_ids: bool = True,
 ) -> None:
-    """Add an embedding table with `rows` rows of `size` elements."""
+    """Add an embedding table with `rows` rows of `size` elements.
+
+    saves_ids: whether the op saves the token ids. If false, another table saves them.
+    """
     local_rows = share(rows.size, shards)
     parameters = local_rows * size.size
     looked_up = b.act(b.tokens * size.size)
@@ -239,7 +270,7 @@ def _table(
         formula=f"{rows.label} × {size.label}",
         read_bytes=looked_up,
         written_bytes=looked_up,
-        saved_bytes=8 * b.tokens,  # the op saves the token ids in int64
+        saved_bytes=8 * b.tokens if saves_ids else 0,  # int64
         collectives=_row_sums(b, looked_up) if shards > 1 else (),
     )
 

@@ -7,9 +7,10 @@ cost 2·(d_qk + d_v) FLOPs per (query, key) pair and head. d_qk and d_v are the 
 
 from __future__ import annotations
 
-from typing import Any, assert_never
+from typing import Any, Literal, assert_never
 
 from llmbench.errors import LayoutError
+from llmbench.sizing.dtypes import bytes_of
 from llmbench.sizing.lower.builder import Builder, Dim, local_row, product, share, token_cache
 from llmbench.sizing.lower.core import core
 from llmbench.sizing.lower.pairs import visible_pairs
@@ -58,7 +59,10 @@ def attention(b: Builder, mixer: Attention, *, name: str = "attention", cross: b
     queries = product(heads, head_dim)
     if mixer.output_gate == "elementwise":
         queries = product(Dim(2, "2"), heads, head_dim)
-    b.linear(f"{name}.q_proj", "attention", inputs, queries, bias=mixer.qkv_bias, split="column", gathers=True)
+    if mixer.attention_experts is not None:
+        _expert_projection(b, mixer, f"{name}.experts.q_proj", inputs, product(kv_heads, head_dim), split="column")
+    else:
+        b.linear(f"{name}.q_proj", "attention", inputs, queries, bias=mixer.qkv_bias, split="column", gathers=True)
     if not mixer.shares_kv:
         for letter, dim in (("k", head_dim), ("v", value_dim)):
             if letter == "v" and mixer.value_from_key:
@@ -79,8 +83,9 @@ def attention(b: Builder, mixer: Attention, *, name: str = "attention", cross: b
     if mixer.qk_norm is not None:
         _qk_norm(b, mixer.qk_norm, f"{name}.q_norm", heads, head_dim, tp)
         if not mixer.shares_kv:
-            _qk_norm(b, mixer.qk_norm, f"{name}.k_norm", kv_heads, head_dim, kv_shards)
-    if mixer.value_norm:
+            twice = mixer.value_norm and mixer.value_from_key  # the norm of the values saves the same tensor
+            _qk_norm(b, mixer.qk_norm, f"{name}.k_norm", kv_heads, head_dim, kv_shards, saves_input=not twice)
+    if mixer.value_norm and not mixer.shares_kv:
         plain = Norm(weight=False)
         b.norm(f"{name}.v_norm", "attention_norms", value_dim, plain, rows=b.tokens * local_kv_heads)
     if mixer.clip_qkv is not None:
@@ -126,6 +131,7 @@ def attention(b: Builder, mixer: Attention, *, name: str = "attention", cross: b
         soft_cap=mixer.logit_soft_cap is not None,
         biased=positions.acts_on == "scores",
         masked=mixer.span is not None and mixer.span < source_len,
+        kv_saved=mixer.shares_kv,
     )
     if mixer.differential:
         _differential(b, name, local_heads, head_dim)
@@ -142,6 +148,11 @@ def attention(b: Builder, mixer: Attention, *, name: str = "attention", cross: b
         b.norm(f"{name}.o_norm", "attention_norms", width, b.spec.norm, rows=b.tokens, shards=tp, saves_input=not kept)
     # The input of o_proj is usually the output of attention, which flash attention has already saved.
     w = b.workload
+    if mixer.attention_experts is not None:
+        _expert_projection(b, mixer, f"{name}.experts.o_proj", product(kv_heads, value_dim), b.hidden, split="row")
+        b.linear(f"{name}.router", "router", b.hidden, Dim(mixer.attention_experts, "attention_experts"))
+        b.vector(f"{name}.expert_bias", "attention", b.hidden)
+        return
     own_input = changed or mixer.output_norm or w.attention != "flash" or w.batch_first or w.fp8
     b.linear(
         f"{name}.o_proj",
@@ -151,6 +162,43 @@ def attention(b: Builder, mixer: Attention, *, name: str = "attention", cross: b
         bias=mixer.output_bias,
         split="row",
         saves_input=own_input,
+    )
+
+
+def _expert_projection(
+    b: Builder, mixer: Attention, name: str, inputs: Dim, outputs: Dim, *, split: Literal["column", "row"]
+) -> None:
+    """Add the query projections or the output projections of the experts of attention (JetMoE).
+
+    Each of the selected experts of a token multiplies one row by its own matrix.
+    """
+    assert mixer.attention_experts is not None
+    tp, tokens = b.layout.tp, b.tokens
+    chosen = mixer.num_attention_heads // mixer.num_key_value_heads
+    inside = share(inputs.size, tp) if split == "row" else inputs.size
+    outside = share(outputs.size, tp) if split == "column" else outputs.size
+    rows, weights = tokens * chosen, inside * outside
+    read = mixer.attention_experts * (1 - (1 - chosen / mixer.attention_experts) ** tokens)  # as in `experts_read`
+    b.add(
+        name,
+        "attention",
+        "matmul",
+        parameters=mixer.attention_experts * weights,
+        active_parameters=chosen * weights,
+        matmul_elements=chosen * weights,
+        matrix=(mixer.attention_experts, inside, outside),
+        rows=rows,
+        experts_met=read,
+        shards=tp,
+        formula=f"attention_experts × {inputs.label} × {outputs.label}",
+        forward_flops=2 * rows * weights,
+        backward_flops=4 * rows * weights,
+        weight_bytes=bytes_of(round(read * weights), b.workload.weight_dtype),
+        read_bytes=b.act(rows * inside),
+        written_bytes=b.act(rows * outside),
+        saved_bytes=b.saved_input(rows * inside),
+        backward_bytes=b.act(rows * (inside + outside)),
+        collectives=b.collectives(split, tokens, inputs.size, outputs.size, gathers=split == "column"),
     )
 
 
@@ -183,16 +231,27 @@ def _rope(b: Builder, name: str, positions: Rope, queries: int, keys: int) -> No
     b.elementwise(f"{name}.rope", "attention", reads=turned, writes=turned, role="rope", **temporary)
 
 
-def _qk_norm(b: Builder, norm: QKNorm, name: str, heads: Dim, head_dim: Dim, parts: int) -> None:
+def _qk_norm(
+    b: Builder, norm: QKNorm, name: str, heads: Dim, head_dim: Dim, parts: int, *, saves_input: bool = True
+) -> None:
     kind = Norm(kind=norm.norm_kind, weight=norm.weight, bias=norm.bias)
     everything = product(heads, head_dim)
     local = heads.size // parts
     if norm.over == "full":
-        b.norm(name, "attention_norms", everything, kind, rows=b.tokens, shards=parts)
+        b.norm(name, "attention_norms", everything, kind, rows=b.tokens, shards=parts, saves_input=saves_input)
     else:
         weight = everything if norm.over == "per_head" else head_dim
         shards = parts if norm.over == "per_head" else 1
-        b.norm(name, "attention_norms", head_dim, kind, rows=b.tokens * local, weight_width=weight, shards=shards)
+        b.norm(
+            name,
+            "attention_norms",
+            head_dim,
+            kind,
+            rows=b.tokens * local,
+            weight_width=weight,
+            shards=shards,
+            saves_input=saves_input,
+        )
 
 
 def _differential(b: Builder, name: str, heads: int, head_dim: Dim) -> None:

@@ -207,12 +207,13 @@ class Builder:
             written_bytes=self.act(tokens * outside),
             saved_bytes=(self.saved_input(saved, component) if saves_input else 0) + also_saved_bytes,
             **{"backward_bytes": self.act(tokens * (inside + outside) + gathered), **memory},
-            collectives=self._collectives(split, tokens, inputs.size, outputs.size, gathers),
+            collectives=self.collectives(split, tokens, inputs.size, outputs.size, gathers=gathers),
         )
 
-    def _collectives(
-        self, split: Split, tokens: int, inputs: int, outputs: int, gathers: bool
+    def collectives(
+        self, split: Split, tokens: int, inputs: int, outputs: int, *, gathers: bool
     ) -> tuple[Collective, ...]:
+        """Return the collectives of a matrix product, as in `linear`."""
         if self.layout.tp == 1:
             return ()
         if split == "row":

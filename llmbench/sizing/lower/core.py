@@ -27,6 +27,7 @@ def core(
     biased: bool = False,
     masked: bool = False,
     unsplit: int = 0,
+    kv_saved: bool = False,
 ) -> None:
     """Add softmax(Q Kᵀ) V with `heads` query heads and `kv_heads` key-value heads on this GPU.
 
@@ -47,6 +48,7 @@ def core(
     masked: whether the mask hides pairs that a causal mask shows (see `_temporary_bytes`).
     unsplit: width per head by which V's tensor is wider than V. If V is a view of a wider tensor, plain PyTorch with
         flash attention saves the whole wider tensor.
+    kv_saved: whether another layer has saved k and v. Standard attention saves copies of them for all query heads.
     """
     w = b.workload
     batch = w.batch
@@ -64,7 +66,8 @@ def core(
     output = queries * heads * v_dim
     selective = 0
     if w.attention == "flash":
-        saved = b.act(inputs + output + (0 if b.fused else queries * heads * unsplit)) + 4 * queries * heads
+        own = queries * heads * qk_dim if kv_saved else inputs
+        saved = b.act(own + output + (0 if b.fused else queries * heads * unsplit)) + 4 * queries * heads
         # The backward pass of flash attention accumulates dQ in fp32. With grouped heads, it also expands dK and dV to
         # all query heads. PyTorch's CPU kernel does neither.
         expanded = 0 if kv_heads == heads or w.on_cpu else keys * heads * (qk_dim + v_dim)

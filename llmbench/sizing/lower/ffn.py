@@ -14,6 +14,7 @@ from llmbench.sizing.dtypes import bytes_of
 from llmbench.sizing.lower.builder import Builder, Dim, product, share
 from llmbench.sizing.op import Collective, Component
 from llmbench.spec.ffn import FFN, XIELU_CONSTANTS, Activation, Dense, Gated, MoE
+from llmbench.spec.model import Norm, PerLayerEmbedding
 
 
 def feed_forward(b: Builder, ffn: FFN, *, inputs_saved: bool = False) -> None:
@@ -28,6 +29,22 @@ def feed_forward(b: Builder, ffn: FFN, *, inputs_saved: bool = False) -> None:
             _mixture(b, ffn, inputs_saved=inputs_saved)
         case _:
             assert_never(ffn)
+
+
+def per_layer_input(b: Builder, kind: PerLayerEmbedding, ffn: FFN) -> None:
+    """Add the sublayer that adds a per-layer embedding e to the residual stream: norm(out(act(gate(x)) · e)).
+
+    Its activation is that of the feed-forward.
+    """
+    size = Dim(kind.size, "per_layer.size")
+    b.linear("per_layer_input.gate_proj", "other", b.hidden, size)
+    elements = b.tokens * size.size
+    # The gate and act(gate) are saved here. All layers save their parts of one tensor of embeddings.
+    saves = elements * (1 if b.fused else 2)
+    b.elementwise("per_layer_input.act", "other", reads=2 * elements, writes=elements, saves=saves, role="act")
+    b.linear("per_layer_input.out_proj", "other", size, b.hidden)
+    b.norm("per_layer_input.norm", "norms", b.hidden, b.spec.norm)
+    b.residual("per_layer_residual")
 
 
 def _dense(
@@ -64,6 +81,12 @@ def _dense(
         b.vector(f"{name}.act.weight", component, Dim(ffn.activation_parameters, "activation_parameters"))
         b.vector(f"{name}.act.constants", component, Dim(XIELU_CONSTANTS, "2"), buffer=True)
     result_saved = _activation(b, name, component, ffn.activation, gated, b.tokens * share(width.size, b.layout.tp))
+    if isinstance(ffn, Dense) and ffn.channel_mixing:
+        b.vector(f"{name}.time_mix_key", component, b.hidden)
+        b.vector(f"{name}.time_mix_receptance", component, b.hidden)
+        b.linear(f"{name}.receptance", component, b.hidden, b.hidden)
+        outputs = b.tokens * b.hidden.size
+        b.elementwise(f"{name}.gate", component, reads=2 * outputs, writes=outputs, saves=2 * outputs)
     if isinstance(ffn, Gated) and ffn.inner_norm:
         b.norm(f"{name}.inner_norm", "norms", width, b.spec.norm, rows=b.tokens, shards=b.layout.tp)
     b.linear(f"{name}.down_proj", component, width, b.hidden, bias=ffn.bias, split="row", saves_input=not result_saved)
@@ -161,7 +184,10 @@ def _mixture(b: Builder, moe: MoE, *, inputs_saved: bool) -> None:
         saves_input=not (inputs_saved or wide),
         also_saved_bytes=0 if b.fused else _router_saves(b, moe, scored.size, choices.size, copies=wide),
     )
-    inputs_saved = inputs_saved or not wide
+    inputs_saved = (inputs_saved or not wide) and not moe.separate_norms
+    if moe.separate_norms:
+        _router_scales(b, choices)
+        b.norm("ffn.experts_norm", "norms", b.hidden, b.spec.norm, rows=b.tokens, saves_input=False)
     if moe.router.correction is not None:
         b.vector("ffn.router.correction", "router", choices, buffer=moe.router.correction == "buffer")
     # `chosen` counts only experts with weights. LongCat also has experts without weights. There, `chosen` is the mean
@@ -201,6 +227,9 @@ def _mixture(b: Builder, moe: MoE, *, inputs_saved: bool) -> None:
             Dim(moe.beside.intermediate_size, "beside.intermediate_size"),
             inputs_saved=inputs_saved,
         )
+    if moe.separate_norms:
+        b.norm("ffn.post_beside_norm", "norms", b.hidden, b.spec.norm, rows=b.tokens)
+        b.norm("ffn.post_experts_norm", "norms", b.hidden, b.spec.norm, rows=b.tokens)
     combined = tokens * b.hidden.size
     outputs = 0 if b.fused else tokens * moe.num_experts_per_tok * inputs.size
     # Plain PyTorch allocates the inputs of the experts and three tensors of their outputs: in expert order, in token
@@ -216,6 +245,8 @@ def _mixture(b: Builder, moe: MoE, *, inputs_saved: bool) -> None:
         collectives=joined,
         forward_bytes=forward_bytes,
     )
+    if moe.output_bias:
+        b.vector("ffn.output_bias", "mlp", b.hidden)
     if moe.output_norm:
         b.norm("ffn.output_norm", "norms", b.hidden, b.spec.norm)
 
@@ -251,6 +282,13 @@ def _tensor_parallel_experts(
         joined.append(Collective("all_gather", all_tokens, "tp", "forward"))
         spread.append(Collective("all_gather", all_tokens, "tp", "backward"))
     return tuple(spread), tuple(joined)
+
+
+def _router_scales(b: Builder, choices: Dim) -> None:
+    """Add the norm of the router's input, and the trained factors of the input and of the experts (Gemma 4)."""
+    b.norm("ffn.router.norm", "router", b.hidden, Norm(weight=False), rows=b.tokens, saves_input=False)
+    b.vector("ffn.router.scale", "router", b.hidden, saved_bytes=b.act(b.tokens * b.hidden.size))
+    b.vector("ffn.router.expert_scale", "router", choices)
 
 
 def _router_saves(b: Builder, moe: MoE, width: int, choices: int, *, copies: bool) -> int:

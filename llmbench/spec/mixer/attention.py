@@ -115,6 +115,9 @@ class Attention(AttentionKind, frozen=True, tag="attention"):
     - differential: whether the difference of two softmaxes weighs the values (DiffLlama, arXiv 2410.05258). The heads
       of the first half form pairs with those of the second half. A pair weighs values of 2 × head_dim channels with
       two softmaxes, and subtracts the results. A norm without weights stands on the output of each pair.
+    - attention_experts: number of experts for attention (JetMoE). Each expert is a query projection and an output
+      projection for num_key_value_heads heads. A router selects num_attention_heads / num_key_value_heads of them for
+      each token. All experts share the keys and values. A bias is added to the sum of their outputs.
     - input_size: input width of the q, k and v projections, if it differs from hidden_size (Zamba concatenates hidden
       state and embedding).
     - disentangled: scores for relative positions, which are added to the attention scores (DeBERTa).
@@ -145,6 +148,7 @@ class Attention(AttentionKind, frozen=True, tag="attention"):
     shares_kv: bool = False
     output_norm: bool = False
     differential: bool = False
+    attention_experts: Size | None = None
     input_size: Size | None = None
     disentangled: DisentangledScores | None = None
     scale: float | None = None
@@ -215,6 +219,8 @@ class Attention(AttentionKind, frozen=True, tag="attention"):
 
     @property
     def training_doubt(self) -> str | None:
+        if self.attention_experts is not None:
+            return "llmbench does not count the tensors that routing to attention experts saves for the backward pass"
         if self.disentangled is None:
             return None
         return "llmbench does not count the tensors that scores for relative positions save for the backward pass"
@@ -231,6 +237,12 @@ class Attention(AttentionKind, frozen=True, tag="attention"):
         if self.differential and (self.num_key_value_heads % 2 or self.value_dim != self.head_dim):
             what = "needs an even number of key-value heads, and values as wide as keys"
             yield Fault("differential", what)
+        experts, chosen = self.attention_experts, self.num_attention_heads // self.num_key_value_heads
+        if experts is not None and experts < chosen:
+            what = f"{experts} is less than the {chosen} experts that each token uses"
+            yield Fault("attention_experts", what, "num_attention_heads / num_key_value_heads experts are used")
+        if experts is not None and (self.qkv_bias or self.output_bias or self.output_gate is not None):
+            yield Fault("attention_experts", "cannot be combined with qkv_bias, output_bias and output_gate")
         if self.attention_chunk_size is not None and self.sliding_window is not None:
             yield Fault("attention_chunk_size", "cannot be combined with sliding_window", "leave one of them out")
         if self.attention_chunk_size is not None and not self.causal:

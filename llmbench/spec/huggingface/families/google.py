@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from msgspec.structs import replace
+
 from llmbench.spec.ffn import FFN, Dense, Gated, MoE, Router
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
@@ -24,7 +26,7 @@ from llmbench.spec.huggingface.families.common import (
     rope,
 )
 from llmbench.spec.mixer import RGLRU, Attention, Mixer, QKNorm
-from llmbench.spec.model import Embedding, ExtraWeight, Head, Layer, ModelSpec, Placement, Stack
+from llmbench.spec.model import Embedding, ExtraWeight, Head, Layer, ModelSpec, PerLayerEmbedding, Placement, Stack
 from llmbench.spec.position import RelativeBias, Rope
 
 
@@ -158,7 +160,6 @@ def gemma3n(c: Config) -> ModelSpec:
         ExtraWeight(name="laurel.linear_right", shape=(hidden, rank), role="matmul"),
         ExtraWeight(name="laurel.norm", shape=(hidden,), role="vector"),
     ]
-    layer_extra += _per_layer_input(c)
     window = c.window()
     local_positions = _rotation(c, "sliding_attention", attention(c).head_dim, 10_000.0)
     first_shared = _first_shared(c, count)
@@ -179,10 +180,11 @@ def gemma3n(c: Config) -> ModelSpec:
         ffn = gated(c, bias=False, width=widths[index])
         name = ("local" if local else "global") + ("_shared" if index >= first_shared else "")
         layers.append((name, block(mixer, ffn, "sandwich", extra=tuple(layer_extra))))
-    extra = _per_layer_tables(c, count)
-    for index in range(streams - 1):
-        for name in ("altup_projections", "altup_unembed_projections"):
-            extra.append(ExtraWeight(name=f"{name}.{index}", shape=(hidden, hidden), role="matmul"))
+    extra = [
+        ExtraWeight(name=f"{name}.{index}", shape=(hidden, hidden), role="matmul")
+        for index in range(streams - 1)
+        for name in ("altup_projections", "altup_unembed_projections")
+    ]
     return _gemma_model(c, layers, extra, attention(c).head_dim)
 
 
@@ -208,9 +210,8 @@ def gemma4(c: Config) -> ModelSpec:
     local_positions = _rotation(c, "sliding_attention", attention(c).head_dim, 10_000.0)
     first_shared = _first_shared(c, count)
     double = c.flag("use_double_wide_mlp")
-    hidden, width = c.size("hidden_size"), c.size("intermediate_size")
-    layer_extra = [ExtraWeight(name="layer_scalar", shape=(1,), role="buffer"), *_per_layer_input(c)]
-    experts = _experts(c, layer_extra, hidden) if c.flag("enable_moe_block") else None
+    width = c.size("intermediate_size")
+    experts = _experts(c) if c.flag("enable_moe_block") else None
     c.ignore("num_experts", "top_k_experts", "moe_intermediate_size", "expert_intermediate_size")
     layers: list[tuple[str, Layer]] = []
     for index, kind in enumerate(kinds):
@@ -232,22 +233,14 @@ def gemma4(c: Config) -> ModelSpec:
         plain = gated(c, bias=False, width=2 * width if double and shared else width)
         ffn: FFN = plain if experts is None else _with_dense(experts, plain)
         name = ("local" if local else "global") + ("_shared" if shared else "")
-        layers.append((name, block(mixer, ffn, "sandwich", extra=tuple(layer_extra))))
-    return _gemma_model(c, layers, _per_layer_tables(c, count), global_dim)
+        layers.append((name, block(mixer, ffn, "sandwich", output_scale=True)))
+    return _gemma_model(c, layers, [], global_dim)
 
 
-def _experts(c: Config, extra: list[ExtraWeight], hidden: int) -> MoE:
-    """Return Gemma 4's experts, and append their extra weights to `extra`.
-
-    The extra weights are three norms, the scale of the router's input and one scale per expert.
-    """
-    number = c.size("num_experts")
-    for name in ("post_ffn_norm_1", "post_ffn_norm_2", "ffn_norm_2"):
-        extra.append(ExtraWeight(name=name, shape=(hidden,), role="vector", component="norms"))
-    extra.append(ExtraWeight(name="ffn.router.scale", shape=(hidden,), role="vector", component="router"))
-    extra.append(ExtraWeight(name="ffn.router.expert_scale", shape=(number,), role="vector", component="router"))
+def _experts(c: Config) -> MoE:
+    """Return Gemma 4's experts."""
     return MoE(
-        num_experts=number,
+        num_experts=c.size("num_experts"),
         num_experts_per_tok=c.size("top_k_experts"),
         intermediate_size=c.size("moe_intermediate_size", c.get("expert_intermediate_size")),
         activation=activation(c),
@@ -257,36 +250,13 @@ def _experts(c: Config, extra: list[ExtraWeight], hidden: int) -> MoE:
 
 def _with_dense(experts: MoE, plain: Gated) -> MoE:
     """Return the experts with a dense feed-forward that runs in parallel to them."""
-    fields = {name: getattr(experts, name) for name in experts.__struct_fields__}
-    return MoE(**{**fields, "beside": plain})
+    return replace(experts, beside=plain, separate_norms=True)
 
 
-def _per_layer_input(c: Config) -> list[ExtraWeight]:
-    """Return the weights of one layer that gate, project and normalise its per-layer embedding."""
-    hidden, width = c.size("hidden_size"), c.optional_size("hidden_size_per_layer_input")
-    if width is None:
-        return []
-    return [
-        ExtraWeight(name="per_layer_input_gate", shape=(width, hidden), role="matmul"),
-        ExtraWeight(name="per_layer_projection", shape=(hidden, width), role="matmul"),
-        ExtraWeight(name="per_layer_input_norm", shape=(hidden,), role="vector", component="norms"),
-    ]
-
-
-def _per_layer_tables(c: Config, count: int) -> list[ExtraWeight]:
-    """Return the table of per-layer embeddings, and the weights that prepare these embeddings.
-
-    The table has `hidden_size_per_layer_input` elements per token and layer.
-    """
+def _per_layer_embedding(c: Config) -> PerLayerEmbedding | None:
+    """Return the per-layer embeddings. None: the config states no width of them."""
     vocab, width = c.size("vocab_size_per_layer_input", 1), c.optional_size("hidden_size_per_layer_input")
-    if width is None:
-        return []
-    hidden = c.size("hidden_size")
-    return [
-        ExtraWeight(name="embedding_per_layer", shape=(vocab, count * width), role="table", component="embedding"),
-        ExtraWeight(name="per_layer_model_projection", shape=(count * width, hidden), role="matmul"),
-        ExtraWeight(name="per_layer_projection_norm", shape=(width,), role="vector", component="norms"),
-    ]
+    return None if width is None else PerLayerEmbedding(size=width, vocab_size=vocab)
 
 
 def _first_shared(c: Config, count: int) -> int:
@@ -314,7 +284,7 @@ def _gemma_model(c: Config, layers: list[tuple[str, Layer]], extra: list[ExtraWe
         layers,
         norm=norm(c),
         positions=rope(c, head_dim=head_dim, layer_type="full_attention"),
-        embedding=Embedding(scale=c.size("hidden_size") ** 0.5),
+        embedding=Embedding(scale=c.size("hidden_size") ** 0.5, per_layer=_per_layer_embedding(c)),
         head=Head(soft_cap=c.optional_number("final_logit_softcapping")),
         extra=tuple(extra),
     )

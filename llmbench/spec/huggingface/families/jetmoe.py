@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
 from llmbench.spec.huggingface.families.common import (
@@ -10,13 +12,11 @@ from llmbench.spec.huggingface.families.common import (
     attention,
     block,
     decoder,
-    matrix,
     moe,
     norm,
     rope,
-    vector,
 )
-from llmbench.spec.model import ExtraWeight, ModelSpec
+from llmbench.spec.model import ModelSpec
 
 
 @family("jetmoe")
@@ -25,7 +25,7 @@ def jetmoe(c: Config) -> ModelSpec:
 
     A token uses the query heads of the attention experts that the router selects for it.
     """
-    hidden, kv_heads, head_dim = c.size("hidden_size"), c.size("num_key_value_heads"), c.size("head_dim")
+    kv_heads, head_dim = c.size("num_key_value_heads"), c.size("head_dim")
     chosen, experts = c.size("num_experts_per_tok"), c.size("num_local_experts")
     c.ignore(
         """
@@ -33,7 +33,13 @@ def jetmoe(c: Config) -> ModelSpec:
         aux_loss_coef bias rotary_percent rope_percent
         """
     )
-    mixer = attention(c, num_attention_heads=chosen * kv_heads, num_key_value_heads=kv_heads, head_dim=head_dim)
+    mixer = attention(
+        c,
+        num_attention_heads=chosen * kv_heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        attention_experts=experts,
+    )
     ffn = moe(
         c,
         experts="num_local_experts",
@@ -41,15 +47,7 @@ def jetmoe(c: Config) -> ModelSpec:
         router=TOPK_SOFTMAX,
         activation=activation(c, "activation_function"),
     )
-    c.doubt("all attention experts are counted as active, although a token uses only the selected attention experts")
-    width = kv_heads * head_dim
-    rest: tuple[ExtraWeight, ...] = ()
-    if experts > chosen:
-        rest = (vector("attention.other_experts", "attention", 2 * (experts - chosen), hidden, width),)
-    extra = (
-        *rest,
-        matrix("attention.router", "router", experts, hidden),
-        vector("attention.expert_bias", "attention", hidden),
-        vector("ffn.expert_bias", "mlp", hidden),
-    )
-    return decoder(c, block(mixer, ffn, extra=extra), norm=norm(c), positions=rope(c, head_dim=head_dim))
+    final = norm(c)
+    inner = replace(final, eps=1e-6)  # rms_norm_eps is the epsilon of the last norm only
+    layer = block(mixer, replace(ffn, output_bias=True), norm=None if inner == final else inner)
+    return decoder(c, layer, norm=final, positions=rope(c, head_dim=head_dim))

@@ -7,7 +7,7 @@ from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
 from llmbench.spec.huggingface.families.common import block, decoder, norm
 from llmbench.spec.mixer import RWKV
-from llmbench.spec.model import Embedding, ExtraWeight, ModelSpec
+from llmbench.spec.model import Embedding, ModelSpec
 
 
 @family("rwkv")
@@ -15,12 +15,8 @@ def rwkv(c: Config) -> ModelSpec:
     """RWKV-4 has no attention. Its feed-forward (channel mixing) has squared ReLU and a gate of width hidden_size."""
     hidden = c.size("hidden_size")
     width = c.optional_size("attention_hidden_size") or hidden
-    ffn = Dense(intermediate_size=c.optional_size("intermediate_size") or 4 * hidden, activation="relu2")
+    intermediate = c.optional_size("intermediate_size") or 4 * hidden
+    ffn = Dense(intermediate_size=intermediate, activation="relu2", channel_mixing=True)
     c.ignore("context_length", "rescale_every")
-    extra = (
-        ExtraWeight(name="ffn.receptance", shape=(hidden, hidden), role="matmul", component="mlp"),
-        ExtraWeight(name="ffn.time_mix_key", shape=(hidden,), role="vector", component="mlp"),
-        ExtraWeight(name="ffn.time_mix_receptance", shape=(hidden,), role="vector", component="mlp"),
-    )
-    layer = block(RWKV(width=width), ffn, extra=extra)
+    layer = block(RWKV(width=width), ffn)
     return decoder(c, layer, norm=norm(c, "layernorm"), embedding=Embedding(norm=True))
