@@ -59,6 +59,10 @@ def test_megatrons_fused_loss_holds_an_fp32_copy_more() -> None:
     for loss, of_logits in (("plain", 2 + 4), ("fused", 2 + 4 + 4)):
         memory = training_memory(spec, tokens, loss=loss, recompute="full")
         assert memory.parts_bytes["logits"] == of_logits * logits, loss
+    for loss, of_logits in (("plain", 4), ("fused", 4 + 4)):  # in fp32, without copies in another format
+        loss_op = training_run(spec, tokens, loss=loss, precision="fp32").stages[0].ops[-1]
+        assert loss_op.kind == "loss"
+        assert max(loss_op.forward_bytes, loss_op.saved_bytes + loss_op.backward_bytes) == of_logits * logits, loss
     # the gradient, which overwrites the logits, is there until the head has used it
     inplace = training_memory(spec, tokens, loss="inplace", recompute="full").parts_bytes
     assert 2 * logits < inplace["logits"] + inplace["activations"] < 3 * logits

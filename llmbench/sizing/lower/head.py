@@ -61,7 +61,8 @@ def _loss(b: Builder, width: int, logits: int) -> None:
       backward pass allocates three such tensors, because PyTorch's loss_parallel computes it in several steps.
     - plain, with fused kernels: the loss computes an fp32 softmax in its fp32 copy of the logits, and saves it. The
       backward pass overwrites the softmax with the gradient, and copies the gradient to the format of the activations
-      (Megatron's VocabParallelCrossEntropy).
+      (Megatron's VocabParallelCrossEntropy). If the activations are fp32, the softmax overwrites the logits themselves,
+      and the gradient needs no copy.
     - fused: like the latter, but the forward pass allocates the softmax apart from the fp32 copy of the logits
       (Megatron's --cross-entropy-loss-fusion with the implementation `native`).
     - inplace: the gradient overwrites the logits in the forward pass (Transformer Engine's and Liger's cross-entropy).
@@ -74,14 +75,16 @@ def _loss(b: Builder, width: int, logits: int) -> None:
     width: width of the head's input. logits: number of logits on this GPU.
     """
     own, w = b.act(logits), b.workload
-    wide = 0 if w.activation_dtype == "fp32" else 4 * logits  # an fp32 copy of the logits
+    narrow = w.activation_dtype != "fp32"
+    wide = 4 * logits if narrow else 0  # an fp32 copy of the logits
+    rounded = own if narrow else 0  # the gradient in the format of the activations
     match w.loss:
         case "plain" if not b.fused:
             forward, saved, backward = own + 4 * logits + wide, 4 * logits, (8 if b.layout.tp == 1 else 12) * logits
         case "plain":
-            forward, saved, backward = own + wide, 4 * logits, own
+            forward, saved, backward = own + wide, 4 * logits, rounded
         case "fused":
-            forward, saved, backward = own + wide + 4 * logits, 4 * logits, own
+            forward, saved, backward = own + wide + 4 * logits, 4 * logits, rounded
         case "inplace":
             forward, saved, backward = own, own, 0
         case "chunked" if b.fused:
