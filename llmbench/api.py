@@ -271,7 +271,7 @@ def fit(
     weights: str | Sequence[str] = (),
     kv_dtype: str | None = None,
     draft: Model | None = None,
-    price: float | None = None,
+    price: float | str | None = None,
     explain: bool = False,
 ) -> Answer[Fitted]:
     """Say whether a model fits on devices with an inference engine, as `llmbench fit` does.

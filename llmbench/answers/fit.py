@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -262,6 +263,33 @@ FIELDS: tuple[Field[Fitted], ...] = (
 )
 
 
+MOST_PRICE = 10**9
+"""The largest price of one GPU per hour."""
+
+
+def prices_of(price: float | str | None) -> dict[str, float]:
+    """Return the price of one GPU per hour by the name of the device. The key "" stands for all other devices.
+
+    price: one number for all devices, or items such as `h100=2.5,l40s=1.1`. None: no price is known.
+
+    Raises LLMBenchError for an item without a number from 0 to MOST_PRICE, and for an unknown device.
+    """
+    prices: dict[str, float] = {}
+    for item in [] if price is None else str(price).split(","):
+        name, equals, number = item.rpartition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            value = math.nan
+        if not 0 <= value <= MOST_PRICE:
+            raise LLMBenchError(
+                f"--price {item[:40]}: needs a number from 0 to {MOST_PRICE:,}",
+                hint="for example --price 2.5, or --price h100=2.5,l40s=1.1",
+            )
+        prices[find_device_head(name.strip()).name if equals else ""] = value
+    return prices
+
+
 def fitted(
     spec: ModelSpec,
     *,
@@ -277,7 +305,7 @@ def fitted(
     users: int = 1,
     weights: Sequence[str] = (),
     kv: str | None = None,
-    price: float | None = None,
+    price: float | str | None = None,
     explain: bool = False,
 ) -> list[Fitted]:
     """Return one row per device and format of the weights.
@@ -285,12 +313,11 @@ def fitted(
     model: the MODEL of the user. None: the spec is not that of published files. draft: model for speculative decoding.
         draft_model: its name as the user gave it.
     devices: names of devices. Empty: all built-in devices, each with the smallest number of GPUs that suffices.
-        weights: formats. Empty: the published files.
+        weights: formats. Empty: the published files. price: price of one GPU per hour (see `prices_of`).
 
     Raises LLMBenchError for a wrong name, layout or number.
     """
-    if price is not None and not 0 <= price <= 1e9:
-        raise LLMBenchError(f"--price {price}: must be a number from 0 to 1,000,000,000")
+    prices = prices_of(price)
     chosen = find_engine(engine)
     parallel = serving_layout(layout)
     if layout and gpus is not None and parallel.num_gpus != gpus:
@@ -324,7 +351,7 @@ def fitted(
                     fit=fit,
                     changes=changes(sizer, fit) if devices and fit is not None and not fit.fits else [],
                     asked=bool(devices),
-                    price=price,
+                    price=prices.get(device.name, prices.get("")),
                     files=None if model is None else weights_of(spec, model),
                     draft=draft,
                     draft_files=None if draft is None else weights_of(draft, draft_model),

@@ -170,7 +170,21 @@ def _several(rows: list[Fitted]) -> Block:
         block.answer = _smallest(first, fitting)
     else:
         block.answer = f"{first.spec.name} fits in {len(fitting)} of {len(rows)} cases."
+        block.lines += _more_gpus(rows)
     return block
+
+
+def _more_gpus(rows: list[Fitted]) -> list[str]:
+    """Return a line with the numbers of GPUs with which the rows fit that do not fit now."""
+    several = len({row.question.weights for row in rows}) > 1
+    found = [
+        f"{row.device.name} {f'with weights in {row.question.weights} ' if several and row.question.weights else ''}"
+        f"{change.option}"
+        for row in rows
+        for change in row.changes
+        if change.option.startswith("--gpus")
+    ]
+    return [f"with more GPUs it fits: {', '.join(found)}"] if found else []
 
 
 def _doubts(rows: list[Fitted]) -> tuple[tuple[str, ...], list[str]]:

@@ -103,8 +103,13 @@ Draft = Annotated[
     ),
 ]
 Price = Annotated[
-    float | None,
-    typer.Option("--price", metavar="X", min=0, help="Price of one GPU per hour.", show_default=False),
+    str | None,
+    typer.Option(
+        "--price",
+        metavar="ITEMS",
+        help="Price of one GPU per hour: 2.5 for all devices, or h100=2.5,l40s=1.1.",
+        show_default=False,
+    ),
 ]
 
 

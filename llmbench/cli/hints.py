@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
 from typing import Any
 
@@ -44,6 +45,8 @@ def usage_error(problem: Any, arguments: list[str]) -> tuple[str, str]:
     message = problem.format_message()
     lists = "lists all commands" if message.startswith("No such command '") else "shows all arguments and options"
     hint = f"`{_command_path(problem, arguments)} --help` {lists}"
+    message = re.sub(r"is not a valid (float|int(eger)?)( range)?\.$", "is not a number", message)
+    message = re.sub(r"is not in the range x>=(\S+)\.$", r"is not at least \1", message)
     context = getattr(problem, "ctx", None)
     if context is not None and message.startswith("No such option: -"):
         option = message.split()[3]

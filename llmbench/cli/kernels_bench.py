@@ -65,6 +65,8 @@ def bench_kernels(
     TRITON_INTERPRET=1, it only makes a test run: one small case per kernel in Triton's interpreter. The exit code is 1
     if a row is INCORRECT or FAILED.
 
+    `llmbench profile norm --model MODEL --seq TOKENS --impl fused` times a kernel with the shapes of your own model.
+
     Examples:
 
       llmbench kernels bench glu

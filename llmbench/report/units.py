@@ -123,8 +123,9 @@ def texts(values: Sequence[Any], unit: Unit) -> list[str]:
             return f"{value:.1e}" if unit == "scientific" and isinstance(value, float) else str(value)
         amount = value / form.scale
         least = 10**-decimals
-        if 0 < amount < least / 2:
-            return f"<{least:.{decimals}f}{form.suffix}"
+        if 0 < abs(amount) < least / 2:
+            sign = "−" if amount < 0 else "+" if form.sign else ""
+            return f"{sign}<{least:.{decimals}f}{form.suffix}"
         return signed(f"{amount:{'+' if form.sign else ''},.{decimals}f}{form.suffix}")
 
     return [text(value) for value in values]

@@ -109,6 +109,9 @@ def _layer_faults(layers: dict[str, Layer], order: Sequence[str], at: str) -> It
         if name not in layers:
             names = ", ".join(f"`{key}`" for key in layers)
             hint = f"choose from {names}, the entries of `{at}layers`" if names else f"`{at}layers` has no entries"
+            hint += (
+                f"; to add a kind of layer, write a spec file (see `llmbench specs show`) with `[{at}layers.{name}]`"
+            )
             yield Fault(f"{at}pattern", f"`{at}layers` has no entry `{name}`", hint)
     used = set(order)
     tags = Counter(layer.shared_weights for layer in layers.values())

@@ -223,14 +223,19 @@ def _unknown(key: str, field: str, every: Sequence[Place], model: str) -> SpecEr
     for place in every:
         for name in fields_of(place.part) if place.part is not None else ():
             known.setdefault(name, []).append(".".join((*place.path, name)))
-    homes = homes_of(field)
+    other = _OTHER_NAMES.get(field)
+    homes = [] if other in known else homes_of(field)
     if homes and field not in known:
         hint = f"`{field}` is a field of {' or '.join(homes[:3])}"
         if "(kind" in homes[0]:
             hint += f". Change the kind first, for example --set {homes[0].split(' (')[0].rpartition('.')[2]}.kind="
             hint += homes[0].split("(kind ")[1].rstrip(")").split(",")[0]
         return SpecError(f"--set {key}: {model} has no such field", hint=hint)
-    near = _field_with_the_words_of(field, known) or (field if field in known else suggestion(field, known))
+    near = (
+        (other if other in known else None)
+        or _field_with_the_words_of(field, known)
+        or (field if field in known else suggestion(field, known))
+    )
     if near is None:
         return SpecError(
             f"--set {key}: {model} has no such field", hint=f"`llmbench specs show {model}` shows its fields"
@@ -240,6 +245,8 @@ def _unknown(key: str, field: str, every: Sequence[Place], model: str) -> SpecEr
     return SpecError(f"--set {key}: {model} has no such field", hint=f"did you mean `{near}`?{full}")
 
 
+_OTHER_NAMES = dict.fromkeys(("top_k", "topk", "experts_per_token"), "num_experts_per_tok")
+"""Names that users know from papers, and the fields that they mean. Their words are not those of the field."""
 _LONG_WORDS = {"kv": "key value", "vocabulary": "vocab", "attn": "attention", "ctx": "position", "dim": "size"}
 """Words that users write, and the words that the names of fields contain instead."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 import sys
@@ -587,12 +588,48 @@ def test_a_usage_hint_names_the_help_of_the_command(words: str, command: str, ca
         ("profile mla --model llama3-8b --device cpu", "choose another model with --model, for example deepseek-r1"),
         ("memory mixtral-8x7b --layout ep=8", "say also over which GPUs, for example dp=8,ep=8"),
         ("params llama2-7b --set mixer.kind=latent", "did you mean `mla`?"),
+        ("params mixtral-8x7b --set top_k=8", "did you mean `num_experts_per_tok`?"),
+        (
+            "params llama2-7b --set pattern=32*local",
+            "choose from `block`, the entries of `layers`; to add a kind of layer",
+        ),
+        ("fit gpt2 --price h100=x", "for example --price 2.5, or --price h100=2.5,l40s=1.1"),
         ("params qwen3-moe", "models of this family: qwen3-235b-a22b, qwen3-30b-a3b"),
         ("params llama3.1", "models with this name: llama3.1-405b, llama3.1-70b, llama3.1-8b"),
     ],
 )
 def test_hints_on_other_names(words: str, hint: str, capsys: Capture) -> None:
     assert f"hint: {hint}" in refusal(capsys, *words.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("fit gpt2 --utilization x", "'x' is not a number"),
+        ("validate kv x.csv --bound -1", "-1.0 is not at least 0"),
+    ],
+)
+def test_a_wrong_number_is_refused_without_jargon(words: str, message: str, capsys: Capture) -> None:
+    assert message in refusal(capsys, *words.split())
+
+
+def test_devices_have_prices_of_their_own(capsys: Capture) -> None:
+    devices = ["--device", "h100", "--device", "l40s", "--device", "a10g"]
+    text = answer(capsys, "fit", "llama3-8b", *devices, "--price", "h100=2.5,3,l40s=1.1", "--format", "csv")
+    prices = {row["device"]: row["price_per_hour"] for row in csv.DictReader(io.StringIO(text))}
+    assert prices == {"h100-sxm": "2.5", "l40s": "1.1", "a10g": "3.0"}
+
+
+def test_several_devices_that_are_too_small_name_the_number_that_suffices(capsys: Capture) -> None:
+    """The number that the table names is the one that the command then accepts."""
+    question = ["fit", "qwen3-32b", "--users", "16", "--seq", "32k"]
+    assert run([*question, "--device", "h100", "--device", "l40s"]) == 1
+    text = " ".join(capsys.readouterr().out.split())
+    found = dict(re.findall(r"(\S+) --gpus (\d+)", text))
+    assert set(found) == {"h100-sxm", "l40s"}
+    for device, gpus in found.items():
+        assert run([*question, "--device", device, "--gpus", gpus]) == 0
+        assert run([*question, "--device", device, "--gpus", str(int(gpus) // 2)]) == 1
 
 
 def test_options_of_other_tools_are_options_of_a_command() -> None:
