@@ -51,6 +51,7 @@ def classify(model: nn.Module, prefix: str = "") -> dict[str, tuple[str, nn.Para
     head = model.get_output_embeddings()
     table = model.get_input_embeddings()
     table_weight = getattr(table, "weight", None)
+    alone = not getattr(getattr(model, "config", None), "is_encoder_decoder", False)
     sorted_out: dict[str, tuple[str, nn.Parameter, bool]] = {}
     # A shared bias goes by the name it has inside the head, wherever else the class keeps it.
     head_parameters = {id(p) for p in head.parameters(recurse=False)} if head is not None else set()
@@ -66,7 +67,8 @@ def classify(model: nn.Module, prefix: str = "") -> dict[str, tuple[str, nn.Para
             component = "lm_head"
         else:
             component = _component(path, around, owner, modules)
-        sorted_out[name] = (component, parameter, _is_matrix(name, parameter, owner))
+        unused = alone and "encoder_attn" in path  # a decoder without its encoder does not run its cross-attention
+        sorted_out[name] = (component, parameter, not unused and _is_matrix(name, parameter, owner))
     return sorted_out
 
 

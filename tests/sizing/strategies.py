@@ -234,7 +234,7 @@ recurrents = st.one_of(
         full_rank_decay=maybe,
         full_rank_gate=maybe,
     ),
-    st.builds(LightningAttention, num_attention_heads=heads, head_dim=widths),
+    st.builds(LightningAttention, num_attention_heads=heads, head_dim=widths, stored_decays=maybe),
     st.builds(RGLRU, lru_width=widths.map(lambda n: 8 * n), num_heads=heads, conv_kernel=st.integers(1, 4)),
     st.builds(ShortConv, width=widths, conv_kernel=st.integers(1, 4), bias=maybe),
     st.builds(RWKV, width=widths),

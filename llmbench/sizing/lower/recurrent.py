@@ -231,6 +231,10 @@ def _lightning(b: Builder, m: LightningAttention) -> None:
     name = m.module_name
     b.linear(f"{name}.qkv_proj", "mixer_ssm", b.hidden, product(Dim(3, "3"), width), split="column", gathers=True)
     b.linear(f"{name}.g_proj", "mixer_ssm", b.hidden, width, split="column", saves_input=False)
+    if m.stored_decays:  # per head: its slope, and the decays to the start, to the end and between tokens of a block
+        block = m.block_size
+        per_head = Dim(1 + 2 * block + block**2, "(1 + 2·block_size + block_size²)")
+        b.vector(f"{name}.decays", "mixer_ssm", product(heads, per_head), shards=tp, buffer=True)
     _scan(b, m, inputs=3 * width.size, outputs=width.size)
     b.norm(f"{name}.norm", "mixer_ssm", width, Norm(), rows=b.tokens, shards=tp)
     b.linear(f"{name}.out_proj", "mixer_ssm", width, b.hidden, split="row")

@@ -1,4 +1,4 @@
-"""Model types that are no language models, with the reason why llmbench does not size them."""
+"""Model types that llmbench refuses, with the reason: no language models, and parts that a spec cannot describe."""
 
 from __future__ import annotations
 
@@ -35,6 +35,20 @@ _BY_REASON = {
     "it predicts time series": """
         autoformer informer patchtsmixer patchtst time_series_transformer timesfm timesfm2_5
     """,
+    "it drafts tokens for another model, whose keys and values it reads": """
+        gemma4_assistant gemma4_unified_assistant muse_glimmer_assistant
+    """,
+    "its layers compute on a shorter sequence than its tokens: patches, pooled tokens or latents": """
+        blt funnel perceiver
+    """,
+    "its attention hashes tokens, and its layers are reversible": "reformer",
+    "its matrix memory with exponential gates is no mixer of a spec": "xlstm",
+    "it has a table of entities, and matrices that only entities use": "luke",
+    "each layer works at a narrower width, with several feed-forwards": "mobilebert",
+    "its matrices are grouped convolutions": "squeezebert",
+    "its files have integer copies of all matrices": "ibert",
+    "its layers mix an embedding of the token into the values": "neomme",
+    "it writes text by diffusion": "diffusion_gemma diffusion_gemma_text",
     "its config names two other models, and a spec describes only one": """
         encoder-decoder rag speech-encoder-decoder vision-encoder-decoder
     """,

@@ -178,11 +178,13 @@ class LightningAttention(RecurrentKind, frozen=True, tag="lightning"):
     - num_attention_heads: number of heads.
     - head_dim: width of a head.
     - block_size: number of tokens per block of the parallel algorithm.
+    - stored_decays: whether the files have the decays of a block as buffers (MiniMax in transformers).
     """
 
     num_attention_heads: Size
     head_dim: Size
     block_size: Size = 256
+    stored_decays: bool = False
 
     label = "lightning attention"
     module_name = "linear_attention"

@@ -40,6 +40,7 @@ def minimax(c: Config) -> ModelSpec:
         num_attention_heads=full.num_attention_heads,
         head_dim=full.head_dim,
         block_size=c.size("block_size", 256),
+        stored_decays=c.model_type == "minimax",
     )
     count = num_layers(c)
     derived = ["full_attention" if (i + 1) % 2 else "linear_attention" for i in range(count)]
