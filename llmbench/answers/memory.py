@@ -13,7 +13,16 @@ from llmbench.answers.timeline import STEPS
 from llmbench.errors import LLMBenchError
 from llmbench.report.document import Document, Table, table
 from llmbench.report.fields import Field, inside, record, records
-from llmbench.sizing.devices import DeviceFit, Run, device_fit, fitting_devices, memory_of, split_until_it_fits
+from llmbench.sizing.devices import (
+    Change,
+    DeviceFit,
+    Run,
+    changes_that_fit,
+    device_fit,
+    fitting_devices,
+    memory_of,
+    split_until_it_fits,
+)
 from llmbench.sizing.dtypes import DType, KVDType
 from llmbench.sizing.flops import trained_parameters
 from llmbench.sizing.memory import CONTEXT_BYTES, Memory, ServingRun
@@ -39,11 +48,13 @@ class Verdict(NamedTuple):
 
     split: a layout with which several of these devices can run the model, if one device cannot and such a layout is
         known. split_memory: the memory of one of these devices.
+    changes: the changes with which as many of these devices can run a training step on several GPUs.
     """
 
     fit: DeviceFit
     split: Layout | None = None
     split_memory: Memory | None = None
+    changes: tuple[Change, ...] = ()
 
 
 class LoraSize(NamedTuple):
@@ -140,6 +151,12 @@ DEVICES: tuple[Field[Verdict], ...] = (
         "missing_format",
         value=lambda verdict: verdict.fit.missing_format,
         description="number format of the matrix products, if the device's matrix units do not compute it; else null",
+    ),
+    Field(
+        "changes",
+        value=lambda verdict: [change.option for change in verdict.changes],
+        description="if a training step on several GPUs is too large: the options with which it fits on as many GPUs, "
+        "each alone. Sequence parallelism, ZeRO and recomputation are tried, and all together if none suffices alone",
     ),
     Field(
         "split_layout",
@@ -438,8 +455,11 @@ def _verdicts(run: Run, memory: Memory, products: DType, names: Sequence[str]) -
     verdicts = []
     for device in dict.fromkeys(map(find_device_head, names)):
         fit = device_fit(device, memory.needed_bytes, products)
-        split = None if fit.fits else split_until_it_fits(run, memory, device, products)
-        verdicts.append(Verdict(fit, *(split or ())))
+        if fit.fits:
+            verdicts.append(Verdict(fit))
+            continue
+        split, needed = split_until_it_fits(run, memory, device, products) or (None, None)
+        verdicts.append(Verdict(fit, split, needed, tuple(changes_that_fit(run, device, products))))
     return verdicts
 
 

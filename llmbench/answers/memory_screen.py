@@ -191,12 +191,17 @@ def _verdict(verdict: Verdict, memory: Memory, recompute: str | None) -> str:
     if verdict.split is not None and verdict.split_memory is not None:
         needed = size(verdict.split_memory.needed_bytes)
         text += f" {verdict.split.num_gpus} of them suffice with --layout {verdict.split}: {needed} per GPU."
+    elif verdict.changes:
+        fitting = (f"{change.option} ({size(change.memory.needed_bytes)} per GPU)" for change in verdict.changes)
+        text += f" It fits with {', or '.join(fitting)}."
     elif memory.layout.num_gpus == 1:
         text += f" No layout from {SPLITS[memory.phase][0]} to {SPLITS[memory.phase][-1]} suffices."
         if memory.phase == "train":
             parts = memory.parts_bytes["activations"] + memory.parts_bytes["logits"]
             options = "a smaller --seq" if recompute == "full" else "--recompute full or a smaller --seq"
             text += f" Activations and logits need {size(parts)} at the peak: {options} reduces them."
+    elif memory.phase == "train":
+        text += " Sequence parallelism, ZeRO and recomputation do not suffice on as many GPUs."
     return text
 
 

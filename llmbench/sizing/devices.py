@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import NamedTuple, get_args
+
+import msgspec
 
 from llmbench.errors import LayoutError
 from llmbench.sizing.dtypes import DType
 from llmbench.sizing.memory import Memory, ServingRun
 from llmbench.sizing.training import run_memory
 from llmbench.sizing.training_step import TrainingRun
-from llmbench.sizing.workload import Layout
+from llmbench.sizing.workload import Layout, Recompute
 from llmbench.spec.catalog import DeviceHead, device_heads
 
 Run = TrainingRun | ServingRun
@@ -106,3 +110,58 @@ def split_until_it_fits(run: Run, memory: Memory, device: DeviceHead, products: 
         if device_fit(device, split.needed_bytes, products).fits:
             return layout, split
     return None
+
+
+class Change(NamedTuple):
+    """A change of a training run. option: the options with their new values. memory: the memory of one GPU with it."""
+
+    option: str
+    memory: Memory
+
+
+def changes_that_fit(run: Run, device: DeviceHead, products: DType) -> list[Change]:
+    """Return the changes with which a training step on several GPUs fits on these devices, without more GPUs.
+
+    A change is sequence parallelism, a higher stage of ZeRO, or more recomputation: of each the smallest one that
+    suffices. If none suffices alone, the only change is all of them together. Empty: the run has one GPU, or serves,
+    or nothing suffices, or the device lacks the format of the products.
+    """
+    if not isinstance(run, TrainingRun) or run.layout.num_gpus == 1:
+        return []
+    layout, order = run.layout, get_args(Recompute)
+    sequence = [_layout_with(layout, sp=True)] if layout.tp > 1 and not layout.sp else []
+    stages = range(layout.zero + 1, 4)
+    sharded = [_layout_with(layout, zero=zero) for zero in stages]
+    again = [msgspec.structs.replace(run, recompute=recompute) for recompute in order[order.index(run.recompute) + 1 :]]
+
+    def first(runs: Iterable[TrainingRun]) -> list[Change]:
+        changes = (Change(_options(run, other), memory_of(other)) for other in runs)
+        found = (change for change in changes if device_fit(device, change.memory.needed_bytes, products).fits)
+        return list(islice(found, 1))
+
+    def divided(layouts: Iterable[Layout | None]) -> Iterator[TrainingRun]:
+        return (run.with_layout(other) for other in layouts if other is not None)
+
+    alone = [*first(divided(sequence)), *first(divided(sharded)), *first(again)]
+    if alone:
+        return alone
+    sp = layout.tp > 1
+    together = divided(_layout_with(layout, sp=sp, zero=zero) for zero in (layout.zero, *stages))
+    return first(msgspec.structs.replace(other, recompute="full") for other in together)
+
+
+def _layout_with(layout: Layout, *, sp: bool | None = None, zero: int | None = None) -> Layout | None:
+    """Return a layout with sequence parallelism or another stage of ZeRO, or None if they contradict the rest."""
+    try:
+        return msgspec.structs.replace(
+            layout, sp=layout.sp if sp is None else sp, zero=layout.zero if zero is None else zero
+        )
+    except LayoutError:
+        return None
+
+
+def _options(run: TrainingRun, other: TrainingRun) -> str:
+    """Return the options whose values differ between two runs."""
+    options = [f"--layout {other.layout}"] if other.layout != run.layout else []
+    options += [f"--recompute {other.recompute}"] if other.recompute != run.recompute else []
+    return " ".join(options)

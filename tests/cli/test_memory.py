@@ -81,6 +81,30 @@ def test_devices_of_ones_own(capsys: Capture) -> None:
     assert whole["split_layout"] == "dp=2,zero=3"
 
 
+@pytest.mark.parametrize(
+    ("layout", "options"),
+    [
+        ("tp=8,pp=4,dp=2", ["--layout tp=8,sp,pp=4,dp=2", "--recompute every-second"]),
+        ("tp=8,dp=8", ["--layout tp=8,dp=8,zero=3"]),
+        ("dp=64", ["--layout dp=64,zero=3 --recompute full"]),
+        ("tp=2,dp=4", []),
+    ],
+)
+def test_changes_with_which_a_layout_fits(layout: str, options: list[str], capsys: Capture) -> None:
+    """Each change is tried as a command. Its memory is that which the sentence names."""
+    question = ["llama3-70b", "--seq", "8k", "--device", "h100"]
+    device = row(capsys, *question, "--layout", layout)["devices"][0]
+    assert device["changes"] == options
+    code, text = result(capsys, *question, "--layout", layout)
+    assert code == 1
+    said = re.findall(r"(--\S+(?: \S+)*?) \(([\d.]+) GiB per GPU\)", " ".join(text.split()))
+    assert [option for option, _ in said] == options
+    for option, gib in said:
+        changed = row(capsys, *question, *(["--layout", layout] if "--layout" not in option else []), *option.split())
+        assert changed["fits_on"] == ["h100-sxm"]
+        assert f"{(changed['reserved_bytes'] + changed['context_bytes']) / 2**30:.2f}" == gib
+
+
 def test_no_number_of_devices_suffices(capsys: Capture) -> None:
     code, text = result(capsys, "llama2-7b", "--seq", "64k", "--device", "h100")
     assert code == 1
