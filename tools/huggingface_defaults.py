@@ -168,7 +168,7 @@ def tower_facts() -> dict[str, dict[str, Any]]:
     from llmbench.spec.huggingface.towers import COMPOSITES, TOWERS
 
     composites: dict[str, Any] = {}
-    for name in sorted(COMPOSITES):
+    for name in sorted(COMPOSITES.keys() & CONFIG_MAPPING.keys()):
         specs = CONFIG_MAPPING[name].sub_configs_defaults
         own = {key: value for key, value in _sizes(CONFIG_MAPPING[name]).items() if key not in specs}
         parts = {}
@@ -186,7 +186,7 @@ def tower_facts() -> dict[str, dict[str, Any]]:
         composites[name] = {"defaults": own, "parts": parts}
     described = {part["model_type"] for entry in composites.values() for part in entry["parts"].values()}
     towers: dict[str, Any] = {}
-    for name in sorted({*TOWERS, *described}):
+    for name in sorted({*TOWERS, *described} & set(CONFIG_MAPPING.keys())):
         towers[name] = {"defaults": _sizes(CONFIG_MAPPING[name])}
         if CONFIG_MAPPING[name].attribute_map:
             towers[name]["attribute_map"] = dict(CONFIG_MAPPING[name].attribute_map)
@@ -207,10 +207,15 @@ def _sizes(config_class: type) -> dict[str, Any]:
 
 def _plain_sizes(values: dict[str, Any]) -> dict[str, Any]:
     return {
-        key: list(value) if isinstance(value, tuple) else value
+        key: _one_side(value) if key in ("image_size", "patch_size") else _plain(value)
         for key, value in values.items()
         if _has_json_form(value) and not NO_SIZE.search(key) and key != "model_type"
     }
+
+
+def _one_side(value: Any) -> Any:
+    """Return one number for equal height and width. A reader accepts a list instead of a number, not the reverse."""
+    return value[0] if isinstance(value, (list, tuple)) and len(set(value)) == 1 else value
 
 
 def _fields(config_class: type) -> dict[str, Any]:

@@ -38,11 +38,12 @@ _NO_PARTS = (*TEXT_KEYS, "compression_config", "generation_config", "quantizatio
 """Keys of objects that are no parts for other modalities."""
 
 _SAME_SIZE = """
-    activation activation_function architectures attention_heads attention_type conv_chunksize
-    crop_size drop_path_rate encoder_attention_heads feature_layer head_dim hidden_act image_mean image_std
-    initializer_factor interpolation_mode is_causal layer_scale_init_value max_window_size n_window n_window_infer
-    num_attention_heads num_classes num_heads output_attentions pooling_kernel_size
-    projection_dim projector_dropout rope_parameters rope_theta scale_embedding tokens_per_second vocab_size window_size
+    activation activation_function architectures attention_heads attention_type conv_chunksize crop_size
+    drop_path_rate encoder_attention_heads feature_layer global_head_dim head_dim hidden_act image_mean image_std
+    initializer_factor interpolation_mode is_causal layer_scale_init_value max_image_size max_window_size n_window
+    n_window_infer num_attention_heads num_classes num_heads output_attentions pooling_kernel_size projection_dim
+    projector_dropout rope_parameters rope_theta scale_embedding size tokens_per_second video_seq_length vocab_size
+    window_size
 """
 """Keys of towers that change the size of no weight, whatever their value is."""
 
@@ -111,10 +112,12 @@ class Whole:
         return self._parts[key]
 
     def _read(self, key: str) -> Config | None:
-        record = self._record.get("parts", {}).get(key, {})
+        record = self._record.get("parts", {}).get(key, {"any_type": True})
         values = self._values.get(key)
         if values is None and record.get("optional"):
             return None
+        if values is None:
+            self.doubts.append(f"the config has no {key}, so the default sizes of the class are used")
         values = self.config.table(key) or record.get("when_missing", {})
         stated = values.get("model_type")
         kind = str(stated) if record.get("any_type") and stated is not None else record.get("model_type", "")
@@ -151,7 +154,7 @@ def _config(values: dict[str, Any], kind: str, record: dict[str, Any], path: str
 
 def towers_of(values: dict[str, Any], spec: ModelSpec) -> tuple[Tower, ...]:
     """Return the parts for other modalities of a multimodal config. spec: the spec of its text part."""
-    return tuple(part for whole in _levels(values) for part in _parts(whole, spec))
+    return tuple(part for depth, whole in enumerate(_levels(values)) for part in _parts(whole, spec, inside=depth > 0))
 
 
 def _levels(values: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -165,9 +168,10 @@ def _levels(values: dict[str, Any]) -> Iterator[dict[str, Any]]:
         values = {"model_type": usual.get("model_type"), **(inner or {})}
 
 
-def _parts(values: dict[str, Any], spec: ModelSpec) -> Iterator[Tower]:
+def _parts(values: dict[str, Any], spec: ModelSpec, *, inside: bool) -> Iterator[Tower]:
+    """Yield the parts of a config. inside: whether it is itself a part, whose plain keys say nothing about parts."""
     kind = str(values.get("model_type"))
-    left_out = other_modalities(values)
+    left_out = [key for key in other_modalities(values) if isinstance(values.get(key), dict) or not inside]
     if kind not in COMPOSITES:
         yield from map(_unknown, _named(values, left_out))
         return

@@ -21,6 +21,22 @@ def internvit(c: Config) -> int:
     return embedding + c.size("num_hidden_layers") * layer + after
 
 
+@tower("intern_vit_6b")
+def internvit_chat(c: Config) -> int:
+    """The published files of InternVL have other names of keys, and no norm after the last layer."""
+    c.rename(qkv_bias="attention_bias", qk_normalization="use_qk_norm")
+    c.ignore("layers use_flash_attn num_channels qk_normalization qkv_bias")
+    c.put("num_channels", 3)
+    return internvit(c)
+
+
+@composite("internvl_chat")
+def internvl_chat(w: Whole) -> dict[str, int | None]:
+    """The published files have other names of parts."""
+    tower_of, projector = internvl(w).values()
+    return {"vision_model": tower_of, "mlp1": projector}
+
+
 @composite("internvl", "qianfan_ocr")
 def internvl(w: Whole) -> dict[str, int | None]:
     """InternVL joins neighbouring patches, and has a norm before the projector."""

@@ -1,4 +1,4 @@
-"""The vision and audio towers of Phi-4-multimodal, with their projectors."""
+"""The towers of Phi-3-vision and Phi-4-multimodal, with their projectors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.towers import Whole, composite, tower
-from llmbench.spec.huggingface.towers.clip import siglip_without_head
+from llmbench.spec.huggingface.towers.clip import clip, siglip_without_head
 from llmbench.spec.huggingface.towers.formulas import (
     attention,
     conv,
@@ -46,6 +46,18 @@ def phi4_audio(c: Config) -> int:
     c.ignore("downsample_rate")
     stored_means = 2 * inputs
     return front + buckets * c.size("num_attention_heads") + c.size("num_blocks") * layer + stored_means
+
+
+@composite("phi3_v")
+def phi3_vision(w: Whole) -> dict[str, int | None]:
+    """Phi-3-vision joins four patches of CLIP. Its config names the tower, whose sizes are those of the name."""
+    named = w.config.nested("img_processor", w.config.table("img_processor"))
+    if not named.text("model_name").endswith("clip-vit-large-patch14-336"):
+        return {"vision_embed_tokens": None}
+    sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "image_size": 336}
+    joined, text = 4 * named.size("image_dim_out", 1024), w.text_width
+    tower_of = clip(named.nested("img_processor", {**sizes, "patch_size": 14, "num_channels": 3}))
+    return {"vision_embed_tokens": tower_of + mlp(joined, text, text) + 2 * joined}
 
 
 @composite("phi4_multimodal")
