@@ -3,6 +3,7 @@
     python benchmarks/model_sweep.py                    # needs torch and transformers, takes two minutes
     python benchmarks/model_sweep.py --type llama --type gpt2
     python benchmarks/model_sweep.py --only refused --format json
+    python benchmarks/model_sweep.py --multimodal       # the language models of models of images and text
 
 For each model type, the script makes a model of transformers with small sizes and random weights, saves it, loads the
 folder with `llmbench.model.load`, and compares the logits of both in fp32. Outcomes:
@@ -57,6 +58,8 @@ SMALL: dict[str, Any] = {
     "ffn_dim": 48,
     "encoder_ffn_dim": 48,
     "decoder_ffn_dim": 48,
+    "depth": 2,
+    "embed_dim": 32,
     "encoder_layers": 4,
     "decoder_layers": 4,
     "num_encoder_layers": 4,
@@ -139,6 +142,8 @@ SMALL: dict[str, Any] = {
 
 _LOCAL_AND_GLOBAL = ["sliding_attention", "full_attention"] * 2
 
+_IN_THREE_PARTS = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
+
 REQUIRED: dict[str, dict[str, Any]] = {
     "cohere_compass_text": {
         "rope_parameters": {
@@ -157,6 +162,8 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "gemma4_unified_text": {"layer_types": _LOCAL_AND_GLOBAL, "num_kv_shared_layers": 2, "global_head_dim": 8},
     "kimi_linear": {"layer_types": ["linear_attention", "full_attention"] * 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
+    "qwen2_5_vl_text": {"rope_parameters": _IN_THREE_PARTS},
+    "qwen2_vl_text": {"rope_parameters": _IN_THREE_PARTS},
     "roc_bert": {
         "pronunciation_vocab_size": 96,
         "pronunciation_embed_dim": 8,
@@ -177,11 +184,13 @@ NOISE = 0.1
 """Standard deviation of the random values that are added to the initial weights, so that none is 0 or 1."""
 
 
-def model_types() -> list[str]:
-    """Return the types that AutoModelForCausalLM loads."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+def model_types(multimodal: bool) -> list[str]:
+    """Return the types that AutoModelForCausalLM or AutoModelForImageTextToText loads."""
+    from transformers.models.auto import modeling_auto
 
-    return list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    if multimodal:
+        return list(modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+    return list(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
 def small_values(kind: Any) -> dict[str, Any]:
@@ -231,18 +240,19 @@ def shortened(entries: list[Any], length: int) -> list[Any]:
     return (kinds * length)[:length]
 
 
-def tiny_model(model_type: str) -> Any:
+def tiny_model(model_type: str, *, multimodal: bool = False) -> Any:
     """Return a tiny model of transformers with random weights. Raises ValueError for a model that is not small."""
     import torch
-    from transformers import AutoModelForCausalLM
+    import transformers
 
+    kind = transformers.AutoModelForImageTextToText if multimodal else transformers.AutoModelForCausalLM
     config = tiny_config(model_type)
     with torch.device("meta"):
-        size = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
-    if size > MOST_PARAMETERS:
+        size = sum(p.numel() for p in kind.from_config(config).parameters())
+    if size > MOST_PARAMETERS * (10 if multimodal else 1):
         raise ValueError(f"the model still has {size:,} parameters")
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(tiny_config(model_type), attn_implementation="eager").float().eval()
+    model = kind.from_config(tiny_config(model_type), attn_implementation="eager").float().eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -253,7 +263,7 @@ def tiny_model(model_type: str) -> Any:
     return model
 
 
-def compare(model_type: str) -> dict[str, Any]:
+def compare(model_type: str, *, multimodal: bool = False) -> dict[str, Any]:
     """Return the row of one type: outcome, relative error of the logits, reason."""
     import torch
 
@@ -266,7 +276,7 @@ def compare(model_type: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         tokens = torch.randint(3, SMALL["vocab_size"], (2, LENGTH), generator=torch.Generator().manual_seed(2))
         try:
-            theirs = tiny_model(model_type)
+            theirs = tiny_model(model_type, multimodal=multimodal)
             with torch.no_grad():
                 expected = theirs(tokens, use_cache=False).logits
             if not torch.isfinite(expected).all():
@@ -287,7 +297,7 @@ def compare(model_type: str) -> dict[str, Any]:
     return row("equal" if error <= BOUND else "wrong", error)
 
 
-def handle(types: list[str]) -> None:
+def handle(types: list[str], multimodal: bool) -> None:
     """Print one line of JSON per type. This runs in a process of its own."""
     warnings.filterwarnings("ignore")
     logging.disable(logging.ERROR)
@@ -298,15 +308,15 @@ def handle(types: list[str]) -> None:
     transformers_logging.disable_progress_bar()
     out, sys.stdout = sys.stdout, sys.stderr  # some classes of transformers print
     for model_type in types:
-        print(json.dumps(compare(model_type)), file=out, flush=True)
+        print(json.dumps(compare(model_type, multimodal=multimodal)), file=out, flush=True)
 
 
-def rows_of(types: list[str]) -> Iterator[dict[str, Any]]:
+def rows_of(types: list[str], multimodal: bool) -> Iterator[dict[str, Any]]:
     """Return the row of each type. A process that ends early, or takes too long, costs one row."""
     left = list(types)
     while left:
         process = subprocess.Popen(
-            [sys.executable, __file__, "--child", *left],
+            [sys.executable, __file__, *["--multimodal"] * multimodal, "--child", *left],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env={**os.environ, "HF_HUB_OFFLINE": "1"},
@@ -331,15 +341,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--type", action="append", metavar="TYPE", help="only this model type (repeatable)")
     parser.add_argument("--only", choices=["equal", "refused", "wrong", "not tiny"], help="show only this outcome")
+    parser.add_argument("--multimodal", action="store_true", help="models of images and text: compare logits of text")
     parser.add_argument("--format", choices=["table", "json"], default="table")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        handle(arguments.child)
+        handle(arguments.child, arguments.multimodal)
         return
     counts: Counter[str] = Counter()
     shown = []
-    for row in rows_of(arguments.type or model_types()):
+    for row in rows_of(arguments.type or model_types(arguments.multimodal), arguments.multimodal):
         counts[row["outcome"]] += 1
         if arguments.only in (None, row["outcome"]):
             shown.append(row)

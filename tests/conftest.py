@@ -2,6 +2,9 @@
 
 import gc
 import os
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +17,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 os.environ.pop("COLUMNS", None)  # pytest-xdist sets it, and tables would have this width
 
 import torch
+
+# `benchmarks` is a package of this tree. The root of the tree is not on the path, because its folder `kernels` would
+# hide the package that transformers imports.
+if "benchmarks" not in sys.modules:
+    spec = spec_from_file_location("benchmarks", Path(__file__).parents[1] / "benchmarks" / "__init__.py")
+    assert spec is not None
+    sys.modules["benchmarks"] = module_from_spec(spec)
 
 GPU = torch.cuda.is_available()
 

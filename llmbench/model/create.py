@@ -22,9 +22,10 @@ from llmbench.model.devices import device_of
 from llmbench.model.formats import weight_format
 from llmbench.model.seq2seq import model_of
 from llmbench.model.weights import Checkpoint, fill, formats_of, refuse_missing_weights, table_of
-from llmbench.model.weights.config import refuse_config
+from llmbench.model.weights.config import is_multimodal, refuse_config
 from llmbench.spec.huggingface import load_config
 from llmbench.spec.model import ModelSpec
+from llmbench.spec.weights.multimodal import text_name
 
 Initialisation = Literal["gpt2", "scaled", "xavier", "empty"]
 """How the weight matrices and embedding tables get their first values.
@@ -82,6 +83,8 @@ def load(
 ) -> Decoder:
     """Load a model from a folder that `save_pretrained` of transformers wrote, or that was downloaded.
 
+    Of a multimodal checkpoint, only the language model is loaded.
+
     - `folder`: the folder, or the path of its config.json.
     - `impl`: the implementation, as in `build`.
     - `dtype`: the number format of the model. The default is the narrowest format that represents all tensors exactly.
@@ -98,6 +101,8 @@ def load(
     table_of(spec)
     refuse_config(spec, folder)
     checkpoint = Checkpoint(folder)
+    if is_multimodal(spec, folder):
+        checkpoint.rename(text_name)
     refuse_missing_weights(spec, checkpoint)
     formats = formats_of(spec, checkpoint)
     dtype = reduce(torch.promote_types, formats or {torch.float32}) if dtype is None else weight_format(dtype)

@@ -6,7 +6,7 @@ from llmbench.model.weights import supported_families
 from llmbench.model.weights.transforms import TRANSFORMS
 from llmbench.spec.weights.families import TABLES
 
-from . import test_encoders, test_latent, test_parity, test_recurrent
+from . import test_encoders, test_latent, test_multimodal, test_parity, test_recurrent
 
 TESTED_UNDER_ANOTHER_NAME = {
     "kimi_k2"
@@ -14,7 +14,7 @@ TESTED_UNDER_ANOTHER_NAME = {
 
 
 def test_every_table_is_tested() -> None:
-    modules = (test_parity, test_latent, test_recurrent, test_encoders)
+    modules = (test_parity, test_latent, test_recurrent, test_encoders, test_multimodal)
     tried = {case[0] for module in modules for case in module.CASES.values()}
     assert tried | TESTED_UNDER_ANOTHER_NAME == set(supported_families())
 

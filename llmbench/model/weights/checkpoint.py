@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
+from collections.abc import Callable
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import NamedTuple
@@ -62,6 +63,20 @@ class Checkpoint:
                 if name in self._tensors:
                     raise SpecError(f"{path}: tensor {short(name)} is also in another file of the folder")
                 self._tensors[name] = tensor
+
+    def rename(self, new_name: Callable[[str], str | None]) -> None:
+        """Give each tensor the name that `new_name` returns for its name. Leave out a tensor for which it returns None.
+
+        Raises SpecError if two tensors get the same name.
+        """
+        tensors: dict[str, _Stored] = {}
+        for old, tensor in self._tensors.items():
+            name = new_name(old)
+            if name in tensors:
+                raise SpecError(f"{self.folder}: two tensors of the language model are called {short(name)}")
+            if name is not None:
+                tensors[name] = tensor
+        self._tensors = tensors
 
     @property
     def names(self) -> set[str]:

@@ -12,6 +12,7 @@ from llmbench.spec.model import ModelSpec
 from llmbench.spec.position import Rope
 from llmbench.spec.reading import read_text
 from llmbench.spec.weights.families import TABLES
+from llmbench.spec.weights.multimodal import MULTIMODAL
 
 _WITH_HEAD = (
     "ForCausalLM",
@@ -44,7 +45,7 @@ def refuse_config(spec: ModelSpec, folder: Path) -> None:
             f"{folder}: the model was saved as {', '.join(kinds)}, which has no language-model head",
             hint="save it from a class with a head, such as AutoModelForCausalLM",
         )
-    if config.get("model_type") != spec.family:
+    if is_multimodal(spec, folder) and config.get("model_type") not in MULTIMODAL:
         raise UnsupportedError(
             f"{folder}: checkpoints of the multimodal model type `{config.get('model_type')}` are not supported",
             hint="save only its language model",
@@ -54,6 +55,11 @@ def refuse_config(spec: ModelSpec, folder: Path) -> None:
             f"{folder}: the config rotates a part of each head, "
             f"but in transformers the class of `{spec.family}` rotates whole heads"
         )
+
+
+def is_multimodal(spec: ModelSpec, folder: Path) -> bool:
+    """Return whether the spec describes only the language model of the checkpoint."""
+    return bool(json.loads(read_text(folder / "config.json")).get("model_type") != spec.family)
 
 
 def _architectures(config: dict[str, Any], folder: Path) -> list[str]:

@@ -39,10 +39,10 @@ table(
     partial_rotation=True,
 )
 
-table("qwen2", top=TOP, layers=ATTENTION + GATED + PRE_NORMS)
+table("qwen2", "qwen2_vl_text", "qwen2_5_vl_text", top=TOP, layers=ATTENTION + GATED + PRE_NORMS)
 
-table("qwen3", top=TOP, layers=ATTENTION + QK_NORM + GATED + PRE_NORMS)
+table("qwen3", "qwen3_vl_text", top=TOP, layers=ATTENTION + QK_NORM + GATED + PRE_NORMS)
 
 table("qwen2_moe", top=TOP, layers=ATTENTION + EXPERTS + SHARED_EXPERT + GATED + PRE_NORMS)
 
-table("qwen3_moe", top=TOP, layers=ATTENTION + QK_NORM + EXPERTS + GATED + PRE_NORMS)
+table("qwen3_moe", "qwen3_vl_moe_text", top=TOP, layers=ATTENTION + QK_NORM + EXPERTS + GATED + PRE_NORMS)
