@@ -33,6 +33,32 @@ LATENT = {
     "index_head_dim": 8,
     "mlp_layer_types": KINDS,
 }
+QWEN4 = {
+    **{key: value for key, value in TEXT.items() if key != "intermediate_size"},
+    **EXPERTS,
+    "head_dim": 16,
+    "num_hidden_layers": 4,
+    "shared_expert_intermediate_size": 24,
+    "num_experts": 8,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
+    "hc_count": 3,
+    "hc_lowrank": 10,
+    "ple_layer_ids": [1, 3],
+    "ple_embed_dim": 48,
+    "heads_per_ngram": 3,
+    "ngram_vocab_size_base": 1000,
+    "make_ngram_vocab_size_divisible_by": 16,
+    "indexer_n_heads": 4,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 8,
+    "indexer_budget": 32,
+    "indexer_compress_ratio": 4,
+    "eos_token_id": 1,
+}
 
 CONFIGS: list[tuple[str, dict[str, Any]]] = [
     (
@@ -86,6 +112,7 @@ CONFIGS: list[tuple[str, dict[str, Any]]] = [
             "vision_config": {"model_type": "glm5_next_vision", "out_hidden_size": 64},
         },
     ),
+    ("qwen4_exp_text", QWEN4),
     (
         "mistral_large4",
         {

@@ -64,6 +64,7 @@ architecture that many makers use (bart, bert, mamba). `common.py` contains the 
     qwen                      qwen qwen2 qwen2_5_omni_text qwen2_5_vl_text qwen2_moe qwen2_vl_text qwen3
                               qwen3_5_moe_text qwen3_5_text qwen3_moe qwen3_next qwen3_omni_moe_text qwen3_vl_moe_text
                               qwen3_vl_text
+    qwen4_exp                 qwen4_exp_text
     recursive_flint           flint
     rednote_dots              dots1 dots3_note_text
     reflection_beam           beam
