@@ -10,15 +10,19 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 import transformers
+from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from llmbench import model as models
 from llmbench.errors import CannotRunError
 from llmbench.model.trace import trace
+from llmbench.sizing.flops import count_flops
 from llmbench.sizing.params import count_parameters
+from llmbench.sizing.workload import Workload
 from llmbench.spec.huggingface import load_config
 
 LENGTH = 20
@@ -281,6 +285,19 @@ def test_logits_equal_transformers(case: str, tmp_path: Path) -> None:
         if chosen.implementation.name != "sdpa":
             with pytest.raises(CannotRunError, match="impl sdpa does not support"):
                 models.load(tmp_path, impl="sdpa")(tokens)
+
+
+DECODERS_OF_ENCODERS = ("bart", "bert-generation", "bigbird_pegasus", "modernbert-decoder", "roformer", "trocr", "xlm")
+"""Decoders from families of encoders and encoder-decoders, which no other test of FLOPs covers."""
+
+
+@pytest.mark.parametrize("family", DECODERS_OF_ENCODERS)
+def test_flops_equal_the_counter_in_transformers(family: str, tmp_path: Path) -> None:
+    theirs = saved(config_of(family, {}), tmp_path)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        theirs(torch.zeros((1, LENGTH), dtype=torch.long), use_cache=False)
+    workload = msgspec.structs.replace(Workload.prefill(LENGTH), masked_pairs=True)
+    assert count_flops(load_config(tmp_path), workload).total == counter.get_total_flops()
 
 
 SPECIAL = (
