@@ -272,7 +272,8 @@ def prices_of(price: float | str | None) -> dict[str, float]:
 
     price: one number for all devices, or items such as `h100=2.5,l40s=1.1`. None: no price is known.
 
-    Raises LLMBenchError for an item without a number from 0 to MOST_PRICE, and for an unknown device.
+    Raises LLMBenchError for an item without a number from 0 to MOST_PRICE, for an unknown device, and for a second
+    price of a device.
     """
     prices: dict[str, float] = {}
     for item in [] if price is None else str(price).split(","):
@@ -286,7 +287,10 @@ def prices_of(price: float | str | None) -> dict[str, float]:
                 f"--price {item[:40]}: needs a number from 0 to {MOST_PRICE:,}",
                 hint="for example --price 2.5, or --price h100=2.5,l40s=1.1",
             )
-        prices[find_device_head(name.strip()).name if equals else ""] = value
+        device = find_device_head(name.strip()).name if equals else ""
+        if device in prices:
+            raise LLMBenchError(f"--price {item[:40]}: {device or 'the price of all devices'} is given twice")
+        prices[device] = value
     return prices
 
 

@@ -116,7 +116,7 @@ def peak_flops_per_s(device: DeviceSpec, dtype: DType) -> float:
     if peak is not None and dtype in computed:
         return peak
     problem = "no source states its peak in" if dtype in computed else "its matrix units do not compute"
-    raise SpecError(f"{device.name}: {problem} {dtype}", hint=f"choose from {', '.join(known)}")
+    raise SpecError(f"{device.name}: {problem} {dtype}", hint=f"choose from {', '.join(known)}" if known else None)
 
 
 def utilization(flops: int, seq_len: int, tokens_per_s: float, gpus: int, peak: float) -> float:

@@ -606,6 +606,7 @@ def test_hints_on_other_names(words: str, hint: str, capsys: Capture) -> None:
     ("words", "message"),
     [
         ("fit gpt2 --utilization x", "'x' is not a number"),
+        ("fit gpt2 --price h100=1,2,h100-sxm=3", "h100-sxm is given twice"),
         ("validate kv x.csv --bound -1", "-1.0 is not at least 0"),
     ],
 )

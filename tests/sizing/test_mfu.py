@@ -165,6 +165,9 @@ def test_wrong_input(capsys: pytest.CaptureFixture[str]) -> None:
     ):
         assert run([*base, *more]) == 2, more
         assert named in " ".join(capsys.readouterr().err.split()), more
+    with pytest.raises(LLMBenchError, match="no source states its peak") as refusal:
+        utilized(load_bundled("llama3-8b"), device="m3-max-128gb", tokens_per_s=1.0)
+    assert refusal.value.hint is None  # no format of this device has a peak
     with pytest.raises(LLMBenchError, match="h1000"):
         utilized(load_bundled("llama3-8b"), device="h1000", tokens_per_s=1.0)
 

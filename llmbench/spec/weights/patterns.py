@@ -16,7 +16,7 @@ from collections.abc import Iterable
 LONGEST = 1000
 """The largest length of a pattern in characters. Patterns of real checkpoints have fewer than 200."""
 
-MOST_COST = 4000
+MOST_COST = 2000
 """The largest cost of all patterns of a model together (see `cost`). Matching them takes a few seconds at most."""
 
 _TOKEN = re.compile(
