@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +16,9 @@ from llmbench.model.refusals import refuse_spec
 from llmbench.sizing.kvcache import kv_cache
 from llmbench.sizing.lower import lower
 from llmbench.sizing.params import count_parameters
+from llmbench.sizing.weights import stored_weights
 from llmbench.sizing.workload import Workload
-from llmbench.spec.huggingface import from_config
+from llmbench.spec.huggingface import from_config, load_config
 from llmbench.spec.huggingface.families import FAMILIES
 from llmbench.spec.huggingface.refused import REFUSED
 from llmbench.spec.huggingface.towers import TOWERS
@@ -135,6 +137,16 @@ def test_flops_of_speech_to_text() -> None:
     spec = from_config({"model_type": "speech_to_text", **SMALL_LISTENER}, name="x")
     step = Workload(phase="prefill", batch=1, query_len=tokens, kv_len=tokens, encoder_len=steps, masked_pairs=True)
     assert sum(op.count * op.forward_flops for op in lower(spec, step)) == counter.get_total_flops()
+
+
+@pytest.mark.parametrize(("model_type", "keys"), [("whisper", SMALL_WHISPER), ("speech_to_text", SMALL_LISTENER)])
+def test_the_files_have_a_tensor_for_every_weight(model_type: str, keys: dict[str, Any], tmp_path: Path) -> None:
+    saved = model(model_type, keys, "cpu")
+    saved.save_pretrained(tmp_path)
+    stored = stored_weights(load_config(tmp_path))
+    assert stored.total_bytes == sum(4 * p.numel() for p in saved.parameters())
+    assert not stored.doubts
+    assert stored.components["other"]
 
 
 def test_the_pytorch_model_is_refused_in_words() -> None:
