@@ -20,6 +20,7 @@ from llmbench.sizing.serving.shard import serving_layout
 from llmbench.spec.catalog import DeviceHead, device_heads, find_device_head
 from llmbench.spec.engine import Engine, find_engine
 from llmbench.spec.model import ModelSpec
+from llmbench.spec.weights.tensors import with_headers
 
 ENGINE = "vllm"
 """The default of --engine."""
@@ -328,6 +329,8 @@ def fitted(
         raise LLMBenchError(
             f"--layout {layout} is for {parallel.num_gpus} GPUs, and --gpus says {gpus}", hint="leave out --gpus"
         )
+    spec = spec if weights else with_headers(spec)
+    draft = None if draft is None else with_headers(draft)
     sizer = Sizer(spec, draft)
     heads = list(dict.fromkeys(map(find_device_head, devices))) or list(device_heads())
     rows = []

@@ -32,6 +32,7 @@ from llmbench.sizing.weights import WeightRecipe
 from llmbench.sizing.workload import Layout, Loss, Recompute
 from llmbench.spec.catalog import devices_named, find_device_head
 from llmbench.spec.model import ModelSpec
+from llmbench.spec.weights.tensors import with_headers
 
 if TYPE_CHECKING:
     from llmbench.sizing.adapters import Adapters
@@ -401,6 +402,7 @@ def sized(
         )
         products = "fp8" if run.recipe.fp8 != "none" else product_dtype(precision)
     else:
+        spec = spec if weights is not None else with_headers(spec)
         run = ServingRun(
             spec=spec, seq_len=seq, batch=batch, layout=parallel, weights=weights, kv_dtype=kv_dtype or "bf16"
         )

@@ -16,6 +16,7 @@ from llmbench.sizing.op import Op
 from llmbench.sizing.params import COMPONENTS, ONE_TOKEN, Parameters, count_parameters, layer_group
 from llmbench.sizing.weights import NEXT_TOKEN_PREDICTION, StoredWeights, WeightRecipe, stored_weights
 from llmbench.spec.model import ModelSpec
+from llmbench.spec.weights.tensors import with_headers
 
 ROWS = (*(component for component in COMPONENTS if component != "lm_head"), "lm_head")
 """The components in the order of the table rows: the order of COMPONENTS, but with `lm_head` last."""
@@ -129,7 +130,7 @@ FIELDS: tuple[Field[Counted], ...] = (
 def counted(specs: Iterable[ModelSpec], weights: str | None = None) -> list[Counted]:
     """Return the models with their numbers of parameters. weights: format of the weights (see `stored_weights`)."""
     rows = []
-    for spec in specs:
+    for spec in specs if weights is not None else map(with_headers, specs):
         known = weights is not None or spec.weights.known
         stored = stored_weights(spec, weights) if known else None
         rows.append(

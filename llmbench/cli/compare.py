@@ -25,6 +25,7 @@ from llmbench.sizing.workload import Workload
 from llmbench.spec.ffn import FFN, activation_name
 from llmbench.spec.mixer import AttentionKind, branches
 from llmbench.spec.model import Layer, ModelSpec
+from llmbench.spec.weights.tensors import with_headers
 
 
 class Compared(AboutModel, kw_only=True):
@@ -342,6 +343,7 @@ def command(
 
 
 def _compared(spec: ModelSpec, seq: int, weights: str | None, changes: tuple[str, ...]) -> Compared:
+    spec = spec if weights is not None else with_headers(spec)
     known = weights is not None or spec.weights.known
     return Compared(
         spec=spec,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -171,7 +170,7 @@ class WeightRecipe:
         from llmbench.sizing.files import FileWeights, plain_dtype  # most models have no files
         from llmbench.spec.weights.tensors import read_tensors
 
-        found = read_tensors(Path(spec.weights.tensors_in))
+        found = read_tensors(spec.weights.tensors_in)
         own = msgspec.structs.replace(spec.weights, tensors_in="")
         if own.unknown:
             own = type(own)(dtype=own.dtype)

@@ -52,7 +52,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "model": ("config.json", lambda path: find_model(str(path))),
     "index of weights": ("model.safetensors.index.json", lambda path: Checkpoint(path.parent)),
     "weights": ("model.safetensors", lambda path: Checkpoint(path.parent)),
-    "headers of weights": ("model.safetensors", lambda path: read_tensors(path.parent)),
+    "headers of weights": ("model.safetensors", lambda path: read_tensors(str(path.parent))),
     "GGUF": ("x.gguf", lambda path: find_model(str(path))),
     "results": ("x.jsonl", read),
 }

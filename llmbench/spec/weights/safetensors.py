@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,19 @@ from llmbench.errors import SpecError
 from llmbench.printable import printable
 from llmbench.spec.reading import MOST_BYTES, open_regular, read_bytes
 
-__all__ = ["INDEX", "SINGLE", "FileTensor", "Index", "all_tensors", "checked_header", "files_of", "read_index", "short"]
+__all__ = [
+    "INDEX",
+    "SINGLE",
+    "FileTensor",
+    "Index",
+    "all_tensors",
+    "checked_header",
+    "checked_index",
+    "files_of",
+    "merged",
+    "read_index",
+    "short",
+]
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -103,15 +116,24 @@ def files_of(folder: Path) -> list[Path]:
 
 def all_tensors(folder: Path) -> dict[str, FileTensor]:
     """Return all tensors of a checkpoint, by name. Raises SpecError for a tensor that is in two files."""
+    return merged((str(path), _header_of(path)) for path in files_of(folder))
+
+
+def _header_of(path: Path) -> dict[str, FileTensor]:
+    with open(open_regular(path), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        header = file.read(checked_length(length, size, str(path)))
+    return checked_header(header, size, str(path))
+
+
+def merged(files: Iterable[tuple[str, Mapping[str, FileTensor]]]) -> dict[str, FileTensor]:
+    """Return the tensors of several files, each a name and its tensors. Raises SpecError for a tensor in two files."""
     tensors: dict[str, FileTensor] = {}
-    for path in files_of(folder):
-        with open(open_regular(path), "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            length = int.from_bytes(file.read(8), "little")
-            header = file.read(checked_length(length, size, str(path)))
-        for name, tensor in checked_header(header, size, str(path)).items():
+    for file, own in files:
+        for name, tensor in own.items():
             if name in tensors:
-                raise SpecError(f"{path}: tensor {short(name)} is also in another file of the folder")
+                raise SpecError(f"{file}: tensor {short(name)} is also in another file of the model")
             tensors[name] = tensor
     return tensors
 

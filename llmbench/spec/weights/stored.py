@@ -34,8 +34,8 @@ class Weights(Part, frozen=True):
     - source: where these fields come from, if it is not the spec file itself: `quantization_config`.
     - doubts: why the number of bytes may be inexact.
     - unknown: why the format is not known. The number of bytes is then not known either.
-    - tensors_in: folder of the files of a checkpoint. The headers of the files give the exact bytes. It is not written
-      to spec files.
+    - tensors_in: folder of the files of a checkpoint, or `hf:organisation/name@revision`. The headers of the files give
+      the exact bytes. It is not written to spec files.
     """
 
     format: str = ""

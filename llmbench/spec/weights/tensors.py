@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint on a disk, for the exact bytes of its weights."""
+"""The tensors of a checkpoint, for the exact bytes of its weights. The checkpoint is on a disk or on the hub."""
 
 from __future__ import annotations
 
@@ -7,15 +7,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from llmbench.errors import SpecError
-from llmbench.spec.weights.safetensors import INDEX, SINGLE, FileTensor, all_tensors, read_index
+import msgspec
+
+from llmbench.errors import LLMBenchError, SpecError
+from llmbench.printable import printable
+from llmbench.spec.weights.safetensors import INDEX, SINGLE, FileTensor, all_tensors, files_of, read_index
 
 if TYPE_CHECKING:
     from llmbench.spec.model import ModelSpec
     from llmbench.spec.weights.gguf_file import GgufNames
     from llmbench.spec.weights.modules import ModuleNames
 
-__all__ = ["FileTensor", "FileTensors", "has_weights", "read_tensors"]
+__all__ = ["HUB", "FileTensor", "FileTensors", "has_all_files", "has_weights", "read_tensors", "with_headers"]
+
+HUB = "hf:"
+"""The beginning of the place of files on the Hugging Face hub: `hf:organisation/name@revision`."""
 
 
 class FileTensors(NamedTuple):
@@ -44,12 +50,52 @@ def has_weights(folder: Path) -> bool:
     return os.path.isfile(folder / SINGLE) or os.path.isfile(folder / INDEX)
 
 
-def read_tensors(folder: Path) -> FileTensors:
-    """Read the headers of the files of a checkpoint, or of a file whose name ends in .gguf. No tensor is read.
+def has_all_files(folder: Path) -> bool:
+    """Return whether a folder has all safetensors files of a model."""
+    try:
+        files_of(folder)
+    except SpecError:
+        return False
+    return True
 
-    If all files of an index are missing, its total is used. Raises SpecError for a damaged file, if only some files of
-    an index are missing, and if the index has no total.
+
+def with_headers(spec: ModelSpec) -> ModelSpec:
+    """Return the model of a repository of the hub after its headers were read.
+
+    If the hub does not send them, the model has no place of files, and a note gives the reason. The config then says
+    the format of the weights. Other models are returned as they are.
     """
+    if not spec.weights.tensors_in.startswith(HUB):
+        return spec
+    try:
+        read_tensors(spec.weights.tensors_in)
+    except LLMBenchError as problem:
+        note = "the bytes of the weights are those of the config, because the headers of the files were not read: "
+        return msgspec.structs.replace(
+            spec,
+            weights=msgspec.structs.replace(spec.weights, tensors_in=""),
+            notes=(*spec.notes, note + printable(str(problem))),
+        )
+    return spec
+
+
+def read_tensors(place: str) -> FileTensors:
+    """Read the headers of the files of a checkpoint. No tensor is read.
+
+    place: a folder, a file whose name ends in .gguf, or a repository of the hub (see HUB).
+
+    If all files of an index are missing in a folder, its total is used. Raises SpecError for a damaged file, if only
+    some files of an index are missing, and if the index has no total. Raises an LLMBenchError if the hub does not send
+    the headers.
+    """
+    if place.startswith(HUB):
+        from llmbench.spec.huggingface.hub_headers import headers  # only models of the hub need it
+
+        found = headers(place.removeprefix(HUB))
+        if isinstance(found, LLMBenchError):
+            raise found
+        return FileTensors(found, sum(tensor.size for tensor in found.values()))
+    folder = Path(place)
     if folder.suffix == ".gguf":
         from llmbench.spec.weights.gguf_file import read_gguf  # only GGUF files need it
 
