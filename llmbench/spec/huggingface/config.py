@@ -2,16 +2,18 @@
 
 If a config lacks a key, its value is the default of the model's class in transformers (`defaults.json`). The Config
 records the keys that an importer reads. A key that no importer reads might change a figure, so it makes the spec
-approximate. Exceptions are a key that has its default value, and a key that is in the list of harmless keys.
+approximate. Exceptions are a key that has its default value, a harmless key, and a key that names a size: a config with
+such a key is refused (`unread_keys.py`).
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from llmbench.errors import SpecError
+from llmbench.errors import SpecError, UnsupportedError
 from llmbench.spec.base import LARGEST
-from llmbench.spec.huggingface.harmless import HARMLESS_KEYS
+from llmbench.spec.huggingface.activations import known_activation
+from llmbench.spec.huggingface.unread_keys import is_harmless, is_unused_window, names_a_size
 
 TOKEN_KEYS = ("_token_id", "_token_ids", "_token_index", "_token")
 """Endings of the config keys whose value is a token id."""
@@ -239,6 +241,23 @@ class Config:
         nested.approximate, nested.undescribed, nested.notes = self.approximate, self.undescribed, self.notes
         return nested
 
+    def layer(self, index: int, derived: dict[str, Any] | None = None) -> Config:
+        """Return the config of one layer: this config, in which other values replace some values.
+
+        The key `per_layer_config` states these values. It maps the index of a layer to an object.
+
+        - index: the index of the layer.
+        - derived: the values that replace others if the config has no `per_layer_config`.
+
+        The caller must call `doubt_unread` on the returned Config too.
+        """
+        stated = {str(layer).lstrip("0") or "0": values for layer, values in self.table("per_layer_config").items()}
+        own = stated.get(str(index), {}) if "per_layer_config" in self else derived or {}
+        if not isinstance(own, dict):
+            raise self.error("per_layer_config", f"must have an object for layer {index}, not {_shown(own)}")
+        own = {self._name(key): value for key, value in own.items()}
+        return self.nested("per_layer_config", own, {**self._defaults, **self._values})
+
     def require(self, key: str, *allowed: Any) -> None:
         """Mark the spec as approximate if the value of `key` is not in `allowed`. A null or absent key is always
         accepted."""
@@ -266,17 +285,29 @@ class Config:
     def doubt_unread(self) -> None:
         """Mark the spec as approximate for each key that was not read and might change a figure.
 
-        Each of these keys gives one reason.
+        Each of these keys gives one reason. A key whose value is an activation function changes no figure, but then
+        the spec does not describe the whole computation. Raises UnsupportedError for a key that names a size.
         """
         for key, value in self._values.items():
-            if key in self._read or key in HARMLESS_KEYS or key.startswith("_") or key.endswith(TOKEN_KEYS):
+            if key in self._read or key.endswith(TOKEN_KEYS):
+                continue
+            if is_harmless(key, value) or is_unused_window(key, value, self._values):
                 continue
             if key in self._defaults:
                 if _same(value, self._defaults[key]):
                     continue
             elif any(value is nothing or value == nothing for nothing in _NOTHING):
                 continue
-            self.doubt(f"config key {self.path}{key} = {_shown(value)} is not understood")
+            what = f"config key {self.path}{key} = {_shown(value)}"
+            if names_a_size(key, value):
+                raise UnsupportedError(
+                    f"{what} names a size that llmbench does not know for the model type `{self.model_type[:60]}`",
+                    hint="for the figures without it, remove the key from a copy of config.json",
+                )
+            if isinstance(value, str) and known_activation(value):
+                self.unbuildable(f"{what} is not understood")
+            else:
+                self.doubt(f"{what} is not understood")
 
     def _check_type(self, key: str, value: Any, default: Any) -> None:
         """Raise SpecError if a value cannot have the type of its default. A null, and the id of a token, may.

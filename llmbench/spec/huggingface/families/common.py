@@ -7,27 +7,15 @@ A typical importer reads the attention, the feed-forward and the position encodi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 from llmbench.spec.ffn import FFN, Activation, Dense, Gated, MoE, Router, SharedExperts
+from llmbench.spec.huggingface.activations import known_activation
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.mixer import Attention, AttentionKind, LatentAttention, Mixer, QKNorm, branches
 from llmbench.spec.model import ExtraWeight, Layer, ModelSpec, NextTokenPrediction, Norm, Placement
 from llmbench.spec.pattern import format_pattern
 from llmbench.spec.position import Alibi, NoPositions, Positions, Rope, RopeScaling
-
-_ACTIVATIONS = {
-    "gelu_new": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_python": "gelu",
-    "gelu_python_tanh": "gelu_tanh",
-    "gelu_accurate": "gelu_tanh",
-    "swish": "silu",
-    "swiglu": "silu",
-    "geglu": "gelu",
-    "relu_squared": "relu2",
-}
 
 
 def activation(c: Config, *keys: str, default: str = "silu") -> Activation:
@@ -40,11 +28,10 @@ def activation(c: Config, *keys: str, default: str = "silu") -> Activation:
     An unknown activation changes no figure. It is replaced by SiLU, and the model is marked as not buildable.
     """
     name = c.first_text(*(keys or ("hidden_act", "hidden_activation")), default=default)
-    name = _ACTIVATIONS.get(name, name)
-    if name not in get_args(Activation):
+    known = known_activation(name)
+    if known is None:
         c.unbuildable(f"the activation `{name}` is unknown and is replaced by `silu`")
-        name = "silu"
-    return cast(Activation, name)
+    return known or "silu"
 
 
 def expect_activation(c: Config, key: str, expected: Activation) -> None:
@@ -95,7 +82,7 @@ def rope(
     scaling, rotation = (c.nested(key, c.table(key)) for key in ("rope_scaling", "rope_parameters"))
     if layer_type is not None and isinstance(rotation.get(layer_type), dict):
         rotation = rotation.sub(layer_type)
-    if not c.table("rope_scaling") and rotation.text("rope_type", "default") != "default":
+    if not c.table("rope_scaling") and _rope_kind(rotation) != "default":
         scaling = rotation
     usual = c.get("default_theta")  # of the model's class; an object in models whose layer types differ in their base
     usual = usual if isinstance(usual, (int, float)) else 10000.0
@@ -114,6 +101,7 @@ def rope(
         c.unbuildable(f"rope_scaling.alpha = {alpha} is supported only for the dynamic RoPE of Hunyuan")
     if rotated % 2 or (head_dim and not rotated):
         c.unbuildable(f"the config states RoPE for {rotated} dimensions per head, but RoPE rotates pairs of dimensions")
+        rotated -= rotated % 2
     return Rope(
         theta=theta,
         rotary_dim=None if rotated == head_dim or rotated < 1 else rotated,
@@ -223,8 +211,9 @@ def latent_attention(c: Config, **fields: Any) -> LatentAttention:
     bias = fields.pop("bias", None)
     bias = c.flag("attention_bias") if bias is None else bias
     c.ignore("num_key_value_heads", "qk_head_dim")
-    head_dim, rotated = c.get("head_dim"), c.get("qk_rope_head_dim")
-    if head_dim not in (None, rotated):
+    head_dim, rotated = c.optional_size("head_dim"), c.get("qk_rope_head_dim")
+    share = c.table("rope_parameters").get("partial_rotary_factor", 1)
+    if "head_dim" in c and head_dim and head_dim * share != rotated and not c.get("replaces_head_dim"):
         c.unbuildable(f"head_dim {head_dim} differs from qk_rope_head_dim {rotated}")
     return LatentAttention(
         num_attention_heads=c.size("num_attention_heads"),

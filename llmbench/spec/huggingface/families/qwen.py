@@ -160,6 +160,7 @@ def qwen3_next(c: Config) -> ModelSpec:
     full = attention(c, qkv_bias=bias, output_bias=bias, qk_norm=QKNorm(), output_gate="elementwise")
     c.require("attn_output_gate", True)
     expect_silu(c, "hidden_act")
+    expect_silu(c, "output_gate_type")  # the gate of the delta net
     delta = delta_net(c)
     count = num_layers(c)
     every = c.size("full_attention_interval", 4)
