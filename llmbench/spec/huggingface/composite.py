@@ -10,27 +10,29 @@ from typing import Any
 from llmbench.errors import SpecError, UnsupportedError
 from llmbench.spec.huggingface.config import TOKEN_KEYS
 from llmbench.spec.huggingface.facts import facts
+from llmbench.spec.huggingface.unread_keys import names_a_size
 
-TEXT_KEYS = ("text_config", "llm_config", "language_config", "thinker_config")
+TEXT_KEYS = ("text_config", "llm_config", "language_config", "thinker_config", "llm_cfg")
 """Config keys that can contain the text part of a multimodal config."""
 
-_FLAT = {
-    "qwen2_vl": "qwen2_vl_text",
-    "qwen2_5_vl": "qwen2_5_vl_text",
-    "llava_llama": "llama",
-    "llava_mistral": "mistral",
-    "llava_qwen": "qwen2",
-}
-"""Maps multimodal model types to the model type of their text part.
+_LLAVA = re.compile(r"llava(_|$)")
+"""Matches the model types of LLaVA's own code. Its configs have no object for the text part: the keys of the text part
+are at the top level."""
 
-Older configs of these types have no object for the text part: its keys are at the top level.
-"""
+_LLAVA_CLASS = re.compile(r"Llava(\w+)ForCausalLM$")
+"""Matches the class of LLaVA's own code, whose name contains the name of the text part (LlavaMistralForCausalLM)."""
+
+_LLAVA_TEXT_TYPES = {"qwen": "qwen2"}
+"""Maps the name of a text part in LLaVA's own code to its model type, if they differ."""
+
+_SIZES = ("hidden_size", "num_hidden_layers", "vocab_size")
+"""Config keys that a text part of LLaVA's own code always states."""
 
 _VISION_KEYS = re.compile(
     "vision_config$|(image|video|vision_start|vision_end|vision)_token_id$|"
     "mm_|image_|vision_tower|(tune|freeze|unfreeze|use)_mm_|tokenizer_(model_max_length|padding_side)"
 )
-"""Matches the config keys that belong to the vision part, in the older configs that `_FLAT` describes."""
+"""Matches the config keys of the vision part, in configs whose text part is at the top level."""
 
 _OTHER_MODALITIES = re.compile(
     "vision|visual|image|(^|_)img_|video|audio|speech|pixel|projector(?!s)|perceiver|qformer|resampler|(^|_)mm_|embd_layer$"
@@ -58,38 +60,31 @@ def other_modalities(values: dict[str, Any]) -> list[str]:
 def text_part(values: dict[str, Any], notes: list[str], depth: int = 0) -> dict[str, Any]:
     """Return the text part of a multimodal config. Any other config is returned unchanged.
 
-    The text part keeps its own keys and gets `tie_word_embeddings` from the outer config. If the outer config does not
-    have this key, the value in the text part counts. If both lack the key, the default comes from the transformers
-    class that contains the language-model head.
+    The text part keeps its own keys and gets `tie_word_embeddings` (see `_tied`).
 
     - notes: the list to which notes for the user are appended.
     - depth: the number of outer configs that surround `values`.
 
-    Raises UnsupportedError if the text part is not supported or has no model type, and SpecError if text parts are
-    nested more than 3 levels deep.
+    Raises UnsupportedError if the text part is not supported, has no model type, or lacks a size that the outer config
+    states. Raises SpecError if text parts are nested more than 3 levels deep.
     """
-    outer_type = values.get("model_type")
-    kind = str(outer_type)
+    kind = str(values.get("model_type"))
     if kind in _REFUSED:
         raise UnsupportedError(
             f"model type `{kind}` is not supported: {_REFUSED[kind]}", hint="use the config.json of its language model"
         )
-    key = next((key for key in TEXT_KEYS if isinstance(values.get(key), dict)), None)
     if depth > 3:
         raise SpecError("config: text parts are nested more than 3 levels deep")
+    key = next((key for key in TEXT_KEYS if isinstance(values.get(key), dict)), None)
     default = facts().get(kind, {}).get("text_config") or {}
+    if key is None and (flat := _flat_text_part(values, kind)) is not None:
+        notes.append(f"multimodal config `{kind}`: all figures but the bytes of weights are those of its text part")
+        return flat
     if key is not None:
         part = dict(values[key])
         notes.append(
             f"multimodal config `{kind}`: all figures but the bytes of weights are those of its text part, {key}"
         )
-    elif kind in _FLAT and "hidden_size" in values:
-        part = {name: value for name, value in values.items() if not _VISION_KEYS.match(name)}
-        part["model_type"] = _FLAT[kind]
-        whole = facts().get(kind, {}).get("defaults", {})
-        part.setdefault("tie_word_embeddings", whole.get("tie_word_embeddings", False))
-        notes.append(f"multimodal config `{kind}`: all figures but the bytes of weights are those of its text part")
-        return part
     elif default.get("key") in TEXT_KEYS:
         part = dict(default.get("when_missing") or {})
         notes.append(
@@ -108,14 +103,91 @@ def text_part(values: dict[str, Any], notes: list[str], depth: int = 0) -> dict[
     for name, usual in (("use_mla", True), ("lm_head", True), ("rm_head", False)):
         if part.get(name) is usual:
             del part[name]
-    stated = values.get("tie_word_embeddings")
+    _expect_sizes(values, kind, part, key or default["key"], whole=key is not None)
+    tied = _tied(values, kind, part, notes)
+    if tied is not None:
+        part["tie_word_embeddings"] = tied
+    return text_part(part, notes, depth + 1)
+
+
+def _flat_text_part(values: dict[str, Any], kind: str) -> dict[str, Any] | None:
+    """Return the text part whose keys are at the top level of a config, or None if there is no such text part."""
+    record = facts().get(kind, {})
+    if record.get("flat"):
+        text_type = record["text_config"]["model_type"]
+        if not any(key in facts()[text_type]["defaults"] and names_a_size(key, value) for key, value in values.items()):
+            return None
+    elif _LLAVA.match(kind):
+        text_type = _llava_text_type(values, kind)
+        names = facts().get(text_type, {}).get("attribute_map", {})
+        if any(key not in values and names.get(key) not in values for key in _SIZES):
+            return None
+    else:
+        return None
+    part = {name: value for name, value in values.items() if not _VISION_KEYS.match(name)}
+    part["model_type"] = text_type
+    if record.get("flat"):
+        # The class of the composite keeps the key `tie_word_embeddings` for itself.
+        part.pop("tie_word_embeddings", None)
+        outer = values.get("tie_word_embeddings")
+        outer = record["defaults"]["tie_word_embeddings"] if outer is None else outer
+        part["tie_word_embeddings"] = bool(outer) or (bool(record.get("tied_by_text")) and _own_tying(part))
+    return part
+
+
+def _llava_text_type(values: dict[str, Any], kind: str) -> str:
+    """Return the model type of the text part in LLaVA's own code. The class has precedence over the model type."""
+    classes = values.get("architectures")
+    found = _LLAVA_CLASS.match(str(classes[0])) if isinstance(classes, list) and classes else None
+    name = found[1].lower() if found else kind.removeprefix("llava").removeprefix("_") or "llama"
+    return _LLAVA_TEXT_TYPES.get(name, name)
+
+
+def _expect_sizes(values: dict[str, Any], kind: str, part: dict[str, Any], key: str, *, whole: bool) -> None:
+    """Raise UnsupportedError if the outer config states a size that the text part lacks.
+
+    The text part would then get the default of its class, which differs from the size that the outer config states.
+
+    - key: the config key of the text part.
+    - whole: the config has this key. If it does not, no key of the outer config may name a size.
+    """
+    record, outer = facts().get(part["model_type"], {}), facts().get(kind, {}).get("defaults", {})
+    usual, names = record.get("defaults", {}), record.get("attribute_map", {})
+    for name, value in values.items():
+        if name in TEXT_KEYS or name in outer or _OTHER_MODALITIES.search(name) or not names_a_size(name, value):
+            continue
+        own = names.get(name, name)
+        if whole and (own not in usual or name in part or own in part or usual[own] == value):
+            continue
+        raise UnsupportedError(
+            f"config `{kind}` states {name[:60]} = {str(value)[:60]}, but its text part {key} does not",
+            hint=f"move the keys of the language model into {key}, in a copy of config.json",
+        )
+
+
+def _tied(values: dict[str, Any], kind: str, part: dict[str, Any], notes: list[str]) -> bool | None:
+    """Return whether the head is tied to the embedding. None: the text part or its class decides.
+
+    The key `tie_word_embeddings` of the outer config has precedence (LFM2-VL: `tie_embedding`). Some classes in
+    transformers tie the head if only the text part says so (`tied_by_text`). If both parts lack the key and
+    transformers has no language-model class for the text part, the default of the whole model's class applies, because
+    this class contains the head.
+    """
+    record, stated = facts().get(kind, {}), values.get("tie_embedding", values.get("tie_word_embeddings"))
+    if stated is False and record.get("tied_by_text") and _own_tying(part):
+        notes.append(f"the head is tied: the text part of `{kind}` has precedence over tie_word_embeddings = False")
+        return True
     if stated is not None:
         if part.get("tie_word_embeddings", stated) != stated:
             notes.append(f"tie_word_embeddings = {stated} of the outer config is used; the text part has another value")
-        part["tie_word_embeddings"] = stated
-    elif "tie_word_embeddings" not in part and "class" not in facts().get(part["model_type"], {"class": None}):
-        # transformers has no language-model class for this text part. The class of the whole model contains the head,
-        # so its default for tie_word_embeddings applies.
-        whole = facts().get(kind, {}).get("defaults", {})
-        part["tie_word_embeddings"] = whole.get("tie_word_embeddings", False)
-    return text_part(part, notes, depth + 1)
+        return bool(stated)
+    if "tie_word_embeddings" not in part and "class" not in facts().get(part["model_type"], {"class": None}):
+        return bool(record.get("defaults", {}).get("tie_word_embeddings", False))
+    return None
+
+
+def _own_tying(part: dict[str, Any]) -> bool:
+    """Return whether a text part is tied by its own key, or by the default of its class."""
+    usual = facts().get(part["model_type"], {}).get("defaults", {}).get("tie_word_embeddings", False)
+    stated = part.get("tie_word_embeddings")
+    return bool(usual if stated is None else stated)
