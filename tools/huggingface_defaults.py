@@ -10,14 +10,20 @@ line per model type. A composite is a config with several parts, for example tex
 
 - ``class``: the language-model class. A text part that exists only inside a composite has none.
 - ``defaults``: each key that the class or its parents declare, with its default. Keys that affect no result
-  (DROPPED below) are left out. ``tie_word_embeddings`` is always included. Its value comes from an instance with all
-  defaults, because a few classes override the field. The value of a composite may differ from the value of its text
-  part (mistral3 is not tied). A nested configuration without its own model type is a nested object here.
+  (HARMLESS_NAMES in unread_keys.py) are left out. ``tie_word_embeddings`` is always included. Its value comes from an
+  instance with all defaults, because a few classes override the field. The value of a composite may differ from the
+  value of its text part (mistral3 is not tied). A nested configuration without its own model type is a nested object
+  here.
 - ``attribute_map``: for each standard name of a key, the name that the class uses. A config.json may have either name.
 - ``default_theta``: the base of rotary embeddings if the config has none: a number, or a number for each kind of layer.
+- ``rope_parameters``: the rotary embeddings of a config that states nothing about them, if they are not plain ones with
+  the base ``default_theta``.
+- ``replaces_head_dim``: the class replaces the value of ``head_dim`` by ``qk_rope_head_dim``.
 - ``undeclared``: keys that ``__post_init__`` reads although no field declares them, with their literal defaults.
 - ``text_config``: the key and the model type of the text part of a composite, and the values of that part if the config
   does not contain it (``when_missing``).
+- ``flat``: the class reads the keys of the text part at the top level of a config without a text part.
+- ``tied_by_text``: the head is tied if the text part says so, even if the composite says otherwise.
 - ``other_modalities``: the keys of the parts of a composite for vision, audio and other modalities.
 - ``sub_configs``: the model types of the other parts that belong to the language model (the encoder of t5gemma).
 
@@ -45,6 +51,8 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from llmbench.spec.huggingface.unread_keys import HARMLESS_NAMES
+
 VERSION = "5.23.0"
 """The transformers release from which the file is written."""
 
@@ -56,37 +64,6 @@ TEXT_KEYS = ("text_config", "llm_config", "language_config", "thinker_config", "
 
 LISTENERS = ("moonshine", "speech_to_text", "whisper")
 """Model types of speech that are described with their encoder of sound."""
-
-DROPPED = re.compile(
-    "|".join(
-        [
-            # Token ids. They change no figure, because the size of an embedding table comes from vocab_size.
-            r"_tokens?_ids?$|_token_index$|^(unk|mask)_index$|^vocabulary_map$|^languages$|_language$",
-            r"^(image|slice|im|frame)_(start|end|patch|newline)_id$|^newline_id$|^model_type$",
-            # Regularisation. It is disabled when a model is sized, served or timed.
-            r"dropout|_pdrop$|layerdrop|^drop_|^label_smoothing$",
-            # Initialisation of weights.
-            r"initializer|init_std|init_scale|_init$|^init_device$|init_variance|^rescale_prenorm_residual$",
-            r"^time_step_(min|max|floor|scale|init_scheme)$|^linear_(a_log|dt)_|^learnable_sink_init$|_std_dev$",
-            # Options that choose the outputs of a forward pass, and settings of generation.
-            r"^use_cache$|^return_|^output_(attentions|hidden_states|router_logits|past)$|^num_logits_to_keep$|^id2label$",
-            r"^label2id$|^forced_|^decoder_start|suppress_tokens$|^no_repeat|^encoder_no_repeat|^num_beams|^(start|end)_n_top$",
-            # Training objectives.
-            r"aux_loss|_loss_|_loss$|loss_coef|loss_weight|^z_loss|jitter|^mask_(time|feature)|^apply_spec_augment$",
-            # Classification heads and the pooling before them.
-            r"^classifier_(dropout|pooling|proj)|^summary_|^num_labels$|^problem_type$|^pooling$",
-            # Options that choose between kernels with the same result.
-            r"^use_(mamba_kernels|mambapy|falcon_mambapy|mem_eff_path|associative_scan|flash)|^slow_but_exact$",
-            r"^pretraining_tp$|^model_parallel_size$|^(chunkwise|sequence|step)_kernel$|kernel_dtype$|^max_inference_chunksize$|^reorder_and_upcast",
-            r"_in_fp32$|float32$|^(torch_)?dtype$|^chunk_size_(feed_forward|lm_head)$",
-            # Vision and audio parts of a composite, which llmbench does not size.
-            r"vision|visual|image|video|audio|pixel|patch_size|projector(?!s)|aligner|^insert_layer|resampler|perceiver|qformer|^vq_|speech",
-            r"^mm_|spatial|deepstack|downsample|multimodal|^vit_|_feature_(layer|select)|protein|^freeze_|^dit_config$",
-        ]
-    )
-)
-"""Patterns of config keys that the file leaves out, because they change neither a figure nor the results of the text
-model."""
 
 
 def facts() -> dict[str, dict[str, Any]]:
@@ -118,13 +95,8 @@ def _record(config_class: type, model_class: str | None) -> tuple[dict[str, Any]
     records."""
     from transformers.configuration_utils import PreTrainedConfig
 
-    try:
-        # Use vars instead of getattr. getattr raises an error for a key whose value differs between layers.
-        instance = vars(config_class())
-    except Exception:
-        # The defaults of this class contradict each other, so it has no instance. `_declared` reads the defaults from
-        # its fields.
-        instance = {}
+    # Without an instance, `_declared` reads the defaults from the fields of the class.
+    instance = _instance(config_class)
     parts = {
         key: value
         for key, value in instance.items()
@@ -143,6 +115,12 @@ def _record(config_class: type, model_class: str | None) -> tuple[dict[str, Any]
         record["attribute_map"] = dict(config_class.attribute_map)
     if "rope_parameters" in _fields(config_class):
         record["default_theta"] = config_class.default_theta
+        if _is_special_rope(rotation := instance.get("rope_parameters") or {}, config_class.default_theta):
+            record["rope_parameters"] = _plain(rotation)
+    if "qk_rope_head_dim" in instance:
+        other = _instance(config_class, head_dim=2 * instance["qk_rope_head_dim"])
+        if other.get("head_dim") == instance["qk_rope_head_dim"]:
+            record["replaces_head_dim"] = True
     if undeclared := {k: v for k, v in _undeclared(config_class).items() if k not in defaults}:
         record["undeclared"] = undeclared
 
@@ -151,10 +129,16 @@ def _record(config_class: type, model_class: str | None) -> tuple[dict[str, Any]
     text_key = next((key for key in TEXT_KEYS if key in own), None)
     if text_key is not None:
         text: dict[str, Any] = {"key": text_key, "model_type": own[text_key].model_type}
-        spec = config_class.sub_configs_defaults.get(text_key)
-        if spec is not None and (missing := _plain(spec.init_kwargs)):
+        if missing := _own_values(own[text_key]):
             text["when_missing"] = missing
         record["text_config"] = text
+        tied = _instance(config_class, tie_word_embeddings=False, **{text_key: {"tie_word_embeddings": True}})
+        if tied.get("tie_word_embeddings"):
+            record["tied_by_text"] = True
+        vocabulary = vars(own[text_key]).get("vocab_size", 0) + 1
+        flat = _instance(config_class, vocab_size=vocabulary).get(text_key)
+        if flat is not None and vars(flat).get("vocab_size") == vocabulary:
+            record["flat"] = True
     if language := {key: part.model_type for key, part in own.items() if key != text_key}:
         record["sub_configs"] = language
     return record, [type(part) for part in own.values()]
@@ -218,6 +202,34 @@ def _one_side(value: Any) -> Any:
     return value[0] if isinstance(value, (list, tuple)) and len(set(value)) == 1 else value
 
 
+def _instance(config_class: type, **values: Any) -> dict[str, Any]:
+    """Return the keys of a configuration with these values. The dict is empty if the values contradict each other, or
+    if the defaults of the class do."""
+    try:
+        # Use vars instead of getattr. getattr raises an error for a key whose value differs between layers.
+        return vars(config_class(**values))
+    except Exception:
+        return {}
+
+
+def _own_values(part: Any) -> dict[str, Any]:
+    """Return the keys of a text part from which its class derives the same text part."""
+    stated: dict[str, Any] = {}
+    while missing := {
+        key: _plain(value)
+        for key, value in vars(part).items()
+        if key not in stated and key in _fields(type(part)) and not _is_dropped(key) and _has_json_form(value)
+        if value != _instance(type(part), **stated).get(key)
+    }:
+        stated |= missing
+    return stated
+
+
+def _is_special_rope(rotation: dict[str, Any], theta: Any) -> bool:
+    """Return whether rotary embeddings are other than plain ones with the base `theta`."""
+    return bool(rotation) and rotation != {"rope_type": "default", "rope_theta": theta}
+
+
 def _fields(config_class: type) -> dict[str, Any]:
     """Return the fields that the class and its parents declare, without the fields of PreTrainedConfig."""
     from transformers.configuration_utils import PreTrainedConfig
@@ -273,7 +285,7 @@ def _undeclared(config_class: type) -> dict[str, Any]:
 
 
 def _is_dropped(key: str) -> bool:
-    return bool(DROPPED.search(key))
+    return bool(HARMLESS_NAMES.search(key))
 
 
 def _has_json_form(value: Any) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ from llmbench.spec.reading import read_text
 from llmbench.spec.weights.tensors import has_weights
 
 __all__ = ["from_config", "load_config", "supported_model_types"]
+
+_ROTATION = re.compile("rope_(theta|scaling|parameters|pct|local_base_freq)|rotary")
+"""Matches the config keys that state something about RoPE."""
 
 
 def load_config(path: Path, *, name: str | None = None) -> ModelSpec:
@@ -79,7 +83,9 @@ def from_config(
     if not isinstance(model_type, str) or not model_type:
         raise SpecError("config has no model_type", hint="give the config.json of a transformers model")
     known = facts().get(model_type, {})
-    defaults = {**known.get("defaults", {}), "default_theta": known.get("default_theta")}
+    defaults = {**known.get("defaults", {}), **{key: known.get(key) for key in ("default_theta", "replaces_head_dim")}}
+    if not any(_ROTATION.search(key) and value is not None for key, value in values.items()):
+        defaults["rope_parameters"] = known.get("rope_parameters")
     config = Config(values, model_type=model_type, defaults=defaults, aliases=known.get("attribute_map", {}))
     importer = FAMILIES.get(model_type)
     if importer is None:

@@ -122,6 +122,8 @@ def olmo_hybrid(c: Config) -> ModelSpec:
         ("attention", block(full, ffn, "output")) if kind == "full_attention" else ("linear", block(delta, ffn))
         for kind in linear_layer_types(c, derived)
     ]
-    rotates = c.table("rope_parameters").get("rope_theta", c.get("rope_theta")) is not None
+    # A null as base of RoPE switches RoPE off.
+    stated = c.table("rope_parameters")
+    rotates = stated.get("rope_theta", 0) is not None and not ("rope_theta" in c and c.get("rope_theta") is None)
     positions = rope(c, head_dim=full.head_dim)
     return decoder(c, layers, norm=norm(c), positions=positions if rotates else NoPositions())

@@ -81,8 +81,10 @@ def bailing_hybrid(c: Config) -> ModelSpec:
     """Ling hybrids have Kimi's delta attention, and latent attention in every `layer_group_size`-th layer.
 
     Latent attention has an output gate per head. The config key `head_dim` is the head width of the delta attention.
+    transformers 5 writes this width as `linear_head_dim`, and qk_rope_head_dim as `head_dim`.
     """
-    head_dim = c.size("head_dim")
+    head_dim = c.size("linear_head_dim", c.get("head_dim"))
+    c.ignore("head_dim")
     c.ignore(
         "kda_safe_gate",
         "kda_lower_bound",
@@ -102,9 +104,9 @@ def bailing_hybrid(c: Config) -> ModelSpec:
     every = c.size("layer_group_size")
     kinds = linear_layer_types(c, ["linear_attention" if (i + 1) % every else "full_attention" for i in range(count)])
     delta = KimiDelta(
-        num_heads=c.size("num_attention_heads"),
+        num_heads=c.size("linear_num_heads", c.size("num_attention_heads")),
         head_dim=head_dim,
-        conv_kernel=c.size("short_conv_kernel_size"),
+        conv_kernel=c.size("linear_conv_kernel_dim", c.size("short_conv_kernel_size")),
         full_rank_decay=True,
         full_rank_gate=True,
     )

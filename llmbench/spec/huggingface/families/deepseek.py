@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import msgspec
+
 from llmbench.spec.ffn import MoE, Router, SharedExperts
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
@@ -24,6 +28,7 @@ from llmbench.spec.huggingface.families.common import (
 )
 from llmbench.spec.mixer import Attention, CompressedAttention, Indexer, LatentAttention, Mixer
 from llmbench.spec.model import ExtraWeight, HyperConnections, Layer, ModelSpec
+from llmbench.spec.position import Rope
 
 
 @family("deepseek")
@@ -91,11 +96,14 @@ def deepseek_model(
     if dense is None:
         c.ignore("intermediate_size")
     layers = mixture_layers(mixer, flags, ffn, dense)
+    positions = rope(c, head_dim=positions_dim, interleaved=interleaved, partial=partial)
+    if isinstance(mixer, LatentAttention):  # it rotates all of qk_rope_head_dim
+        positions = msgspec.structs.replace(positions, rotary_dim=None)
     return decoder(
         c,
         layers,
         norm=norm(c),
-        positions=rope(c, head_dim=positions_dim, interleaved=interleaved, partial=partial),
+        positions=positions,
         next_token_prediction=prediction_modules(c.count("num_nextn_predict_layers"), list(layers)),
     )
 
@@ -148,10 +156,8 @@ def deepseek_v2(c: Config) -> ModelSpec:
 def deepseek_v3(c: Config, *, scores: str = "sigmoid", correction: str | None = "buffer") -> ModelSpec:
     """DeepSeek-V3 and R1 have latent attention, and a sigmoid router with a stored bias for load balancing."""
     mixer = latent_attention(c)
-    if c.table("rope_parameters").get("llama_4_scaling_beta"):
-        c.unbuildable(
-            "rope_parameters.llama_4_scaling_beta: a factor on the queries that grows with the position is unsupported"
-        )
+    if any(c.table(key).get("llama_4_scaling_beta") for key in ("rope_parameters", "rope_scaling")):
+        c.unbuildable("llama_4_scaling_beta: a factor on the queries that grows with the position is unsupported")
     return deepseek_model(
         c,
         mixer,
@@ -259,8 +265,8 @@ def deepseek_v4(c: Config) -> ModelSpec:
     table = ExtraWeight(name="ffn.router.table", shape=(vocab, top_k), role="buffer", component="router")
     c.ignore(
         """
-        hc_sinkhorn_iters hc_eps swiglu_limit scoring_func topk_method expert_dtype compress_rope_theta
-        num_key_value_heads norm_topk_prob qk_rope_head_dim partial_rotary_factor num_local_experts
+        hc_sinkhorn_iters hc_eps swiglu_limit scoring_func topk_method expert_dtype
+        num_key_value_heads norm_topk_prob num_local_experts
         intermediate_size n_group topk_group first_k_dense_replace
         """,
     )
@@ -269,8 +275,11 @@ def deepseek_v4(c: Config) -> ModelSpec:
         first = min(count, c.count("num_hash_layers", 3))
         kinds = ["hash_moe"] * first + ["moe"] * (count - first)
     layers: list[tuple[str, Layer]] = []
+    of_windows, of_entries = _rotations(c)
     for (name, rate), kind in zip(_compressed_layers(c), kinds, strict=True):
         mixer = _compressed_attention(c, rate, light=name == "compressed")
+        if rate and of_entries != of_windows:
+            mixer = msgspec.structs.replace(mixer, positions=of_entries)
         if kind == "hash_moe":
             layers.append((f"{name}_hash", block(mixer, hashed, extra=(table,))))
         else:
@@ -279,10 +288,36 @@ def deepseek_v4(c: Config) -> ModelSpec:
         c,
         layers,
         norm=norm(c),
-        positions=rope(c, head_dim=c.size("head_dim"), interleaved=True),
+        positions=of_windows,
         next_token_prediction=prediction_modules(c.count("num_nextn_predict_layers"), list(layers)),
         hyper_connections=HyperConnections(streams=c.size("hc_mult")),
     )
+
+
+def _rotations(c: Config) -> tuple[Rope, Rope]:
+    """Return DeepSeek-V4's RoPE of layers with a window only, and of layers with compressed entries.
+
+    Both rotate the same dimensions of a head. The published configs state their number as `qk_rope_head_dim`. Their
+    `rope_theta` is the base of the first RoPE, `compress_rope_theta` and `rope_scaling` describe the second one.
+    transformers 5 writes both into `rope_parameters`, as "main" and "compress".
+    """
+    head_dim, rotated = c.size("head_dim"), c.optional_size("qk_rope_head_dim")
+    partial = c.number("partial_rotary_factor", 64 / 512 if rotated is None else rotated / head_dim)
+    stated = c.table("rope_parameters")
+    main, compress = stated.get("main"), stated.get("compress")
+    if not isinstance(main, dict) or not isinstance(compress, dict):
+        main = {"rope_theta": c.number("rope_theta", 10000.0)}
+        compress = {**(c.table("rope_scaling") or stated), "rope_theta": c.number("compress_rope_theta", 160000.0)}
+        if "yarn" in (compress.get("rope_type"), compress.get("type")):  # V4 does not scale sines and cosines
+            compress.setdefault("attention_factor", 1.0)
+    c.ignore("rope_theta", "compress_rope_theta", "rope_scaling")
+    lengths = {key: c.get(key) for key in ("max_position_embeddings", "original_max_position_embeddings")}
+
+    def rotation(values: dict[str, Any]) -> Rope:
+        own = {**values, "partial_rotary_factor": partial}
+        return rope(c.nested("rope", {**lengths, "rope_parameters": own}), head_dim=head_dim, interleaved=True)
+
+    return rotation(main), rotation(compress)
 
 
 _KINDS = {

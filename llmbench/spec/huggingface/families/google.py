@@ -35,6 +35,8 @@ def gemma(c: Config) -> ModelSpec:
     """Gemma 1 is Llama with GEGLU, a large head_dim and a scaled embedding. Its norms multiply by 1 + weight."""
     bias = c.flag("attention_bias")
     mixer = attention(c, qkv_bias=bias, output_bias=bias)
+    if c.get("hidden_act") == "gelu":  # the first configs say so, but the checkpoints need the approximation
+        c.put("hidden_act", "gelu_pytorch_tanh")
     return decoder(
         c,
         block(mixer, gated(c, bias=False)),
@@ -203,9 +205,10 @@ def gemma4(c: Config) -> ModelSpec:
     if c.get("use_bidirectional_attention") == "all":
         c.doubt("use_bidirectional_attention = all: the attention is counted as causal")
     bias = c.flag("attention_bias")
-    global_dim = c.size("global_head_dim", 512)
     keys_are_values = c.flag("attention_k_eq_v")
-    global_heads = c.optional_size("num_global_key_value_heads") if keys_are_values else None
+    of_global = {"head_dim": c.size("global_head_dim", 512)}
+    if keys_are_values and c.optional_size("num_global_key_value_heads"):
+        of_global["num_key_value_heads"] = c.size("num_global_key_value_heads")
     c.ignore("num_global_key_value_heads")
     local_positions = _rotation(c, "sliding_attention", attention(c).head_dim, 10_000.0)
     first_shared = _first_shared(c, count)
@@ -216,10 +219,9 @@ def gemma4(c: Config) -> ModelSpec:
     layers: list[tuple[str, Layer]] = []
     for index, kind in enumerate(kinds):
         shared, local = index >= first_shared, kind == "sliding_attention"
+        own = c.layer(index, {} if local else of_global)
         mixer = attention(
-            c,
-            head_dim=None if local else global_dim,
-            num_key_value_heads=None if local else global_heads,
+            own,
             sliding_window=window if local else None,
             positions=local_positions if local else None,
             qkv_bias=bias,
@@ -230,11 +232,12 @@ def gemma4(c: Config) -> ModelSpec:
             shares_kv=shared,
             scale=1.0,
         )
+        own.doubt_unread()
         plain = gated(c, bias=False, width=2 * width if double and shared else width)
         ffn: FFN = plain if experts is None else _with_dense(experts, plain)
         name = ("local" if local else "global") + ("_shared" if shared else "")
         layers.append((name, block(mixer, ffn, "sandwich", output_scale=True)))
-    return _gemma_model(c, layers, [], global_dim)
+    return _gemma_model(c, layers, [], mixer.head_dim)
 
 
 def _experts(c: Config) -> MoE:
@@ -413,9 +416,12 @@ def t5(c: Config) -> ModelSpec:
     if switch and not c.flag("tie_word_embeddings"):
         c.doubt("tie_word_embeddings = False: transformers creates more token tables, which are not counted")
     c.put("num_hidden_layers", decoder_depth)
-    # In configs of transformers 5, the embeddings are always tied, and scale_decoder_outputs states whether the output
-    # of the decoder is scaled. The output of mT5 is never scaled.
-    scaled = c.flag("scale_decoder_outputs", c.flag("tie_word_embeddings")) and c.model_type != "mt5"
+    # transformers 5 writes tie_word_embeddings = true for all these types. If scale_decoder_outputs is false, the key
+    # was false before. The output of mT5 is never scaled. LongT5 is always tied.
+    tied = c.flag("tie_word_embeddings")
+    scaled = c.flag("scale_decoder_outputs", tied) and c.model_type != "mt5"
+    if c.model_type in ("mt5", "umt5") and tied and "tie_word_embeddings" in c:
+        c.doubt("transformers 5 writes tie_word_embeddings = true even if the checkpoint has a head of its own")
     return decoder(
         c,
         stack(decoder_depth, causal=True),
@@ -423,6 +429,7 @@ def t5(c: Config) -> ModelSpec:
         positions=positions,
         encoder=Stack(layers=encoder_layers, pattern=encoder_pattern, positions=positions),
         head=Head(scale=hidden**-0.5 if scaled else 1.0),
+        tie_word_embeddings=c.model_type == "longt5" or (tied and (scaled or "scale_decoder_outputs" not in c)),
     )
 
 

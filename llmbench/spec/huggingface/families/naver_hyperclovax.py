@@ -6,7 +6,7 @@ import msgspec
 
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
-from llmbench.spec.huggingface.families.common import attention, block, gated
+from llmbench.spec.huggingface.families.common import attention, block, gated, head_dim_of
 from llmbench.spec.huggingface.families.ibm_granite import granite_model
 from llmbench.spec.model import Head, ModelSpec, Placement
 
@@ -16,7 +16,8 @@ def hyperclovax(c: Config) -> ModelSpec:
     """HyperCLOVA X has Granite's constant factors. If `use_post_norm` is true, norms stand before and after each
     sublayer."""
     bias = c.flag("attention_bias")
-    mixer = attention(c, qkv_bias=bias, output_bias=bias, scale=c.optional_number("attention_multiplier"))
+    scale = c.optional_number("attention_multiplier")
+    mixer = attention(c, qkv_bias=bias, output_bias=bias, scale=None if scale == head_dim_of(c) ** -0.5 else scale)
     c.ignore("end_token_id")
     placement: Placement = "sandwich" if c.flag("use_post_norm", True) else "pre"
     layer = block(mixer, gated(c), placement, residual_scale=c.number("residual_multiplier", 1.0))

@@ -24,7 +24,6 @@ from llmbench.spec.huggingface.families.common import (
     windowed_layers,
 )
 from llmbench.spec.huggingface.families.deepseek import deepseek_ffn, indexed_attention
-from llmbench.spec.mixer import LatentAttention
 from llmbench.spec.model import ModelSpec
 
 
@@ -48,6 +47,17 @@ def dots1(c: Config) -> ModelSpec:
     return decoder(c, layers, norm=norm(c), positions=rope(c, head_dim=head_dim_of(c)))
 
 
+_LOCAL_SIZES = {
+    "num_attention_heads": 64,
+    "q_lora_rank": 1024,
+    "kv_lora_rank": 1024,
+    "head_dim": 256,
+    "qk_nope_head_dim": 192,
+    "v_head_dim": 128,
+}
+"""The sizes of dots3's attention in layers with a sliding window, if the config does not state them."""
+
+
 @family("dots3_note_text")
 def dots3_note(c: Config) -> ModelSpec:
     """All layers of dots3 have latent attention with a norm on the rotated key and an output gate per head.
@@ -60,28 +70,17 @@ def dots3_note(c: Config) -> ModelSpec:
     derived = ["full_attention" if not windows or i < 2 or i % 4 == 1 else "sliding_attention" for i in range(count)]
     kinds = [str(kind) for kind in stated or derived]
     sparse_attention = c.get("use_dsa")
-    if "per_layer_config" in c:
-        c.doubt("config key per_layer_config is not understood")
     if sparse_attention is None and "per_layer_config" not in c:
         sparse_attention = True
     if sparse_attention is not None:
         kinds = [kind if kind == "sliding_attention" else "indexed" if sparse_attention else "full" for kind in kinds]
     window = c.window() or c.size("sliding_window_size", 512)
+    c.put("head_dim", None)  # it only says which share of it is qk_rope_head_dim
     full = latent_attention(c)
     if full.q_lora_rank is None:
         raise c.error("q_lora_rank", "must be a whole number of at least 1")
-    head_dim, nope = c.size("swa_head_dim", 256), c.size("swa_qk_nope_head_dim", 192)
-    local = LatentAttention(
-        num_attention_heads=c.size("swa_num_attention_heads", 64),
-        q_lora_rank=c.size("swa_q_lora_rank", 1024),
-        kv_lora_rank=c.size("swa_kv_lora_rank", 1024),
-        qk_nope_head_dim=nope,
-        qk_rope_head_dim=c.count("swa_qk_rope_head_dim", head_dim - nope),
-        v_head_dim=c.size("swa_v_head_dim", 128),
-        latent_bias=full.latent_bias,
-        output_bias=full.output_bias,
-        sliding_window=window,
-    )
+    of_local = {key: c.size(f"swa_{key}", usual) for key, usual in _LOCAL_SIZES.items()}
+    of_local["qk_rope_head_dim"] = c.count("swa_qk_rope_head_dim", of_local["head_dim"] - of_local["qk_nope_head_dim"])
     c.ignore("swa_num_key_value_heads", "swa_rope_theta", "head_dim", "mlp_bias")
     width = c.size("shared_experts_intermediate_size", 1536)
     width = c.size("moe_shared_expert_intermediate_size", width)
@@ -89,12 +88,15 @@ def dots3_note(c: Config) -> ModelSpec:
     ffn = moe(c, experts="n_routed_experts", router=deepseek_router(c), shared=shared)
     dense = gated(c, bias=False)
     layers = []
-    for kind, sparse in zip(kinds, sparse_after_first(c, 1), strict=True):
-        mixer, name = full, "global"
-        if kind == "sliding_attention":
-            mixer, name = local, "local"
-        elif kind in ("indexed", "indexed_attention"):
-            mixer = indexed_attention(c)
+    for index, (kind, sparse) in enumerate(zip(kinds, sparse_after_first(c, 1), strict=True)):
+        local = kind == "sliding_attention"
+        own, name = c.layer(index, of_local if local else {}), "local" if local else "global"
+        own.put("head_dim", None)
+        if local:
+            mixer = latent_attention(own, sliding_window=window)
+        else:
+            mixer = indexed_attention(own) if kind in ("indexed", "indexed_attention") else latent_attention(own)
+        own.doubt_unread()
         extra = (
             vector("attention.k_rope_norm", "attention_norms", mixer.qk_rope_head_dim),
             matrix("attention.g_proj", "attention", mixer.num_attention_heads, hidden),

@@ -51,10 +51,10 @@ def inkling(c: Config) -> ModelSpec:
     )
     c.doubt("short convolutions and distance logits: their weights are counted, but not their FLOPs and their state")
     c.ignore(
-        *"""
+        """
         log_scaling_n_floor log_scaling_alpha shared_expert_sink rms_norm_eps_moe_gate route_scale
         num_mtp_layers chain_hidden_post_norm mtp_hidden_states_first mtp_local_layer_ids
-        unpadded_vocab_size tie_word_embeddings
+        unpadded_vocab_size tie_word_embeddings number_of_conv_states
         """
     )
     full = attention(c, qk_norm=HEAD_NORM)
