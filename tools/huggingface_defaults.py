@@ -9,9 +9,9 @@ reads the defaults that the classes declare, before any ``__post_init__`` derive
 line per model type. A composite is a config with several parts, for example text and vision.
 
 - ``class``: the language-model class. A text part that exists only inside a composite has none.
-- ``defaults``: each key that the class or its parents declare, with its default. Keys that affect no result
-  (HARMLESS_NAMES in unread_keys.py) are left out. ``tie_word_embeddings`` is always included. Its value comes from an
-  instance with all defaults, because a few classes override the field. The value of a composite may differ from the
+- ``defaults``: each key that the class or its parents declare, with its default. Keys that affect no result, and keys
+  of other modalities, are left out (unread_keys.py). ``tie_word_embeddings`` is always included. Its value comes from
+  an instance with all defaults, because a few classes override the field. The value of a composite may differ from the
   value of its text part (mistral3 is not tied). A nested configuration without its own model type is a nested object
   here.
 - ``attribute_map``: for each standard name of a key, the name that the class uses. A config.json may have either name.
@@ -51,7 +51,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from llmbench.spec.huggingface.unread_keys import HARMLESS_NAMES
+from llmbench.spec.huggingface.unread_keys import HARMLESS_NAMES, OTHER_MODALITIES
 
 VERSION = "5.23.0"
 """The transformers release from which the file is written."""
@@ -285,7 +285,7 @@ def _undeclared(config_class: type) -> dict[str, Any]:
 
 
 def _is_dropped(key: str) -> bool:
-    return bool(HARMLESS_NAMES.search(key))
+    return bool(HARMLESS_NAMES.search(key) or OTHER_MODALITIES.search(key))
 
 
 def _has_json_form(value: Any) -> bool:

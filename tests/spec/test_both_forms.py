@@ -37,12 +37,12 @@ SHORT = {"granitemoehybrid": 8, "lfm2": 8, "lfm2_moe": 8}
 
 
 def spec_of(config: dict[str, Any], *, tied: bool) -> tuple[ModelSpec, tuple[str, ...]] | None:
-    """The spec without its name and notes, and the reasons that make it approximate. None: the config is refused."""
+    """The spec of the text part without its notes, and why it is approximate. None: the config is refused."""
     try:
         spec = from_config(config, name="x", source="x")
     except LLMBenchError:
         return None
-    shown = msgspec.structs.replace(spec, approximate=(), undescribed=(), notes=(), family="")
+    shown = msgspec.structs.replace(spec, approximate=(), undescribed=(), notes=(), family="", towers=())
     return (shown if tied else msgspec.structs.replace(shown, tie_word_embeddings=False)), spec.approximate
 
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import copy
-import itertools
 from typing import Any
 
 import pytest
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from llmbench.errors import SpecError, UnsupportedError
 from llmbench.sizing.lower import lower
 from llmbench.sizing.params import count_parameters
 from llmbench.sizing.workload import Workload
 from llmbench.spec.huggingface import from_config
-from llmbench.spec.huggingface.facts import facts
 from llmbench.spec.position import NoPositions, Rope
 
 ALBERT_BASE = {
@@ -111,23 +107,6 @@ def test_tying_of_the_outer_config_has_precedence(outer: bool | None, inner: boo
     spec = from_config(config, name="test")
     assert spec.tie_word_embeddings is bool(inner if outer is None else outer)
     assert any("text part" in note for note in spec.notes)
-
-
-def test_some_classes_tie_the_head_if_only_the_text_part_says_so() -> None:
-    """transformers decides: the config class of the whole model says whether it ties the head."""
-    classes = [model_type for model_type, record in facts().items() if record.get("tied_by_text")]
-    assert len(classes) >= 14
-    for model_type in classes:
-        text_type = facts()[model_type]["text_config"]["model_type"]
-        for outer, inner in itertools.product((None, True, False), (True, False)):
-            text = {"model_type": text_type, "tie_word_embeddings": inner}
-            config: dict[str, Any] = {"model_type": model_type, "text_config": text}
-            if outer is not None:
-                config["tie_word_embeddings"] = outer
-            whole = CONFIG_MAPPING[model_type].from_dict(copy.deepcopy(config))
-            if outer is not None or inner:
-                spec = from_config(config, name="test")
-                assert spec.tie_word_embeddings == whole.tie_word_embeddings, (model_type, outer, inner)
 
 
 def test_a_missing_text_part_is_the_default_of_its_class() -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,13 @@ from llmbench.errors import SpecError, UnsupportedError, suggestion
 from llmbench.printable import printable
 from llmbench.spec.huggingface.composite import TEXT_KEYS, other_modalities, text_part
 from llmbench.spec.huggingface.config import Config
-from llmbench.spec.huggingface.facts import facts
+from llmbench.spec.huggingface.facts import defaults_of, facts
 from llmbench.spec.huggingface.quantization import stored_weights
 from llmbench.spec.model import ModelSpec, Tower
 from llmbench.spec.reading import read_text
 from llmbench.spec.weights.tensors import has_weights
 
 __all__ = ["from_config", "load_config", "supported_model_types"]
-
-_ROTATION = re.compile("rope_(theta|scaling|parameters|pct|local_base_freq)|rotary")
-"""Matches the config keys that state something about RoPE."""
 
 
 def load_config(path: Path, *, name: str | None = None) -> ModelSpec:
@@ -83,10 +79,8 @@ def from_config(
     if not isinstance(model_type, str) or not model_type:
         raise SpecError("config has no model_type", hint="give the config.json of a transformers model")
     known = facts().get(model_type, {})
-    defaults = {**known.get("defaults", {}), **{key: known.get(key) for key in ("default_theta", "replaces_head_dim")}}
-    if not any(_ROTATION.search(key) and value is not None for key, value in values.items()):
-        defaults["rope_parameters"] = known.get("rope_parameters")
-    config = Config(values, model_type=model_type, defaults=defaults, aliases=known.get("attribute_map", {}))
+    defaults, aliases = defaults_of(model_type, values), known.get("attribute_map", {})
+    config = Config(values, model_type=model_type, defaults=defaults, aliases=aliases)
     importer = FAMILIES.get(model_type)
     if importer is None:
         importer = _unknown(config)

@@ -10,7 +10,7 @@ from typing import Any
 from llmbench.errors import SpecError, UnsupportedError
 from llmbench.spec.huggingface.config import TOKEN_KEYS
 from llmbench.spec.huggingface.facts import facts
-from llmbench.spec.huggingface.unread_keys import names_a_size
+from llmbench.spec.huggingface.unread_keys import OTHER_MODALITIES, names_a_size
 
 TEXT_KEYS = ("text_config", "llm_config", "language_config", "thinker_config", "llm_cfg")
 """Config keys that can contain the text part of a multimodal config."""
@@ -34,11 +34,6 @@ _VISION_KEYS = re.compile(
 )
 """Matches the config keys of the vision part, in configs whose text part is at the top level."""
 
-_OTHER_MODALITIES = re.compile(
-    "vision|visual|image|(^|_)img_|video|audio|speech|pixel|projector(?!s)|perceiver|qformer|resampler|(^|_)mm_|embd_layer$"
-)
-"""Matches the config keys that belong to vision, audio and other modalities."""
-
 _REFUSED = {
     "florence2": "its text part is an encoder-decoder inside a larger model",
     "minicpmv": "its config does not name the type of the language model",
@@ -51,7 +46,7 @@ def other_modalities(values: dict[str, Any]) -> list[str]:
 
     The keys are those that the config has, except the ids of tokens, and those that its class in transformers adds.
     """
-    own = [key for key, value in values.items() if value and _OTHER_MODALITIES.search(key)]
+    own = [key for key, value in values.items() if value and OTHER_MODALITIES.search(key)]
     added = facts().get(str(values.get("model_type")), {}).get("other_modalities", [])
     defaults = {key for key in added if values.get(key, {}) == {}}
     return sorted({key for key in own if not key.endswith(TOKEN_KEYS)} | defaults)
@@ -154,7 +149,7 @@ def _expect_sizes(values: dict[str, Any], kind: str, part: dict[str, Any], key: 
     record, outer = facts().get(part["model_type"], {}), facts().get(kind, {}).get("defaults", {})
     usual, names = record.get("defaults", {}), record.get("attribute_map", {})
     for name, value in values.items():
-        if name in TEXT_KEYS or name in outer or _OTHER_MODALITIES.search(name) or not names_a_size(name, value):
+        if name in TEXT_KEYS or name in outer or not names_a_size(name, value):
             continue
         own = names.get(name, name)
         if whole and (own not in usual or name in part or own in part or usual[own] == value):

@@ -282,16 +282,18 @@ class Config:
         """Add a note that is shown below the figures."""
         _add(self.notes, text)
 
-    def doubt_unread(self) -> None:
+    def doubt_unread(self, *, of_tower: bool = False) -> None:
         """Mark the spec as approximate for each key that was not read and might change a figure.
 
         Each of these keys gives one reason. A key whose value is an activation function changes no figure, but then
         the spec does not describe the whole computation. Raises UnsupportedError for a key that names a size.
+
+        `of_tower`: this is the config of a tower for another modality. Its unknown sizes are doubts.
         """
         for key, value in self._values.items():
             if key in self._read or key.endswith(TOKEN_KEYS):
                 continue
-            if is_harmless(key, value) or is_unused_window(key, value, self._values):
+            if is_harmless(key, value, of_tower=of_tower) or is_unused_window(key, value, self._values):
                 continue
             if key in self._defaults:
                 if _same(value, self._defaults[key]):
@@ -299,7 +301,7 @@ class Config:
             elif any(value is nothing or value == nothing for nothing in _NOTHING):
                 continue
             what = f"config key {self.path}{key} = {_shown(value)}"
-            if names_a_size(key, value):
+            if names_a_size(key, value) and not of_tower:
                 raise UnsupportedError(
                     f"{what} names a size that llmbench does not know for the model type `{self.model_type[:60]}`",
                     hint="for the figures without it, remove the key from a copy of config.json",

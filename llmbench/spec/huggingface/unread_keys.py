@@ -79,13 +79,17 @@ HARMLESS_NAMES = re.compile(
             r"^use_(mamba_kernels|mambapy|falcon_mambapy|mem_eff_path|associative_scan|flash)|^slow_but_exact$",
             r"^pretraining_tp$|^model_parallel_size$|^(chunkwise|sequence|step)_kernel$|kernel_dtype$|^max_inference_chunksize$|^reorder_and_upcast",
             r"_in_fp32$|float32$|^(torch_)?dtype$|^chunk_size_(feed_forward|lm_head)$",
-            # Vision and audio parts of a composite, which llmbench does not size.
-            r"vision|visual|image|video|audio|pixel|patch_size|projector(?!s)|aligner|^insert_layer|resampler|perceiver|qformer|^vq_|speech",
-            r"^mm_|spatial|deepstack|downsample|multimodal|^vit_|_feature_(layer|select)|protein|^freeze_|^dit_config$",
         ]
     )
 )
-"""Matches the keys that change neither a figure nor the result of the text model, by their names."""
+"""Matches the keys that change neither a figure nor a result, by their names."""
+
+OTHER_MODALITIES = re.compile(
+    r"vision|visual|image|video|audio|pixel|patch_size|projector(?!s)|aligner|^insert_layer|resampler|perceiver|qformer"
+    r"|^vq_|speech|(^|_)(mm|img)_|embd_layer$|spatial|deepstack|downsample|multimodal|^vit_|_feature_(layer|select)|protein|^freeze_"
+    r"|^dit_config$"
+)
+"""Matches the keys of the parts of a composite for vision, audio and other modalities."""
 
 _SIZE = re.compile(
     # a width, or a number of parts
@@ -105,12 +109,15 @@ _NUMBER_FORMATS = re.compile(r"(torch\.)?(b?float|fp|bf|int|u?int|half|double)(\
 """Matches the names of number formats (bfloat16, float8_e4m3fn, fp32)."""
 
 
-def is_harmless(key: str, value: Any) -> bool:
-    """Return whether a key changes neither a figure nor the result of the text model.
+def is_harmless(key: str, value: Any, *, of_tower: bool = False) -> bool:
+    """Return whether a key changes neither a figure nor the result of its model.
 
-    A value that is a number format changes only how the model computes.
+    A value that is a number format changes only how the model computes. Keys of other modalities change only their
+    towers. `of_tower`: the model is such a tower.
     """
     if key in _KEYS or key.startswith("_") or HARMLESS_NAMES.search(key):
+        return True
+    if not of_tower and OTHER_MODALITIES.search(key):
         return True
     return isinstance(value, str) and _NUMBER_FORMATS.match(value) is not None
 

@@ -83,7 +83,7 @@ def bailing_hybrid(c: Config) -> ModelSpec:
     Latent attention has an output gate per head. The config key `head_dim` is the head width of the delta attention.
     transformers 5 writes this width as `linear_head_dim`, and qk_rope_head_dim as `head_dim`.
     """
-    head_dim = c.size("linear_head_dim", c.get("head_dim"))
+    head_dim = c.optional_size("linear_head_dim") or c.size("head_dim")
     c.ignore("head_dim")
     c.ignore(
         "kda_safe_gate",

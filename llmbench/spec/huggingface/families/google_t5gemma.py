@@ -7,7 +7,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from llmbench.spec.huggingface.config import Config
-from llmbench.spec.huggingface.facts import facts
+from llmbench.spec.huggingface.facts import defaults_of, facts
 from llmbench.spec.huggingface.families import family
 from llmbench.spec.huggingface.families.common import (
     attention,
@@ -132,7 +132,7 @@ def _gemma3(c: Config, path: str, values: dict[str, Any], model_type: str) -> Mo
     - values: the keys of the side with their values.
     - model_type: the model type of the side, whose defaults are used.
     """
-    side = c.nested(path, values, facts()[model_type]["defaults"])
+    side = c.nested(path, values, defaults_of(model_type, values))
     side.model_type = "gemma3_text"
     side.ignore("dropout_rate", "tie_word_embeddings")
     spec = gemma3(side)

@@ -137,7 +137,7 @@ class Whole:
             return None
         counted = TOWERS[config.model_type](config)
         config.ignore(_SAME_SIZE)
-        config.doubt_unread()
+        config.doubt_unread(of_tower=True)
         self.doubts += config.approximate
         return counted
 
