@@ -3,7 +3,7 @@
     python benchmarks/model_sweep.py                    # needs torch and transformers, takes two minutes
     python benchmarks/model_sweep.py --type llama --type gpt2
     python benchmarks/model_sweep.py --only refused --format json
-    python benchmarks/model_sweep.py --multimodal       # the language models of models of images and text
+    python benchmarks/model_sweep.py --multimodal       # the language models of multimodal models
 
 For each model type, the script makes a model of transformers with small sizes and random weights, saves it, loads the
 folder with `llmbench.model.load`, and compares the logits of both in fp32. Outcomes:
@@ -143,6 +143,7 @@ SMALL: dict[str, Any] = {
 _LOCAL_AND_GLOBAL = ["sliding_attention", "full_attention"] * 2
 
 _IN_THREE_PARTS = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
+_IN_TWO_PARTS = {**_IN_THREE_PARTS, "partial_rotary_factor": 0.5, "mrope_section": [1, 1, 0]}
 
 REQUIRED: dict[str, dict[str, Any]] = {
     "cohere_compass_text": {
@@ -160,9 +161,14 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "gemma4_text": {"layer_types": _LOCAL_AND_GLOBAL, "num_kv_shared_layers": 2, "global_head_dim": 8},
     "gemma4_unified_assistant": {"hidden_size_per_layer_input": 0},
     "gemma4_unified_text": {"layer_types": _LOCAL_AND_GLOBAL, "num_kv_shared_layers": 2, "global_head_dim": 8},
+    "glm4v_moe_text": {"rope_parameters": _IN_TWO_PARTS},
+    "glm4v_text": {"rope_parameters": _IN_THREE_PARTS},
+    "glm_ocr_text": {"rope_parameters": _IN_THREE_PARTS},
     "kimi_linear": {"layer_types": ["linear_attention", "full_attention"] * 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
+    "paddleocr_vl_text": {"rope_parameters": _IN_THREE_PARTS},
     "qwen2_5_vl_text": {"rope_parameters": _IN_THREE_PARTS},
+    "qwen2_vl": {"vision_config": {"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 4}},
     "qwen2_vl_text": {"rope_parameters": _IN_THREE_PARTS},
     "roc_bert": {
         "pronunciation_vocab_size": 96,
@@ -185,11 +191,11 @@ NOISE = 0.1
 
 
 def model_types(multimodal: bool) -> list[str]:
-    """Return the types that AutoModelForCausalLM or AutoModelForImageTextToText loads."""
+    """Return the types that AutoModelForCausalLM or AutoModelForMultimodalLM loads."""
     from transformers.models.auto import modeling_auto
 
     if multimodal:
-        return list(modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+        return list(modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES)
     return list(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
@@ -245,7 +251,7 @@ def tiny_model(model_type: str, *, multimodal: bool = False) -> Any:
     import torch
     import transformers
 
-    kind = transformers.AutoModelForImageTextToText if multimodal else transformers.AutoModelForCausalLM
+    kind = transformers.AutoModelForMultimodalLM if multimodal else transformers.AutoModelForCausalLM
     config = tiny_config(model_type)
     with torch.device("meta"):
         size = sum(p.numel() for p in kind.from_config(config).parameters())
@@ -341,7 +347,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--type", action="append", metavar="TYPE", help="only this model type (repeatable)")
     parser.add_argument("--only", choices=["equal", "refused", "wrong", "not tiny"], help="show only this outcome")
-    parser.add_argument("--multimodal", action="store_true", help="models of images and text: compare logits of text")
+    parser.add_argument("--multimodal", action="store_true", help="multimodal models: compare logits of text")
     parser.add_argument("--format", choices=["table", "json"], default="table")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 
 from benchmarks.model_sweep import BOUND, compare, tiny_config
 from llmbench import model as models
@@ -24,6 +24,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llava": ("llama", {}),
     "mistral3": ("mistral", {}),
     "smolvlm": ("llama", {}),
+    "glm4v_moe": ("glm4v_moe_text", {}),
+    "paddleocr_vl": ("paddleocr_vl_text", {}),
+    "minimax_m3_vl": ("minimax_m3_vl_text", {}),
+    "qwen2_audio": ("qwen2", {}),
 }
 """Multimodal model types, with the family of their language model. benchmarks/model_sweep.py --multimodal tries all."""
 
@@ -36,7 +40,7 @@ def test_logits_of_text_equal_transformers(model_type: str) -> None:
 
 
 def test_every_type_is_one_of_transformers() -> None:
-    assert set(CASES) <= MULTIMODAL <= set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+    assert set(CASES) <= MULTIMODAL <= set(MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES)
 
 
 @pytest.mark.parametrize(

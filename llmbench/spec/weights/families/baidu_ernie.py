@@ -8,7 +8,7 @@ from llmbench.spec.weights.families.common import ATTENTION, EXPERTS, GATED, PRE
 
 bert_table("ernie", "ernie")
 
-table("ernie4_5", top=TOP, layers=ATTENTION + GATED + PRE_NORMS)
+table("ernie4_5", "paddleocr_vl_text", top=TOP, layers=ATTENTION + GATED + PRE_NORMS)
 
 table(
     "ernie4_5_moe",

@@ -34,6 +34,9 @@ table(
     ffn.shared.gate_proj.*  mlp.shared_experts.gate_up_proj.*       first.half
     ffn.shared.up_proj.*    mlp.shared_experts.gate_up_proj.*       second.half
     ffn.shared.down_proj.*  mlp.shared_experts.down_proj.*
+    ffn.shared.gate_proj.*  block_sparse_moe.shared_experts.gate_proj.*
+    ffn.shared.up_proj.*    block_sparse_moe.shared_experts.up_proj.*
+    ffn.shared.down_proj.*  block_sparse_moe.shared_experts.down_proj.*
     ffn.gate_proj.*         mlp.gate_up_proj.*                      first.half
     ffn.up_proj.*           mlp.gate_up_proj.*                      second.half
     ffn.down_proj.*         mlp.down_proj.*

@@ -23,6 +23,8 @@ table("glm_moe_dsa", top=TOP, layers=LATENT + INDEXER + DEEPSEEK_MOE + PRE_NORMS
 
 table(
     "glm4",
+    "glm4v_text",
+    "glm_ocr_text",
     top=TOP,
     layers=ATTENTION
     + FUSED_GATED
@@ -39,6 +41,7 @@ table("glm", top=TOP, layers=ATTENTION + FUSED_GATED + PRE_NORMS, partial_rotati
 
 table(
     "glm4_moe",
+    "glm4v_moe_text",
     top=TOP,
     layers=ATTENTION + QK_NORM + EXPERTS + CORRECTION + SHARED_EXPERTS + GATED + PRE_NORMS,
     partial_rotation=True,
