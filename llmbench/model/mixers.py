@@ -20,6 +20,7 @@ from llmbench.model.latent import LatentLayer
 from llmbench.model.layer_cache import RowShape
 from llmbench.model.recurrent import (
     GatedDeltaNetLayer,
+    KimiDeltaLayer,
     LightningLayer,
     Mamba2Layer,
     MambaLayer,
@@ -73,7 +74,9 @@ def build_mixer(spec: ModelSpec, mixer: SingleMixer, *, index: int, where: str) 
             return ShortConvLayer(spec, mixer)
         case RWKV():
             return RWKVLayer(spec, mixer)
-        case CompressedAttention() | KimiDelta():
+        case KimiDelta():
+            return KimiDeltaLayer(spec, mixer)
+        case CompressedAttention():
             raise UnsupportedError(
                 f"{spec.name}: {where} of kind {mixer.kind} is not implemented in the PyTorch model yet"
             )

@@ -21,6 +21,7 @@ def test_the_sweep_says_what_becomes_of_each_type() -> None:
     llama, git, musicgen = answer["rows"]
     assert llama["outcome"] == "equal"
     assert 0 <= llama["relative_error"] <= 1e-5
-    assert (git["outcome"], git["reason"].split("`")[0]) == ("refused", "model type ")
+    assert git["outcome"] == "refused"
+    assert "git" in git["reason"]
     assert musicgen["outcome"] == "not tiny"
     assert answer["counts"] == {"equal": 1, "refused": 1, "not tiny": 1}

@@ -11,7 +11,6 @@ import transformers
 from torch import Tensor, nn
 
 from llmbench import model as models
-from llmbench.errors import UnsupportedError
 from llmbench.model.decoder import Decoder
 from llmbench.model.implementations import implementation
 from llmbench.model.mixers import build_mixer, new_cache
@@ -102,6 +101,10 @@ MIXERS: dict[str, Recurrent] = {
         num_heads=4, head_dim=6, state_size=5, n_groups=1, conv_kernel=3, chunk_size=4, gated_norm=False
     ),
     "delta": GatedDeltaNet(num_key_heads=2, num_value_heads=4, key_head_dim=8, value_head_dim=6, conv_kernel=4),
+    "kimi delta": KimiDelta(num_heads=2, head_dim=8, conv_kernel=4),
+    "kimi delta, full rank": KimiDelta(
+        num_heads=2, head_dim=6, conv_kernel=3, full_rank_decay=True, full_rank_gate=True
+    ),
     "lightning": LightningAttention(num_attention_heads=4, head_dim=4, block_size=4),
     "rg-lru": RGLRU(lru_width=24, num_heads=4, conv_kernel=4),
     "short conv": ShortConv(width=16, conv_kernel=3),
@@ -228,12 +231,6 @@ def test_a_block_compiles_without_graph_breaks(name: str) -> None:
     out = compiled(Residual(x), step, None, None)[0].whole()
     torch.testing.assert_close(out, block(Residual(x), step, None, None)[0].whole(), rtol=1e-4, atol=1e-5)
     out.sum().backward()
-
-
-@pytest.mark.parametrize("mixer", [KimiDelta(num_heads=2, head_dim=8, conv_kernel=4)])
-def test_mixers_that_are_only_sized_are_refused(mixer: Any) -> None:
-    with pytest.raises(UnsupportedError, match="not implemented in the PyTorch model"):
-        Decoder(one_layer(mixer))
 
 
 @pytest.mark.parametrize("name", ["mamba-130m", "mamba2-2.7b", "jamba-v0.1", "qwen3-next-80b-a3b", "nemotron-h-56b"])

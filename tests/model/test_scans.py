@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmbench.model.recurrent.scan import elementwise_scan, matrix_scan
+from llmbench.model.recurrent.scan import channel_scan, elementwise_scan, matrix_scan
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 16, 37])
@@ -41,6 +41,24 @@ def test_matrix_scan_equals_the_recurrence(delta: bool, length: int, groups: int
             value = beta[:, step].double()[..., None] * (value - torch.einsum("bhn,bhnp->bhp", key, carried))
         carried = carried + key[..., :, None] * value[..., None, :]
         expected.append(torch.einsum("bhn,bhnp->bhp", wide_q[:, step], carried))
+    torch.testing.assert_close(actual.double(), torch.stack(expected, dim=1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(last.double(), carried, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [1, 5, 8, 21])
+def test_channel_scan_equals_the_recurrence(length: int) -> None:
+    torch.manual_seed(length)
+    q, k, log_decay = torch.randn(2, length, 3, 6), torch.randn(2, length, 3, 6), -3 * torch.rand(2, length, 3, 6)
+    k = k / k.norm(dim=-1, keepdim=True)
+    v, beta, state = torch.randn(2, length, 3, 4), torch.rand(2, length, 3), torch.randn(2, 3, 6, 4)
+    actual, last = channel_scan(q, k, v, log_decay, beta, state, chunk=8)
+    carried, expected = state.double(), []
+    for step in range(length):
+        carried = log_decay[:, step].double().exp()[..., None] * carried
+        key = k[:, step].double()
+        value = v[:, step].double() - torch.einsum("bhn,bhnp->bhp", key, carried)
+        carried = carried + key[..., :, None] * (beta[:, step].double()[..., None] * value)[..., None, :]
+        expected.append(torch.einsum("bhn,bhnp->bhp", q[:, step].double(), carried))
     torch.testing.assert_close(actual.double(), torch.stack(expected, dim=1), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(last.double(), carried, rtol=1e-4, atol=1e-5)
 

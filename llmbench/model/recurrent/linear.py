@@ -1,4 +1,4 @@
-"""Linear attention: the gated delta net (arXiv 2412.06464) and lightning attention (arXiv 2501.08313).
+"""Linear attention: the gated delta net (arXiv 2412.06464), Kimi delta attention and lightning attention.
 
 Dimensions: B batch, S length, D hidden size, K key heads, H value heads, N key width, P value width.
 """
@@ -10,14 +10,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llmbench.model.norms import NormLayer, times
-from llmbench.model.recurrent.scan import l2_normalised, matrix_scan, zero_padding
+from llmbench.model.recurrent.scan import channel_scan, l2_normalised, matrix_scan, zero_padding
 from llmbench.model.recurrent.state import CausalConv, RecurrentState
 from llmbench.model.step import Step
-from llmbench.spec.mixer import GatedDeltaNet, LightningAttention
+from llmbench.spec.mixer import GatedDeltaNet, KimiDelta, LightningAttention
 from llmbench.spec.model import ModelSpec, Norm
 
 DELTA_CHUNK = 64
 """Tokens per chunk of the delta rule. One triangular system is solved per chunk."""
+
+CHANNEL_CHUNK = 16
+"""Tokens per chunk of the delta rule with one decay per channel. The memory grows with the square of this number."""
 
 
 class GatedDeltaNetLayer(nn.Module):
@@ -77,6 +80,69 @@ class GatedDeltaNetLayer(nn.Module):
         y = self.norm(y.to(x.dtype), step.implementation)
         if self.g_proj is not None:
             y = y * F.silu(self.g_proj(x).float().unflatten(-1, y.shape[2:]))
+        return self.out_proj(y.flatten(2).to(x.dtype)), shared
+
+
+class KimiDeltaLayer(nn.Module):
+    """Kimi delta attention (arXiv 2510.26692): the gated delta rule with one decay per channel of the keys.
+
+    The decay is a_t = exp(−exp(A) · softplus(f(x) + bias)), with A per head and the bias per channel. f and the output
+    gate are products of two low-rank matrices, or full matrices. The output of each head passes through a norm, then
+    through a sigmoid gate.
+    """
+
+    def __init__(self, spec: ModelSpec, mixer: KimiDelta) -> None:
+        super().__init__()
+        self.mixer = mixer
+        hidden, width = spec.hidden_size, mixer.num_heads * mixer.head_dim
+        self.q_proj = nn.Linear(hidden, width, bias=False)
+        self.k_proj = nn.Linear(hidden, width, bias=False)
+        self.v_proj = nn.Linear(hidden, width, bias=False)
+        self.conv = CausalConv(3 * width, mixer.conv_kernel, bias=False)
+        for letter, full_rank in (("f", mixer.full_rank_decay), ("g", mixer.full_rank_gate)):
+            if full_rank:
+                self.add_module(f"{letter}_proj", nn.Linear(hidden, width, bias=False))
+            else:
+                self.add_module(f"{letter}_a_proj", nn.Linear(hidden, mixer.head_dim, bias=False))
+                self.add_module(f"{letter}_b_proj", nn.Linear(mixer.head_dim, width, bias=False))
+        self.b_proj = nn.Linear(hidden, mixer.num_heads, bias=False)
+        self.A_log = nn.Parameter(torch.empty(mixer.num_heads))
+        self.dt_bias = nn.Parameter(torch.empty(width))
+        self.norm = NormLayer(mixer.head_dim, Norm(eps=spec.norm.eps))
+        self.out_proj = nn.Linear(width, hidden, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Draw exp(A) uniformly from (1, 16), and set the bias of the decay to 1."""
+        with torch.no_grad():
+            self.A_log.copy_(torch.empty_like(self.A_log).uniform_(1, 16).log())
+            self.dt_bias.fill_(1.0)
+
+    def gate(self, letter: str, x: Tensor) -> Tensor:
+        """Project x [B, S, D] with the matrices of the decay (f) or of the output gate (g): [B, S, H, N]."""
+        full_rank = self.mixer.full_rank_decay if letter == "f" else self.mixer.full_rank_gate
+        names = [f"{letter}_proj"] if full_rank else [f"{letter}_a_proj", f"{letter}_b_proj"]
+        for name in names:
+            x = self.get_submodule(name)(x)
+        return x.unflatten(-1, (self.mixer.num_heads, self.mixer.head_dim))
+
+    def forward(self, x: Tensor, step: Step, state: RecurrentState | None, shared: object) -> tuple[Tensor, object]:
+        """Return the output [B, S, D] of the delta rule for x [B, S, D], and `shared` unchanged."""
+        heads, head_dim = self.mixer.num_heads, self.mixer.head_dim
+        packed = torch.cat((self.q_proj(x), self.k_proj(x), self.v_proj(x)), dim=-1)
+        packed = F.silu(self.conv(packed, state, step.valid)).float()
+        q, k, v = (part.unflatten(-1, (heads, head_dim)) for part in packed.chunk(3, dim=-1))
+        q, k = l2_normalised(q) * head_dim**-0.5, l2_normalised(k)
+        time_step = self.gate("f", x).float() + self.dt_bias.float().view(heads, head_dim)
+        decay = -self.A_log.float().exp()[:, None] * torch.logaddexp(time_step, time_step.new_zeros(()))
+        rate = self.b_proj(x).float().sigmoid()
+        start = None if state is None else state.state
+        if start is None:
+            start = v.new_zeros(v.shape[0], heads, head_dim, head_dim)
+        decay, rate = zero_padding(decay, step.valid), zero_padding(rate, step.valid)
+        y, last = channel_scan(q, k, v, decay, rate, start, chunk=CHANNEL_CHUNK)
+        if state is not None:
+            state.state = last
+        y = self.norm(y.to(x.dtype), step.implementation) * torch.sigmoid(self.gate("g", x).float())
         return self.out_proj(y.flatten(2).to(x.dtype)), shared
 
 

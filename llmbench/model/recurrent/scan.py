@@ -5,6 +5,7 @@ Dimensions: B batch, S length, Q chunk length, H heads, N key (state) width, P v
 - Elementwise states (Mamba, RG-LRU): h_t = a_t · h_{t-1} + u_t.
 - Matrix states with one decay per head (Mamba-2, lightning attention): S_t = a_t · S_{t-1} + k_tᵀ v_t, y_t = q_t S_t.
 - The gated delta rule (arXiv 2412.06464): S_t = a_t · S_{t-1} + β_t · k_tᵀ (v_t − k_t (a_t · S_{t-1})), y_t = q_t S_t.
+- The same rule with one decay per channel of the keys (Kimi delta attention, arXiv 2510.26692).
 
 Decays are computed from their logarithms, and all exponents are ≤ 0, so that nothing overflows. Padding must not change
 the state: for a padded token, the log-decay is 0, and u, k or β is 0.
@@ -97,6 +98,44 @@ def _chunk(
     y = scores @ v + since * (q @ state)
     until_end = (total[..., -1:] - total).exp()[..., None]
     state = since[..., -1:, :] * state + (k * until_end).transpose(-1, -2) @ v
+    return y, state
+
+
+def channel_scan(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: Tensor, *, chunk: int
+) -> tuple[Tensor, Tensor]:
+    """Return the fp32 outputs y [B, S, H, P] and the last state [B, H, N, P] of the delta rule with channel decays.
+
+    Shapes: q, k and log_decay [B, S, H, N], v [B, S, H, P], beta [B, S, H]. A chunk of Q tokens needs Q² · N elements
+    per head, because the decay between two tokens differs per channel.
+    """
+    q, k, v, log_decay, beta = (x.float().transpose(1, 2) for x in (q, k, v, log_decay, beta))
+    outputs = []
+    for start in range(0, q.shape[2], chunk):
+        part = slice(start, min(start + chunk, q.shape[2]))
+        y, state = _channel_chunk(
+            q[:, :, part], k[:, :, part], v[:, :, part], log_decay[:, :, part], beta[:, :, part], state
+        )
+        outputs.append(y)
+    return torch.cat(outputs, dim=2).transpose(1, 2), state
+
+
+def _channel_chunk(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the outputs and the last state of one chunk. The equations are those of `_chunk`, per channel."""
+    length = q.shape[2]
+    total = log_decay.cumsum(dim=2)
+    causal = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()[..., None]
+    decay = (total[:, :, :, None] - total[:, :, None]).masked_fill(~causal, -math.inf).exp()  # [B, H, Q, Q, N]
+    keys = k[:, :, None] * decay
+    scores, similarity = ((x[:, :, :, None] * keys).sum(-1) for x in (q, k))
+    since = total.exp()
+    right = beta[..., None] * (v - (since * k) @ state)
+    w = torch.linalg.solve_triangular(similarity * beta[..., None], right, upper=False, unitriangular=True)
+    y = scores @ w + (since * q) @ state
+    until_end = (total[:, :, -1:] - total).exp()
+    state = since[:, :, -1, :, None] * state + (k * until_end).transpose(-1, -2) @ w
     return y, state
 
 

@@ -29,6 +29,7 @@ table(
 
 table(
     "phi3",
+    "phi4_multimodal",
     top=TOP,
     layers=FUSED_GATED
     + PRE_NORMS
@@ -38,6 +39,7 @@ table(
     attention.v_proj.*      self_attn.qkv_proj.*            plain.v
     attention.o_proj.*      self_attn.o_proj.*
     """,
+    ignored=r"model\.embed_tokens_extend\..*",
     partial_rotation=True,
 )
 
