@@ -128,7 +128,7 @@ class Rope(PositionKind, frozen=True, tag="rope"):
 
     @property
     def summary(self) -> str:
-        details = [f"θ {self.theta:g}"]
+        details = [f"θ {self.theta:g}".replace("e+0", "e")]  # 1e6, as configs write it
         if self.rotary_dim is not None:
             details.append(f"{self.rotary_dim} dims")
         if self.scaling is not None:
