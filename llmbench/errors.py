@@ -93,7 +93,7 @@ def similar(word: str, known: Iterable[str], most: int) -> list[str]:
     """Return at most `most` known words that are similar to `word`, with the most similar word first."""
     import difflib  # difflib is imported here, because only a failing command needs difflib
 
-    return difflib.get_close_matches(word.lower(), list(known), n=most, cutoff=0.6)
+    return difflib.get_close_matches(word.lower(), list(known), n=most, cutoff=0.65)
 
 
 def unknown(kind: str, name: str, known: Iterable[str], *, near: str | None = None) -> UnknownNameError:

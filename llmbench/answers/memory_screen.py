@@ -82,6 +82,12 @@ def _sweep(rows: list[Sized]) -> Block:
         lines=_rules(first),
     )
     block.about = {}
+    block.answer = " ".join(
+        f"{first.spec.name} fits on {fit.device} in {sum(row.verdicts[place].fit.fits for row in rows)} of "
+        f"{plural(len(rows), 'case')}."
+        for place, fit in enumerate(verdict.fit for verdict in first.verdicts)
+        if first.asked
+    )
     block.notes = list(dict.fromkeys(note for row in rows for note in row.notes))
     return block
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -31,8 +32,10 @@ from llmbench.spec.catalog import (
 )
 from llmbench.spec.device import DeviceSpec, DType, Figure
 from llmbench.spec.files import read_spec, write_spec
+from llmbench.spec.mixer import branches
 from llmbench.spec.model import ModelSpec
 from llmbench.spec.reading import read_text
+from llmbench.spec.schema import tag_of
 from llmbench.spec.weights.formats import Chosen, chosen, format_names
 
 command = typer.Typer(no_args_is_help=True, help="List, show, import and check model specs.", rich_markup_mode=None)
@@ -223,8 +226,8 @@ def list_specs(
         typer.Option(
             "--filter",
             metavar="TEXT",
-            help="List only models, devices or model types with TEXT in their name, another name, or their family or "
-            "architecture.",
+            help="List only models, devices or model types with TEXT in their name, another name, their family or "
+            "architecture, or the kinds of their layers: mla, moe, window, mamba.",
             show_default=False,
         ),
     ] = "",
@@ -241,6 +244,8 @@ def list_specs(
       llmbench specs list --family deepseek
 
       llmbench specs list --filter coder
+
+      llmbench specs list --filter mla
 
       llmbench specs list --devices --filter h100
 
@@ -280,7 +285,7 @@ def list_specs(
             Listed(spec, count_parameters(spec))
             for spec in specs
             if spec.family.lower().startswith(family.lower())
-            and _matches(filter, spec.name, *spec.aliases, spec.family)
+            and _matches(filter, spec.name, *spec.aliases, spec.family, *_parts(spec))
         ]
         document = listing("specs.list", "specs", MODELS, models, inputs=inputs, version=2)
     if not document.rows:
@@ -290,6 +295,16 @@ def list_specs(
             f"nothing in the list matches {filters}", hint="`llmbench specs list` shows every model and its family"
         )
     answer(document, format, output)
+
+
+def _parts(spec: ModelSpec) -> Iterator[str]:
+    """Yield the kinds of the parts of the layers and their short descriptions: `mla`, `128 heads (MLA)`, `window`."""
+    for layer in spec.layers.values():
+        for part in (*branches(layer.mixer), layer.ffn):
+            if part is not None:
+                yield from (tag_of(type(part)) or "", part.summary)
+    if any(mixer.sliding_window for mixer in spec.attentions):
+        yield "window"
 
 
 def _matches(text: str, *names: str) -> bool:

@@ -20,6 +20,7 @@ from llmbench.report.render import to_json
 from llmbench.sizing.op import Component
 from llmbench.spec.catalog import bundled_models, load_bundled
 from llmbench.spec.files import write_spec
+from llmbench.spec.mixer import LatentAttention
 
 from ..oracles.huggingface_export import to_config
 
@@ -612,6 +613,18 @@ def test_hints_on_other_names(words: str, hint: str, capsys: Capture) -> None:
 )
 def test_a_wrong_number_is_refused_without_jargon(words: str, message: str, capsys: Capture) -> None:
     assert message in refusal(capsys, *words.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "has"),
+    [
+        ("mla", lambda spec: any(isinstance(mixer, LatentAttention) for mixer in spec.mixers)),
+        ("window", lambda spec: any(mixer.sliding_window for mixer in spec.attentions)),
+    ],
+)
+def test_the_list_is_filtered_by_kinds_of_layers(text: str, has: Any, capsys: Capture) -> None:
+    found = json.loads(answer(capsys, "specs", "list", "--filter", text, "--format", "json"))["specs"]
+    assert [model["model"] for model in found] == [name for name in bundled_models() if has(load_bundled(name))]
 
 
 def test_devices_have_prices_of_their_own(capsys: Capture) -> None:

@@ -105,6 +105,15 @@ def test_changes_with_which_a_layout_fits(layout: str, options: list[str], capsy
         assert f"{(changed['reserved_bytes'] + changed['context_bytes']) / 2**30:.2f}" == gib
 
 
+def test_a_sweep_says_in_how_many_cases_a_device_fits(capsys: Capture) -> None:
+    sweep = ["llama2-7b", "--seq", "4k..32k", "--device", "h100", "--device", "h200"]
+    _, text = result(capsys, *sweep)
+    models = json.loads(result(capsys, *sweep, "--format", "json")[1])["models"]
+    for place, name in enumerate(("h100-sxm", "h200")):
+        fits = sum(model["devices"][place]["fits"] for model in models)
+        assert f"llama2-7b fits on {name} in {fits} of 4 cases." in " ".join(text.split())
+
+
 def test_no_number_of_devices_suffices(capsys: Capture) -> None:
     code, text = result(capsys, "llama2-7b", "--seq", "64k", "--device", "h100")
     assert code == 1
