@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from llmbench.sizing.training_step import TrainingRun
 
 
+Place = Literal["loss", "after", "layer", "before", "optimizer"]
+"""The place of a moment: the loss, another op after the layers, a layer, an op before the layers, or the optimizer."""
+
+
 class Moment(msgspec.Struct, frozen=True):
     """The bytes that are allocated while one op of the backward pass runs, in addition to those of the whole step.
 
@@ -24,8 +28,7 @@ class Moment(msgspec.Struct, frozen=True):
     gradients: bytes of weight gradients. op: name of the running op.
     temporary: bytes among activations or logits that only the running op needs.
     update: bytes of temporaries of the optimizer step.
-    place: where the op is in its chunk: after the layers, in a layer, or before the layers. layer: index of this layer
-        in the chunk.
+    place: where the op is in its chunk. layer: index of its layer in the chunk.
     """
 
     activations: int
@@ -34,7 +37,7 @@ class Moment(msgspec.Struct, frozen=True):
     op: str
     temporary: int = 0
     update: int = 0
-    place: Literal["after", "layer", "before", "optimizer"] = "layer"
+    place: Place = "layer"
     layer: int = 0
 
     @property
@@ -131,7 +134,7 @@ def walk(
                 gradients=gradients + whole + new,
                 op=op.name,
                 temporary=passing,
-                place=place,
+                place="loss" if is_logits else place,
             )
         )
         alive -= size

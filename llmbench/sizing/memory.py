@@ -49,9 +49,9 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     parts_bytes: peak_bytes divided into weights, gradients, optimizer states, activations and so on.
     full_bytes: bytes of all weights, all gradients and all optimizer states, and of the activations that are saved when
         the backward pass starts. Not all of them need to exist at the peak.
-    reserved_bytes: bytes that PyTorch's allocator reserves on the device. They are equal to peak_bytes, except with
-        plain cross-entropy. Then the bytes of the bf16 logits are added: the logits are freed before the peak, but the
-        allocator cannot reuse their block for the larger fp32 tensors of the loss.
+    reserved_bytes: bytes that PyTorch's allocator reserves on the device: peak_bytes and free blocks that fit no other
+        tensor. With plain cross-entropy, the bf16 logits leave a block that is too small for the fp32 tensors of the
+        loss. With FSDP, gathered weights have blocks of their own, so their largest size at any moment counts.
     steady_bytes: bytes that stay allocated between two steps: weights, optimizer states, library workspaces, and
         gradients if they are never freed.
     host_bytes: bytes of each part that the memory of the host stores.

@@ -25,12 +25,12 @@ def training_formulas(run: TrainingRun, memory: Memory) -> list[Formula]:
     """Return the formulas of the peak of a training step. `memory`: the memory of the same run."""
     stage = run.stages[memory.stage]
     resident = run.resident(stage)
-    moment, place = run.peak(stage, resident)
+    moment, place, _ = run.peak(stage, resident)
     chunk = stage.chunks[place]
     parts = memory.parts_bytes
     formulas = [
         *parameter_formulas(stage, run.layout),
-        Formula(term="weights", text=_weights(run, stage), value=parts["weights"]),
+        Formula(term="weights", text=_weights(run, stage, moment), value=parts["weights"]),
         Formula(term="gradients", text=_gradients(run, stage, chunk, moment), value=parts["gradients"]),
         Formula(term="optimizer and master weights", text=_states(run, stage, moment), value=parts["optimizer"]),
         *_saved_by_layers(run, stage),
@@ -107,11 +107,8 @@ def peak_formulas(memory: Memory) -> list[Formula]:
         Formula(term="library workspaces", text=_in_mib(workspaces), value=workspaces),
         Formula(term="peak", text=plus(*terms), value=memory.peak_bytes),
     ]
-    copies = memory.reserved_bytes - memory.peak_bytes
-    needed = [
-        counted(memory.peak_bytes, "peak"),
-        counted(copies, "block of the first copy of the logits") if copies else "",
-    ]
+    free = memory.reserved_bytes - memory.peak_bytes
+    needed = [counted(memory.peak_bytes, "peak"), counted(free, "free blocks that fit no other tensor") if free else ""]
     text = plus(*needed, counted(CONTEXT_BYTES, "CUDA context"))
     return [*formulas, Formula(term="needed on the device", text=text, value=memory.needed_bytes)]
 
@@ -172,20 +169,17 @@ def _stored(run: TrainingRun, stage: Stage, from_zero: int, tensors: Callable[[O
     return plus(*terms)
 
 
-def _weights(run: TrainingRun, stage: Stage) -> str:
+def _weights(run: TrainingRun, stage: Stage, moment: Moment) -> str:
+    """Return the formula of the stored weights, and of those that FSDP has gathered at the peak."""
     fsdp = run.layout.zero == 3
     only_master = fsdp and run.formats.master
     stored = _stored(run, stage, 3, lambda op: [] if only_master and not op.frozen else run.weight_tensors(op))
     if run.offloads("weights"):
         stored = ""
-    if not fsdp:
-        return stored
-    sizes = sorted(
-        (sum(map(run.weight_bytes, layer)) for chunk in stage.chunks for layer in chunk.layers),
-        reverse=True,
-    )
-    gathered = sizes if run.gathers_stage else sizes[:2]
-    outside = sum(run.weight_bytes(op) for chunk in stage.chunks for op in (*chunk.before, *chunk.after))
+    if not fsdp or moment.place == "optimizer":
+        return plus(stored)
+    gathered = run.gathered_layers(stage)[moment.place]
+    outside = run.gathered_outside(stage)[moment.place]
     terms = [
         times(counted(gathered.count(size), "gathered layers"), counted(size, "bytes"))
         for size in dict.fromkeys(gathered)
@@ -219,7 +213,7 @@ def _gradients(run: TrainingRun, stage: Stage, chunk: Chunk, moment: Moment) -> 
         return plus(*terms, "" if run.persistent or run.recipe.step == "backward" else whole)
     finished = 0
     done: list[tuple[Op, ...]] = []
-    if moment.place != "after":
+    if moment.place not in ("loss", "after"):
         finished = after = walk(run, chunk.after, 0, 0, [], "after")
         terms.append(counted(after, "bytes after the layers") if after else "")
         done = list(chunk.layers[moment.layer + 1 :] if moment.place == "layer" else chunk.layers)
@@ -280,7 +274,7 @@ def _activations(run: TrainingRun, stage: Stage, place: int, moment: Moment) -> 
     terms: list[str] = []
     saved = 0
     if moment.place != "before":
-        below = chunk.layers if moment.place == "after" else chunk.layers[: moment.layer]
+        below = chunk.layers[: moment.layer] if moment.place == "layer" else chunk.layers
         below = below[-1:] if run.offloads("activations") else below
         for layer, count in _counted(below):
             size = run.checkpoint(layer)
@@ -289,16 +283,12 @@ def _activations(run: TrainingRun, stage: Stage, place: int, moment: Moment) -> 
         first = sum(op.saved_bytes for op in chunk.before)
         saved += first
         terms.append(counted(first, "bytes before the layers") if first else "")
-    temporary = 0 if moment.logits and moment.place == "after" and _is_loss(chunk, moment) else moment.temporary
+    temporary = 0 if moment.place == "loss" else moment.temporary
     own = moment.activations - saved - temporary
-    where = {"after": "ops after the layers", "layer": "running layer", "before": "ops before the layers"}
-    terms.append(counted(own, f"bytes of the {where[moment.place]}") if own else "")
+    where = {"layer": "running layer", "before": "ops before the layers"}.get(moment.place, "ops after the layers")
+    terms.append(counted(own, f"bytes of the {where}") if own else "")
     terms.append(counted(temporary, "temporary bytes") if temporary else "")
     return plus(*filter(None, terms), _others(run, stage, place))
-
-
-def _is_loss(chunk: Chunk, moment: Moment) -> bool:
-    return any(op.name == moment.op and op.kind == "loss" for op in chunk.after)
 
 
 def _others(run: TrainingRun, stage: Stage, place: int) -> str:
@@ -321,7 +311,7 @@ def _logits(run: TrainingRun, chunk: Chunk, moment: Moment) -> str:
     """
     tokens = -(-run.workload.batch * run.workload.query_len // run.layout.cp)
     logits = tokens * -(-run.spec.vocab_size // run.layout.tp)
-    temporary = moment.temporary if _is_loss(chunk, moment) else 0
+    temporary = moment.temporary if moment.place == "loss" else 0
     saved = moment.logits - temporary
     if saved % logits or temporary % logits:
         return plus(counted(saved, "saved bytes"), counted(temporary, "temporary bytes"))

@@ -80,6 +80,7 @@ _FLAGS = (
     "mtp",
     "fused_gradients",
     "batch_first",
+    "table_units",
     "loader_mask",
     "sequential_experts",
     "deterministic",
@@ -112,6 +113,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Megatron-LM with its own layers (--transformer-impl local). Megatron allocates the gradients of all weights
         during the whole run (the buffers of its DistributedDataParallel), copies 16-bit gradients to fp32 for the
         optimizer, weighs the inner activations of experts, and has workspaces of its own (see workspaces.py).
+    table_units: whether the embedding and the head are units of FSDP of their own, so that they are gathered only while
+        they run (torchtune's custom_sharded_layers). If false, they stay gathered during the whole step.
     loader_mask: whether the data loader makes an attention mask of one byte per query and key. None: yes with Megatron,
         whose option --no-create-attention-mask-in-dataloader turns it off.
     sequential_experts: whether each expert runs its own matrix products, instead of grouped ones (Megatron without
@@ -133,6 +136,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     fused_gradients: bool | None = None
     batch_first: bool = False
     framework: Framework = "torch"
+    table_units: bool = False
     loader_mask: bool | None = None
     sequential_experts: bool = False
     deterministic: bool = False

@@ -48,37 +48,43 @@ def timeline(run: TrainingRun, memory: Memory) -> list[Step]:
     """
     stage = run.stages[memory.stage]
     resident = run.resident(stage)
-    _, place = run.peak(stage, resident)
+    place = run.peak(stage, resident).chunk
     chunk, others = stage.chunks[place], resident.others[place]
     last = run.optimizer_moment(resident)
     return [
         *_forward(run, chunk, resident, others),
         *_backward(run, chunk, resident, others),
-        Step(part="optimizer", op=last.op, resident_bytes=_constant(run, resident) + last.bytes, temporary_bytes=0),
+        Step(
+            part="optimizer",
+            op=last.op,
+            resident_bytes=_constant(run, resident) + resident.gathered["optimizer"] + last.bytes,
+            temporary_bytes=0,
+        ),
     ]
 
 
 def _constant(run: TrainingRun, resident: Resident) -> int:
     """Return the bytes that are allocated during the whole step."""
     gradients = resident.placeholders + (resident.gradients if run.persistent else 0)
-    return resident.weights + resident.gathered + resident.states + gradients + run.workspace_bytes
+    return resident.weights + resident.states + gradients + run.workspace_bytes
 
 
 def _forward(run: TrainingRun, chunk: Chunk, resident: Resident, others: int) -> list[Step]:
     allocated = _constant(run, resident) + others
+    gathered = resident.gathered
     steps: list[Step] = []
     for op in chunk.before:
         allocated += op.saved_bytes
-        steps.append(Step(part="forward", op=op.name, resident_bytes=allocated))
+        steps.append(Step(part="forward", op=op.name, resident_bytes=allocated + gathered["before"]))
     below = saved_below(run, chunk)
     for index, layer in enumerate(chunk.layers):
         name, number = layer_place(run, chunk, index)
-        total = allocated + below[index + 1]
+        total = allocated + below[index + 1] + gathered["layer"]
         steps.append(Step(part="forward", op=name, kind=layer[0].layer, layer=number, resident_bytes=total))
     allocated += below[-1]
     for op in chunk.after:
         allocated += op.saved_bytes
-        steps.append(Step(part="forward", op=op.name, resident_bytes=allocated))
+        steps.append(Step(part="forward", op=op.name, resident_bytes=allocated + gathered["loss"]))
     return steps
 
 
@@ -96,7 +102,7 @@ def _backward(run: TrainingRun, chunk: Chunk, resident: Resident, others: int) -
                 op=op,
                 kind=kind,
                 layer=number,
-                resident_bytes=allocated + moment.bytes - moment.temporary,
+                resident_bytes=allocated + resident.gathered[moment.place] + moment.bytes - moment.temporary,
                 temporary_bytes=moment.temporary,
             )
         )

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 from operator import add, mul
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, get_args
 
 import msgspec
 
 from llmbench.errors import SpecError
-from llmbench.sizing.backward import Moment, backward_moments
+from llmbench.sizing.backward import Moment, Place, backward_moments
 from llmbench.sizing.dtypes import DType, Tensors, bits_of, bytes_of
 from llmbench.sizing.lower import lower, lower_next_token_prediction
 from llmbench.sizing.memory import Memory
@@ -32,7 +32,7 @@ class Resident(msgspec.Struct, frozen=True):
 
     gradients, states: bytes of all gradients and of all optimizer states of the stage. The gradients stay allocated
         only if they are persistent.
-    weights: bytes of the stored weights. gathered: bytes of the weights that FSDP has gathered.
+    weights: bytes of the stored weights. gathered: bytes of the weights that FSDP has gathered, at each place.
     placeholders: bytes of the placeholder gradients.
     others: for each chunk, the bytes that other micro-batches and chunks have saved when its backward pass runs. They
         are freed before the optimizer runs.
@@ -41,13 +41,27 @@ class Resident(msgspec.Struct, frozen=True):
     """
 
     weights: int
-    gathered: int
+    gathered: dict[Place, int]
     gradients: int
     states: int
     placeholders: int
     others: tuple[int, ...]
     update: int
     host: dict[str, int]
+
+
+_PLACES: tuple[Place, ...] = get_args(Place)
+
+
+class Peak(NamedTuple):
+    """The moment of a stage with the most bytes.
+
+    chunk: index of its chunk in the stage. apart: largest bytes of a moment without the weights that FSDP has gathered.
+    """
+
+    moment: Moment
+    chunk: int
+    apart: int
 
 
 def training_stages(
@@ -115,12 +129,15 @@ class TrainingRun(msgspec.Struct, kw_only=True):
         counts, w = stage.counts, self.workload
         # The allocator cannot reuse the block of the bf16 logits for the larger fp32 tensors of PyTorch's loss.
         copies = w.kernels == "eager" and w.loss == "plain"
-        copied = sum(op.read_bytes for op, _ in counts if op.kind == "loss") if copies else 0
+        free = sum(op.read_bytes for op, _ in counts if op.kind == "loss") if copies else 0
         resident = self.resident(stage)
-        top, place = self.peak(stage, resident)
+        top, place, apart = self.peak(stage, resident)
         others = 0 if top.place == "optimizer" else resident.others[place]
+        gathered = resident.gathered[top.place]
+        # FSDP gathers on a stream of its own, and free blocks of one stream serve no other stream.
+        free += apart - top.bytes - others + max(resident.gathered.values()) - gathered
         parts = {
-            "weights": resident.weights + resident.gathered,
+            "weights": resident.weights + gathered,
             "gradients": top.gradients + resident.placeholders + (resident.gradients if self.persistent else 0),
             "optimizer": resident.states + top.update,
             "activations": top.activations + others,
@@ -145,7 +162,7 @@ class TrainingRun(msgspec.Struct, kw_only=True):
             stage=stage.index,
             stage_peaks=(),
             parameters=sum(op.parameters * count for op, count in counts),
-            reserved_bytes=sum(parts.values()) + copied,
+            reserved_bytes=sum(parts.values()) + free,
             steady_bytes=resident.weights
             + resident.states
             + (resident.gradients if self.persistent else 0)
@@ -183,7 +200,7 @@ class TrainingRun(msgspec.Struct, kw_only=True):
         others = tuple(map(add, others, (self.waiting_heads(stage, chunk) for chunk in stage.chunks)))
         return Resident(
             weights=weights,
-            gathered=self.gathered(stage) if fsdp else 0,
+            gathered=self.gathered(stage),
             gradients=gradients,
             states=states,
             placeholders=self.placeholders(stage.ops),
@@ -241,15 +258,19 @@ class TrainingRun(msgspec.Struct, kw_only=True):
         """Return the chunks in flight (see `chunks_in_flight`). `saved`: bytes that each chunk of the stage saves."""
         return chunks_in_flight(stage.index, self.layout, self.passes, saved)
 
-    def peak(self, stage: Stage, resident: Resident) -> tuple[Moment, int]:
-        """Return the moment of a stage with the most bytes, and the index of its chunk in the stage."""
-        best, place, most = self.optimizer_moment(resident), 0, -1
+    def peak(self, stage: Stage, resident: Resident) -> Peak:
+        """Return the moment of a stage with the most bytes."""
+        last = self.optimizer_moment(resident)
+        best, place, most, apart = last, 0, -1, last.bytes
+        gathered = resident.gathered
         for index, (chunk, others) in enumerate(zip(stage.chunks, resident.others, strict=True)):
             for moment in backward_moments(self, chunk):
-                if moment.bytes + others > most:
-                    best, place, most = moment, index, moment.bytes + others
-        last = self.optimizer_moment(resident)
-        return (last, place) if last.bytes > most else (best, place)
+                size = moment.bytes + others
+                apart = max(apart, size)
+                size += gathered[moment.place]
+                if size > most:
+                    best, place, most = moment, index, size
+        return Peak(last if last.bytes > most else best, place, apart)
 
     def optimizer_moment(self, resident: Resident) -> Moment:
         """Return the moment of the optimizer step. Its gradients are those that do not exist during the whole step."""
@@ -351,18 +372,39 @@ class TrainingRun(msgspec.Struct, kw_only=True):
         copies = self.layout.expert_dp if op.component == "experts" else self.layout.copies
         return copies // self.layout.instances
 
-    def gathered(self, stage: Stage) -> int:
-        """Return the bytes of the weights that FSDP has gathered at the peak.
+    def gathered(self, stage: Stage) -> dict[Place, int]:
+        """Return the bytes of the weights that FSDP has gathered, at each place of the step.
 
-        These are the weights of the running layer and of the next layer, and the weights outside the layers (embedding
-        and head). Embedding and head are included, because the peak is at the head if the vocabulary is large.
+        A running layer is gathered, and the next one is prefetched, the first one by the head. In the loss, no layer is
+        gathered (torch/distributed/fsdp/_fully_shard/_fsdp_param_group.py). The weights outside the layers (embedding
+        and head) stay gathered until the end of the backward pass, unless they are units of their own. With pipeline
+        stages, the weights of the whole stage are gathered.
         """
-        layers = sorted(
-            (sum(map(self.weight_bytes, layer)) for chunk in stage.chunks for layer in chunk.layers),
-            reverse=True,
+        if self.layout.zero != 3:
+            return dict.fromkeys(_PLACES, 0)
+        outside, layers = self.gathered_outside(stage), self.gathered_layers(stage)
+        return {place: outside[place] + sum(sizes) for place, sizes in layers.items()}
+
+    def gathered_outside(self, stage: Stage) -> dict[Place, int]:
+        """Return the bytes of the weights outside the layers that FSDP has gathered, at each place of the step."""
+        before, after = (
+            sum(self.weight_bytes(op) for chunk in stage.chunks for op in (chunk.after if end else chunk.before))
+            for end in (False, True)
         )
-        outside = sum(self.weight_bytes(op) for chunk in stage.chunks for op in (*chunk.before, *chunk.after))
-        return sum(layers if self.gathers_stage else layers[:2]) + outside
+        if self.recipe.table_units:
+            tied = any(op.tied for chunk in stage.chunks for op in chunk.after)
+            return {"loss": 0, "after": before + after if tied else after, "layer": 0, "before": before, "optimizer": 0}
+        return dict.fromkeys(_PLACES, before + after) | {"optimizer": 0}
+
+    def gathered_layers(self, stage: Stage) -> dict[Place, list[int]]:
+        """Return the bytes of each layer that FSDP has gathered, at each place of the step, with the largest first."""
+        sizes = sorted(
+            (sum(map(self.weight_bytes, layer)) for chunk in stage.chunks for layer in chunk.layers), reverse=True
+        )
+        counts: dict[Place, int] = {"loss": 0, "after": 1, "layer": 2, "before": 0, "optimizer": 0}
+        if self.gathers_stage:
+            counts = {place: 0 if place == "optimizer" else len(sizes) for place in counts}
+        return {place: sizes[:count] for place, count in counts.items()}
 
     def stream(self) -> int:
         """Return the bytes of the residual stream of one micro-batch on this GPU.

@@ -141,6 +141,26 @@ def test_parts_of_a_layer_that_are_computed_again() -> None:
     assert there.peak_bytes < here.peak_bytes
 
 
+def test_weights_that_fsdp_has_gathered() -> None:
+    layer, tables = 2 * 202_383_360, 2 * (32000 * 4096)
+    whole = 2 * tables + 2 * 4096  # embedding, head, final norm
+
+    def gathered(spec: ModelSpec, recipe: str = "", layout: str = "dp=8,zero=3") -> list[int]:
+        run = training_run(spec, 64, layout=Layout.parse(layout), recipe=Recipe.parse(recipe))
+        sizes = run.gathered(run.stages[0])
+        return [sizes[place] for place in ("loss", "after", "layer", "before", "optimizer")]
+
+    assert gathered(LLAMA) == [whole, whole + layer, whole + 2 * layer, whole, 0]
+    assert gathered(LLAMA, "table_units") == [0, tables + 2 * 4096 + layer, 2 * layer, tables, 0]
+    tied = override(LLAMA, {"tie_word_embeddings": True})
+    assert gathered(tied, "table_units")[1] == tables + 2 * 4096 + layer
+    assert gathered(LLAMA, layout="pp=2,dp=8,zero=3") == 4 * [tables + 16 * layer] + [0]
+    assert gathered(LLAMA, layout="dp=8,zero=2") == 5 * [0]
+    at_loss = training_memory(LLAMA, 65536, recompute="full", layout=Layout(dp=8, zero=3))
+    assert (at_loss.moment, at_loss.parts_bytes["weights"]) == ("loss", whole)
+    assert at_loss.reserved_bytes - at_loss.peak_bytes == 2 * layer  # free blocks of the stream that gathers
+
+
 def test_imbalance_belongs_to_the_experts() -> None:
     even, skewed = (
         {op.name: op for op in lower(MIXTRAL, Workload.train(1024, imbalance=factor), Layout(dp=8, ep=8))}
