@@ -69,6 +69,7 @@ FIELDS: dict[str, dict[str, Any]] = {
         "layers": {"block": {"count": INT, "parameters": INT}},
         "persistent_buffers": INT,
         "next_token_prediction": INT,
+        "towers": {},  # a model of text has none
         "published_parameters": INT,
         "rule_12_l_d2": INT,
         "bf16_bytes": INT,
