@@ -157,7 +157,7 @@ def tower_facts() -> dict[str, dict[str, Any]]:
         own = {key: value for key, value in _sizes(CONFIG_MAPPING[name]).items() if key not in specs}
         parts = {}
         for key, spec in specs.items():
-            if key in TEXT_KEYS or not _is_dropped(key):
+            if key in TEXT_KEYS or re.match("talker|token2wav|code2wav", key):
                 continue
             part: dict[str, Any] = {"model_type": spec.model_type or spec.config_class.model_type}
             if spec.config_class is AutoConfig:

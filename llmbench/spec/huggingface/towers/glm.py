@@ -1,4 +1,4 @@
-"""Vision towers of GLM-4.1V, GLM-4.5V and GLM-OCR. qwen.py has their composites."""
+"""Vision towers of GLM-4.1V, GLM-4.5V, GLM-5 and GLM-OCR. qwen.py has their composites."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ def glm4v(c: Config) -> int:
     return embedding + width + c.size("depth") * layer + _after(c, c.size("intermediate_size"))
 
 
-@tower("glm_ocr_vision")
+@tower("glm_ocr_vision", "glm5_next_vision")
 def glm_ocr(c: Config) -> int:
-    """GLM-OCR's tower has norms on queries and keys, and no table of positions."""
+    """GLM-OCR's and GLM-5's towers have norms on queries and keys, and no table of positions."""
     width, bias = c.size("hidden_size"), c.flag("attention_bias")
     head = width // c.size("num_heads")
     layer = 2 * width + attention(width, qkv_bias=bias, output_bias=bias) + 2 * head
     layer += gated_mlp(width, c.size("intermediate_size"), bias=bias)
     embedding = patches(c, channels="in_channels", frames="temporal_patch_size")
     c.ignore("image_size")
-    return embedding + c.size("depth") * layer + _after(c, c.size("out_hidden_size") * c.size("in_channels"))
+    inner = c.size("projection_intermediate_size", c.size("out_hidden_size") * c.size("in_channels"))
+    return embedding + c.size("depth") * layer + _after(c, inner)

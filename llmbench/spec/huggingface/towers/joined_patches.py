@@ -1,6 +1,7 @@
 """Towers that are a plain ViT with a way of their own to join patches.
 
-MiniCPM-V, PaddleOCR-VL, VideoLLaMA 3, MiniMax-M3, Step-3.7, HunYuan-VL, Ovis 2, LFM3-VL, ModernVBERT and Fuyu.
+MiniCPM-V, PaddleOCR-VL, VideoLLaMA 3, MiniMax-M3, Step-3.7, HunYuan-VL, Ovis 2, LFM3-VL, ModernVBERT, Molmo 2, Muse,
+Granite Docling and Fuyu.
 """
 
 from __future__ import annotations
@@ -169,11 +170,81 @@ def lfm3(w: Whole) -> dict[str, int | None]:
     return {"vision_tower": w.tower("vision_config"), "multi_modal_projector": projector}
 
 
-@composite("modernvbert")
+@composite("modernvbert", "ultravbert")
 def modernvbert(w: Whole) -> dict[str, int | None]:
-    """ModernVBERT joins neighbouring patches. One matrix projects them."""
+    """ModernVBERT joins neighbouring patches. One matrix projects them. UltraVBERT has a norm after it."""
     inputs = w.size("vision_config", "hidden_size") * w.config.size("pixel_shuffle_factor") ** 2
-    return {"vision_model": w.tower("vision_config"), "connector": linear(inputs, w.text_width, bias=False)}
+    connector = linear(inputs, w.text_width, bias=False) + (w.text_width if w.kind == "ultravbert" else 0)
+    return {"vision_model": w.tower("vision_config"), "connector": connector}
+
+
+@tower("molmo2_vision")
+def molmo_vision(c: Config) -> int:
+    """Molmo 2 has no norm after the last layer."""
+    width, head, bias = c.size("hidden_size"), c.size("head_dim"), c.flag("attention_bias", True)
+    heads, keys = c.size("num_attention_heads") * head, c.size("num_key_value_heads") * head
+    layer = attention(width, inner=heads, kv=keys, qkv_bias=bias) + mlp(width, c.size("intermediate_size"))
+    layers_of = c.size("num_hidden_layers") * (layer + 2 * layer_norm(width))
+    return patches(c) + c.size("num_position_embeddings", grid(c)) * width + layers_of
+
+
+@composite("molmo2")
+def molmo(w: Whole) -> dict[str, int | None]:
+    """The adapter joins the outputs of several layers, pools patches with attention, and has a gated projector."""
+    c = w.part("adapter_config")
+    assert c is not None
+    width, head, bias = c.size("hidden_size"), c.size("head_dim"), c.flag("attention_bias", True)
+    inputs = w.size("vision_config", "hidden_size") * len(c.entries("vision_feature_layer") or [0])
+    heads, keys = c.size("num_attention_heads") * head, c.size("num_key_value_heads") * head
+    pooling = linear(inputs, heads, bias=bias) + 2 * linear(inputs, keys, bias=bias) + linear(heads, width)
+    projector = gated_mlp(width, c.size("intermediate_size"), c.size("text_hidden_size"), bias=c.flag("mlp_bias"))
+    return {"vision_tower": w.tower("vision_config"), "multi_modal_projector": pooling + projector}
+
+
+@tower("muse_glimmer_vision")
+def muse_vision(c: Config) -> int:
+    """Muse has a norm before the layers and a norm after them."""
+    width, side = c.size("hidden_size"), c.size("patch_size")
+    embedding = 3 * c.size("patch_temporal") * side**2 * width
+    embedding += c.size("pos_emb_height") * c.size("pos_emb_width") * width
+    c.ignore("layer_types merge_size max_position_embeddings")
+    return embedding + layers(c) + 2 * layer_norm(width)
+
+
+@composite("muse_glimmer")
+def muse(w: Whole) -> dict[str, int | None]:
+    """The adapter joins neighbouring patches. One matrix projects its output."""
+    inner = w.config.size("projector_hidden_size")
+    return {
+        "vision_tower": w.tower("vision_config"),
+        "vision_adapter": mlp(w.config.size("out_hidden_size"), inner, bias=False, outputs=inner),
+        "vision_projection": linear(inner, w.text_width, bias=False),
+    }
+
+
+@tower("granite_docling_vision")
+def granite_docling_vision(c: Config) -> int:
+    """Granite Docling joins patches in one or two sizes, and also passes the output of several layers on."""
+    width, text = c.size("hidden_size"), c.size("out_hidden_size")
+    indices = c.entries("deepstack_visual_indexes")
+    deep = 3 if indices is None else len(indices)  # the class takes three layers if the config names none
+
+    def route(factor: int) -> int:
+        joined = width * factor**2
+        return linear(joined, text, bias=False) + deep * (layer_norm(joined) + mlp(joined, text, text))
+
+    factor = c.size("scale_factor")
+    routes = route(factor) + (route(factor // 2) if c.flag("use_fine_route", True) else 0)
+    return siglip_without_head(c) + layer_norm(width) + routes + 2 * layer_norm(text) + text**2
+
+
+@composite("granite_docling")
+def granite_docling(w: Whole) -> dict[str, int | None]:
+    """The tower contains the projector. A router can choose the size of the joined patches."""
+    parts: dict[str, int | None] = {"vision_model": w.tower("vision_config")}
+    if w.config.get("density_router_hidden_size") is not None:
+        parts["density_router"] = None
+    return parts
 
 
 @composite("fuyu")

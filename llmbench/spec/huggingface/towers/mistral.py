@@ -1,4 +1,4 @@
-"""Pixtral's vision tower, and the composites with it: Mistral 3, LightOnOCR."""
+"""Pixtral's vision tower, and the composites with it: Mistral 3, Mistral Large 4, LightOnOCR."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def pixtral(c: Config) -> int:
     return patches(c, bias=False) + width + c.size("num_hidden_layers") * layer
 
 
-@composite("mistral3", "lighton_ocr")
+@composite("mistral3", "mistral_large4", "lighton_ocr")
 def mistral3(w: Whole) -> dict[str, int | None]:
     """Mistral 3 joins neighbouring patches with a matrix of its own, before LLaVA's projector."""
     width = w.size("vision_config", "hidden_size")

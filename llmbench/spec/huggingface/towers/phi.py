@@ -60,6 +60,42 @@ def phi3_vision(w: Whole) -> dict[str, int | None]:
     return {"vision_embed_tokens": tower_of + mlp(joined, text, text) + 2 * joined}
 
 
+@composite("phi4mm")
+def phi4mm(w: Whole) -> dict[str, int | None]:
+    """The published files of Phi-4-multimodal have other names of keys, and adapters of the text part.
+
+    The vision tower is always SigLIP for images of 448 × 448. Each modality has adapters on all products of a layer.
+    """
+    image = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "image_size": 448}
+    vision = w.config.nested("vision", {**image, "patch_size": 14, "num_channels": 3})
+    listed = w.config.nested("audio_processor", w.config.table("audio_processor")).table("config")
+    sound = w.config.nested("audio_processor.config", listed)
+    sound.rename(
+        attention_dim="hidden_size",
+        attention_heads="num_attention_heads",
+        linear_units="intermediate_size",
+        depthwise_seperable_out_channel="depthwise_separable_out_channel",
+    )
+    bias = sound.nested("relative_attention_bias_args", sound.table("relative_attention_bias_args"))
+    sound.put("bias_max_distance", bias.size("t5_bias_max_distance"))
+    convolutions = sound.nested("nemo_conv_settings", sound.table("nemo_conv_settings"))
+    sound.put("nemo_conv_channels", convolutions.size("conv_channels"))
+    text, width, steps = w.text_width, vision.size("hidden_size"), sound.size("hidden_size")
+    parts: dict[str, int | None] = {
+        "embed_tokens_extend.image_embed": phi4_vision(vision) + mlp(width, text, text) + 2 * width,
+        "embed_tokens_extend.audio_embed": phi4_audio(sound) + 2 * mlp(steps, text, text),
+    }
+    heads, inner = w.spec.attentions[0], w.text_intermediate
+    queries = heads.num_attention_heads * heads.key_dim
+    fused = queries + 2 * heads.cache_row.heads * heads.key_dim
+    sides_of_products = (text + fused) + (queries + text) + (text + 2 * inner) + (inner + text)
+    for name in ("vision_lora", "speech_lora"):
+        adapter = w.config.nested(name, w.config.table(name))
+        if adapter.get("r") is not None:
+            parts[name] = adapter.size("r") * sides_of_products * w.spec.num_hidden_layers
+    return parts
+
+
 @composite("phi4_multimodal")
 def phi4_multimodal(w: Whole) -> dict[str, int | None]:
     """Two vectors separate the parts of an image. Sound has a projector for itself, and one for sound with images."""

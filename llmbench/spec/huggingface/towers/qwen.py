@@ -83,6 +83,7 @@ def qwen3_5(c: Config) -> int:
     "glmga",
     "exaone4_5",
     "cosmos3_omni",
+    "glm5_next",
     "cohere_compass",
 )
 def visual(w: Whole) -> dict[str, int | None]:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.towers import Whole, composite, tower
-from llmbench.spec.huggingface.towers.formulas import conv, layer_norm, linear, mlp, transformer_layer
+from llmbench.spec.huggingface.towers.formulas import (
+    attention,
+    conv,
+    gated_mlp,
+    layer_norm,
+    linear,
+    mlp,
+    transformer_layer,
+)
 
 
 def whisper_layers(c: Config) -> int:
@@ -68,4 +76,22 @@ def moss(w: Whole) -> dict[str, int | None]:
     """MOSS-Transcribe joins several steps of the tower, and has a norm after the projector."""
     inputs, text = w.size("audio_config", "hidden_size") * w.config.size("audio_merge_size"), w.text_width
     projector = mlp(inputs, text, text, bias=w.config.flag("projector_bias", True)) + layer_norm(text)
+    return {"audio_tower": w.tower("audio_config"), "multi_modal_projector": projector}
+
+
+@tower("voxtral_realtime_encoder")
+def voxtral_realtime_encoder(c: Config) -> int:
+    """Voxtral Realtime has the layers of LLaMA behind Whisper's convolutions, with some of Whisper's biases."""
+    width, heads = c.size("hidden_size"), c.size("num_attention_heads") * c.size("head_dim")
+    layer = attention(width, inner=heads) - heads + gated_mlp(width, c.size("intermediate_size")) + width + 2 * width
+    c.ignore("max_position_embeddings sliding_window")
+    front = conv(c.size("num_mel_bins"), width, 3) + conv(width, width, 3)
+    return front + c.size("num_hidden_layers") * layer + width
+
+
+@composite("voxtral_realtime")
+def voxtral_realtime(w: Whole) -> dict[str, int | None]:
+    """Voxtral Realtime joins several steps of the tower."""
+    inputs = w.size("audio_config", "hidden_size") * w.config.size("downsample_factor")
+    projector = mlp(inputs, w.text_width, w.text_width, bias=False)
     return {"audio_tower": w.tower("audio_config"), "multi_modal_projector": projector}
