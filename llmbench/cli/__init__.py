@@ -8,6 +8,10 @@ from __future__ import annotations
 import os
 import sys
 
+TYPE_CHECKING = False  # without an import of typing, the command line sooner begins to handle Ctrl-C
+if TYPE_CHECKING:
+    from typing import Any
+
 GROUPS: dict[str, dict[str, str]] = {
     "Size": {
         "params": "llmbench.cli.params",
@@ -80,6 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
         gc.freeze()  # what is imported stays, so no collection visits it
         gc.enable()
         if handles_interrupts:
+            sys.unraisablehook = _interrupt_again
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     try:
@@ -98,6 +103,18 @@ def main(arguments: list[str] | None = None) -> None:
 def _stop(*_: object) -> None:
     """End the process at once, because the user pressed Ctrl-C. Call this only while no command runs."""
     os._exit(130)
+
+
+def _interrupt_again(unraisable: Any) -> None:
+    """Deliver Ctrl-C once more. Python ignores a KeyboardInterrupt in a callback that runs when an object is freed."""
+    if unraisable.exc_type is not KeyboardInterrupt:
+        sys.__unraisablehook__(unraisable)
+        return
+    import signal
+    import threading
+
+    # A signal at once would interrupt this function. The main thread may be waiting, so it gets a real signal.
+    threading.Timer(0.01, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)).start()
 
 
 def _fill_closed_streams() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from llmbench.cli import COMMANDS
-from llmbench.errors import suggestion
+from llmbench.errors import MOST_CHARACTERS, suggestion
 
 OTHER_NAMES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("serve serving inference infer", ("--phase inference", "--phase decode")),
@@ -43,6 +43,7 @@ OTHER_NAMES: tuple[tuple[str, tuple[str, ...]], ...] = (
 def usage_error(problem: Any, arguments: list[str]) -> tuple[str, str]:
     """Return the message and the hint of a usage error of typer."""
     message = problem.format_message()
+    message = message if len(message) <= MOST_CHARACTERS else f"{message[:MOST_CHARACTERS]}…"
     lists = "lists all commands" if message.startswith("No such command '") else "shows all arguments and options"
     hint = f"`{_command_path(problem, arguments)} --help` {lists}"
     message = re.sub(r"is not a valid (float|int(eger)?)( range)?\.$", "is not a number", message)

@@ -628,6 +628,11 @@ def test_the_list_is_filtered_by_kinds_of_layers(text: str, has: Any, capsys: Ca
     assert [model["model"] for model in found] == [name for name in bundled_models() if has(load_bundled(name))]
 
 
+def test_a_long_wrong_value_is_cut(capsys: Capture) -> None:
+    assert len(refusal(capsys, "memory", "gpt2", "--phase", "x" * 50_000)) < 5000
+    assert len(refusal(capsys, "memory", "gpt2", "--" + "x" * 50_000)) < 5000
+
+
 def test_devices_have_prices_of_their_own(capsys: Capture) -> None:
     devices = ["--device", "h100", "--device", "l40s", "--device", "a10g"]
     text = answer(capsys, "fit", "llama3-8b", *devices, "--price", "h100=2.5,3,l40s=1.1", "--format", "csv")

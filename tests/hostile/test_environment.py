@@ -162,6 +162,28 @@ def test_ctrl_c_before_the_first_import_ends_the_process(entry: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
+def test_ctrl_c_while_an_object_is_freed_ends_the_command() -> None:
+    """Python ignores an exception there, so the process would go on."""
+    code = f"""
+import os, signal, time
+from llmbench.cli import application, main
+
+class Part:
+    def __del__(self):
+        {INTERRUPT}
+
+def run(words, imported):
+    imported()
+    Part()
+    time.sleep(30)
+
+application.run = run
+main([])
+"""
+    done = python(code, preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL), timeout=25)
+    assert (done.returncode, done.stderr) == (130, "")
+
+
 @pytest.mark.parametrize("columns", ["0", "-5", "abc", "1", "2", "100000"])
 @pytest.mark.parametrize("arguments", [["params", "llama2-7b"], ["memory", "gpt2"], ["--help"]], ids=" ".join)
 def test_every_width_of_a_terminal_gets_the_whole_answer(
