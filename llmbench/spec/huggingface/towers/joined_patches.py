@@ -185,6 +185,9 @@ def molmo_vision(c: Config) -> int:
     heads, keys = c.size("num_attention_heads") * head, c.size("num_key_value_heads") * head
     layer = attention(width, inner=heads, kv=keys, qkv_bias=bias) + mlp(width, c.size("intermediate_size"))
     layers_of = c.size("num_hidden_layers") * (layer + 2 * layer_norm(width))
+    c.rename(image_default_input_size="image_size", image_num_pos="num_position_embeddings")
+    if c.get("image_size") is None:
+        c.put("image_size", 378)
     return patches(c) + c.size("num_position_embeddings", grid(c)) * width + layers_of
 
 
@@ -194,7 +197,8 @@ def molmo(w: Whole) -> dict[str, int | None]:
     c = w.part("adapter_config")
     assert c is not None
     width, head, bias = c.size("hidden_size"), c.size("head_dim"), c.flag("attention_bias", True)
-    inputs = w.size("vision_config", "hidden_size") * len(c.entries("vision_feature_layer") or [0])
+    c.rename(vit_layers="vision_feature_layer")
+    inputs = w.size("vision_config", "hidden_size") * len(c.entries("vision_feature_layer") or [24, 18])
     heads, keys = c.size("num_attention_heads") * head, c.size("num_key_value_heads") * head
     pooling = linear(inputs, heads, bias=bias) + 2 * linear(inputs, keys, bias=bias) + linear(heads, width)
     projector = gated_mlp(width, c.size("intermediate_size"), c.size("text_hidden_size"), bias=c.flag("mlp_bias"))
