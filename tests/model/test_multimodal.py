@@ -21,6 +21,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_vl": ("qwen3_vl_text", {}),
     "qwen3_vl_moe": ("qwen3_vl_moe_text", {}),
     "gemma3": ("gemma3_text", {}),
+    "gemma4": ("gemma4_text", {}),
     "llava": ("llama", {}),
     "mistral3": ("mistral", {}),
     "smolvlm": ("llama", {}),

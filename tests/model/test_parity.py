@@ -54,6 +54,14 @@ HEADS = {"num_key_value_heads": 4}
 ROPE = {"rope_theta": 10000.0, "original_max_position_embeddings": 16}
 SHORT = [1.0, 1.1, 1.3, 1.6]
 LONG = [1.5, 2.0, 3.0, 5.0]
+GEMMA4 = {
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "global_head_dim": 16,
+    "num_kv_shared_layers": 2,
+    "hidden_size_per_layer_input": 8,
+    "vocab_size_per_layer_input": 96,
+    "use_double_wide_mlp": True,
+}
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "big_bird, full attention": ("big_bird", {"attention_type": "original_full", "rescale_embeddings": True}),
@@ -78,6 +86,26 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         {
             "original_max_position_embeddings": 16,
             "rope_parameters": {"rope_type": "longrope", "short_factor": SHORT, "long_factor": LONG},
+        },
+    ),
+    "gemma4 keys as values": (
+        "gemma4_text",
+        {
+            **GEMMA4,
+            "attention_k_eq_v": True,
+            "num_global_key_value_heads": 2,
+            "num_kv_shared_layers": 0,
+            "hidden_size_per_layer_input": 0,
+        },
+    ),
+    "gemma4 experts": (
+        "gemma4_text",
+        {
+            **GEMMA4,
+            "enable_moe_block": True,
+            "top_k_experts": 2,
+            "num_kv_shared_layers": 0,
+            "hidden_size_per_layer_input": 0,
         },
     ),
     "falcon 40B": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
@@ -181,6 +209,8 @@ EXTRA: dict[str, dict[str, Any]] = {
     },
     "ctrl": {"dff": 48},
     "dots1": {"n_shared_experts": 1},
+    "gemma4_text": GEMMA4,
+    "gemma4_unified_text": {"layer_types": GEMMA4["layer_types"], "global_head_dim": 8},
     "gptj": {"rotary_dim": 4},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": 6},
     "laguna": {
@@ -214,14 +244,15 @@ FAMILIES = [
     "afmoe", "apertus", "arcee", "aria_text", "bart", "bert-generation", "bigbird_pegasus", "biogpt", "bitnet",
     "blenderbot", "blenderbot-small", "bloom", "codegen", "cohere", "cohere2", "cohere2_moe", "cohere_compass_text",
     "cwm", "dbrx", "diffllama", "dots1", "ernie4_5", "ernie4_5_moe", "exaone4", "exaone_moe", "falcon", "flex_olmo",
-    "flint", "gemma", "gemma2", "gemma3_text", "glm", "glm4", "glm4_moe", "gpt-sw3", "gpt2", "gpt_bigcode", "gpt_neo",
-    "gpt_neox", "gpt_neox_japanese", "gpt_oss", "gptj", "granite", "granite_swa", "granitemoe", "granitemoe_swa",
-    "granitemoeshared", "helium", "hunyuan_v1_dense", "hunyuan_v1_moe", "hy_v3", "hyperclovax", "internlm3",
-    "iquestcoder", "jais2", "jetmoe", "kolibri1", "laguna", "lfm3", "llama", "llama4_text", "marian", "mbart",
-    "mellum", "mimo_v2_flash", "minimax_m2", "minimax_m3_vl_text", "ministral", "ministral3", "mistral", "mixtral",
-    "modernbert-decoder", "mpt", "mvp", "nanochat", "nemotron", "olmo", "olmo2", "olmo3", "olmoe", "openai-gpt",
-    "opt", "pegasus", "persimmon", "phi", "phi3", "phimoe", "plbart", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe",
-    "roformer", "seed_oss", "smollm3", "solar_open", "stablelm", "starcoder2", "trocr", "vaultgemma", "xglm", "xlm",
+    "flint", "gemma", "gemma2", "gemma3_text", "gemma4_text", "gemma4_unified_text", "glm", "glm4", "glm4_moe",
+    "gpt-sw3", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gpt_neox_japanese", "gpt_oss", "gptj", "granite",
+    "granite_swa", "granitemoe", "granitemoe_swa", "granitemoeshared", "helium", "hunyuan_v1_dense", "hunyuan_v1_moe",
+    "hy_v3", "hyperclovax", "internlm3", "iquestcoder", "jais2", "jetmoe", "kolibri1", "laguna", "lfm3", "llama",
+    "llama4_text", "marian", "mbart", "mellum", "mimo_v2_flash", "minimax_m2", "minimax_m3_vl_text", "ministral",
+    "ministral3", "mistral", "mixtral", "modernbert-decoder", "mpt", "mvp", "nanochat", "nemotron", "olmo", "olmo2",
+    "olmo3", "olmoe", "openai-gpt", "opt", "pegasus", "persimmon", "phi", "phi3", "phimoe", "plbart", "qwen2",
+    "qwen2_moe", "qwen3", "qwen3_moe", "roformer", "seed_oss", "smollm3", "solar_open", "stablelm", "starcoder2",
+    "trocr", "vaultgemma", "xglm", "xlm",
 ]
 # fmt: on
 """The families of softmax attention. The tests of other mixers compare their families with transformers."""
@@ -259,8 +290,10 @@ def saved(config: transformers.PreTrainedConfig, folder: Path) -> torch.nn.Modul
             centre = 1.0 if parameter.dim() == 1 and "norm" in name and name.endswith("weight") else 0.0
             parameter.normal_(centre, 0.2, generator=generator)
         for name, buffer in theirs.named_buffers():
-            if "correction" in name or name.endswith("layer_scalar"):
+            if "correction" in name:
                 buffer.normal_(0.0, 0.2, generator=generator)
+            elif name.endswith("layer_scalar"):
+                buffer.normal_(1.0, 0.2, generator=generator)
     theirs.save_pretrained(folder)
     return theirs
 
@@ -301,6 +334,8 @@ def test_flops_equal_the_counter_in_transformers(family: str, tmp_path: Path) ->
 
 
 SPECIAL = (
+    "gemma4 keys as values",
+    "gemma4_text",
     "apertus",
     "bart",
     "bitnet",

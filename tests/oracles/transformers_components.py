@@ -19,6 +19,10 @@ _SSM_NAME = re.compile(r"^(mamba|linear_attn|mlstm_layer)$")
 # Anchored at the end: JambaAttentionDecoderLayer has a feed-forward too.
 _ATTENTION_CLASS = re.compile(r"(Attention|Attention2|SelfAttn|AttentionV2|MoA)$")
 _ATTENTION_NAME = re.compile(r"attn|attention|^self_att$", re.I)
+# JetMoE has experts in the feed-forward and, under the name `experts`, in attention.
+_JETMOE_EXPERTS = re.compile(
+    r"(\.\d+\.mlp|attention\.experts)\.(input|output)_linear\.weight$|attention\.experts\.bias$"
+)
 _NORM = re.compile(r"norm|^ln($|_)|^ln\d|_ln$", re.I)
 # DbrxNormAttentionNorm is a block, not a norm.
 _NORM_CLASS = re.compile(r"(?<!Attention)Norm(Gated|1P|\d?d)?$")
@@ -101,6 +105,8 @@ def _component(path: list[str], around: list[tuple[str, nn.Module]], owner: nn.M
         return "router"
     if any(s.startswith("shared_expert") for s in segments):
         return "shared_experts"
+    if _JETMOE_EXPERTS.search(".".join(path)):
+        return "experts" if "mlp" in segments else "attention"
     if any(s == "experts" for s in segments):
         return "norms" if is_norm else "experts"
     if "shared_mlp" in segments:

@@ -17,7 +17,7 @@ Conventions
   norms and convolutions included), mlp (dense feed-forward), experts (routed only), shared_experts (with
   their gate), router, norms (layer, final and embedding norms), other (MLM heads, projections of
   embeddings, hyper-connections, scales).
-* active: all but the experts, plus ``top_k / num_experts`` of the experts.
+* active: all but the experts (of attention too), plus ``top_k / num_experts`` of the experts.
   active_no_embeddings: less embedding, position_embedding, token_type_embedding and lm_head.
   active_no_input_embedding: the former plus vocab x hidden and the head's bias; the head counts even when
   tied.
@@ -94,6 +94,7 @@ TEXT_KEYS = ("text_config", "llm_config", "language_config", "thinker_config")
 _NOT_IN_ORIGINAL = {"deepseek": "e_score_correction_bias"}
 
 # Families whose code says how many experts a token takes.
+_ATTENTION_EXPERTS = re.compile(r"attention\.experts\.\w+_linear\.")  # JetMoE: as many as in its feed-forwards
 _FIXED_TOP_K = {"switch_transformers": 1, "nllb-moe": 2}
 _TOP_K_KEYS = (
     "num_experts_per_tok",
@@ -281,16 +282,18 @@ def measure(config: dict[str, Any], *, sequence_length: int | None = None) -> Tr
 
     top_k, experts = _share_of_experts(text, parameters)
 
-    def used(component: str, numel: int) -> int:
-        return numel * top_k // experts if component == "experts" else numel
+    def used(name: str) -> int:
+        component, parameter, _ = parameters[name]
+        routed = component == "experts" or _ATTENTION_EXPERTS.search(name) is not None
+        return parameter.numel() * top_k // experts if routed else parameter.numel()
 
-    active = sum(used(name, n) for name, n in components.items())
+    active = sum(used(name) for name in parameters)
     no_embeddings = active - sum(
         components[name] for name in ("embedding", "position_embedding", "token_type_embedding", "lm_head")
     )
     matmul = head_matrix + sum(
-        used(component, p.numel())
-        for component, p, matrix in parameters.values()
+        used(name)
+        for name, (component, _, matrix) in parameters.items()
         if matrix and component not in ("lm_head", "embedding")
     )
     skipped = _NOT_IN_ORIGINAL.get(config.get("model_type", ""))

@@ -117,3 +117,36 @@ table(
     ffn_norm.*              pre_feedforward_layernorm.*
     """,
 )
+
+table(
+    "gemma4_text",
+    "gemma4_unified_text",
+    top=TOP
+    + """
+    per_layer.table.weight      model.embed_tokens_per_layer.weight
+    per_layer.projection.*      model.per_layer_model_projection.*
+    per_layer.norm.*            model.per_layer_projection_norm.*
+    """,
+    layers=ATTENTION
+    + QK_NORM
+    + GATED
+    + SANDWICH_NORMS
+    + """
+    output_scale.scale              layer_scalar
+    per_layer_input.gate_proj.*     per_layer_input_gate.*
+    per_layer_input.out_proj.*      per_layer_projection.*
+    per_layer_input.norm.*          post_per_layer_input_norm.*
+    ffn.router.weight               router.proj.weight
+    ffn.router.scale                router.scale
+    ffn.router.expert_scale         router.per_expert_scale
+    ffn.experts.gate_proj           experts.gate_up_proj            first.half.experts
+    ffn.experts.up_proj             experts.gate_up_proj            second.half.experts
+    ffn.experts.down_proj           experts.down_proj
+    ffn.beside.gate_proj.*          mlp.gate_proj.*
+    ffn.beside.up_proj.*            mlp.up_proj.*
+    ffn.beside.down_proj.*          mlp.down_proj.*
+    ffn.experts_norm.*              pre_feedforward_layernorm_2.*
+    ffn.post_beside_norm.*          post_feedforward_layernorm_1.*
+    ffn.post_experts_norm.*         post_feedforward_layernorm_2.*
+    """,
+)
