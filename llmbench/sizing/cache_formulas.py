@@ -7,7 +7,7 @@ from math import prod
 
 import msgspec
 
-from llmbench.sizing.dtypes import STATE_BYTES, DType, KVDType, bits_of, is_plain
+from llmbench.sizing.dtypes import STATE_DTYPE, DType, KVDType, bits_of, is_plain
 from llmbench.sizing.formula import (
     Formula,
     branches_of,
@@ -99,13 +99,17 @@ def cache_formulas(
                 _stored(rows.row(cache.cross_per_token), cache.cross_per_token, read, sources, kv_dtype, own.cross),
                 own.cross,
             ),
-            ("recurrent state", times(rows.scan(cache.state), f"{STATE_BYTES} bytes"), STATE_BYTES * cache.state),
+            (
+                "recurrent state",
+                _bytes(rows.scan(cache.state), cache.state, "", 1, cache.state_dtype or STATE_DTYPE),
+                cache.state_bytes,
+            ),
             (
                 "inputs of the convolution",
                 _bytes(
                     rows.conv(cache.conv_state), cache.conv_state, "", 1, kv_dtype if is_plain(kv_dtype) else "bf16"
                 ),
-                own.state - STATE_BYTES * cache.state,
+                own.state - cache.state_bytes,
             ),
         )
         for what, text, size in per_layer:

@@ -28,9 +28,9 @@ KVFormatName = Literal[
 KVDType = Literal[DType, KVFormatName]
 """The format of a cache: a number format, without scales, or a format of an engine, with its scales."""
 
-STATE_BYTES = 4
-"""Bytes per element of a recurrent state, which is always fp32. A convolution state has the number format of the cache.
-If the cache has the format of an engine, a convolution state is bf16."""
+STATE_DTYPE: DType = "fp32"
+"""The number format of a recurrent state, if the config of the model states none. A convolution state has the number
+format of the cache. If the cache has the format of an engine, a convolution state is bf16."""
 
 DTYPES: tuple[DType, ...] = get_args(DType)
 

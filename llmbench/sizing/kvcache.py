@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 
 from llmbench.errors import SpecError
-from llmbench.sizing.dtypes import STATE_BYTES, KVDType, bytes_of, is_plain
+from llmbench.sizing.dtypes import KVDType, bytes_of, is_plain
 from llmbench.sizing.kv_formats import token_bytes
 from llmbench.sizing.lower import lower
 from llmbench.sizing.lower.builder import share
@@ -85,7 +85,7 @@ def sequence_bytes(cache: Cache, seq_len: int, kv_dtype: KVDType, layout: Layout
     visible = tokens if cache.span is None else share(min(seq_len, cache.span), layout.cp)
     return SequenceBytes(
         growing=_stored(cache.row, cache.per_token, visible, kv_dtype),
-        state=STATE_BYTES * cache.state + bytes_of(cache.conv_state, kv_dtype if is_plain(kv_dtype) else "bf16"),
+        state=cache.state_bytes + bytes_of(cache.conv_state, kv_dtype if is_plain(kv_dtype) else "bf16"),
         indexer=_stored(cache.indexer_row, cache.indexer_per_token, tokens, kv_dtype, indexer=True),
         cross=_stored(
             cache.cross_row, cache.cross_per_token, share(cache.cross_tokens or seq_len, layout.cp), kv_dtype

@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from llmbench.sizing.dtypes import STATE_DTYPE, DType, bytes_of
 from llmbench.spec.mixer.cache_row import CacheRow
 
 Component = Literal[
@@ -67,6 +68,7 @@ class Cache(msgspec.Struct, frozen=True):
     indexer_per_token: elements per token that the cache of the indexer stores.
     state, conv_state: elements per sequence of the recurrent state and of the convolution state. They do not depend on
         the sequence length.
+    state_dtype: number format of the recurrent state that the config of the model states. None: it states none.
     cross_per_token: elements per encoder token that cross-attention stores.
     cross_tokens: number of encoder tokens of a sequence, if the encoder always has the same number.
     row, indexer_row, cross_row: the heads and widths of the elements per token. None: there are no such elements.
@@ -77,11 +79,17 @@ class Cache(msgspec.Struct, frozen=True):
     indexer_per_token: int = 0
     state: int = 0
     conv_state: int = 0
+    state_dtype: DType | None = None
     cross_per_token: int = 0
     cross_tokens: int | None = None
     row: CacheRow | None = None
     indexer_row: CacheRow | None = None
     cross_row: CacheRow | None = None
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes per sequence of the recurrent state."""
+        return bytes_of(self.state, self.state_dtype or STATE_DTYPE)
 
 
 class Op(msgspec.Struct, frozen=True, kw_only=True):

@@ -91,6 +91,10 @@ def _model(text: str) -> tuple[str, int, bool, bool]:
     """Return the name of a model, its tp, whether the row counts only keys, and whether MLA stores expanded keys."""
     tp = re.search(r"\btp\s?=?(\d+)\b", text)
     name = re.sub(r"\(.*?\)|\btp\s?=?\d+\b|\bwithout MLA.*", "", text).strip()
+    if re.search(r"\d+ of \d+ layers", name):
+        raise RefusedError(
+            f"column `model`: {name!r} describes a model, but its name, which decides the width, is missing"
+        )
     name = "deepseek-v3" if name == "DeepSeek MLA" else name  # the widths of DeepSeek-V2, V3 and R1
     return name, whole(tp[1], least=1) if tp else 1, "(K only)" in text, "without MLA" in text
 

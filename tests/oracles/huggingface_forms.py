@@ -214,6 +214,11 @@ def jamba(v: View) -> Keys:
     }
 
 
+def state_dtype(key: str, mixer: Mamba2 | GatedDeltaNet) -> Keys:
+    names = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+    return {} if mixer.state_dtype is None else {key: names[mixer.state_dtype]}
+
+
 def nemotron_h(v: View) -> Keys:
     m = v.mixer(Mamba2)
     letters: dict[type | None, str] = {Mamba2: "M", Attention: "*", Dense: "-", MoE: "E"}
@@ -224,6 +229,7 @@ def nemotron_h(v: View) -> Keys:
         "mamba_head_dim": m.head_dim,
         "ssm_state_size": m.state_size,
         "time_step_min": m.time_step_min,
+        **state_dtype("mamba_ssm_cache_dtype", m),
         "n_groups": m.n_groups,
         "conv_kernel": m.conv_kernel,
         "chunk_size": m.chunk_size,
@@ -269,6 +275,7 @@ def qwen3_next(v: View) -> Keys:
         "linear_key_head_dim": m.key_head_dim,
         "linear_value_head_dim": m.value_head_dim,
         "linear_conv_kernel_dim": m.conv_kernel,
+        **state_dtype("mamba_ssm_dtype", m),
     }
 
 

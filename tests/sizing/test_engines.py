@@ -77,6 +77,51 @@ def test_layouts_that_an_engine_does_not_have_are_refused() -> None:
     shards(load_bundled("mixtral-8x7b"), serving_layout("tp=8,ep=4"), find_engine("sglang"))
 
 
+@pytest.mark.parametrize(
+    ("model", "engine", "kv", "block", "padding"),
+    [
+        ("qwen3-next-80b-a3b", "vllm@0.10.2", None, 544, 0.0149),
+        ("qwen3.5-27b", "vllm", None, 784, 0.0013),
+        ("qwen3.5-35b-a3b", "vllm", None, 1056, 0.0076),
+        ("qwen3.5-35b-a3b", "vllm", "fp8", 2096, None),
+    ],
+)
+def test_blocks_of_hybrid_models_are_those_that_vllm_prints(
+    model: str, engine: str, kv: str | None, block: int, padding: float | None
+) -> None:
+    """Public logs: "Setting attention block size to 544 tokens", "Padding mamba page size by 1.49%".
+
+    A block of attention must hold the states of one layer. Qwen3.5 asks for recurrent states in fp32. Qwen3-Next asks
+    for no format, and vLLM uses that of the model.
+    """
+    pool = answer(model, "b300", engine=engine, kv=kv).fit.tightest.pool  # type: ignore[union-attr]
+    attention, state = sorted(pool.groups, key=lambda group: group.rows.visible)
+    assert attention.block == block
+    if padding is not None:
+        page = block * attention.rows.row_bytes
+        assert round(float(page / state.rows.state_bytes) - 1, 4) == padding
+
+
+def test_engines_store_states_in_their_own_formats() -> None:
+    def state(model: str, engine: str) -> int:
+        (part,) = shards(load_bundled(model), serving_layout(""), find_engine(engine))
+        return sum(rows.state_bytes for rows in part.rows)
+
+    recurrent, conv = 32 * 128 * 128, 3 * 8192  # of Qwen3-Next and of Qwen3.5-35B-A3B
+    for engine, next_bytes, asked_bytes, conv_bytes in (
+        ("vllm", 2, 4, 2),
+        ("vllm,state_bytes=4", 4, 4, 2),
+        ("vllm,state_bytes=2", 2, 2, 2),
+        ("vllm@0.10.1", 2, 2, 2),
+        ("sglang", 4, 4, 2),
+        ("trtllm", 2, 2, 2),
+        ("llamacpp", 4, 4, 4),
+        ("ideal", 4, 4, 2),
+    ):
+        assert state("qwen3-next-80b-a3b", engine) == next_bytes * recurrent + conv_bytes * conv, engine
+        assert state("qwen3.5-35b-a3b", engine) == asked_bytes * recurrent + conv_bytes * conv, engine
+
+
 def test_kernels_convert_weights_that_a_device_does_not_compute() -> None:
     for engine, model, weights, device, runs in (
         ("vllm", "qwen3-8b", "fp8-block", "a100-80gb-sxm", True),

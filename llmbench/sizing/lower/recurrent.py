@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import assert_never
 
 from llmbench.errors import LayoutError
-from llmbench.sizing.dtypes import STATE_BYTES, bytes_of
+from llmbench.sizing.dtypes import bytes_of
 from llmbench.sizing.lower.builder import Builder, Dim, product, share
 from llmbench.sizing.op import Cache
 from llmbench.spec.mixer import (
@@ -96,7 +96,8 @@ def _scan(
     tp = b.layout.tp
     local = share(mixer.fixed_state.scan_elements, tp)
     flops = 2 * terms * b.tokens * local
-    state_bytes = STATE_BYTES * b.workload.batch * local
+    cache = Cache(state=local, state_dtype=mixer.fixed_state.dtype)
+    state_bytes = b.workload.batch * cache.state_bytes
     b.add(
         f"{mixer.module_name}.scan",
         "mixer_ssm",
@@ -109,7 +110,7 @@ def _scan(
         saved_bytes=b.act(b.tokens * share(inputs + outputs if saves is None else saves, tp)),
         kv_read_bytes=state_bytes if b.workload.phase == "decode" else 0,
         kv_written_bytes=state_bytes if b.workload.phase != "train" else 0,
-        cache=Cache(state=local),
+        cache=cache,
     )
 
 

@@ -10,12 +10,12 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from llmbench.errors import LayoutError, SpecError
-from llmbench.sizing.dtypes import STATE_BYTES, DType, bits_of, bytes_of
+from llmbench.sizing.dtypes import DType, bits_of, bytes_of
 from llmbench.sizing.formula import branches_of
 from llmbench.sizing.kv_formats import token_bytes
 from llmbench.sizing.lower import lower, lower_next_token_prediction
 from llmbench.sizing.lower.builder import share
-from llmbench.sizing.op import Op
+from llmbench.sizing.op import Cache, Op
 from llmbench.sizing.serving.pipeline import divided
 from llmbench.sizing.stages import Stage, stages
 from llmbench.sizing.weights import WeightRecipe, op_bytes
@@ -259,7 +259,7 @@ def _shard(
         hidden=bytes_of(spec.hidden_size, plain),
         vocabulary=vocabulary if head else 0,
         activations=plain,
-        rows=tuple(_rows(spec, stage, layout, plain, kv, fp8_indexer=engine.spec.rule != "ideal")),
+        rows=tuple(_rows(spec, stage, engine, plain, kv)),
         products=recipe.products,
         format=recipe.text,
         format_name=recipe.format_name,
@@ -368,19 +368,30 @@ def _repeated_scales(op: Op, layer: int | None, recipe: WeightRecipe) -> int:
     return gained
 
 
-def _rows(spec: ModelSpec, stage: Stage, layout: Layout, plain: DType, kv: str, *, fp8_indexer: bool) -> Iterator[Rows]:
-    """Return the layers of a stage that store equal cache rows.
+def _state_bytes(cache: Cache, engine: Engine, plain: DType) -> int:
+    """Return the bytes of the states of one sequence and layer. plain: format of the activations."""
+    stated = cache.state_dtype if engine.whole("config_states", 1) and "state_bytes" not in engine.replaced else None
+    recurrent = bytes_of(cache.state, stated) if stated else cache.state * _element_bytes(engine, "state_bytes", plain)
+    return recurrent + cache.conv_state * _element_bytes(engine, "conv_state_bytes", plain)
 
-    fp8_indexer: whether the keys of an indexer are fp8 with a scale in a cache of every format.
-    """
+
+def _element_bytes(engine: Engine, key: str, plain: DType) -> int:
+    """Return the bytes per element of a kind of state."""
+    return engine.whole(key) or bits_of(plain) // 8
+
+
+def _rows(spec: ModelSpec, stage: Stage, engine: Engine, plain: DType, kv: str) -> Iterator[Rows]:
+    """Return the layers of a stage that store equal cache rows. All states of a layer belong together."""
+    fp8_indexer = engine.spec.rule != "ideal"  # engines store the keys of an indexer in fp8 with a scale
     found: dict[tuple[Visible, int, Fraction, int, bool], int] = {}
+    states: dict[str, tuple[int, int]] = {}
     for op, count in stage.counts:
         cache = op.cache
         if cache is None:
             continue
         mixers: list[MixerKind] = [*branches_of(op, spec.layers[op.layer])]
         row = token_bytes(cache.row, kv) + token_bytes(cache.indexer_row, kv, indexer=True, engine=fp8_indexer)
-        state = STATE_BYTES * cache.state + bytes_of(cache.conv_state, plain)
+        state = _state_bytes(cache, engine, plain)
         visible: Visible = "all"
         if cache.span is not None:
             chunked = any(getattr(mixer, "attention_chunk_size", None) for mixer in mixers)
@@ -390,7 +401,9 @@ def _rows(spec: ModelSpec, stage: Stage, layout: Layout, plain: DType, kv: str, 
             key = (visible, cache.span or 0, row, 0, latent)
             found[key] = found.get(key, 0) + count
         if state:
-            other: tuple[Visible, int, Fraction, int, bool] = ("state", 0, Fraction(0), state, False)
-            found[other] = found.get(other, 0) + count
+            states[op.layer] = states.get(op.layer, (0, 0))[0] + state, count
+    for state, count in states.values():
+        key = ("state", 0, Fraction(0), state, False)
+        found[key] = found.get(key, 0) + count
     for (visible, tokens, row, state, latent), count in found.items():
         yield Rows(visible, tokens, row, state, latent, count)

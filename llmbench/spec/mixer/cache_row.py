@@ -7,7 +7,7 @@ A `CacheRow` stores the keys and values of one token in the KV cache. A `FixedSt
 from __future__ import annotations
 
 from math import prod
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 
 class CacheRow(NamedTuple):
@@ -38,6 +38,10 @@ class CacheRow(NamedTuple):
         return -(-self.heads * self.width // self.tokens_per_row)
 
 
+StateDType = Literal["fp32", "bf16", "fp16"]
+"""A number format of a recurrent state."""
+
+
 class FixedState(NamedTuple):
     """The state that a recurrent mixer stores for each sequence. Its size does not depend on the sequence length.
 
@@ -45,11 +49,14 @@ class FixedState(NamedTuple):
     - scan: shape of the state of the recurrence.
     - stream_tokens: number of stored vectors of the residual stream (RWKV's token shift). Each has hidden_size
       elements.
+    - dtype: number format of the state of the recurrence that the config or every engine asks for. None: each engine
+      has its own rule.
     """
 
     conv: tuple[int, int] | None = None
     scan: tuple[int, ...] | None = None
     stream_tokens: int = 0
+    dtype: StateDType | None = None
 
     @property
     def scan_elements(self) -> int:

@@ -65,6 +65,7 @@ class Mamba2(RecurrentKind, frozen=True, tag="mamba2"):
     - time_step_min, time_step_max: limits of the time step (Nemotron-H). None: there is no upper limit.
     - projection_scales: five factors on the five outputs of the input projection: gate, values, B, C and time step
       (Falcon-H1). Empty: no factors.
+    - state_dtype: number format of the state that the config asks for. Absent: each engine has its own rule.
     """
 
     num_heads: Size
@@ -81,6 +82,7 @@ class Mamba2(RecurrentKind, frozen=True, tag="mamba2"):
     time_step_min: float = 0.0
     time_step_max: float | None = None
     projection_scales: tuple[float, ...] = ()
+    state_dtype: Literal["fp32", "bf16", "fp16"] | None = None
 
     label = "Mamba-2"
     module_name = "mamba"
@@ -94,7 +96,7 @@ class Mamba2(RecurrentKind, frozen=True, tag="mamba2"):
     def fixed_state(self) -> FixedState:
         channels = self.intermediate_size + 2 * self.n_groups * self.state_size
         scan = self.num_heads, self.state_size, self.head_dim
-        return FixedState(conv=(self.conv_kernel - 1, channels), scan=scan)
+        return FixedState(conv=(self.conv_kernel - 1, channels), scan=scan, dtype=self.state_dtype)
 
     def faults(self) -> Iterator[Fault]:
         yield from divides(self, "n_groups", "num_heads")
@@ -119,6 +121,7 @@ class GatedDeltaNet(RecurrentKind, frozen=True, tag="gated_delta_net"):
     - negative_eigenvalues: whether the learning rate of the delta rule ranges from 0 to 2 (OLMo hybrid, arXiv
       2411.12537). If false, it ranges from 0 to 1.
     - norm_eps: epsilon of the norm on the heads, if it differs from the epsilon of the model's norm.
+    - state_dtype: number format of the state that the config asks for. Absent: each engine has its own rule.
     """
 
     num_key_heads: Size
@@ -129,6 +132,7 @@ class GatedDeltaNet(RecurrentKind, frozen=True, tag="gated_delta_net"):
     output_gate: bool = True
     negative_eigenvalues: bool = False
     norm_eps: float | None = None
+    state_dtype: Literal["fp32", "bf16", "fp16"] | None = None
 
     label = "gated delta net"
     module_name = "delta_net"
@@ -137,7 +141,7 @@ class GatedDeltaNet(RecurrentKind, frozen=True, tag="gated_delta_net"):
     def fixed_state(self) -> FixedState:
         keys, values = self.num_key_heads * self.key_head_dim, self.num_value_heads * self.value_head_dim
         scan = self.num_value_heads, self.key_head_dim, self.value_head_dim
-        return FixedState(conv=(self.conv_kernel - 1, 2 * keys + values), scan=scan)
+        return FixedState(conv=(self.conv_kernel - 1, 2 * keys + values), scan=scan, dtype=self.state_dtype)
 
     def faults(self) -> Iterator[Fault]:
         yield from divides(self, "num_key_heads", "num_value_heads")
@@ -168,7 +172,8 @@ class KimiDelta(RecurrentKind, frozen=True, tag="kimi_delta"):
     @property
     def fixed_state(self) -> FixedState:
         conv = self.conv_kernel - 1, 3 * self.num_heads * self.head_dim
-        return FixedState(conv=conv, scan=(self.num_heads, self.head_dim, self.head_dim))
+        # vLLM and flash-linear-attention store this state in fp32 for every model
+        return FixedState(conv=conv, scan=(self.num_heads, self.head_dim, self.head_dim), dtype="fp32")
 
 
 @final

@@ -13,6 +13,7 @@ from llmbench.spec.ffn import FFN, Activation, Dense, Gated, MoE, Router, Shared
 from llmbench.spec.huggingface.activations import known_activation
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.mixer import Attention, AttentionKind, LatentAttention, Mixer, QKNorm, branches
+from llmbench.spec.mixer.cache_row import StateDType
 from llmbench.spec.model import ExtraWeight, Layer, ModelSpec, NextTokenPrediction, Norm, Placement
 from llmbench.spec.pattern import format_pattern
 from llmbench.spec.position import Alibi, NoPositions, Positions, Rope, RopeScaling
@@ -578,3 +579,12 @@ def matrix(name: str, component: Any, outputs: int, inputs: int) -> ExtraWeight:
 def vector(name: str, component: Any, *shape: int) -> ExtraWeight:
     """Return an extra weight of shape `shape` whose elements are factors or summands."""
     return ExtraWeight(name=name, shape=shape, role="vector", component=component)
+
+
+def state_dtype(c: Config, key: str) -> StateDType | None:
+    """Return the number format of recurrent states that a config asks for. None: the file does not say it."""
+    names: dict[str, StateDType] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+    stated = c.text(key) if key in c else ""
+    if stated not in ("", "auto", *names):
+        raise c.error(key, f"must be one of {', '.join(names)}, not {stated[:40]!r}")
+    return names.get(stated)

@@ -22,6 +22,7 @@ from llmbench.spec.huggingface.families.common import (
     moe,
     norm,
     rope,
+    state_dtype,
 )
 from llmbench.spec.mixer import Attention, Mamba2
 from llmbench.spec.model import Layer, ModelSpec
@@ -78,6 +79,7 @@ def nemotron_h(c: Config) -> ModelSpec:
         conv_bias=c.flag("use_conv_bias", True),
         proj_bias=c.flag("use_bias"),
         time_step_min=c.number("time_step_min", 0.001),
+        state_dtype=state_dtype(c, "mamba_ssm_cache_dtype"),
     )
     expect_silu(c, "mamba_hidden_act")
     c.ignore(
@@ -90,7 +92,6 @@ def nemotron_h(c: Config) -> ModelSpec:
         "mamba_proj_bias",
         "attention_bias",
         "moe_shared_expert_overlap",
-        "mamba_ssm_cache_dtype",
         "mtp_layers_block_type",
         "mtp_hybrid_override_pattern",
         "num_nextn_predict_layers",

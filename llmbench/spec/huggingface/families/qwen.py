@@ -20,6 +20,7 @@ from llmbench.spec.huggingface.families.common import (
     norm,
     num_layers,
     rope,
+    state_dtype,
     windowed_layers,
 )
 from llmbench.spec.mixer import GatedDeltaNet, Mixer, QKNorm
@@ -146,6 +147,7 @@ def delta_net(c: Config) -> GatedDeltaNet:
         key_head_dim=c.size("linear_key_head_dim"),
         value_head_dim=c.size("linear_value_head_dim"),
         conv_kernel=c.size("linear_conv_kernel_dim"),
+        state_dtype=state_dtype(c, "mamba_ssm_dtype"),
     )
 
 
@@ -170,7 +172,6 @@ def qwen3_next(c: Config) -> ModelSpec:
         step, only_dense = c.count("decoder_sparse_step", 1), set(c.entries("mlp_only_layers") or [])
         some = c.count("num_experts") > 0 and step > 0
         sparse = [some and index not in only_dense and (index + 1) % step == 0 for index in range(count)]
-    c.ignore("mamba_ssm_dtype")
     experts: FFN | None = None
     if any(sparse):
         c.ignore("intermediate_size")

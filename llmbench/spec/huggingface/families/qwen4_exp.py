@@ -47,7 +47,7 @@ def qwen4_exp(c: Config) -> ModelSpec:
         shared=SharedExperts(intermediate_size=c.size("shared_expert_intermediate_size"), gate=True),
     )
     c.unbuildable("residual streams that narrow matrices mix are unsupported")
-    c.ignore("output_gate_type seed split_ngram_parts number_of_conv_states mamba_ssm_dtype")
+    c.ignore("output_gate_type seed split_ngram_parts number_of_conv_states")
     if any(kind != "linear_attention" for kind in kinds):
         budget = c.size("indexer_budget")
         c.doubt(f"llmbench counts attention to all keys instead of the indexer's scores and its {budget} selected keys")
