@@ -161,6 +161,7 @@ def _several(rows: list[Fitted]) -> Block:
     question = first.question
     context = f"{first.engine.title} · {plural(question.users, 'request')} of {question.seq:,} tokens"
     context += f" · cache {question.kv}" if question.kv else ""
+    lines += _cheapest(rows)
     common, some = _doubts([row for row in shown if row.fit is not None])
     about = msgspec.structs.replace(first, doubts=common)
     block = model_block(about, context=context, table=table(columns, shown) if shown else None, lines=lines + some)
@@ -172,6 +173,16 @@ def _several(rows: list[Fitted]) -> Block:
         block.answer = f"{first.spec.name} fits in {len(fitting)} of {len(rows)} cases."
         block.lines += _more_gpus(rows)
     return block
+
+
+def _cheapest(rows: list[Fitted]) -> list[str]:
+    """Return a line with the cheapest of the rows that fit and have a price."""
+    costs = [(row.cost, row) for row in rows if row.fits and row.cost is not None]
+    if not costs:
+        return []
+    cost, row = min(costs, key=lambda pair: pair[0])
+    weights = f" with weights in {row.question.weights}" if row.question.weights else ""
+    return [f"cheapest: {row.gpus} × {row.device.name}{weights}, {cost:,.2f} per hour"]
 
 
 def _more_gpus(rows: list[Fitted]) -> list[str]:

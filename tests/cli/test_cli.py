@@ -638,6 +638,8 @@ def test_devices_have_prices_of_their_own(capsys: Capture) -> None:
     text = answer(capsys, "fit", "llama3-8b", *devices, "--price", "h100=2.5,3,l40s=1.1", "--format", "csv")
     prices = {row["device"]: row["price_per_hour"] for row in csv.DictReader(io.StringIO(text))}
     assert prices == {"h100-sxm": "2.5", "l40s": "1.1", "a10g": "3.0"}
+    table = answer(capsys, "fit", "llama3-8b", *devices, "--price", "h100=2.5,3,l40s=1.1")
+    assert "cheapest: 1 × l40s, 1.10 per hour" in table
 
 
 def test_several_devices_that_are_too_small_name_the_number_that_suffices(capsys: Capture) -> None:
