@@ -1,9 +1,9 @@
 """Compare llmbench's parameter counts with transformers', for the default config of every model type of transformers.
 
-    python benchmarks/config_sweep.py                              # all model types; 25 s on one core
-    python benchmarks/config_sweep.py --type llama --type t5       # only these model types
-    python benchmarks/config_sweep.py --only wrong --format json   # only the rows with this outcome
-    python benchmarks/config_sweep.py --summary --format markdown  # only the numbers of model types by outcome
+    python benchmarks/config_sweep.py                             # all model types; 25 s on one core
+    python benchmarks/config_sweep.py --type llama --type t5      # only these model types
+    python benchmarks/config_sweep.py --only wrong --format json  # only the rows with this outcome
+    python benchmarks/config_sweep.py --page docs/concepts/model-types.md  # write the tables of this page
 
 The script writes each default config in two forms: with all keys, and with the keys only that `save_pretrained` writes.
 llmbench reads both forms. transformers builds the model on the meta device. Its class is the one for a sequence to
@@ -26,9 +26,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import logging
 import multiprocessing
+import re
 import sys
 import traceback
 from collections import Counter
@@ -120,9 +122,13 @@ def default_configs(model_type: str) -> dict[str, dict[str, Any]]:
     """
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    from tests.oracles.config_variations import REQUIRED
+    from tests.oracles.config_variations import required
 
-    config = CONFIG_MAPPING[model_type](**REQUIRED.get(model_type, {}))
+    config_class = CONFIG_MAPPING[model_type]
+    config = config_class(**required(model_type))
+    text = getattr(config, "text_config", None)
+    if text is not None and (needed := required(text.model_type)):
+        config = config_class(text_config={"model_type": text.model_type, **needed})
     forms = {"all keys": config.to_json_string(use_diff=False), "as saved": config.to_json_string()}
     return {form: {"model_type": model_type, **json.loads(text)} for form, text in forms.items()}
 
@@ -293,12 +299,9 @@ def summary(rows: list[Row]) -> Table:
     return Table(columns=columns, rows=lines, total=True)
 
 
-def document(rows: list[Row], only: str | None, *, short: bool) -> Document:
-    """Return the answer. `only`: the outcome of the rows to show. `short`: show no rows, only their numbers."""
-    shown = sorted(
-        (row for row in rows if not short and only in (None, row.outcome)),
-        key=lambda row: (OUTCOMES.index(row.outcome), KINDS.index(row.kind) if row.kind in KINDS else -1),
-    )
+def document(rows: list[Row], only: str | None) -> Document:
+    """Return the answer. `only`: the outcome of the rows to show. None: all rows."""
+    shown = sorted((row for row in rows if only in (None, row.outcome)), key=_rank)
     blocks = [Block(headline="the default config of each model type of transformers", table=summary(rows))]
     if shown:
         blocks.append(Block(table=table(FIELDS, shown)))
@@ -312,12 +315,35 @@ def document(rows: list[Row], only: str | None, *, short: bool) -> Document:
     )
 
 
+def _rank(row: Row) -> tuple[int, int]:
+    """Return the place of a row in the answer: by outcome, then by kind."""
+    return OUTCOMES.index(row.outcome), KINDS.index(row.kind) if row.kind in KINDS else -1
+
+
+MARKED = re.compile(r"(<!-- sweep: written by benchmarks/config_sweep.py -->\n).*?(<!-- end -->)", re.DOTALL)
+"""The part of a page that `--page` writes."""
+
+
+def page_tables(rows: list[Row]) -> str:
+    """Return the tables of the page in Markdown: the numbers, and the reasons why language models are not exact."""
+    listed = sorted((row for row in rows if row.kind != "other" and row.outcome not in ("exact", "wrong")), key=_rank)
+    reasons = Table(
+        columns=[Field("outcome", "outcome"), Field("type", "model type"), Field("reason", "reason")],
+        rows=[[row.outcome, f"`{row.model_type}`", row.reason.removesuffix(":")] for row in listed],
+    )
+    blocks = [Block(table=summary(rows)), Block(table=reasons)]
+    answer = Document(command="config_sweep", inputs={}, rows_key="model_types", rows=[], blocks=blocks)
+    stream = io.StringIO()
+    render(answer, "markdown", stream)
+    return stream.getvalue()
+
+
 def main() -> int:
     """Run the command and return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--type", action="append", metavar="NAME", help="compare only this model type; repeatable")
     parser.add_argument("--only", choices=OUTCOMES, help="show only the rows with this outcome")
-    parser.add_argument("--summary", action="store_true", help="show only the numbers of model types by outcome")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="write the tables of this page of the documentation")
     parser.add_argument("--format", choices=("table", "json", "csv", "markdown"), default="table")
     arguments = parser.parse_args()
     rows = []
@@ -327,7 +353,12 @@ def main() -> int:
             print(f"\r{len(rows)} model types, now after {row.model_type:40}", end="", file=sys.stderr)
     if sys.stderr.isatty():
         print(file=sys.stderr)
-    render(document(rows, arguments.only, short=arguments.summary), arguments.format, sys.stdout)
+    if arguments.page is not None:
+        text = arguments.page.read_text(encoding="utf-8")
+        written = MARKED.sub(lambda found: found[1] + page_tables(rows) + found[2], text)
+        arguments.page.write_text(written, encoding="utf-8")
+    else:
+        render(document(rows, arguments.only), arguments.format, sys.stdout)
     return 1 if any(row.outcome == "wrong" for row in rows) else 0
 
 

@@ -49,6 +49,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
         "ffn_config": {"hidden_size": 2048, "ffn_hidden_size": 3584, "moe_num_experts": 4, "moe_top_k": 1},
         "tie_word_embeddings": False,
     },
+    "deepseek_ocr2_text": {"num_experts_per_tok": 6, "mlp_layer_types": ["dense"] + ["sparse"] * 31},
     "deepseek_v2": {"num_experts_per_tok": 6},
     "dots1": {
         "n_routed_experts": 16,
@@ -102,6 +103,15 @@ class Variation:
     value: Any
     config: dict[str, Any]
     truth: meta.Truth
+
+
+def required(model_type: str) -> dict[str, Any]:
+    """The keys that a class needs beside its defaults. With a list of the layers' types comes their number."""
+    keys = dict(REQUIRED.get(model_type, {}))
+    for name in ("layer_types", "mlp_layer_types"):
+        if name in keys:
+            keys["num_hidden_layers"] = len(keys[name])
+    return keys
 
 
 def base_config(model_type: str) -> dict[str, Any]:
