@@ -103,7 +103,9 @@ def _record(config_class: type, model_class: str | None) -> tuple[dict[str, Any]
         if isinstance(value, PreTrainedConfig) and (key in TEXT_KEYS or not _is_dropped(key))
     }
     defaults = {key: value for key, value in _declared(config_class).items() if key not in parts}
-    defaults["tie_word_embeddings"] = bool(instance.get("tie_word_embeddings", defaults.get("tie_word_embeddings")))
+    sources = [instance, defaults, *map(vars, parts.values())]  # a few composites leave the key to their text part
+    tied = (values["tie_word_embeddings"] for values in sources if values.get("tie_word_embeddings") is not None)
+    defaults["tie_word_embeddings"] = bool(next(tied, False))
     record: dict[str, Any] = {"defaults": defaults}
     if others := sorted(
         key for key, value in instance.items() if isinstance(value, PreTrainedConfig) and key not in parts

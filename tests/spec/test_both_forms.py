@@ -27,10 +27,10 @@ TIED_BY_CLASS = {
     for model_type, record in facts().items()
     if (text := record.get("text_config")) is not None
     and record["defaults"]["tie_word_embeddings"]
-    != facts()[text["model_type"]]["defaults"].get("tie_word_embeddings", False)
+    and not facts()[text["model_type"]]["defaults"].get("tie_word_embeddings", False)
 }
-"""Multimodal classes whose default for `tie_word_embeddings` differs from the default of their text part. If a config
-lacks the key, llmbench follows the text part: transformers ties only equal weights when it loads a checkpoint."""
+"""Multimodal classes that tie the head by default although their text part does not. If a config lacks the key,
+llmbench follows the text part: transformers ties only equal weights when it loads a checkpoint."""
 
 SHORT = {"granitemoehybrid": 8, "lfm2": 8, "lfm2_moe": 8}
 """The number of layers of the lists in REQUIRED, if it is not the default of the class."""

@@ -126,7 +126,7 @@ def _flat_text_part(values: dict[str, Any], kind: str) -> dict[str, Any] | None:
         part.pop("tie_word_embeddings", None)
         outer = values.get("tie_word_embeddings")
         outer = record["defaults"]["tie_word_embeddings"] if outer is None else outer
-        part["tie_word_embeddings"] = bool(outer) or (bool(record.get("tied_by_text")) and _own_tying(part))
+        part["tie_word_embeddings"] = outer or (bool(record.get("tied_by_text")) and _own_tying(part))
     return part
 
 
@@ -160,13 +160,13 @@ def _expect_sizes(values: dict[str, Any], kind: str, part: dict[str, Any], key: 
         )
 
 
-def _tied(values: dict[str, Any], kind: str, part: dict[str, Any], notes: list[str]) -> bool | None:
-    """Return whether the head is tied to the embedding. None: the text part or its class decides.
+def _tied(values: dict[str, Any], kind: str, part: dict[str, Any], notes: list[str]) -> Any:
+    """Return the value of `tie_word_embeddings`. None: the text part or its class decides.
 
-    The key `tie_word_embeddings` of the outer config has precedence (LFM2-VL: `tie_embedding`). Some classes in
-    transformers tie the head if only the text part says so (`tied_by_text`). If both parts lack the key and
-    transformers has no language-model class for the text part, the default of the whole model's class applies, because
-    this class contains the head.
+    The key of the outer config has precedence (LFM2-VL: `tie_embedding`). Some classes in transformers tie the head if
+    only the text part says so (`tied_by_text`). If both parts lack the key, the class of the whole model decides for a
+    text part without a language-model class. For other text parts, it only unties the head: classes that tie it by
+    default leave it untied when they load a checkpoint with two matrices.
     """
     record, stated = facts().get(kind, {}), values.get("tie_embedding", values.get("tie_word_embeddings"))
     if stated is False and record.get("tied_by_text") and _own_tying(part):
@@ -175,10 +175,13 @@ def _tied(values: dict[str, Any], kind: str, part: dict[str, Any], notes: list[s
     if stated is not None:
         if part.get("tie_word_embeddings", stated) != stated:
             notes.append(f"tie_word_embeddings = {stated} of the outer config is used; the text part has another value")
-        return bool(stated)
-    if "tie_word_embeddings" not in part and "class" not in facts().get(part["model_type"], {"class": None}):
-        return bool(record.get("defaults", {}).get("tie_word_embeddings", False))
-    return None
+        return stated
+    if "tie_word_embeddings" in part:
+        return None
+    usual = record.get("defaults", {}).get("tie_word_embeddings")
+    if "class" not in facts().get(part["model_type"], {"class": None}):
+        return bool(usual)
+    return False if usual is False and not record.get("tied_by_text") else None
 
 
 def _own_tying(part: dict[str, Any]) -> bool:

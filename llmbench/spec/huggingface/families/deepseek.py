@@ -45,6 +45,7 @@ def deepseek_ocr(c: Config) -> ModelSpec:
 
     In Unlimited-OCR, a generated token sees the prompt and the `sliding_window` newest tokens.
     """
+    c.put("head_dim", None)  # transformers replaces it by hidden_size / num_attention_heads
     bias = c.flag("attention_bias")
     mixer = attention(c, qkv_bias=bias, output_bias=bias)
     if c.model_type == "unlimited_ocr_text" and c.window() is not None:

@@ -105,7 +105,9 @@ def mistral_large4(c: Config) -> ModelSpec:
     if sources != list(range(count)):
         c.doubt("kv_source_layers: llmbench counts keys and values of each layer, but some layers share them")
     c.unbuildable("the scales of the softmax, and the frequencies that the model stores, are unsupported")
-    c.ignore("head_dim qk_head_dim layer_types num_experts")
+    c.ignore("head_dim qk_head_dim layer_types")
+    if c.get("num_experts") is not None:
+        c.put("n_routed_experts", c.get("num_experts"))
     scale = vector("attention.softmax_scale", "attention_extra", 2, c.size("num_attention_heads"))
     of_indexer = (
         vector("attention.indexer.q_norm", "attention_extra", 2, hidden),
