@@ -133,10 +133,7 @@ def qwen_moe(c: Config) -> ModelSpec:
     if all(sparse):
         c.ignore("intermediate_size")
     layers = mixture_layers(mixers, sparse, ffn, None if all(sparse) else gated(c, bias=False))
-    # For Qwen3-VL-MoE, transformers loads the class of the whole model. By default, this class does not tie the head,
-    # although the class of the text part does.
-    tied = c.flag("tie_word_embeddings") and (not vision or "tie_word_embeddings" in c)
-    return decoder(c, layers, norm=norm(c), positions=rope(c, head_dim=head_dim_of(c)), tie_word_embeddings=tied)
+    return decoder(c, layers, norm=norm(c), positions=rope(c, head_dim=head_dim_of(c)))
 
 
 def delta_net(c: Config) -> GatedDeltaNet:
