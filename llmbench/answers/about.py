@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -11,8 +11,10 @@ from llmbench.report.document import Block, Table
 from llmbench.report.fields import Field, record
 from llmbench.report.units import Unit, plural
 from llmbench.sizing.lengths import beyond_positions
-from llmbench.sizing.weights import WeightRecipe
 from llmbench.spec.model import ModelSpec
+
+if TYPE_CHECKING:
+    from llmbench.sizing.weights import WeightRecipe
 
 Item = TypeVar("Item")
 

@@ -28,16 +28,15 @@ from llmbench.sizing.flops import trained_parameters
 from llmbench.sizing.memory import CONTEXT_BYTES, Memory, ServingRun
 from llmbench.sizing.recipe import Optimizer, PrecisionName, Recipe, product_dtype
 from llmbench.sizing.training import training_run
-from llmbench.sizing.weights import WeightRecipe
 from llmbench.sizing.workload import Layout, Loss, Recompute
 from llmbench.spec.catalog import devices_named, find_device_head
 from llmbench.spec.model import ModelSpec
-from llmbench.spec.weights.tensors import with_headers
 
 if TYPE_CHECKING:
     from llmbench.sizing.adapters import Adapters
     from llmbench.sizing.formula import Formula
     from llmbench.sizing.timeline import Step
+    from llmbench.sizing.weights import WeightRecipe
 
 Phase = Literal["train", "inference"]
 Kernels = Literal["fused", "eager", "standard"]
@@ -402,6 +401,8 @@ def sized(
         )
         products = "fp8" if run.recipe.fp8 != "none" else product_dtype(precision)
     else:
+        from llmbench.spec.weights.tensors import with_headers  # a training step stores no files
+
         spec = spec if weights is not None else with_headers(spec)
         run = ServingRun(
             spec=spec, seq_len=seq, batch=batch, layout=parallel, weights=weights, kv_dtype=kv_dtype or "bf16"

@@ -6,7 +6,7 @@ reports the highest one. The allocator's rounding and fragmentation are not coun
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -15,9 +15,11 @@ from llmbench.sizing.kvcache import sequence_bytes
 from llmbench.sizing.lower import lower
 from llmbench.sizing.op import Op
 from llmbench.sizing.stages import Stage, stages
-from llmbench.sizing.weights import WeightRecipe, stage_tensors
 from llmbench.sizing.workload import Layout, Workload
 from llmbench.spec.model import ModelSpec
+
+if TYPE_CHECKING:
+    from llmbench.sizing.weights import WeightRecipe
 
 CONTEXT_BYTES = 500 * 2**20
 """Bytes of a CUDA context with its kernels. PyTorch's allocator does not count them, and the peak leaves them out."""
@@ -132,6 +134,8 @@ class ServingRun(msgspec.Struct, frozen=True, kw_only=True):
 
     def weight_recipe(self) -> WeightRecipe:
         """Return how the weights are stored."""
+        from llmbench.sizing.weights import WeightRecipe  # a training step does not need it
+
         return WeightRecipe(self.spec, self.weights, served=True)
 
     @property
@@ -165,6 +169,8 @@ class ServingRun(msgspec.Struct, frozen=True, kw_only=True):
 
     def stage_peak(self, stage: Stage, recipe: WeightRecipe) -> Memory:
         """Return the memory of one stage. recipe: how the weights are stored."""
+        from llmbench.sizing.weights import stage_tensors  # a training step does not need it
+
         ops = stage.ops
         widest = widest_op(ops)
         weights = sum(count * tensor.bytes for tensor, count in stage_tensors(stage, recipe, self.layout.tp))

@@ -54,6 +54,9 @@ class Weights(Part, frozen=True):
         return not self.unknown or bool(self.tensors_in)
 
     def faults(self) -> Iterator[Fault]:
+        if not (self.format or self.keeps or self.overrides):
+            return  # most models need no tables of formats
+
         from llmbench.errors import LLMBenchError
         from llmbench.spec.weights.formats import chosen
         from llmbench.spec.weights.patterns import MOST_COST, cost, faulty_pattern
