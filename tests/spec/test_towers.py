@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import random
 from typing import Any
 
 import pytest
@@ -11,10 +13,11 @@ import transformers
 from transformers.models.auto import modeling_auto as auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from llmbench.errors import LLMBenchError
 from llmbench.sizing.weights import stored_weights
 from llmbench.spec.catalog import load_bundled
 from llmbench.spec.huggingface import from_config
-from llmbench.spec.huggingface.towers import COMPOSITES, towers_of
+from llmbench.spec.huggingface.towers import COMPOSITES, defaults, towers_of
 from llmbench.spec.model import ModelSpec
 
 SMALL_VIT = {"hidden_size": 96, "num_attention_heads": 4, "intermediate_size": 200, "num_hidden_layers": 3}
@@ -364,6 +367,50 @@ def test_default_sizes(model_type: str) -> None:
 @pytest.mark.parametrize("model_type", sorted(VARIATIONS))
 def test_other_sizes(model_type: str) -> None:
     check(whole_config(model_type, VARIATIONS[model_type]))
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {
+            "hidden_size": 96,
+            "conf_num_attention_heads": 4,
+            "conf_num_hidden_layers": 2,
+            "conf_conv_kernel_size": 7,
+            "input_feat_size": 50,
+            "sscp_conv_channel_size": [20, 12],
+            "sscp_conv_kernel_size": [[3, 3], [5, 3]],
+            "sscp_conv_stride_size": [[2, 2], [1, 3]],
+        },
+    ],
+    ids=["default", "small"],
+)
+def test_the_audio_tower_of_gemma3n(keys: dict[str, Any]) -> None:
+    """The whole class needs the library timm, its audio tower does not."""
+    with torch.device("meta"):
+        encoder = transformers.AutoModel.from_config(transformers.Gemma3nAudioConfig(**keys))
+    spec = from_config({"model_type": "gemma3n", "vision_config": {}, "audio_config": keys}, name="x")
+    counted = {tower.name: tower.parameters for tower in spec.towers}
+    assert counted["audio_tower"] == sum(tensor.numel() for tensor in encoder.state_dict().values())
+    assert counted["vision_tower"] is None
+
+
+WRONG = ("x", -1, 2**70, 1.5, None, [], {}, [1, "a"], [[1]], {"a": {}}, float("inf"), [0, 0])
+
+
+@pytest.mark.parametrize("model_type", sorted(COMPOSITES))
+def test_wrong_values_are_refused_or_leave_the_part_out(model_type: str) -> None:
+    """The choice of keys and values is the same in each run. Any other error than LLMBenchError fails the test."""
+    record = defaults()["composites"].get(model_type, {"parts": {"vision_config": {"model_type": ""}}})
+    chosen = random.Random(model_type)
+    for part, about in record["parts"].items():
+        keys = list(defaults()["towers"].get(about["model_type"], {}).get("defaults", ()))
+        for key in chosen.sample(keys, min(3, len(keys))):
+            with contextlib.suppress(LLMBenchError):
+                from_config({"model_type": model_type, part: {key: chosen.choice(WRONG)}}, name="x")
+        with contextlib.suppress(LLMBenchError):
+            from_config({"model_type": model_type, part: chosen.choice(WRONG)}, name="x")
 
 
 def test_both_forms_of_kimi_agree() -> None:

@@ -71,6 +71,15 @@ def sides(c: Config, key: str) -> tuple[int, int]:
     return listed.size("0"), listed.size("1")
 
 
+def two(c: Config, key: str) -> tuple[Config, Config]:
+    """Return the two entries of the list `key`. Each Config has its entry under the key `entry`."""
+    entries = c.entries(key, 2, nested=True)
+    if entries is None:
+        raise c.error(key, "is missing")
+    first, second = (c.nested(f"{key}.{place}", {"entry": entry}) for place, entry in enumerate(entries))
+    return first, second
+
+
 def patches(c: Config, *, channels: str = "num_channels", bias: bool = True, frames: str | None = None) -> int:
     """The projection of a patch of the image to hidden_size.
 

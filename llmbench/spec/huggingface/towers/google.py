@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.towers import Whole, composite, tower
-from llmbench.spec.huggingface.towers.formulas import attention, conv, gated_mlp, layer_norm, linear, mlp, sides
+from llmbench.spec.huggingface.towers.formulas import attention, conv, gated_mlp, layer_norm, linear, mlp, sides, two
 
 
 @composite("gemma3", "shieldgemma2")
@@ -43,8 +43,7 @@ def _clips(c: Config, matrices: int) -> int:
 def gemma4_audio(c: Config) -> int:
     """Gemma-4's audio tower is a conformer: two feed-forwards, attention and a convolution in each layer."""
     width = c.size("hidden_size")
-    channels = c.entries("subsampling_conv_channels", 2) or []
-    first, second = (c.nested("", {"n": entry}).size("n") for entry in channels)
+    first, second = (channels.size("entry") for channels in two(c, "subsampling_conv_channels"))
     front = conv(1, first, 3, 3, bias=False) + conv(first, second, 3, 3, bias=False) + first + second
     front += first // 4 * second * width
     feed_forward = mlp(width, 4 * width, bias=False) + 2 * width + _clips(c, 2)
@@ -89,12 +88,10 @@ def gemma4_unified(w: Whole) -> dict[str, int | None]:
 def gemma3n_audio(c: Config) -> int:
     """Gemma-3n's audio tower is a conformer behind two convolutions of the spectrogram."""
     width, bins = c.size("hidden_size"), c.size("input_feat_size")
-    channels = [c.nested("", {"n": n}).size("n") for n in c.entries("sscp_conv_channel_size", 2) or []]
-    kernels = [c.nested("", {"kernel": pair}) for pair in c.entries("sscp_conv_kernel_size", 2, nested=True) or []]
-    strides = [c.nested("", {"stride": pair}) for pair in c.entries("sscp_conv_stride_size", 2, nested=True) or []]
+    keys = ("sscp_conv_channel_size", "sscp_conv_kernel_size", "sscp_conv_stride_size")
     front, inputs = 0, 1
-    for outputs, kernel, stride in zip(channels, kernels, strides, strict=True):
-        (high, wide), (_, step) = sides(kernel, "kernel"), sides(stride, "stride")
+    for channels, kernel, stride in zip(*(two(c, key) for key in keys), strict=True):
+        outputs, (high, wide), (_, step) = channels.size("entry"), sides(kernel, "entry"), sides(stride, "entry")
         front += conv(inputs, outputs, high, wide, bias=False) + outputs
         bins, inputs = (bins + 2 - wide) // step + 1, outputs
     front += inputs * bins * width
