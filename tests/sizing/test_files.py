@@ -15,9 +15,11 @@ from msgspec.structs import replace
 import llmbench
 from llmbench.cli import run
 from llmbench.errors import LLMBenchError
+from llmbench.sizing.files import OTHER
 from llmbench.sizing.weights import stored_weights
 from llmbench.sizing.workload import Layout
 from llmbench.spec.catalog import find_model
+from llmbench.spec.huggingface import from_config
 
 SIZES = {"F32": 4, "BF16": 2, "F16": 2, "U8": 1, "I32": 4, "F8_E4M3": 1}
 LLAMA = {
@@ -241,12 +243,17 @@ METADATA = {
 }
 
 
-def gguf(path: Path, tensors: Mapping[str, tuple[int, int, tuple[int, ...]]]) -> None:
+def gguf(
+    path: Path,
+    tensors: Mapping[str, tuple[int, int, tuple[int, ...]]],
+    architecture: str = "llama",
+    metadata: Mapping[str, int] = METADATA,
+) -> None:
     """Write a GGUF file. A tensor is given as (number of its type, bytes, shape)."""
-    content = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), 2 + len(METADATA))
-    content += name_of("general.architecture") + struct.pack("<I", 8) + name_of("llama")
-    for key, value in METADATA.items():
-        content += name_of(f"llama.{key}") + struct.pack("<II", 4, value)
+    content = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), 2 + len(metadata))
+    content += name_of("general.architecture") + struct.pack("<I", 8) + name_of(architecture)
+    for key, value in metadata.items():
+        content += name_of(f"{architecture}.{key}") + struct.pack("<II", 4, value)
     content += name_of("tokenizer.ggml.tokens") + struct.pack("<IIQ", 9, 8, 2) + name_of("a") + name_of("b")
     at = 0
     for name, (kind, size, shape) in tensors.items():
@@ -307,3 +314,88 @@ def test_a_gguf_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
             stored_weights(spec, str(path))
     with pytest.raises(LLMBenchError, match="cannot read"):
         stored_weights(spec, str(tmp_path / "none.gguf"))
+
+
+def gguf_layer(norms: str, *, experts: bool, biases: bool) -> dict[str, tuple[int, ...]]:
+    """Shapes of a layer of width 64 with 4 heads and 2 KV heads of width 32, by llama.cpp's names."""
+    shapes: dict[str, tuple[int, ...]] = {f"{name}.weight": (64,) for name in norms.split()}
+    shapes |= {"attn_q.weight": (128, 64), "attn_output.weight": (64, 128)}
+    shapes |= {f"attn_{name}.weight": (64, 64) for name in "kv"}
+    many = (8,) if experts else ()
+    ending = "_exps" if experts else ""
+    shapes |= {f"ffn_{name}{ending}.weight": (*many, 96, 64) for name in ("gate", "up")}
+    shapes |= {f"ffn_down{ending}.weight": (*many, 64, 96)}
+    if experts:
+        shapes["ffn_gate_inp.weight"] = (8, 64)
+    if biases:
+        shapes |= {f"{name.removesuffix('.weight')}.bias": (*many, 64) for name in ("ffn_down_exps",)}
+        shapes |= {f"ffn_{name}_exps.bias": (8, 96) for name in ("gate", "up")}
+        shapes |= {"ffn_gate_inp.bias": (8,), "attn_q.bias": (128,), "attn_k.bias": (64,), "attn_v.bias": (64,)}
+        shapes |= {"attn_output.bias": (64,), "attn_sinks.weight": (4,)}
+    return shapes
+
+
+@pytest.mark.parametrize(
+    ("architecture", "metadata", "layer", "config"),
+    [
+        (
+            "qwen3moe",
+            {"expert_count": 8, "expert_used_count": 2, "expert_feed_forward_length": 96},
+            gguf_layer("attn_norm ffn_norm", experts=True, biases=False),
+            {"model_type": "qwen3_moe", "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 96}
+            | {"norm_topk_prob": True},
+        ),
+        (
+            "gpt-oss",
+            {"expert_count": 8, "expert_used_count": 2, "expert_feed_forward_length": 96}
+            | {"attention.sliding_window": 16},
+            gguf_layer("attn_norm post_attention_norm", experts=True, biases=True),
+            {"model_type": "gpt_oss", "num_local_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 96}
+            | {"sliding_window": 16},
+        ),
+        (
+            "gemma3",
+            {"feed_forward_length": 96, "attention.sliding_window": 16},
+            gguf_layer("attn_norm post_attention_norm ffn_norm post_ffw_norm", experts=False, biases=False),
+            {"model_type": "gemma3_text", "intermediate_size": 96, "sliding_window": 16},
+        ),
+    ],
+)
+def test_specs_from_the_metadata_of_gguf_files(
+    architecture: str,
+    metadata: dict[str, int],
+    layer: dict[str, tuple[int, ...]],
+    config: dict[str, Any],
+    tmp_path: Path,
+) -> None:
+    """The spec equals that of the config, and every tensor has its op. Tensors are in fp32."""
+    head_norms = {} if architecture == "gpt-oss" else {"attn_q_norm.weight": (32,), "attn_k_norm.weight": (32,)}
+    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (128, 64), "output_norm.weight": (64,)}
+    if architecture != "gemma3":
+        shapes["output.weight"] = (128, 64)
+    shapes |= {f"blk.{at}.{name}": shape for at in range(12) for name, shape in (layer | head_norms).items()}
+    common = {"block_count": 12, "context_length": 2048, "embedding_length": 64, "attention.head_count": 4}
+    common |= {"attention.head_count_kv": 2, "attention.key_length": 32}
+    path = tmp_path / "x.gguf"
+    tensors = {name: (0, 4 * prod(shape), shape) for name, shape in shapes.items()}
+    gguf(path, tensors, architecture, common | metadata)
+    spec = find_model(str(path))
+    sizes = {"num_hidden_layers": 12, "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes |= {"head_dim": 32, "vocab_size": 128, "max_position_embeddings": 2048}
+    expected = from_config(sizes | config | {"tie_word_embeddings": architecture == "gemma3"}, name="x")
+    assert replace(spec, source="", weights=expected.weights) == replace(expected, source="")
+    stored = stored_weights(spec)
+    assert (stored.total_bytes, stored.doubts) == (sum(size for _, size, _ in tensors.values()), ())
+    assert OTHER not in stored.components
+
+
+def test_a_gguf_file_without_a_size_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    for architecture, pattern in (
+        ("qwen3moe", "qwen3moe.expert_count"),
+        ("llama4", "no spec of the GGUF architecture"),
+    ):
+        gguf(path, {"token_embd.weight": (0, 1024, (4, 64))}, architecture)
+        with pytest.raises(LLMBenchError, match=pattern) as refused:
+            find_model(str(path))
+        assert "--weights" in str(refused.value.hint)

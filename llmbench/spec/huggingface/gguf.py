@@ -16,15 +16,39 @@ from llmbench.spec.weights.stored import Weights
 
 __all__ = ["load_gguf"]
 
-_MODEL_TYPES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma2": "gemma2", "phi3": "phi3"}
+_MODEL_TYPES = {
+    "llama": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "qwen3moe": "qwen3_moe",
+    "gemma2": "gemma2",
+    "gemma3": "gemma3_text",
+    "phi3": "phi3",
+    "gpt-oss": "gpt_oss",
+}
+"""The model type of each architecture. The layers of other architectures differ in ways that the metadata does not say:
+Llama 4, for example, does not name its layers without chunked attention."""
 _SIZES = {
     "hidden_size": "embedding_length",
-    "intermediate_size": "feed_forward_length",
     "num_hidden_layers": "block_count",
     "num_attention_heads": "attention.head_count",
     "num_key_value_heads": "attention.head_count_kv",
     "max_position_embeddings": "context_length",
 }
+_WIDTH = {"intermediate_size": "feed_forward_length"}
+_EXPERTS = {"num_local_experts": "expert_count", "num_experts_per_tok": "expert_used_count"}
+_WINDOW = {"sliding_window": "attention.sliding_window"}
+_FURTHER_SIZES = {
+    "mixtral": _WIDTH | _EXPERTS,
+    "qwen3_moe": {
+        "num_experts": "expert_count",
+        "num_experts_per_tok": "expert_used_count",
+        "moe_intermediate_size": "expert_feed_forward_length",
+    },
+    "gpt_oss": {"intermediate_size": "expert_feed_forward_length"} | _EXPERTS | _WINDOW,
+    "gemma3_text": _WIDTH | _WINDOW,
+}
+"""Further sizes that the metadata of a model type must have. Model types that are not named need only _WIDTH."""
 
 
 def load_gguf(path: Path) -> ModelSpec:
@@ -43,7 +67,7 @@ def load_gguf(path: Path) -> ModelSpec:
             hint=f"name the model, for example `llmbench params MODEL --weights {path}`",
         )
     values: dict[str, Any] = {"model_type": family}
-    for key, name in _SIZES.items():
+    for key, name in (_SIZES | _FURTHER_SIZES.get(family, _WIDTH)).items():
         value = metadata.get(f"{architecture}.{name}")
         if type(value) is not int:
             raise SpecError(
@@ -61,11 +85,27 @@ def load_gguf(path: Path) -> ModelSpec:
         values["head_dim"] = width
     if family == "llama":
         values["attention_bias"] = "blk.0.attn_q.bias" in tensors
-    if family == "mixtral":
-        values["num_local_experts"] = metadata["llama.expert_count"]
-        values["num_experts_per_tok"] = metadata.get("llama.expert_used_count")
+    if family == "qwen3_moe":
+        values["norm_topk_prob"] = True  # llama.cpp normalises the weights of the chosen experts of every such model
+    if family == "gemma3_text":
+        values |= _window_pattern(path, metadata)
     window = metadata.get(f"{architecture}.attention.sliding_window")
     if window is not None and family in ("gemma2", "phi3"):
         values["sliding_window"] = window
     spec = from_config(values, name=path.stem, source=str(path))
     return msgspec.structs.replace(spec, weights=Weights(dtype="fp16", tensors_in=str(path)))
+
+
+def _window_pattern(path: Path, metadata: dict[str, Any]) -> dict[str, int]:
+    """Return how often a layer of Gemma 3 has no window, if the metadata says it. llama.cpp's default is that of
+    transformers: every sixth layer."""
+    key = "gemma3.attention.sliding_window_pattern"
+    if key not in metadata:
+        return {}
+    every = metadata[key]
+    if type(every) is not int:
+        raise UnsupportedError(
+            f"{path}: {key} is not a number, and llmbench does not read other patterns of windows",
+            hint=f"name the model, for example `llmbench params MODEL --weights {path}`",
+        )
+    return {"sliding_window_pattern": every}
