@@ -429,7 +429,7 @@ def test_a_column_has_the_unit_of_its_middle_value(unit: Unit, values: list[obje
         (0.277, "error", "+27.7%"),
         (2**20, "gib", "<0.01"),
         (0.0002, "percent", "<0.1%"),
-        (-0.0002, "error", "−0.0%"),
+        (-0.0002, "error", "−<0.1%"),
         (None, "gib", "–"),
         (0, "gib", "0.00"),
         (7e9, "parameters", "7.00"),
