@@ -113,12 +113,14 @@ class SequentialBlock(BlockParts):
     def __init__(self, spec: ModelSpec, layer: Layer, *, index: int, where: str) -> None:
         super().__init__(spec, layer, index=index, where=where)
         self.cross_norm = None if self.cross_attention is None else layer_norm(spec, layer)
+        self.post_cross_norm = None
         self.mixer_norm = self.ffn_norm = self.post_mixer_norm = self.post_ffn_norm = None
         if self.norms_before:
             self.mixer_norm = layer_norm(spec, layer) if self.mixers else None
             self.ffn_norm = layer_norm(spec, layer) if self.ffn is not None else None
         if self.norms_after:
             self.post_mixer_norm = layer_norm(spec, layer) if self.mixers else None
+            self.post_cross_norm = None if self.cross_attention is None else layer_norm(spec, layer)
             self.post_ffn_norm = layer_norm(spec, layer) if self.ffn is not None else None
 
     @abstractmethod
@@ -147,7 +149,9 @@ class SequentialBlock(BlockParts):
         if self.mixers:
             x = self.around(x, mix, _read(self.mixer_norm, implementation), _read(self.post_mixer_norm, implementation))
         if cross_attention is not None:
-            x = self.around(x, cross, _read(self.cross_norm, implementation), _read(None, implementation))
+            x = self.around(
+                x, cross, _read(self.cross_norm, implementation), _read(self.post_cross_norm, implementation)
+            )
         if ffn is not None:
             x = self.around(x, feed, _read(self.ffn_norm, implementation), _read(self.post_ffn_norm, implementation))
         return x, shared
@@ -270,9 +274,9 @@ def is_plain(layer: Layer) -> bool:
 def block_class(spec: ModelSpec, layer: Layer, *, where: str) -> type[BlockParts]:
     """Return the class of a layer that is not the plain layer.
 
-    Raises UnsupportedError for cross-attention in a layer whose placement is neither pre nor post.
+    Raises UnsupportedError for cross-attention in a layer whose placement is none of pre, post and sandwich.
     """
-    if layer.cross_attention is not None and layer.placement not in ("pre", "post"):
+    if layer.cross_attention is not None and layer.placement not in ("pre", "post", "sandwich"):
         raise UnsupportedError(
             f"{spec.name}: {where}.cross_attention with placement {layer.placement} is not implemented in the "
             "PyTorch model yet"

@@ -9,7 +9,7 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from llmbench.errors import CannotRunError, UnsupportedError
+from llmbench.errors import CannotRunError
 from llmbench.model.cache import Cache
 from llmbench.model.decoder import Decoder, build_block
 from llmbench.model.embeddings import EmbeddingSteps, look_up
@@ -31,17 +31,17 @@ class Encoder(EmbeddingSteps):
     """
 
     def __init__(self, spec: ModelSpec, stack: Stack) -> None:
-        if stack.hidden_size is not None:
-            raise UnsupportedError(
-                f"{spec.name}: an encoder with its own width is not implemented in the PyTorch model yet"
-            )
         refuse_layers(spec.name, stack.layers, "encoder.")
         inner = msgspec.structs.replace(
             spec,
             name=f"the encoder of {spec.name}",
             vocab_size=stack.vocab_size or spec.vocab_size,
+            hidden_size=stack.hidden_size or spec.hidden_size,
             positions=NoPositions() if stack.positions is None else stack.positions,
-            embedding=Embedding(norm=stack.embedding_norm, scale=spec.embedding.scale),
+            embedding=Embedding(
+                norm=stack.embedding_norm,
+                scale=spec.embedding.scale if stack.embedding_scale is None else stack.embedding_scale,
+            ),
         )
         super().__init__(inner, has_table=stack.vocab_size is not None)
         self.layers = nn.ModuleList(
@@ -49,7 +49,7 @@ class Encoder(EmbeddingSteps):
             for index, name in enumerate(stack.order)
         )
         self.rotations = rotations_of(self.layers)
-        self.final_norm = NormLayer(spec.hidden_size, spec.norm) if stack.final_norm else None
+        self.final_norm = NormLayer(inner.hidden_size, spec.norm) if stack.final_norm else None
 
     def forward(
         self, tokens: Tensor, table: nn.Embedding, valid: Tensor | None, implementation: Implementation

@@ -264,6 +264,7 @@ class Stack(Part, frozen=True):
     - final_norm: whether a norm follows the last layer.
     - positions: the position encoding of the encoder. None: the encoder has no position encoding outside its mixers.
     - embedding_norm: whether a norm follows the embedding of the encoder (BART).
+    - embedding_scale: factor on the embedding of the encoder, if it differs from that of the decoder (T5Gemma).
     - vocab_size: number of rows of the encoder's own token table (T5Gemma). None: the encoder uses the decoder's table.
     - hidden_size: width of the encoder, if it differs from the width of the decoder.
     - length: number of positions of every input (Whisper: 1,500 for 30 seconds of sound). None: the input has any
@@ -276,6 +277,7 @@ class Stack(Part, frozen=True):
     final_norm: bool = True
     positions: Positions | None = None
     embedding_norm: bool = False
+    embedding_scale: float | None = None
     vocab_size: Size | None = None
     hidden_size: Size | None = None
     length: Size | None = None
@@ -285,6 +287,9 @@ class Stack(Part, frozen=True):
     def order(self) -> tuple[str, ...]:
         """The name of each layer, from first to last."""
         return _parsed(self.pattern)
+
+    def faults(self) -> Iterator[Fault]:
+        yield from positive(self, "embedding_scale")
 
 
 class HyperConnections(Part, frozen=True):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llmbench.errors import SpecError, UnsupportedError
+from llmbench.spec.huggingface.families.google import TIES_EVERY_HEAD
 from llmbench.spec.mixer import AttentionKind
 from llmbench.spec.model import ModelSpec
 from llmbench.spec.position import Rope
@@ -31,8 +32,9 @@ def refuse_config(spec: ModelSpec, folder: Path) -> None:
 
     Raises UnsupportedError for a folder that is refused, and SpecError for a wrong value in the config.
     """
-    if spec.approximate:
-        raise UnsupportedError(f"{folder}: {spec.approximate[0]}")
+    doubts = [reason for reason in spec.approximate if reason != TIES_EVERY_HEAD]  # `fill` compares head and table
+    if doubts:
+        raise UnsupportedError(f"{folder}: {doubts[0]}")
     config = json.loads(read_text(folder / "config.json"))
     if config.get("quantization_config"):
         raise UnsupportedError(

@@ -96,11 +96,9 @@ def bart(c: Config) -> ModelSpec:
     if c.model_type == "mvp" and c.flag("use_prompt"):
         c.doubt("use_prompt = True: the weights of the prompts are not counted")
     c.ignore("prompt_length", "prompt_mid_dim")
-    scaled = c.flag("scale_embedding")
-    if c.model_type == "blenderbot-small" and scaled:
-        scaled = False  # the class of the decoder in transformers ignores the key
-        if not alone:
-            c.unbuildable("scale_embedding = True: the class in transformers scales only the embedding of its encoder")
+    scale = encoder_scale = hidden**0.5 if c.flag("scale_embedding") else 1.0
+    if c.model_type == "blenderbot-small":
+        scale = 1.0  # the class in transformers scales only the embedding of its encoder
     rows = c.size("max_position_embeddings") + form.offset
     padding = c.count("pad_token_id", 1)
     positions: Positions = SinusoidalPositions(halves=True, to_end=True, offset=padding + 1, uncounted=padding)
@@ -137,6 +135,7 @@ def bart(c: Config) -> ModelSpec:
         final_norm=form.final_norm,
         positions=positions,
         embedding_norm=form.embedding_norm,
+        embedding_scale=None if encoder_scale == scale else encoder_scale,
         vocab_size=encoder_vocab,
     )
     layers = stack("decoder", decoder_depth)
@@ -151,7 +150,7 @@ def bart(c: Config) -> ModelSpec:
         embedding=Embedding(
             norm=form.embedding_norm,
             positions_after=form.norm_before_positions,
-            scale=hidden**0.5 if scaled else 1.0,
+            scale=scale,
         ),
         head=Head(fixed_bias=form.fixed_bias and not alone),
         encoder=None if alone else encoder,

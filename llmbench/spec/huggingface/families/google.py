@@ -339,6 +339,10 @@ def _as_bfloat16(x: float) -> float:
     return math.ldexp(round(fraction * 256), exponent - 8)
 
 
+TIES_EVERY_HEAD = "transformers 5 writes tie_word_embeddings = true even if the checkpoint has a head of its own"
+"""The reason why the head of an mT5 is uncertain without its files."""
+
+
 @family("t5", "mt5", "umt5", "longt5", "switch_transformers")
 def t5(c: Config) -> ModelSpec:
     """T5 and its versions are encoder-decoders with a relative position bias.
@@ -421,7 +425,7 @@ def t5(c: Config) -> ModelSpec:
     tied = c.flag("tie_word_embeddings")
     scaled = c.flag("scale_decoder_outputs", tied) and c.model_type != "mt5"
     if c.model_type in ("mt5", "umt5") and tied and "tie_word_embeddings" in c:
-        c.doubt("transformers 5 writes tie_word_embeddings = true even if the checkpoint has a head of its own")
+        c.doubt(TIES_EVERY_HEAD)
     return decoder(
         c,
         stack(decoder_depth, causal=True),

@@ -37,7 +37,6 @@ def t5gemma(c: Config) -> ModelSpec:
         """Return the layers of the decoder if `causal`, otherwise the layers of the encoder."""
         bias = side.flag("attention_bias")
         side.ignore(
-            "query_pre_attn_scalar",
             "is_decoder",
             "cross_attention_hidden_size",
             "use_bidirectional_attention",
@@ -46,7 +45,8 @@ def t5gemma(c: Config) -> ModelSpec:
         kinds = side.entries("layer_types", count) or [
             "full_attention" if index % 2 else "sliding_attention" for index in range(count)
         ]
-        shape = {"qkv_bias": bias, "output_bias": bias}
+        shape: dict[str, Any] = {"qkv_bias": bias, "output_bias": bias}
+        shape["scale"] = side.number("query_pre_attn_scalar", 256) ** -0.5
         soft_cap = side.optional_number("attn_logit_softcapping")
         cross = attention(side, causal=False, logit_soft_cap=soft_cap, **shape) if causal else None
         layers = []
@@ -78,6 +78,7 @@ def t5gemma(c: Config) -> ModelSpec:
         positions=rope(inner, head_dim=inner.size("head_dim")),
         vocab_size=inner.size("vocab_size"),
         hidden_size=None if encoder_hidden == hidden else encoder_hidden,
+        embedding_scale=None if encoder_hidden == hidden else encoder_hidden**0.5,
     )
     inner.doubt_unread()
     outer.doubt_unread()

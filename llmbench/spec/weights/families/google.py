@@ -57,6 +57,7 @@ table(
     encoder.final_norm.*    encoder.final_layer_norm.*
     final_norm.*            decoder.final_layer_norm.*
     lm_head.*               lm_head.*
+    lm_head.weight          shared.weight
     """
     + in_encoder(
         _T5_ATTENTION + _T5_ATTENTION.replace(".SelfAttention.", ".LocalSelfAttention.") + _t5_ffn(1),
