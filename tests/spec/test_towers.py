@@ -236,6 +236,23 @@ VARIATIONS: dict[str, dict[str, Any]] = {
         "out_hidden_size": 384,
         "projector_hidden_size": 50,
     },
+    "granite_speech": {
+        "encoder_config": {
+            "hidden_dim": 96,
+            "input_dim": 50,
+            "num_heads": 4,
+            "num_layers": 3,
+            "feedforward_mult": 3,
+            "output_dim": 30,
+            "max_pos_emb": 20,
+            "context_size": 10,
+            "conv_kernel_size": 7,
+            "conv_expansion_factor": 3,
+        },
+        "projector_config": {**SMALL_VIT, "model_type": "blip_2_qformer", "encoder_hidden_size": 96},
+        "window_size": 12,
+        "downsample_rate": 4,
+    },
     "ultravbert": {"vision_config": SMALL_VIT, "pixel_shuffle_factor": 2},
     "voxtral_realtime": {
         "audio_config": {
@@ -305,6 +322,7 @@ NO_DEFAULT = {
     "aya_vision": "the default heads do not divide the default width",
     "fast_vlm": "needs the library timm",
     "gemma3n": "needs the library timm",
+    "janus": "its autoencoder is not counted",
     "qwen2_5_omni": "its parts are not counted",
     "qwen3_omni_moe": "its parts are not counted",
 }
@@ -396,6 +414,17 @@ def test_the_audio_tower_of_gemma3n(keys: dict[str, Any]) -> None:
     assert counted["vision_tower"] is None
 
 
+def test_the_vision_tower_of_janus() -> None:
+    changes = {"hidden_size": 96, "num_attention_heads": 4, "num_hidden_layers": 3, "mlp_ratio": 3.0, "depth": 3}
+    changes |= {"use_qk_norm": True, "attention_bias": False, "image_size": 64, "projection_dim": 50}
+    values = whole_config("janus", {"vision_config": changes})
+    elements, spec = stored_elements(values), from_config(copy.deepcopy(values), name="x")
+    counted = {tower.name: tower.parameters for tower in spec.towers}
+    for part in ("vision_model", "aligner"):
+        assert counted[part] == sum(size for name, size in elements.items() if name.startswith(f"{part}."))
+    assert counted["vqmodel"] is None
+
+
 WRONG = ("x", -1, 2**70, 1.5, None, [], {}, [1, "a"], [[1]], {"a": {}}, float("inf"), [0, 0])
 
 
@@ -427,7 +456,7 @@ def test_both_forms_of_kimi_agree() -> None:
 
 def test_each_formula_is_checked() -> None:
     same_formulas = {"shieldgemma2", "qianfan_ocr", "glmga", "minicpmv4_7", "minicpm_ocr", "pp_chart2table"}
-    same_formulas |= {"instructblipvideo", "musicflamingo", "mistral_large4"}
+    same_formulas |= {"instructblipvideo", "musicflamingo", "mistral_large4", "granite_speech_plus"}
     assert COMPOSITES.keys() - VARIATIONS.keys() <= NO_DEFAULT.keys() | same_formulas | REMOTE
 
 

@@ -1,10 +1,10 @@
-"""Vision towers and query transformers of BLIP-2 and InstructBLIP."""
+"""Vision towers and query transformers of BLIP-2 and InstructBLIP, and the audio tower of Granite Speech."""
 
 from __future__ import annotations
 
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.towers import Whole, composite, tower
-from llmbench.spec.huggingface.towers.formulas import attention, grid, layer_norm, linear, mlp, patches
+from llmbench.spec.huggingface.towers.formulas import attention, conv, grid, layer_norm, linear, mlp, patches
 
 
 @tower("blip_2_vision_model", "instructblip_vision_model", "instructblipvideo_vision_model")
@@ -43,3 +43,31 @@ def blip2(w: Whole) -> dict[str, int | None]:
         "query_tokens": w.config.size("num_query_tokens", 32) * width,
         "language_projection": linear(width, w.text_width),
     }
+
+
+@tower("granite_speech_encoder", "granite_speech_plus_encoder")
+def granite_speech_encoder(c: Config) -> int:
+    """Granite Speech's encoder is a conformer. Its batch norm stores means, variances and a counter."""
+    width, count, outputs = c.size("hidden_dim"), c.size("num_heads"), c.size("output_dim")
+    head = c.size("dim_head", max(1, width // count))
+    heads, inner = count * head, width * c.size("conv_expansion_factor")
+    feed_forward = layer_norm(width) + mlp(width, width * c.size("feedforward_mult"))
+    attends = layer_norm(width) + attention(width, inner=heads, qkv_bias=False)
+    attends += (2 * c.size("max_pos_emb") + 1) * head
+    convolution = layer_norm(width) + linear(width, 2 * inner) + linear(inner, width)
+    convolution += conv(inner, inner, c.size("conv_kernel_size"), bias=False, groups=inner) + 4 * inner + 1
+    layer = 2 * feed_forward + attends + convolution + layer_norm(width)
+    c.ignore("context_size", "cat_hidden_layers")
+    front = linear(c.size("input_dim"), width)
+    return front + c.size("num_layers") * layer + linear(width, outputs) + linear(outputs, width)
+
+
+@composite("granite_speech", "granite_speech_plus")
+def granite_speech(w: Whole) -> dict[str, int | None]:
+    """Trained queries read a window of the sound through a query transformer."""
+    queries = w.part("projector_config")
+    assert queries is not None
+    width = queries.size("hidden_size")
+    trained = w.config.size("window_size") // w.config.size("downsample_rate") * width
+    projector = trained + query_transformer(queries, reads_text=queries.flag("use_qformer_text_input"))
+    return {"encoder": w.tower("encoder_config"), "projector": projector + linear(width, w.text_width)}

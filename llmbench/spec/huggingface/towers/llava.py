@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from llmbench.spec.huggingface.towers import Whole, composite
-from llmbench.spec.huggingface.towers.formulas import conv, gated_mlp, layer_norm, linear, mlp
+from llmbench.spec.huggingface.config import Config
+from llmbench.spec.huggingface.towers import Whole, composite, tower
+from llmbench.spec.huggingface.towers.formulas import attention, conv, gated_mlp, grid, layer_norm, linear, mlp, patches
 
 
 def features(w: Whole) -> int:
@@ -103,3 +104,27 @@ def aria(w: Whole) -> dict[str, int | None]:
     attends = 3 * width**2 + 4 * linear(width, width) + linear(width, width) + 2 * layer_norm(width)
     projector = queries * width + attends + layer_norm(width) + mlp(width, text, text, bias=False)
     return {"vision_tower": w.tower("vision_config"), "multi_modal_projector": projector}
+
+
+@tower("janus_vision_model")
+def janus_vision(c: Config) -> int:
+    """Janus has SigLIP without its head."""
+    width = c.size("hidden_size")
+    layer = attention(width, qkv_bias=c.flag("attention_bias", True)) + mlp(
+        width, int(width * c.number("mlp_ratio", 4))
+    )
+    if c.flag("use_qk_norm"):
+        layer += 2 * layer_norm(width)
+    c.ignore("depth", "projection_dim")
+    stack = c.size("num_hidden_layers") * (layer + 2 * layer_norm(width))
+    return patches(c) + grid(c) * width + stack + layer_norm(width)
+
+
+@composite("janus")
+def janus(w: Whole) -> dict[str, int | None]:
+    """Janus reads images with a tower and writes them with a quantised autoencoder, which no formula here describes."""
+    c = w.part("vision_config")
+    assert c is not None
+    inner = c.size("projection_dim")
+    aligner = linear(c.size("hidden_size"), inner) + (c.size("depth") - 1) * linear(inner, inner)
+    return {"vision_model": w.tower("vision_config"), "aligner": aligner, "vqmodel": None}
