@@ -291,10 +291,11 @@ def measure(config: dict[str, Any], *, sequence_length: int | None = None) -> Tr
     no_embeddings = active - sum(
         components[name] for name in ("embedding", "position_embedding", "token_type_embedding", "lm_head")
     )
+    alone = not getattr(text, "is_encoder_decoder", False)  # a decoder without encoder does not use its cross-attention
     matmul = head_matrix + sum(
         used(name)
         for name, (component, _, matrix) in parameters.items()
-        if matrix and component not in ("lm_head", "embedding")
+        if matrix and component not in ("lm_head", "embedding") and not (alone and ".encoder_attn." in name)
     )
     skipped = _NOT_IN_ORIGINAL.get(config.get("model_type", ""))
     buffers: dict[str, int] = {}
