@@ -162,6 +162,11 @@ def _check_step(recipe: Recipe, layout: Layout, formats: Precision, passes: int,
         )
     if "weights" in recipe.offload and layout.zero != 3:
         raise SpecError("recipe offload=weights: needs zero=3, because FSDP's shards are what the host stores")
+    if recipe.table_units and layout.zero != 3:
+        raise SpecError("recipe table_units: needs zero=3, because it says what FSDP gathers")
+    for item in ("sequential_experts", "deterministic"):
+        if getattr(recipe, item) and not recipe.megatron:
+            raise SpecError(f"recipe {item}: changes nothing without framework=megatron")
     if recipe.fp8 != "none" and base is not None:
         raise SpecError(f"recipe fp8={recipe.fp8}: contradicts base {base[:40]}, which says how the weights are stored")
     if recipe.fp8 != "none" and layout.zero == 3:

@@ -64,7 +64,9 @@ def answer(row: Row) -> Answer:
         kernels="fused" if row.flag("compile") and loss != "plain" else "eager",
         loss=loss,
         recipe=Recipe(
-            step=_step(row), offload=_offloaded(row), table_units="output" in row.text("custom_sharded_layers")
+            step=_step(row),
+            offload=_offloaded(row),
+            table_units=gpus > 1 and "output" in row.text("custom_sharded_layers"),
         ),
         adapters=None if method == "full" else _adapters(row),
         base="nf4" if method == "qlora" or row.flag("quantize_base") else None,

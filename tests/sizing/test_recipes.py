@@ -191,6 +191,8 @@ def test_dropout_saves_masks() -> None:
         ({"recipe": "step=backward", "micro_batches": 4}, "one micro-batch"),
         ({"recipe": "offload=weights"}, "zero=3"),
         ({"recipe": "fp8=cached", "layout": Layout(dp=2, zero=3)}, "gathered"),
+        ({"recipe": "table_units", "layout": Layout(dp=2, zero=2)}, "zero=3"),
+        ({"recipe": "deterministic"}, "framework=megatron"),
     ],
 )
 def test_contradictions_are_refused(options: dict[str, object], message: str) -> None:
