@@ -5,7 +5,7 @@ from __future__ import annotations
 from llmbench.spec.weights.families import table
 from llmbench.spec.weights.families.common import ATTENTION, GATED, PRE_NORMS, TOP
 
-table("llama", "emu3_text_model", top=TOP, layers=ATTENTION + GATED + PRE_NORMS)
+table("llama", top=TOP, layers=ATTENTION + GATED + PRE_NORMS)
 
 table(
     "diffllama",
