@@ -83,7 +83,8 @@ def test_both_forms_of_a_family(model_type: str) -> None:
     tied = model_type not in TIED_BY_CLASS
     spec = spec_of(written, tied=tied)
     assert spec_of(as_written_before(written), tied=tied) == spec
-    if model_type not in ("mt5", "umt5"):  # transformers 5 writes that they are tied, also if they are not
+    # transformers 5 writes that mT5 and UMT5 are tied, even if they are not, and how Inkling 2 is quantised
+    if model_type not in ("mt5", "umt5", "inkling2"):
         assert spec_of(config, tied=tied) == spec_of(written, tied=tied)
 
 

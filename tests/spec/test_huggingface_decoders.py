@@ -59,6 +59,24 @@ QWEN4 = {
     "indexer_compress_ratio": 4,
     "eos_token_id": 1,
 }
+INKLING2_KINDS = ("hybrid_sliding", "hybrid")
+INKLING2 = {
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "swa_num_attention_heads": 6,
+    "swa_num_key_value_heads": 3,
+    "swa_head_dim": 8,
+    "sliding_window_size": 20,
+    "d_rel": 4,
+    "rel_extent": 30,
+    "n_routed_experts": 8,
+    **EXPERTS,
+    "eos_token_id": 1,
+    "vocab_size": 99,
+}
 
 CONFIGS: list[tuple[str, dict[str, Any]]] = [
     (
@@ -113,6 +131,7 @@ CONFIGS: list[tuple[str, dict[str, Any]]] = [
         },
     ),
     ("qwen4_exp_text", QWEN4),
+    *(("inkling2_text", {**INKLING2, "layer_types": [first, "hybrid", "hybrid_sliding"]}) for first in INKLING2_KINDS),
     (
         "mistral_large4",
         {

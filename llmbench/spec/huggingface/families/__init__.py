@@ -81,7 +81,7 @@ architecture that many makers use (bart, bert, mamba). `common.py` contains the 
     stepfun_step              step3p5
     swissai_apertus           apertus
     tencent_hunyuan           hunyuan_v1_dense hunyuan_v1_moe hunyuan_vl_text hy_v3 hy_v4 youtu
-    thinkingmachines_inkling  inkling_text
+    thinkingmachines_inkling  inkling2_text inkling_text
     tii_falcon                falcon falcon_h1 falcon_mamba RefinedWeb RefinedWebModel
     upstage_solar             solar_open
     xai_grok                  grok-1

@@ -34,6 +34,7 @@ from llmbench.spec.position import RelativeBias, Rope
 def gemma(c: Config) -> ModelSpec:
     """Gemma 1 is Llama with GEGLU, a large head_dim and a scaled embedding. Its norms multiply by 1 + weight."""
     bias = c.flag("attention_bias")
+    _expect_causal(c)
     mixer = attention(c, qkv_bias=bias, output_bias=bias)
     if c.get("hidden_act") == "gelu":  # the first configs say so, but the checkpoints need the approximation
         c.put("hidden_act", "gelu_pytorch_tanh")
@@ -44,6 +45,12 @@ def gemma(c: Config) -> ModelSpec:
         positions=rope(c, head_dim=mixer.head_dim),
         embedding=Embedding(scale=c.size("hidden_size") ** 0.5),
     )
+
+
+def _expect_causal(c: Config) -> None:
+    """Mark the spec as approximate if tokens also see later tokens: in a prompt (PaliGemma) or everywhere."""
+    if c.get("use_bidirectional_attention"):
+        c.doubt("use_bidirectional_attention: tokens also see later tokens, but llmbench counts causal attention")
 
 
 @family("gemma2")
@@ -62,7 +69,6 @@ def gemma3(c: Config) -> ModelSpec:
     """
     every = c.size("sliding_window_pattern", 6)
     c.ignore("_sliding_window_pattern", "cache_implementation")
-    c.require("use_bidirectional_attention", False)
     count = num_layers(c)
     derived = ["sliding_attention" if (i + 1) % every else "full_attention" for i in range(count)]
     cap = c.optional_number("attn_logit_softcapping")
@@ -93,6 +99,7 @@ def _local_and_global(
     - cap: the soft cap of the attention scores.
     """
     bias = c.flag("attention_bias")
+    _expect_causal(c)
     scalar = c.optional_number("query_pre_attn_scalar")
     if scalar is not None and scalar < 0:
         raise c.error("query_pre_attn_scalar", f"{scalar:g} is negative")
