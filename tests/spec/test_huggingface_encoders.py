@@ -77,6 +77,8 @@ CONFIGS: list[tuple[str, dict[str, Any]]] = [
     ("xlm", {**XLM, "n_langs": 5}),
     ("xlm", {**XLM, "n_langs": 5, "use_lang_emb": False, "causal": True}),
     ("flaubert", {**XLM, "pre_norm": True, "tie_word_embeddings": False}),
+    ("xmod", {**BERT, "adapter_layer_norm": True, "adapter_reduction_factor": 3}),
+    ("xmod", {**BERT, "pre_norm": True, "adapter_reduction_factor": 4}),
     ("longformer", {**BERT, "attention_window": [4, 6, 8]}),
     ("yoso", {**BERT, "conv_window": 5}),
     ("mra", BERT),
@@ -107,6 +109,16 @@ def test_transformers_counts_the_same(model_type: str, values: dict[str, Any]) -
     assert counted.total == truth.total
     assert counted.active_matmul == truth.active_matmul
     assert counted.buffers == sum(truth.persistent_buffers.values())
+
+
+def test_a_token_of_xmod_uses_the_adapter_of_its_language_only() -> None:
+    one, three = (
+        count_parameters(from_config({"model_type": "xmod", **BERT, "languages": names}, name="test"))
+        for names in (["en_XX"], ["en_XX", "id_ID", "de_DE"])
+    )
+    truth = measure({"model_type": "xmod", **BERT, "languages": ["en_XX", "id_ID", "de_DE"]})
+    assert three.total == truth.total > one.total
+    assert three.active_matmul == one.active_matmul
 
 
 def test_longformer_sees_half_of_its_window_on_each_side() -> None:

@@ -47,7 +47,7 @@ architecture that many makers use (bart, bert, mamba). `common.py` contains the 
     llama                     diffllama llama llama4_text mllama_text_model
     mamba                     mamba mamba2
     masked_lm                 bert-generation big_bird convbert esm esmc flaubert fnet gte jina_embeddings_v3 layoutlm
-                              longformer mra nystromformer roc_bert tapas ultrabert xlm xlnet yoso
+                              longformer mra nystromformer roc_bert tapas ultrabert xlm xlnet xmod yoso
     meituan_longcat           longcat_flash
     meta                      cwm opt xglm
     meta_muse                 muse_glimmer_text muse_spark_text

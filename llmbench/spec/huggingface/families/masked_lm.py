@@ -220,6 +220,29 @@ def xlnet(c: Config) -> ModelSpec:
     )
 
 
+@family("xmod")
+def xmod(c: Config) -> ModelSpec:
+    """X-MOD is RoBERTa with an adapter per language in each layer. A token uses the adapter of its language only."""
+    hidden = c.size("hidden_size")
+    narrow = hidden // c.size("adapter_reduction_factor")
+    c.ignore("adapter_reuse_layer_norm ln_before_adapter default_language")
+    others = len(c.entries("languages") or ("en_XX",)) - 1
+    extra = [
+        matrix("adapter.down", "other", narrow, hidden),
+        matrix("adapter.up", "other", hidden, narrow),
+        vector("adapter.biases", "other", narrow + hidden),
+    ]
+    if others > 0:
+        size = 2 * narrow * hidden + narrow + hidden
+        extra.append(ExtraWeight(name="adapters_of_other_languages", shape=(others, size), role="unused"))
+    if c.flag("adapter_layer_norm"):
+        extra.append(vector("adapter_norm", "norms", 2, hidden))
+    before = c.flag("pre_norm")
+    layer = block(bidirectional(c), dense(c, bias=True), "pre" if before else "post", extra=tuple(extra))
+    positions = learned_positions(c, after_padding=True)
+    return masked_lm(c, layer, "roberta", positions, final_norm=before)
+
+
 @family("longformer")
 def longformer(c: Config) -> ModelSpec:
     """Longformer is RoBERTa with a sliding window. Chosen tokens, the global ones, have projections of their own."""
