@@ -200,10 +200,10 @@ def processes() -> Attempt:
             if shutil.which(terminal[0]):
                 options["wrap"] = 'printf -v line "%q " {}; exec script -qec "$line" /dev/null'
         answer = started(command, folder, variables, **options)
-        if what == 4 and "KeyboardInterrupt" in answer.err and f"{ROOT}/llmbench/" not in answer.err:
-            return []  # the interpreter was starting, and no code of llmbench ran
         if variables.get("PYTHONIOENCODING") == "utf-16":
             answer = answer._replace(out="", err=answer.err.replace("\0", ""))
+        if what == 4 and "KeyboardInterrupt" in answer.err and f"{ROOT}/llmbench/" not in answer.err:
+            return []  # the interpreter was starting, and no code of llmbench ran
         if answer.code == 2 and what == 0:
             answer = answer._replace(err=answer.err or "stderr is closed")
         if variables.get("_LLMBENCH_COMPLETE") == "fish":
