@@ -19,6 +19,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from llmbench import model as models
 from llmbench.errors import CannotRunError
+from llmbench.model.mixers import new_cache
 from llmbench.model.trace import trace
 from llmbench.sizing.flops import count_flops
 from llmbench.sizing.params import count_parameters
@@ -360,3 +361,16 @@ def test_parameters_flops_and_saved_bytes_equal_the_ops(case: str, tmp_path: Pat
     # The table has neither the rotary tables nor the mean of the loss, nor single numbers such as β.
     ops = [op for op in ops if not op.name.endswith((".rope", "loss"))]
     assert abs(sum(op.traced_saved_bytes - (op.saved_bytes or 0) for op in ops)) <= 8 * len(ops)
+
+
+@pytest.mark.parametrize("kind", ["rolling", "paged"])
+@pytest.mark.parametrize("family", ["diffllama", "gemma4_text", "jetmoe"])
+def test_special_attention_over_a_cache_equals_one_pass(family: str, kind: str, tmp_path: Path) -> None:
+    """Layers that combine values of two heads, read the cache of an earlier layer, or route to experts."""
+    theirs = saved(config_of(family, {}), tmp_path)
+    tokens = torch.randint(3, 96, (2, LENGTH), generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        ours = models.load(tmp_path)
+        cache = new_cache(ours.spec, 2, LENGTH, kind=kind, dtype=torch.float32, device="cpu")
+        steps = [ours(piece, cache=cache) for piece in tokens.split([8, 1, 1, 1, 1, 5, 1, 1, 1], dim=1)]
+        assert error(torch.cat(steps, dim=1), theirs(tokens, use_cache=False).logits) <= 2e-5
