@@ -21,7 +21,8 @@ line per model type. A composite is a config with several parts, for example tex
 - ``replaces_head_dim``: the class replaces the value of ``head_dim`` by ``qk_rope_head_dim``.
 - ``undeclared``: keys that ``__post_init__`` reads although no field declares them, with their literal defaults.
 - ``text_config``: the key and the model type of the text part of a composite, and the values of that part if the config
-  does not contain it (``when_missing``).
+  does not contain it (``when_missing``). ``sets``: the values of the keys that the text part lacks, if they are not the
+  defaults of its class.
 - ``flat``: the class reads the keys of the text part at the top level of a config without a text part.
 - ``tied_by_text``: the head is tied if the text part says so, even if the composite says otherwise.
 - ``other_modalities``: the keys of the parts of a composite for vision, audio and other modalities.
@@ -133,6 +134,9 @@ def _record(config_class: type, model_class: str | None) -> tuple[dict[str, Any]
         text: dict[str, Any] = {"key": text_key, "model_type": own[text_key].model_type}
         if missing := _own_values(own[text_key]):
             text["when_missing"] = missing
+        stated = _instance(config_class, **{text_key: {"model_type": text["model_type"]}}).get(text_key)
+        if stated is not None and (values := _own_values(stated)):
+            text["sets"] = values
         record["text_config"] = text
         tied = _instance(config_class, tie_word_embeddings=False, **{text_key: {"tie_word_embeddings": True}})
         if tied.get("tie_word_embeddings"):

@@ -14,7 +14,6 @@ from llmbench.sizing.params import count_parameters
 from llmbench.spec.huggingface import from_config, supported_model_types
 from llmbench.spec.huggingface.facts import facts
 from llmbench.spec.mixer import CompressedAttention
-from llmbench.spec.model import ModelSpec
 from llmbench.spec.position import Rope
 
 from ..oracles.config_variations import REQUIRED
@@ -36,14 +35,26 @@ SHORT = {"granitemoehybrid": 8, "lfm2": 8, "lfm2_moe": 8}
 """The number of layers of the lists in REQUIRED, if it is not the default of the class."""
 
 
-def spec_of(config: dict[str, Any], *, tied: bool) -> tuple[ModelSpec, tuple[str, ...]] | None:
-    """The spec of the text part without its notes, and why it is approximate. None: the config is refused."""
+def spec_of(config: dict[str, Any], *, tied: bool) -> tuple[Any, tuple[str, ...]] | None:
+    """The fields of the spec of the text part, and why it is approximate. None: the config is refused.
+
+    The format of recurrent states is left out: an engine follows a config only if the config states it.
+    """
     try:
         spec = from_config(config, name="x", source="x")
     except LLMBenchError:
         return None
     shown = msgspec.structs.replace(spec, approximate=(), undescribed=(), notes=(), family="", towers=())
-    return (shown if tied else msgspec.structs.replace(shown, tie_word_embeddings=False)), spec.approximate
+    if not tied:
+        shown = msgspec.structs.replace(shown, tie_word_embeddings=False)
+    return without(msgspec.to_builtins(shown), "state_dtype"), spec.approximate
+
+
+def without(fields: Any, name: str) -> Any:
+    """Nested fields without those of a certain name."""
+    if isinstance(fields, dict):
+        return {key: without(value, name) for key, value in fields.items() if key != name}
+    return [without(field, name) for field in fields] if isinstance(fields, list) else fields
 
 
 def as_written_before(config: dict[str, Any]) -> dict[str, Any]:

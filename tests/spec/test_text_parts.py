@@ -13,6 +13,7 @@ from llmbench.errors import UnsupportedError
 from llmbench.sizing.params import count_parameters
 from llmbench.spec.huggingface import from_config
 from llmbench.spec.huggingface.facts import facts
+from llmbench.spec.position import Rope
 
 from ..oracles.transformers_meta import measure
 
@@ -147,3 +148,15 @@ def test_some_classes_tie_the_head_if_only_the_text_part_says_so() -> None:
             if outer is not None or inner:
                 spec = from_config(config, name="test")
                 assert spec.tie_word_embeddings == whole.tie_word_embeddings, (model_type, outer, inner)
+
+
+def test_a_composite_gives_values_to_keys_that_its_text_part_lacks() -> None:
+    """Voxtral's text part is a Llama with other defaults. PaliGemma's attention sees all tokens of the prompt."""
+    config: dict[str, Any] = {"model_type": "voxtral", "text_config": {"num_hidden_layers": 2}}
+    whole = CONFIG_MAPPING["voxtral"].from_dict(copy.deepcopy(config)).text_config
+    spec = from_config(config, name="x")
+    assert (spec.hidden_size, spec.vocab_size, spec.num_hidden_layers) == (whole.hidden_size, whole.vocab_size, 2)
+    config["text_config"]["rope_theta"] = 1234.0
+    assert from_config(config, name="x").positions == Rope(theta=1234.0)
+    config = {"model_type": "paligemma", "text_config": {**SMALL, "model_type": "gemma"}}
+    assert any("causal attention" in reason for reason in from_config(config, name="x").approximate)

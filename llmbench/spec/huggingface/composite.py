@@ -9,7 +9,7 @@ from typing import Any
 
 from llmbench.errors import SpecError, UnsupportedError
 from llmbench.spec.huggingface.config import TOKEN_KEYS
-from llmbench.spec.huggingface.facts import facts
+from llmbench.spec.huggingface.facts import facts, states_rotation
 from llmbench.spec.huggingface.unread_keys import OTHER_MODALITIES, names_a_size
 
 TEXT_KEYS = ("text_config", "llm_config", "language_config", "thinker_config", "llm_cfg")
@@ -77,6 +77,8 @@ def text_part(values: dict[str, Any], notes: list[str], depth: int = 0) -> dict[
         return flat
     if key is not None:
         part = dict(values[key])
+        if part.get("model_type", default.get("model_type")) == default.get("model_type"):
+            part = {name: usual for name, usual in default.get("sets", {}).items() if not _overrules(part, name)} | part
         notes.append(
             f"multimodal config `{kind}`: all figures but the bytes of weights are those of its text part, {key}"
         )
@@ -103,6 +105,11 @@ def text_part(values: dict[str, Any], notes: list[str], depth: int = 0) -> dict[
     if tied is not None:
         part["tie_word_embeddings"] = tied
     return text_part(part, notes, depth + 1)
+
+
+def _overrules(part: dict[str, Any], name: str) -> bool:
+    """Return whether a text part states the value of the key `name`: RoPE also under the older keys."""
+    return name in part or (name == "rope_parameters" and states_rotation(part))
 
 
 def _flat_text_part(values: dict[str, Any], kind: str) -> dict[str, Any] | None:

@@ -25,6 +25,11 @@ _ROTATION = re.compile("rope_(theta|scaling|parameters|pct|local_base_freq)|rota
 """Matches the config keys that state something about RoPE."""
 
 
+def states_rotation(values: dict[str, Any]) -> bool:
+    """Return whether a config states something about RoPE."""
+    return any(_ROTATION.search(key) and value is not None for key, value in values.items())
+
+
 def defaults_of(model_type: str, values: dict[str, Any]) -> dict[str, Any]:
     """Return the values that the class of a model type gives to the keys that a config lacks.
 
@@ -35,6 +40,6 @@ def defaults_of(model_type: str, values: dict[str, Any]) -> dict[str, Any]:
         **record.get("defaults", {}),
         **{key: record.get(key) for key in ("default_theta", "replaces_head_dim")},
     }
-    if not any(_ROTATION.search(key) and value is not None for key, value in values.items()):
+    if not states_rotation(values):
         defaults["rope_parameters"] = record.get("rope_parameters")
     return defaults

@@ -65,6 +65,8 @@ _HUNYUAN_KEYS = [
     "eos_id",
     "bos_id",
     "enable_lm_head_fp32",
+    "num_experts_per_tok",
+    "num_media_embeds",
     "kv_lora_rank",
     "q_lora_rank",
     "qk_nope_head_dim",

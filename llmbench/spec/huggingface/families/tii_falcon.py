@@ -74,7 +74,7 @@ def falcon_h1(c: Config) -> ModelSpec:
     width = c.optional_size("mamba_d_ssm") or c.size("mamba_expand") * c.size("hidden_size")
     ssm = mamba2_mixer(c, width, out_proj_bias=c.flag("projectors_bias"), gated_norm=c.flag("mamba_rms_norm"))
     ssm = msgspec.structs.replace(ssm, projection_scales=_multipliers(c, "ssm_multipliers", 5))
-    c.ignore("layers_block_type", "layer_types", "attn_layer_indices", "mlp_expansion_factor")
+    c.ignore("layers_block_type", "layer_types", "attn_layer_indices", "mlp_expansion_factor", "time_step_rank")
     gate, out = _multipliers(c, "mlp_multipliers", 2) or (1.0, 1.0)
     mixer = Parallel(
         branches=(ssm, full),
