@@ -230,6 +230,7 @@ EXTRA: dict[str, dict[str, Any]] = {
     "rembert": {"input_embedding_size": 16, "output_embedding_size": 24, "is_decoder": True},
     "roformer": {"embedding_size": 16, "is_decoder": True},
     "trocr": {"decoder_ffn_dim": 48, "cross_attention_hidden_size": 24},
+    "whisper": {**BART, "max_target_positions": 64},
     "xglm": {"ffn_dim": 48},
     "llama4_text": {"intermediate_size_mlp": 40, "floor_scale": 4, "interleave_moe_layer_step": 2},
     "dbrx": {
@@ -253,7 +254,7 @@ FAMILIES = [
     "ministral3", "mistral", "mixtral", "modernbert-decoder", "mpt", "mvp", "nanochat", "nemotron", "olmo", "olmo2",
     "olmo3", "olmoe", "openai-gpt", "opt", "pegasus", "persimmon", "phi", "phi3", "phimoe", "plbart", "qwen2",
     "qwen2_moe", "qwen3", "qwen3_moe", "roformer", "seed_oss", "smollm3", "solar_open", "stablelm", "starcoder2",
-    "trocr", "vaultgemma", "xglm", "xlm",
+    "trocr", "vaultgemma", "whisper", "xglm", "xlm",
 ]
 # fmt: on
 """The families of softmax attention. The tests of other mixers compare their families with transformers."""

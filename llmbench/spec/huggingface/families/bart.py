@@ -180,21 +180,21 @@ def trocr(c: Config) -> ModelSpec:
     )
 
 
-def unused_cross_attention(hidden: int, source: int, *, bias: bool = True) -> tuple[ExtraWeight, ...]:
+def unused_cross_attention(hidden: int, source: int, *, biases: int = 4) -> tuple[ExtraWeight, ...]:
     """Return the weights of a cross-attention and its norm, which a decoder without encoder has but does not use.
 
     - source: width of the encoder output.
-    - bias: the projections have biases.
+    - biases: number of projections with a bias.
     """
 
     def weights(name: str, component: Literal["attention", "norms"], *shape: int) -> ExtraWeight:
         return ExtraWeight(name=name, shape=shape, role="unused", component=component)
 
-    biases = (weights("cross_attention.biases", "attention", 4, hidden),) if bias else ()
+    vectors = (weights("cross_attention.biases", "attention", biases, hidden),) if biases else ()
     return (
         weights("cross_attention.qo_proj", "attention", 2, hidden, hidden),
         weights("cross_attention.kv_proj", "attention", 2, hidden, source),
-        *biases,
+        *vectors,
         weights("cross_norm", "norms", 2, hidden),
     )
 

@@ -65,7 +65,7 @@ def bigbird_pegasus(c: Config) -> ModelSpec:
     )
     if alone:
         c.ignore("attention_type", "block_size", "num_random_blocks")
-        unused = unused_cross_attention(hidden, hidden, bias=bias)
+        unused = unused_cross_attention(hidden, hidden, biases=4 if bias else 0)
         layer = msgspec.structs.replace(layer, cross_attention=None, extra=unused)
     else:
         expect_full_attention(c)

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from msgspec.structs import replace
+
 from llmbench.spec.ffn import Gated
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
+from llmbench.spec.huggingface.families.bart import unused_cross_attention
 from llmbench.spec.huggingface.families.common import activation, block, decoder, dense, norm, rope
 from llmbench.spec.mixer import Attention
 from llmbench.spec.model import Embedding, ExtraWeight, Layer, ModelSpec, Stack
@@ -85,24 +88,33 @@ def whisper(c: Config) -> ModelSpec:
     """Whisper reads a spectrogram of 30 seconds. The second of its two convolutions has stride 2.
 
     The sinusoidal positions of the encoder are stored as a table. The k projections have no biases.
+
+    With `is_encoder_decoder` = false, the model is the decoder alone, as in BART.
     """
     hidden, steps, depth = c.size("d_model"), c.size("max_source_positions"), c.size("encoder_layers")
     c.ignore("max_length median_filter_width apply_spec_augment mask_time_prob mask_time_length mask_time_min_masks")
     c.ignore("mask_feature_prob mask_feature_length mask_feature_min_masks classifier_proj_size use_weighted_layer_sum")
-    c.note(f"the encoder reads {steps:,} positions of sound for every sequence, whatever its length in tokens")
+    c.ignore("scale_embedding")  # the class in transformers does not scale
     c.put("num_hidden_layers", c.size("decoder_layers"))
     front = convolution("conv1", c.size("num_mel_bins"), hidden, 3, uses=2) + convolution("conv2", hidden, hidden, 3)
+    reading, writing = (_pre_norm_layer(c, side, key_bias=False) for side in ("encoder", "decoder"))
+    fields: dict[str, Any] = {
+        "norm": norm(c, "layernorm"),
+        "positions": LearnedPositions(num_positions=c.size("max_target_positions")),
+    }
+    if not c.flag("is_encoder_decoder", True):
+        unused = unused_cross_attention(hidden, hidden, biases=3)
+        return decoder(c, replace(writing, cross_attention=None, extra=unused), **fields)
+    c.note(f"the encoder reads {steps:,} positions of sound for every sequence, whatever its length in tokens")
     return listener(
         c,
-        _pre_norm_layer(c, "encoder", key_bias=False),
+        reading,
         depth,
-        _pre_norm_layer(c, "decoder", key_bias=False),
+        writing,
         encoder_positions=LearnedPositions(num_positions=steps),
         front=front,
         length=steps,
-        norm=norm(c, "layernorm"),
-        positions=LearnedPositions(num_positions=c.size("max_target_positions")),
-        embedding=Embedding(scale=hidden**0.5 if c.flag("scale_embedding") else 1.0),
+        **fields,
     )
 
 

@@ -1,9 +1,12 @@
-"""Weight names of Whisper and Speech2Text. Only the sizes of files need them: no PyTorch model reads sound."""
+"""Weight names of Whisper and Speech2Text.
+
+The sizes of files need them, and the decoder of Whisper alone: no PyTorch model reads sound.
+"""
 
 from __future__ import annotations
 
 from llmbench.spec.weights.families import table
-from llmbench.spec.weights.families.bart import BART_AT, BART_LAYERS
+from llmbench.spec.weights.families.bart import BART_AT, BART_LAYERS, UNUSED_CROSS_ATTENTION
 from llmbench.spec.weights.families.common import in_encoder
 from llmbench.spec.weights.families.meta import FAIRSEQ_LAYERS
 
@@ -28,5 +31,5 @@ encoder.conv.1.*                    model.encoder.conv.conv_layers.1.*
 encoder.conv.2.*                    model.encoder.conv.conv_layers.2.*
 """
 
-table("whisper", top=_TOP + _WHISPER, layers=BART_LAYERS, at=BART_AT)
+table("whisper", top=_TOP + _WHISPER, layers=BART_LAYERS, at=BART_AT, ignored=UNUSED_CROSS_ATTENTION)
 table("speech_to_text", top=_TOP + _SPEECH_TO_TEXT, layers=BART_LAYERS, at=BART_AT)
