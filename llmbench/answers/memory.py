@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from msgspec.structs import replace
 
 from llmbench.answers.about import MODEL_FIELDS, AboutModel
+from llmbench.answers.communication import COMMUNICATION
 from llmbench.answers.formulas import FORMULAS
 from llmbench.answers.timeline import STEPS
 from llmbench.errors import LLMBenchError
@@ -34,6 +35,7 @@ from llmbench.spec.model import ModelSpec
 
 if TYPE_CHECKING:
     from llmbench.sizing.adapters import Adapters
+    from llmbench.sizing.communication import Communication
     from llmbench.sizing.formula import Formula
     from llmbench.sizing.timeline import Step
     from llmbench.sizing.weights import WeightRecipe
@@ -301,6 +303,12 @@ FIELDS: tuple[Field[Sized], ...] = (
         description="the devices of `--device`, or else the devices of `fits_on`: list of objects",
     ),
     Field(
+        "communication",
+        value=lambda row: records(COMMUNICATION, _communication(row)),
+        description="what the GPU with the highest peak sends and receives in one optimizer step, without what "
+        "recomputation repeats: list of objects. It is empty in inference, and for one GPU",
+    ),
+    Field(
         "formulas",
         value=lambda row: None if row.formulas is None else records(FORMULAS, row.formulas),
         description="with `--explain`: the formulas of the figures, as a list of objects; else null",
@@ -470,6 +478,14 @@ def _formulas(run: Run, memory: Memory) -> list[Formula]:
     from llmbench.sizing.memory_formulas import serving_formulas, training_formulas  # only --explain needs them
 
     return serving_formulas(run, memory) if isinstance(run, ServingRun) else training_formulas(run, memory)
+
+
+def _communication(row: Sized) -> list[Communication]:
+    if isinstance(row.run, ServingRun) or row.memory.layout.num_gpus == 1:
+        return []
+    from llmbench.sizing.communication import step_communication  # only layouts need it
+
+    return step_communication(row.run, row.run.stages[row.memory.stage])
 
 
 def _steps(run: Run, memory: Memory) -> list[Step]:

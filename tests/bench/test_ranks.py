@@ -19,8 +19,10 @@ from llmbench.bench.experiments.experiment import QUICK
 from llmbench.errors import LLMBenchError
 from llmbench.measure.ranks import join
 from llmbench.measure.results import read
+from llmbench.sizing.communication import step_communication
 from llmbench.sizing.lower import lower
 from llmbench.sizing.params import count_parameters
+from llmbench.sizing.training import training_run
 from llmbench.sizing.workload import Layout, Workload
 from tests.bench.two_ranks import SPEC, STEPS
 
@@ -75,6 +77,13 @@ def test_tensor_parallel_has_the_collectives_of_the_op_table(results_of_ranks: d
         for collective in op.collectives:
             counts[collective.when] += op.count
     assert results_of_ranks["sent"] == counts
+
+
+def test_fsdp_moves_the_bytes_of_the_step(results_of_ranks: dict[str, Any]) -> None:
+    """PyTorch's fully_shard on two ranks. The number of rows of every matrix is even, so no shard is padded."""
+    run = training_run(SPEC, 24, micro_batch=4, layout=Layout(dp=2, zero=3), precision="fp32")
+    predicted = {f"{each.kind} {each.when}": each.bytes for each in step_communication(run, run.stages[0])}
+    assert results_of_ranks["moved"] == predicted
 
 
 def test_a_fault_on_one_rank_is_found(results_of_ranks: dict[str, Any]) -> None:

@@ -6,13 +6,16 @@ import json
 import sys
 from collections.abc import Callable
 from datetime import timedelta
+from inspect import signature
 from typing import Any
+from unittest.mock import patch
 
 import msgspec
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.distributed_c10d import _set_pg_timeout
+from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather, DefaultReduceScatter
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.parallel import loss_parallel
 
@@ -60,6 +63,31 @@ def sent(ranks: Ranks) -> dict[str, int]:
         forward = counted.get_total_counts()
         loss.backward()
         return {"forward": forward, "backward": counted.get_total_counts() - forward}
+
+
+def moved(ranks: Ranks) -> dict[str, int]:
+    """Bytes of the whole tensors that FSDP gathers and splits in a forward and a backward pass."""
+    model = build(SPEC, impl="sdpa")
+    shard(model, "fsdp", init_device_mesh("cpu", (ranks.size,)))
+    tokens = SETTING.tokens(98, 4, 24)
+    sizes = dict.fromkeys(("all_gather forward", "all_gather backward", "reduce_scatter backward"), 0)
+    when = "forward"
+
+    def recorded(kind: str, whole: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def record(*arguments: Any, **named: Any) -> Any:
+            tensor = signature(call).bind(*arguments, **named).arguments[whole]
+            sizes[f"{kind} {when}"] += tensor.numel() * tensor.element_size()
+            return call(*arguments, **named)
+
+        return record
+
+    gather = recorded("all_gather", "output_tensor", DefaultAllGather.__call__)
+    split = recorded("reduce_scatter", "input_tensor", DefaultReduceScatter.__call__)
+    with patch.object(DefaultAllGather, "__call__", gather), patch.object(DefaultReduceScatter, "__call__", split):
+        loss = model(tokens, targets=tokens)
+        when = "backward"
+        loss.backward()
+    return sizes
 
 
 def uneven(ranks: Ranks) -> list[bool]:
@@ -164,6 +192,7 @@ def main(out: str) -> None:
             [collectives.group_of(kind, 6000, ask) for kind in collectives.COLLECTIVES], ranks, references
         ),
         "sent": sent(ranks),
+        "moved": moved(ranks),
         "uneven": uneven(ranks),
         "faults": alone(ranks, references),
     }
