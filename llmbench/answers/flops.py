@@ -305,18 +305,26 @@ def _text(name: str, ops: list[Op], w: Workload, explain: bool) -> str:
         numbers = [_scores(groups[factor], factor, w) for factor in factors]
     else:
         formula = f"{times} × tokens × " + ("(state + convolution taps)" if name == "recurrence" else "weights")
-        numbers = [_products(groups[factor], factor, w.batch * w.query_len) for factor in factors]
+        numbers = [_products(groups[factor], factor, w) for factor in factors]
     return f"{formula} = {' + '.join(numbers)}" if explain else formula
 
 
-def _products(ops: list[Op], times: int, tokens: int) -> str:
-    """Return the FLOPs of products with numbers.
+def _products(ops: list[Op], times: int, w: Workload) -> str:
+    """Return the FLOPs of products with numbers: a term for the tokens of the step, and one for those of an encoder.
 
     Weights that several layers share count once per layer. A few products have rows that do not depend on the tokens.
     """
-    elements, rest = divmod(sum(op.count * op.forward_flops for op in ops), 2 * tokens)
-    more = f" + {times // 2 * rest:,}" if rest else ""
-    return f"{times} × {tokens:,} × {elements:,}{more}"
+    step = w.batch * w.query_len
+    flops: dict[int, int] = {}
+    for op in ops:
+        tokens = op.rows if op.rows and (op.stack == "encoder" or ".cross_attention." in op.name) else step
+        flops[tokens] = flops.get(tokens, 0) + op.count * op.forward_flops
+    terms = []
+    for tokens, total in flops.items():
+        elements, rest = divmod(total, 2 * tokens)
+        more = f" + {times // 2 * rest:,}" if rest else ""
+        terms.append(f"{times} × {tokens:,} × {elements:,}{more}")
+    return " + ".join(terms)
 
 
 def _scores(ops: list[Op], times: int, w: Workload) -> str:

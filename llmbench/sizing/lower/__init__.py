@@ -368,9 +368,10 @@ def _convolution(b: Builder, weight: ExtraWeight, elements: int, formula: str) -
     b.add(
         weight.name,
         weight.component,
-        "conv",
+        "matmul",
         parameters=elements,
         active_parameters=elements,
+        rows=steps,
         formula=formula,
         forward_flops=flops,
         backward_flops=2 * flops,
