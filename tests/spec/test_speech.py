@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import transformers
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from llmbench.cli import run
 from llmbench.errors import UnsupportedError
 from llmbench.model.refusals import refuse_spec
 from llmbench.sizing.kvcache import kv_cache
@@ -123,6 +127,19 @@ def test_flops_and_cache_of_whisper() -> None:
     ]
     assert [batch * cache.bytes_per_sequence, batch * cache.cross_bytes_per_sequence] == stored
     assert kv_cache(spec, 2 * tokens).cross_bytes_per_sequence == kv_cache(spec, tokens).cross_bytes_per_sequence
+
+
+def test_formulas_have_the_positions_of_the_encoder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each formula gives the FLOPs of its row: products with the encoder's positions, and with the tokens."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "whisper", **SMALL_WHISPER}))
+    assert run(["flops", str(tmp_path), "--seq", "20", "--explain", "--format", "csv"]) == 0
+    rows = {row["component"]: row for row in csv.DictReader(capsys.readouterr().out.splitlines())}
+    for component in ("other", "attention", "mlp", "lm_head"):
+        numbers = rows[component]["formula"].partition(" = ")[2]
+        products = [math.prod(map(int, term.replace(",", "").split(" × "))) for term in numbers.split(" + ")]
+        assert sum(products) == int(rows[component]["flops"]), component
+    assert "2 × 50 × " in rows["mlp"]["formula"]
+    assert "recurrence" not in rows
 
 
 def test_flops_of_speech_to_text() -> None:
