@@ -328,14 +328,21 @@ def page_tables(rows: list[Row]) -> str:
     """Return the tables of the page in Markdown: the numbers, and the reasons why language models are not exact."""
     listed = sorted((row for row in rows if row.kind != "other" and row.outcome not in ("exact", "wrong")), key=_rank)
     reasons = Table(
-        columns=[Field("outcome", "outcome"), Field("type", "model type"), Field("reason", "reason")],
-        rows=[[row.outcome, f"`{row.model_type}`", row.reason.removesuffix(":")] for row in listed],
+        columns=[Field(name, name) for name in ("outcome", "model type", "parameters", "reason")],
+        rows=[[row.outcome, f"`{row.model_type}`", _difference(row), row.reason.removesuffix(":")] for row in listed],
     )
     blocks = [Block(table=summary(rows)), Block(table=reasons)]
     answer = Document(command="config_sweep", inputs={}, rows_key="model_types", rows=[], blocks=blocks)
     stream = io.StringIO()
     render(answer, "markdown", stream)
     return stream.getvalue()
+
+
+def _difference(row: Row) -> str | None:
+    """Return how the parameters differ from those of transformers. None: one of both is unknown."""
+    if row.parameters is None or row.expected is None:
+        return None
+    return "equal" if row.parameters == row.expected else f"{row.parameters / row.expected - 1:+.1%}"
 
 
 def main() -> int:
