@@ -51,6 +51,7 @@ ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "modernbert": ("modernbert", {**SMALL, "num_hidden_layers": 4, "local_attention": 6, "pad_token_id": 0}),
     "roformer": ("roformer", {**SMALL, "embedding_size": 16}),
     "big_bird, full attention": ("big_bird", {**SMALL, "attention_type": "original_full", "use_bias": False}),
+    "longformer, without global tokens": ("longformer", {**SMALL, "attention_window": [6, 8]}),
     "flaubert": ("flaubert", {"vocab_size": 96, "emb_dim": 32, "n_layers": 2, "n_heads": 4}),
     "rembert": ("rembert", {**SMALL, "input_embedding_size": 16, "output_embedding_size": 24}),
     "electra": ("electra", {**SMALL, "embedding_size": 16}),
@@ -68,6 +69,8 @@ SWITCH |= {"num_sparse_encoder_layers": 2, "num_sparse_decoder_layers": 2}
 BART = {"vocab_size": 96, "d_model": 32, "encoder_layers": 2, "decoder_layers": 3, "max_position_embeddings": 64}
 BART |= {"encoder_attention_heads": 4, "decoder_attention_heads": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 40}
 BART |= {"pad_token_id": 0, "decoder_start_token_id": 1, "scale_embedding": True}
+LED = {key: value for key, value in BART.items() if key not in ("max_position_embeddings", "scale_embedding")}
+LED |= {"max_encoder_position_embeddings": 64, "max_decoder_position_embeddings": 64}
 GEMMA: dict[str, Any] = {**SMALL, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 6}
 GEMMA |= {"query_pre_attn_scalar": 12, "attn_logit_softcapping": None, "final_logit_softcapping": 5.0}
 CAPPED = {**GEMMA, "attn_logit_softcapping": 3.0}
@@ -89,6 +92,7 @@ SEQ2SEQ: dict[str, tuple[str, dict[str, Any]]] = {
         {**BART, "vocab_size": 120, "decoder_vocab_size": 96, "share_encoder_decoder_embeddings": False},
     ),
     "m2m_100": ("m2m_100", BART),
+    "led, without global tokens": ("led", {**LED, "attention_window": [6, 8]}),
     "t5gemma, soft caps": ("t5gemma", {"encoder": CAPPED, "decoder": CAPPED, "vocab_size": 96}),
     "t5gemma, a wider encoder": (
         "t5gemma",

@@ -40,3 +40,18 @@ table(
     """,
     at="transformer.",
 )
+
+table(
+    "longformer",
+    top=bert_top("longformer")
+    + """
+    head.transform.*        lm_head.dense.*
+    head.norm.*             lm_head.layer_norm.*
+    lm_head.bias            lm_head.bias
+    lm_head.weight          lm_head.decoder.weight
+    """,
+    layers=BERT_LAYERS,
+    at="longformer.encoder.layer.{i}.",
+    ignored=r"longformer\.pooler\..*|longformer\.embeddings\.position_ids|lm_head\.decoder\.bias|"
+    r"longformer\.encoder\.layer\.\d+\.attention\.self\.(query|key|value)_global\..*",
+)
