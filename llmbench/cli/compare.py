@@ -9,7 +9,7 @@ import msgspec
 import typer
 
 from llmbench.answers.about import MODEL_FIELDS, AboutModel, length_notes
-from llmbench.cli.options import SEQ, As, Models, Output, Seq, Set, WeightsOption, answer, load, prints_tables
+from llmbench.cli.options import SEQ, As, Models, Output, Seq, Set, WeightsOption, answer, load, prints_tables, reading
 from llmbench.cli.versus import VersusCommand, sides
 from llmbench.report.describe import distinct
 from llmbench.report.document import Block, Document, Table, table, transposed
@@ -321,9 +321,12 @@ def command(
     """
     first, second = sides(models, set or [])
     both = [first, *([] if second is None else [second])]
-    rows = [
-        _compared(load(text, side.changes), seq, weights, tuple(side.changes)) for side in both for text in side.models
-    ]
+    with reading(*models):
+        rows = [
+            _compared(load(text, side.changes), seq, weights, tuple(side.changes))
+            for side in both
+            for text in side.models
+        ]
     document = Document(
         command="compare",
         version=2,

@@ -17,6 +17,7 @@ from llmbench.cli.options import (
     load,
     positive_integer,
     prints_tables,
+    reading,
     token_count,
 )
 
@@ -156,24 +157,25 @@ def command(
 
       llmbench fit gpt-oss-120b --device h100 --gpus 2 --price 2.5 --format json
     """
-    spec = load(model, set)
-    rows = fitted(
-        spec,
-        model=None if set else model,
-        draft=None if draft is None else load(draft, None),
-        draft_model=draft or "",
-        devices=device or (),
-        gpus=gpus,
-        layout=layout,
-        engine=engine,
-        utilization=utilization,
-        seq=seq,
-        users=users,
-        weights=weights or (),
-        kv=kv_dtype,
-        price=price,
-        explain=explain,
-    )
+    with reading(model, draft):
+        spec = load(model, set)
+        rows = fitted(
+            spec,
+            model=None if set else model,
+            draft=None if draft is None else load(draft, None),
+            draft_model=draft or "",
+            devices=device or (),
+            gpus=gpus,
+            layout=layout,
+            engine=engine,
+            utilization=utilization,
+            seq=seq,
+            users=users,
+            weights=weights or (),
+            kv=kv_dtype,
+            price=price,
+            explain=explain,
+        )
     inputs = {
         "model": model,
         "devices": device or [],

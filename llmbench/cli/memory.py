@@ -26,6 +26,7 @@ from llmbench.cli.options import (
     load,
     positive_integer,
     prints_tables,
+    reading,
     sequence_counts,
 )
 from llmbench.sizing.recipe import Optimizer, PrecisionName
@@ -248,35 +249,36 @@ def command(
 
       llmbench memory deepseek-v3 --layout pp=16,ep=64,dp=128,zero=1 --recompute full --format json
     """
-    spec = load(model, set)
-    rows = [
-        sized(
-            spec,
-            phase=phase,
-            seq=tokens,
-            batch=sequences,
-            precision=precision,
-            weights=weights,
-            optimizer=optimizer,
-            recompute=again,
-            layout=layout,
-            kernels=kernels,
-            loss=loss,
-            dropout=dropout,
-            micro_batches=micro_batches,
-            recipe=recipe,
-            lora=lora,
-            base=base,
-            kv_dtype=cache,
-            devices=device or (),
-            explain=explain,
-            timeline=timeline,
-        )
-        for tokens in seq
-        for sequences in batch
-        for again in recompute
-        for cache in kv_dtype or (None,)
-    ]
+    with reading(model):
+        spec = load(model, set)
+        rows = [
+            sized(
+                spec,
+                phase=phase,
+                seq=tokens,
+                batch=sequences,
+                precision=precision,
+                weights=weights,
+                optimizer=optimizer,
+                recompute=again,
+                layout=layout,
+                kernels=kernels,
+                loss=loss,
+                dropout=dropout,
+                micro_batches=micro_batches,
+                recipe=recipe,
+                lora=lora,
+                base=base,
+                kv_dtype=cache,
+                devices=device or (),
+                explain=explain,
+                timeline=timeline,
+            )
+            for tokens in seq
+            for sequences in batch
+            for again in recompute
+            for cache in kv_dtype or (None,)
+        ]
     inputs = {
         "model": model,
         "phase": phase,

@@ -255,6 +255,12 @@ def working(activity: str) -> AbstractContextManager[object]:
     return Console(stderr=True).status(f"{activity} …")
 
 
+def reading(*models: str | None) -> AbstractContextManager[object]:
+    """Show that the Hugging Face hub is asked, until the block ends, if one of the models is there."""
+    remote = any(text is not None and text.startswith("hf:") for text in models)
+    return working("reading from the Hugging Face hub") if remote else nullcontext()
+
+
 Wide = Annotated[
     bool,
     typer.Option("--wide", help="Show all columns of the tables, however long the lines are.", rich_help_panel=OUTPUT),

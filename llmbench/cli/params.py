@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from llmbench.answers.params import By, counted, document
-from llmbench.cli.options import As, Explain, Models, Output, Set, WeightsOption, answer, load, prints_tables
+from llmbench.cli.options import As, Explain, Models, Output, Set, WeightsOption, answer, load, prints_tables, reading
 
 ByOption = Annotated[
     By,
@@ -44,6 +44,7 @@ def command(
 
       llmbench params path/to/config.json --format json
     """
-    rows = counted([load(text, set) for text in models], weights)
+    with reading(*models):
+        rows = counted([load(text, set) for text in models], weights)
     inputs = {"models": models, "weights": weights, "set": set or []}
     answer(document(rows, inputs, by=by, explain=explain, tables=format != "json"), format, output)
