@@ -79,7 +79,7 @@ class Decoder(Embeddings):
             for index, name in enumerate(spec.order)
         )
         self.rotations = rotations_of(self.layers)
-        self.rotary_table = rotary_table(spec.positions, self.rotations)
+        self.rotary_table = rotary_table(self.rotations)
         width = spec.head.size or self.embedding_width
         self.final_norm = NormLayer(spec.hidden_size, spec.norm) if spec.final_norm else None
         self.head = HeadLayer(spec, width) if HeadLayer.needed(spec, width) else None

@@ -187,11 +187,12 @@ class RotaryTable(nn.Embedding):
         return {rotation.name: (cosines, sines) for rotation in rotations}
 
 
-def rotary_table(positions: Positions, rotations: Iterable[Rotation]) -> RotaryTable | None:
+def rotary_table(rotations: Iterable[Rotation]) -> RotaryTable | None:
     """Create the table of sines and cosines of a model. None if they are computed."""
-    if not isinstance(positions, Rope) or positions.table_rows is None:
-        return None
-    return RotaryTable(positions.table_rows, next(iter(rotations)).width)
+    for rotation in rotations:
+        if rotation.rope.table_rows is not None:
+            return RotaryTable(rotation.rope.table_rows, rotation.width)
+    return None
 
 
 def refuse_mixed_frequencies(rotations: Iterable[Rotation], before: Sequence[int], after: Sequence[int]) -> None:
