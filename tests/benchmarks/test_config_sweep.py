@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from typing import Any
@@ -79,8 +80,9 @@ def test_a_process_that_ends_costs_one_row(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def _ends_at_bert(connection: Any) -> None:
-    while True:
-        _, (model_type,) = connection.recv()
-        if model_type == "bert":
-            sys.exit(7)
-        connection.send(("causal", "no default config"))
+    with contextlib.suppress(EOFError):
+        while True:
+            _, (model_type,) = connection.recv()
+            if model_type == "bert":
+                sys.exit(7)
+            connection.send(("causal", "no default config"))

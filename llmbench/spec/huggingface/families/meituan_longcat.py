@@ -47,8 +47,8 @@ def longcat_flash(c: Config) -> ModelSpec:
     if zero:
         c.doubt(
             f"llmbench counts FLOPs of {experts.num_experts_per_tok} experts per token, but a token can select some of"
-            f" the {zero} experts that compute nothing"
+            f" the {zero} experts that compute nothing. The published files have no matrices of these experts, for"
+            " which transformers allocates some"
         )
-        c.note("transformers also allocates gate and up matrices for the experts that compute nothing")
     layers: list[tuple[str, Layer]] = [("moe", block(mixer, experts)), ("dense", block(mixer, dense))] * count
     return decoder(c, layers, norm=norm(c), positions=rope(c, head_dim=mixer.qk_rope_head_dim, interleaved=True))
