@@ -319,6 +319,8 @@ TEXT_SIZES = {
 
 NEEDS_TEXT_SIZES = ("glm4v_moe", "hunyuan_vl", "qwen3_omni_moe_thinker")
 NO_DEFAULT = {
+    "t5gemma2": "a test of its own has it",
+    "t5gemma2_encoder": "the test of t5gemma2 has it",
     "aya_vision": "the default heads do not divide the default width",
     "fast_vlm": "needs the library timm",
     "gemma3n": "needs the library timm",
@@ -412,6 +414,26 @@ def test_the_audio_tower_of_gemma3n(keys: dict[str, Any]) -> None:
     counted = {tower.name: tower.parameters for tower in spec.towers}
     assert counted["audio_tower"] == sum(tensor.numel() for tensor in encoder.state_dict().values())
     assert counted["vision_tower"] is None
+
+
+def test_the_vision_tower_inside_the_encoder_of_t5gemma2() -> None:
+    changes = {"model_type": "siglip_vision_model", **SMALL_VIT, "vision_use_head": False}
+    text = {
+        "num_hidden_layers": 2,
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+    }
+    values = {"encoder": {"text_config": text, "vision_config": changes}, "decoder": text}
+    with torch.device("meta"):
+        config = CONFIG_MAPPING["t5gemma2"](**copy.deepcopy(values))
+        whole = transformers.T5Gemma2ForConditionalGeneration(config)
+    spec = from_config({"model_type": "t5gemma2", **copy.deepcopy(values)}, name="x")
+    for tower in spec.towers:
+        own = [tensor.numel() for name, tensor in whole.state_dict().items() if f".{tower.name}." in f".{name}"]
+        assert tower.parameters == sum(own), tower.name
+    assert len(spec.towers) == 2
 
 
 def test_the_vision_tower_of_janus() -> None:

@@ -120,7 +120,8 @@ def _refuse(model_type: object) -> None:
 def _towers(values: dict[str, Any], spec: ModelSpec) -> tuple[Tower, ...]:
     """Return the parts for other modalities than text. values: the whole config. spec: the spec of its text part."""
     known = facts().get(str(values.get("model_type")), {})
-    if not (other_modalities(values) or "text_config" in known or any(key in values for key in TEXT_KEYS)):
+    has_parts = known.keys() & {"text_config", "sub_configs"} or values.keys() & set(TEXT_KEYS)
+    if not (has_parts or other_modalities(values)):
         return ()
     from llmbench.spec.huggingface.towers import towers_of  # only multimodal configs need the formulas
 

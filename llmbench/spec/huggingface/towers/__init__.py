@@ -173,6 +173,8 @@ def _parts(values: dict[str, Any], spec: ModelSpec, *, inside: bool) -> Iterator
     kind = str(values.get("model_type"))
     left_out = [key for key in other_modalities(values) if isinstance(values.get(key), dict) or not inside]
     if kind not in COMPOSITES:
+        record = facts().get(kind, {})
+        left_out += record.get("sub_configs", {}) if "text_config" in record else []
         yield from map(_unknown, _named(values, left_out))
         return
     try:

@@ -7,7 +7,17 @@ from llmbench.spec.huggingface.towers import Whole, composite, tower
 from llmbench.spec.huggingface.towers.formulas import attention, conv, gated_mlp, layer_norm, linear, mlp, sides, two
 
 
-@composite("gemma3", "shieldgemma2")
+@composite("t5gemma2")
+def t5gemma2(w: Whole) -> dict[str, int | None]:
+    """The encoder of T5Gemma 2 reads images as Gemma-3 does."""
+    encoder = {"model_type": "t5gemma2_encoder", **w.config.table("encoder")}
+    inside = Whole(encoder, w.spec)
+    parts = {f"encoder.{name}": parameters for name, parameters in gemma3(inside).items()}
+    w.doubts += inside.doubts
+    return parts
+
+
+@composite("gemma3", "shieldgemma2", "t5gemma2_encoder")
 def gemma3(w: Whole) -> dict[str, int | None]:
     """Gemma-3 has SigLIP, and one matrix after a norm."""
     width = w.size("vision_config", "hidden_size")
