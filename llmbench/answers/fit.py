@@ -20,7 +20,7 @@ from llmbench.sizing.serving.shard import serving_layout
 from llmbench.spec.catalog import DeviceHead, device_heads, find_device_head
 from llmbench.spec.engine import Engine, find_engine
 from llmbench.spec.model import ModelSpec
-from llmbench.spec.weights.tensors import with_headers
+from llmbench.spec.weights.on_hub import with_headers
 
 ENGINE = "vllm"
 """The default of --engine."""

@@ -409,7 +409,7 @@ def sized(
         )
         products = "fp8" if run.recipe.fp8 != "none" else product_dtype(precision)
     else:
-        from llmbench.spec.weights.tensors import with_headers  # a training step stores no files
+        from llmbench.spec.weights.on_hub import with_headers  # a training step stores no files
 
         spec = spec if weights is not None else with_headers(spec)
         run = ServingRun(

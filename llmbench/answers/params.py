@@ -16,7 +16,7 @@ from llmbench.sizing.op import Op
 from llmbench.sizing.params import COMPONENTS, ONE_TOKEN, Parameters, count_parameters, layer_group
 from llmbench.sizing.weights import NEXT_TOKEN_PREDICTION, StoredWeights, WeightRecipe, stored_weights
 from llmbench.spec.model import ModelSpec
-from llmbench.spec.weights.tensors import with_headers
+from llmbench.spec.weights.on_hub import with_headers
 
 ROWS = (*(component for component in COMPONENTS if component != "lm_head"), "lm_head")
 """The components in the order of the table rows: the order of COMPONENTS, but with `lm_head` last."""

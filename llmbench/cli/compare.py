@@ -25,7 +25,7 @@ from llmbench.sizing.workload import Workload
 from llmbench.spec.ffn import FFN, activation_name
 from llmbench.spec.mixer import AttentionKind, branches
 from llmbench.spec.model import Layer, ModelSpec
-from llmbench.spec.weights.tensors import with_headers
+from llmbench.spec.weights.on_hub import with_headers
 
 
 class Compared(AboutModel, kw_only=True):

@@ -16,7 +16,8 @@ from llmbench.printable import printable
 from llmbench.spec.huggingface import load_config
 from llmbench.spec.model import ModelSpec
 from llmbench.spec.reading import read_text
-from llmbench.spec.weights.tensors import HUB, has_all_files
+from llmbench.spec.weights.on_hub import HUB
+from llmbench.spec.weights.tensors import has_all_files
 
 TIMEOUT_S = 1.5
 """The longest time in seconds until the hub answers the first request."""

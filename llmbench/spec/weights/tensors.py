@@ -7,10 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import msgspec
-
 from llmbench.errors import LLMBenchError, SpecError
-from llmbench.printable import printable
+from llmbench.spec.weights.on_hub import HUB
 from llmbench.spec.weights.safetensors import INDEX, SINGLE, FileTensor, all_tensors, files_of, read_index
 
 if TYPE_CHECKING:
@@ -18,10 +16,7 @@ if TYPE_CHECKING:
     from llmbench.spec.weights.gguf_file import GgufNames
     from llmbench.spec.weights.modules import ModuleNames
 
-__all__ = ["HUB", "FileTensor", "FileTensors", "has_all_files", "has_weights", "read_tensors", "with_headers"]
-
-HUB = "hf:"
-"""The beginning of the place of files on the Hugging Face hub: `hf:organisation/name@revision`."""
+__all__ = ["FileTensor", "FileTensors", "has_all_files", "has_weights", "read_tensors"]
 
 
 class FileTensors(NamedTuple):
@@ -57,26 +52,6 @@ def has_all_files(folder: Path) -> bool:
     except SpecError:
         return False
     return True
-
-
-def with_headers(spec: ModelSpec) -> ModelSpec:
-    """Return the model of a repository of the hub after its headers were read.
-
-    If the hub does not send them, the model has no place of files, and a note gives the reason. The config then says
-    the format of the weights. Other models are returned as they are.
-    """
-    if not spec.weights.tensors_in.startswith(HUB):
-        return spec
-    try:
-        read_tensors(spec.weights.tensors_in)
-    except LLMBenchError as problem:
-        note = "the bytes of the weights are those of the config, because the headers of the files were not read: "
-        return msgspec.structs.replace(
-            spec,
-            weights=msgspec.structs.replace(spec.weights, tensors_in=""),
-            notes=(*spec.notes, note + printable(str(problem))),
-        )
-    return spec
 
 
 def read_tensors(place: str) -> FileTensors:
