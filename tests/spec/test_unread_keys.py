@@ -52,6 +52,7 @@ def test_a_key_that_names_a_size_is_refused(config: dict[str, Any], keys: dict[s
         {"window_length": 128, "sliding_window": 128, "use_sliding_window": False},
         {"vision_tower_hidden_size": 1024},
         {"attention_dropout_rate": 0.1},
+        {"prefill_chunk_size": 2048, "context_window_size": 4096, "tensor_parallel_shards": 2, "max_batch_size": 8},
         {"_note_size": 3},
     ],
     ids=lambda keys: next(iter(keys)),
@@ -73,7 +74,7 @@ def test_an_activation_changes_the_computation_but_no_figure() -> None:
 
 @pytest.mark.parametrize(
     "keys",
-    [{"sliding_window_size": 4096}, {"memory_mode": "deep"}, {"use_memory": True}, {"prefill_chunk_size": 512}],
+    [{"sliding_window_size": 4096}, {"memory_mode": "deep"}, {"use_memory": True}, {"memory_chunk_size": 512}],
     ids=lambda keys: next(iter(keys)),
 )
 def test_any_other_key_makes_the_spec_approximate(keys: dict[str, Any]) -> None:

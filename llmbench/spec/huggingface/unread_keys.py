@@ -75,6 +75,8 @@ HARMLESS_NAMES = re.compile(
             r"aux_loss|_loss_|_loss$|loss_coef|loss_weight|^z_loss|jitter|^mask_(time|feature)|^apply_spec_augment$",
             # Classification heads and the pooling before them.
             r"^classifier_(dropout|pooling|proj)|^summary_|^num_labels$|^problem_type$|^pooling$",
+            # How an engine serves the model.
+            r"(^|_)(batch_size|prefill)(_|$)|(tensor|pipeline|expert|context)_parallel|^context_window_size$|sink_size$",
             # Options that choose between kernels with the same result.
             r"^use_(mamba_kernels|mambapy|falcon_mambapy|mem_eff_path|associative_scan|flash)|^slow_but_exact$",
             r"^pretraining_tp$|^model_parallel_size$|^(chunkwise|sequence|step)_kernel$|kernel_dtype$|^max_inference_chunksize$|^reorder_and_upcast",
