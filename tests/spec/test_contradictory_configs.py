@@ -68,6 +68,6 @@ def test_a_class_that_never_ties_the_head_gives_an_untied_spec() -> None:
         if name is not None and hasattr(transformers, name) and not getattr(transformers, name)._tied_weights_keys
     }
     assert "kimi_linear" in never_tied
-    for model_type in never_tied:
+    for model_type in never_tied - {"fsmt"}:  # the class inside FSMT's ties the head
         spec = from_config({"model_type": model_type, "tie_word_embeddings": True}, name="x")
         assert not spec.tie_word_embeddings, model_type

@@ -111,6 +111,12 @@ def test_transformers_counts_the_same(model_type: str, values: dict[str, Any]) -
     assert counted.buffers == sum(truth.persistent_buffers.values())
 
 
+def test_a_tied_fsmt_has_one_table() -> None:
+    """Encoder, decoder and head share it."""
+    config = {"model_type": "fsmt", **BART, "src_vocab_size": 99, "tgt_vocab_size": 99, "tie_word_embeddings": True}
+    assert count_parameters(from_config(config, name="test")).total == measure(config).total
+
+
 def test_a_token_of_xmod_uses_the_adapter_of_its_language_only() -> None:
     one, three = (
         count_parameters(from_config({"model_type": "xmod", **BERT, "languages": names}, name="test"))

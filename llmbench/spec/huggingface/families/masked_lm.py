@@ -404,6 +404,7 @@ def esmc(c: Config) -> ModelSpec:
     )
     # The class divides the output of each sublayer by √(number of layers / 36).
     layer = block(mixer, gated(c), residual_scale=(36 / count) ** 0.5)
+    c.ignore("tie_word_embeddings")
     last_norm = vector("final_norm", "norms", c.size("hidden_size"))  # unlike the other norms, without a bias
     return decoder(
         c,
@@ -412,6 +413,7 @@ def esmc(c: Config) -> ModelSpec:
         positions=rope(c, head_dim=mixer.head_dim),
         final_norm=False,
         head=Head(bias=True, transform="roberta"),
+        tie_word_embeddings=False,  # the class never ties the head
         extra=(last_norm,),
     )
 
