@@ -133,11 +133,9 @@ def command(
     from llmbench.bench.results.sheets import curves, has_curves, sheets
     from llmbench.measure.ranks import join
     from llmbench.model.devices import device_of
-    from llmbench.report.plots import check_plot, save
+    from llmbench.report.plots import save
 
     path = _result_file(output, resume)
-    if plot is not None:
-        check_plot(plot)
     chosen, where = find_experiment(experiment), device_of(device)
     shape = Shape(
         model=chosen_model(model, set), changes=tuple(set or ()), seq_lens=tuple(seq or ()), batches=tuple(batch or ())
@@ -287,10 +285,14 @@ def _result_file(output: Path | None, resume: Path | None) -> Path | None:
 
 def _check_files(output: Path | None, resume: Path | None, plot: Path | None) -> None:
     """Raise LLMBenchError if a file cannot be written or has results, or if the file of --resume does not exist."""
+    from llmbench.report.plots import check_plot
+
     if resume is not None and not os.path.isfile(resume):
         raise LLMBenchError(f"--resume {resume}: no such file", hint="--output starts a new result file")
     check_file("--output", output)
     check_file("--plot", plot)
+    if plot is not None:
+        check_plot(plot)
 
 
 @contextmanager
