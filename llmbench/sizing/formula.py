@@ -123,6 +123,9 @@ def values_of(op: Op, spec: ModelSpec) -> dict[str, int]:
     values: dict[str, Any] = {"hidden_size": spec.hidden_size, "vocab_size": spec.vocab_size}
     values["embedding_size"] = spec.embedding.size or spec.hidden_size
     values["token_types"] = spec.embedding.token_types
+    if spec.embedding.per_layer is not None:
+        values["num_hidden_layers"] = spec.num_hidden_layers
+        values |= {f"per_layer.{name}": value for name, value in numbers_of(spec.embedding.per_layer).items()}
     values |= numbers_of(spec.positions)
     if spec.hyper_connections is not None:
         values["streams"] = spec.hyper_connections.streams

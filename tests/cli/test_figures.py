@@ -167,9 +167,9 @@ def test_formulas_of_both_stacks(capsys: Capture) -> None:
 def test_numbers_without_names_are_not_shown(tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3n_text"}))
     by_name = {line["component"]: line for line in table(capsys, "params", str(tmp_path))}
-    assert by_name["embedding"]["formula"] == "vocab × hidden + …"
-    assert by_name["other"]["formula"] == ""
-    assert by_name["norms"]["formula"] == "4 × hidden + …, + hidden + … once"
+    layer, once = "2 × hidden × per_layer.size + …", "hidden × num_hidden_layers × per_layer.size + …"
+    assert by_name["other"]["formula"] == f"{layer}, + {once} once"
+    assert by_name["norms"]["formula"] == "5 × hidden, + per_layer.size + hidden once"
 
 
 def test_published_counts_with_their_difference(capsys: Capture) -> None:
