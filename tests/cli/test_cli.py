@@ -115,7 +115,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     ),
     "memory": MARK
     | {"phase": TEXT, "layout": TEXT, "moment": TEXT, "stage_peak_bytes": "list", "fits_on": "list"}
-    | {"devices": "list", "formulas": "NoneType", "timeline": "NoneType"}
+    | {"devices": "list", "communication": "list", "formulas": "NoneType", "timeline": "NoneType"}
     | dict.fromkeys(
         ("seq_len", "micro_batch", "num_gpus", "peak_bytes", "reserved_bytes", "context_bytes", "stage"), INT
     )

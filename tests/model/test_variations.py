@@ -156,6 +156,7 @@ OLDER: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3, local base of its class": ("gemma3_text", {"rope_theta": 1000.0}),
     "olmo3": ("olmo3", {"rope_theta": 500000.0, "rope_scaling": {**YARN, "rope_type": "yarn"}}),
     "stablelm": ("stablelm", {"rope_theta": 500.0, "partial_rotary_factor": 0.5}),
+    **{f"{family}, rotation of its class": (family, {}) for family in ("cwm", "mellum", "gpt_oss")},
 }
 
 
@@ -191,9 +192,6 @@ def test_older_spellings_of_rotations(case: str, tmp_path: Path) -> None:
             "rope_theta = 500: in OLMo 3, transformers ignores it in layers with a window",
         ),
         ("dbrx", {}, "transformers ignores attn_config.rope_theta"),
-        ("cwm", {}, "has no rope_parameters or rope_scaling"),
-        ("mellum", {}, "has no rope_parameters or rope_scaling"),
-        ("gpt_oss", {}, "has no rope_parameters or rope_scaling"),
         ("cohere2_moe", {"rope_scaling": YARN}, "ignores rope_scaling"),
         ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0, "alpha": 4.0}}, "rope_scaling.alpha = 4.0"),
         ("llama", {"rope_scaling": {"type": "spiral"}}, "RoPE scaling `spiral` is unknown"),
