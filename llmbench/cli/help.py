@@ -6,8 +6,10 @@ import inspect
 import os
 import re
 import sys
+from collections import Counter
 from typing import Any
 
+from typer import BadParameter
 from typer.core import TyperCommand, TyperGroup
 
 from llmbench.cli import GROUPS
@@ -71,6 +73,22 @@ class _Helpful:
 
 class HelpfulCommand(_Helpful, TyperCommand):
     """A command that has no further commands."""
+
+    def make_parser(self, ctx: Any) -> Any:
+        """Return the parser of the command line. It refuses a second value for an option that takes one value."""
+        parser: Any = super().make_parser(ctx)
+        parse = parser.parse_args
+
+        def parse_once(args: list[str]) -> Any:
+            values, rest, order = parse(args=args)
+            for parameter, count in Counter(order).items():
+                if count > 1 and not (parameter.multiple or getattr(parameter, "is_flag", False)):
+                    name = max(parameter.opts, key=len)
+                    raise BadParameter(f"is given {count} times, and only one value can be used", param_hint=name)
+            return values, rest, order
+
+        parser.parse_args = parse_once
+        return parser
 
 
 class HelpfulGroup(_Helpful, TyperGroup):

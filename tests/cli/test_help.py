@@ -84,3 +84,20 @@ def test_colours_mark_headings_options_commands_and_examples() -> None:
         "flops",
         "llmbench params gpt2",
     ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["fit", "llama3-8b", "--kv-dtype", "bf16", "--kv-dtype", "fp8"], "--kv-dtype"),
+        (["memory", "llama2-7b", "-o", "a.csv", "--output", "b.csv"], "--output"),
+        (["specs", "list", "--family", "llama", "--family", "qwen"], "--family"),
+    ],
+)
+def test_an_option_with_one_value_is_given_once(arguments: list[str], option: str, capsys: Capture) -> None:
+    assert run(arguments) == 2
+    assert f"{option}: is given 2 times, and only one value can be used" in capsys.readouterr().err
+
+
+def test_options_that_may_be_repeated(capsys: Capture) -> None:
+    assert run(["params", "gpt2", "--set", "hidden_size=768", "--set", "vocab_size=8", "--explain", "--explain"]) == 0
