@@ -91,7 +91,12 @@ class UsedConstant(NamedTuple):
 
 CONSTANTS: tuple[Field[UsedConstant], ...] = (
     Field("constant", "constant", description="name of the constant, as `--engine` reads it"),
-    Field("value", "value", "number", description="its value on the device"),
+    Field(
+        "value",
+        "value",
+        text=lambda used: f"{used.value:,.10g}" if used.value == int(used.value) else f"{used.value:g}",
+        description="its value on the device",
+    ),
     Field("source", "source", wraps=True, description="where the value comes from"),
 )
 """The fields of the objects in the field `constants`."""

@@ -123,6 +123,8 @@ def _lines(row: Fitted, fit: Fit) -> list[str]:
         )
     if own.cache > 0:
         cache = [f"the cache has {own.pool.tokens:,} tokens"] if own.pool.tokens else []
+        if cache and fit.longest > own.pool.tokens:
+            cache = [f"{cache[0]} if every layer kept all of them, as the engine logs it"]
         cache.append(f"a request of {question.seq:,} tokens takes {size(own.pool.request_bytes(question.seq))} of it")
         lines.append(", and ".join(cache))
         if fit.fits and question.users > 1:
