@@ -125,7 +125,7 @@ def test_noisy_samples_are_unclear(tmp_path: Path, capsys: Capture) -> None:
     noisy = file_of([row("a", *(0.01 * (0.6 + 0.2 * (n % 5)) for n in range(10)))], tmp_path / "noisy.jsonl")
     assert run(["diff", str(before), str(noisy)]) == 0
     text = capsys.readouterr().out
-    assert "The only row did not become worse. 1 row is unclear, because its noise is too large." in text
+    assert "The files do not show whether a row became worse. 1 row is unclear, because its noise is too large." in text
     assert "unclear: the noise could hide a change by 1.3×" in text
 
 

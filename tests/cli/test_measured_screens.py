@@ -124,4 +124,4 @@ def test_a_screen_of_diff_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> 
         blocks=[diff_command._block(difference, [], everything=True)],
     )
     fits(answer, monkeypatch)
-    assert answer.blocks[0].answer.startswith("None of ")
+    assert answer.blocks[0].answer.startswith("The files do not show whether a row became worse. 21 rows are unclear")

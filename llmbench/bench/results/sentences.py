@@ -374,10 +374,14 @@ def about_changes(difference: Difference) -> str:
     changes = difference.changes
     total = plural(len(changes), "row")
     worse = difference.regressions
-    no_row = "The only row did not become" if len(changes) == 1 else f"None of {total} became"
-    sentences = [f"{len(worse)} of {total} became worse." if worse else f"{no_row} worse."]
-    sentences += [f"{where(change)} {_change(change)}." for change in worse[:NAMED]]
     counts = {verdict: sum(change.verdict == verdict for change in changes) for verdict in CHANGED}
+    if worse:
+        first = f"{len(worse)} of {total} became worse."
+    elif counts["unclear"] and not any(counts[verdict] for verdict in ("faster", "fixed", "same")):
+        first = "The files do not show whether a row became worse."
+    else:
+        first = f"{'The only row did not become' if len(changes) == 1 else f'None of {total} became'} worse."
+    sentences = [first, *(f"{where(change)} {_change(change)}." for change in worse[:NAMED])]
     sentences += [
         f"{plural(counts[verdict], 'row')} {one if counts[verdict] == 1 else many}."
         for verdict, (one, many) in CHANGED.items()
