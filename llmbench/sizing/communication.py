@@ -2,7 +2,8 @@
 
 Sources: PyTorch's DistributedDataParallel and fully_shard, Megatron's distributed optimizer and its 1F1B schedule.
 
-Not counted: what recomputation repeats, norms of gradients, and the gradients of norms under sequence parallelism.
+Not counted: what recomputation repeats, norms of gradients, the gradients of norms under sequence parallelism, and the
+output of an encoder that its last stage sends to the stages of the decoder.
 """
 
 from __future__ import annotations
@@ -75,8 +76,7 @@ def _of_weights(run: TrainingRun, stage: Stage) -> Iterator[Communication]:
     - zero=1, zero=2: the gradients are summed and split once per step, and then the updated weights are gathered.
     - zero=3 (FSDP): each micro-batch gathers the weights of every layer in both passes, and sums and splits the
       gradients. The weights outside the layers stay gathered until the backward pass, unless they are units of their
-      own. With pipeline stages, PyTorch's
-      schedules gather all weights once, and reduce the gradients once.
+      own. With pipeline stages, PyTorch's schedules gather all weights once, and reduce the gradients once.
     - instances: the shards of the gradients are also summed over the groups.
     """
     layout = run.layout
