@@ -114,6 +114,9 @@ class Kernel:
     `kernels check --fuzz` uses it. `shapes` are the sizes of real models; `inspect` compiles them, and benchmarks time
     them.
 
+    `same_steps(**inputs)` is `reference` with the roundings of the op's algorithm, if they differ. The check counts its
+    errors too.
+
     `unit_stride` names the inputs that the op accepts with a last stride of 1 only. `kernels check --fuzz` gives all
     other tensors random strides.
 
@@ -135,6 +138,7 @@ class Kernel:
     cases: Sequence[Any]
     random_case: Callable[[Draw], Any]
     shapes: Sequence[Any]
+    same_steps: Callable[..., Tensor | tuple[Tensor, ...]] | None = None
     differentiable: tuple[str, ...] = ()
     unit_stride: tuple[str, ...] = ()
     dtypes: tuple[torch.dtype, ...] = (torch.float16, torch.bfloat16, torch.float32)

@@ -22,6 +22,8 @@ tiles.py. Flash attention: Dao et al., arXiv 2205.14135, 2307.08691.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -34,7 +36,7 @@ from llmbench.kernels.attention.tiles import FAR, WIDEST_ROW, Problem, Reach, al
 from llmbench.kernels.kernel import Cost, Draw, Inputs, Kernel, Random
 from llmbench.kernels.launching import empty
 
-__all__ = ["KERNEL", "attention", "reference"]
+__all__ = ["KERNEL", "attention", "flash_product", "reference", "softmax_product"]
 
 MAX_WIDTH = 512  # largest head width of queries, keys and values
 
@@ -293,10 +295,14 @@ def reference(
     key_starts: Tensor | None = None,
     max_queries: int | None = None,
     max_keys: int | None = None,
+    finish: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Compute attention in plain torch, with all scores in memory and the softmax in fp32 or wider."""
+    """Compute attention in plain torch, with all scores in memory and the softmax in fp32 or wider.
+
+    `finish(scores, seen, v)` computes the output and the log-sum-exp from the scores. The default is `softmax_product`.
+    """
     options: dict[str, Any] = {"scale": scale, "causal": causal, "window": window, "soft_cap": soft_cap}
-    options |= {"slopes": slopes, "sinks": sinks}
+    options |= {"slopes": slopes, "sinks": sinks, "finish": finish}
     if query_starts is not None and key_starts is not None:
         sequences = (
             x.transpose(0, 1)[None].split(starts.diff().tolist(), dim=2)
@@ -321,9 +327,53 @@ def reference(
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32)).masked_fill(~seen, -math.inf)
     if sinks is not None:
         scores = torch.cat((scores, sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:3], 1)), dim=-1)
+    return (finish or softmax_product)(scores, seen, v)
+
+
+def softmax_product(scores: Tensor, seen: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Return softmax(scores) @ v and the log-sum-exp of the scores.
+
+    scores [B, N, S, T], or [B, N, S, T + 1] with the sink in the last column. seen [S, T] says which keys a query sees.
+    """
     lse = torch.logsumexp(scores, dim=-1)
-    weights = torch.exp(scores - lse[..., None])[..., : k.shape[2]].masked_fill(~seen, 0.0)
+    weights = torch.exp(scores - lse[..., None])[..., : v.shape[2]].masked_fill(~seen, 0.0)
     return weights.to(v.dtype) @ v, lse
+
+
+class FlashProduct(torch.autograd.Function):
+    """`softmax_product` with the gradient that flash attention computes.
+
+    Plain torch computes the gradient of the scores as p ∘ (dp - Σ p ∘ dp). Flash attention has no row of p, so it
+    computes p ∘ (dp - Σ do ∘ o) (arXiv 2205.14135, appendix B.2). Both are equal in exact arithmetic. But o was rounded
+    to the format of the inputs, and dp and Σ do ∘ o are rounded apart. If nearly all weight lies on one key, these
+    terms cancel, and their roundings become most of the gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, seen: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the results of `softmax_product`."""
+        out, lse = softmax_product(scores, seen, v)
+        ctx.save_for_backward(scores, seen, v, out, lse)
+        return out, lse
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor, dlse: Tensor) -> tuple[Tensor, None, Tensor]:
+        """Return the gradients of the scores and of v."""
+        scores, seen, v, out, lse = ctx.saved_tensors
+        wide, keys = scores.dtype, v.shape[2]
+        weights = torch.exp(scores - lse[..., None])
+        p = weights[..., :keys].masked_fill(~seen, 0.0)
+        delta = (dout.to(wide) * out.to(wide)).sum(-1, keepdim=True) - dlse[..., None]
+        dscores = p * (dout.to(wide) @ v.to(wide).transpose(-1, -2) - delta)
+        if scores.shape[-1] > keys:
+            dscores = torch.cat((dscores, -weights[..., keys:] * delta), dim=-1)  # a sink has no value
+        return dscores, None, p.to(v.dtype).transpose(-1, -2) @ dout
+
+
+def flash_product(scores: Tensor, seen: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the results of `softmax_product`, with the gradients of `FlashProduct`."""
+    out, lse = FlashProduct.apply(scores, seen, v)
+    return out, lse
 
 
 # == Cases and cost ==
@@ -426,6 +476,7 @@ KERNEL = Kernel(
     summary="flash attention: causal, window, ALiBi, soft cap, sinks, grouped heads, packed batches",
     run=attention,
     reference=reference,
+    same_steps=partial(reference, finish=flash_product),
     inputs=inputs,
     cost=cost,
     cases=[

@@ -11,6 +11,9 @@ it may then exceed the budget. So a result that exceeds its budget is checked ag
 random roundings (`_Rounded`), and its greatest error in these runs takes the place of its error in the budget. This is
 Monte Carlo arithmetic (Parker, 1997; Vignes, 1993): the spread under random roundings is the error that roundings
 explain. A wrong formula, index or mask has a greater error.
+
+An algorithm may round where plain torch does not. For example, the backward pass of flash attention reads the rounded
+output. Then the kernel has a second plain form with these steps (`Kernel.same_steps`), and it is replayed as well.
 """
 
 from __future__ import annotations
@@ -116,12 +119,14 @@ def check_against(
     weights: Weights | None = None,
     seed: int = 0,
     factor: float = 2.0,
+    same_steps: Op | None = None,
 ) -> list[Verdict]:
     """Check every output of `run`, and its gradients, against `reference`.
 
     The checked gradients are those of the inputs named in `differentiable` and of `weights`. `reference` is in plain
     torch and computes in the dtype of its inputs. `factor` multiplies the error of plain torch, as in `compare`. It is
     2 for our kernels. Kernels that sum in another order may need more: torch's own kernels slightly exceed 2 in fp32.
+    `same_steps` is `reference` with the roundings of the algorithm of `run`.
     """
     weights = weights or Weights()
     device = next((value.device for value in inputs.values() if isinstance(value, Tensor)), torch.device("cpu"))
@@ -143,8 +148,8 @@ def check_against(
 
     for number in range(REPLAYS):
         with tf32_products(device):
-            rounded = _Rounded(number)
-            replays.append(_results(reference, inputs, differentiable, weights.values, seed, rounded))
+            for form in filter(None, (reference, same_steps)):
+                replays.append(_results(form, inputs, differentiable, weights.values, seed, _Rounded(number)))
         verdicts = [verdict if verdict.passed else again(verdict) for verdict in verdicts]
         if all(verdict.passed or _hopeless(verdict, exact[verdict.tensor]) for verdict in verdicts):
             break

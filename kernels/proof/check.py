@@ -52,10 +52,15 @@ def check_all(names: Sequence[str], dtypes: Sequence[torch.dtype], seeds: int, d
 def check(kernel: Kernel, case: Any, dtype: torch.dtype, seed: int, device: torch.device) -> list[Verdict]:
     """Run `case` once and compare every output, and every gradient of `kernel.differentiable`."""
     inputs = kernel.inputs(case, Random(seed, dtype, device))
-    return check_inputs(kernel.run, kernel.reference, inputs, kernel.differentiable, seed)
+    forms = kernel.reference, kernel.same_steps
+    return check_inputs(kernel.run, forms, inputs, kernel.differentiable, seed)
 
 
-def check_inputs(run: Op, reference: Op, inputs: Inputs, differentiable: Sequence[str], seed: int) -> list[Verdict]:
-    """Run an op once and compare every output, and the gradients of the inputs named in `differentiable`."""
+def check_inputs(
+    run: Op, forms: tuple[Op, Op | None], inputs: Inputs, differentiable: Sequence[str], seed: int
+) -> list[Verdict]:
+    """Run an op once and compare every output, and the gradients of the inputs named in `differentiable`. `forms` are
+    `reference` and `same_steps` of the kernel."""
+    reference, same_steps = forms
     with poisoned():
-        return check_against(run, reference, inputs, differentiable=differentiable, seed=seed)
+        return check_against(run, reference, inputs, differentiable=differentiable, seed=seed, same_steps=same_steps)

@@ -147,15 +147,15 @@ def _run(trial: Trial, device: str) -> list[Verdict]:
     kernel, draw = load_kernel(trial.kernel), Draw(trial.seed)
     inputs = kernel.inputs(trial.case, Random(trial.seed, trial.dtype, torch.device(device)))
     differentiable = [name for name in kernel.differentiable if isinstance(inputs.get(name), Tensor)]
+    run, reference, same_steps = kernel.run, kernel.reference, kernel.same_steps
     if not draw.chance(0.25):  # a quarter of the trials keep the layouts and gradients of the kernel's own inputs
         inputs = _with_other_layouts(inputs, kernel.unit_stride, draw)
         differentiable = [name for name in differentiable if draw.chance(0.8)] or differentiable
         gradients = draw.randrange(2**31)
-        run, reference = (_with_other_gradients(op, gradients) for op in (kernel.run, kernel.reference))
-    else:
-        run, reference = kernel.run, kernel.reference
+        run, reference = (_with_other_gradients(op, gradients) for op in (run, reference))
+        same_steps = same_steps and _with_other_gradients(same_steps, gradients)
     with preferring({}, others=draw.choice((0, 0, 1, 2))):
-        return check_inputs(run, reference, inputs, differentiable, trial.seed)
+        return check_inputs(run, (reference, same_steps), inputs, differentiable, trial.seed)
 
 
 def _with_other_layouts(inputs: Inputs, unit_stride: Sequence[str], draw: Draw) -> Inputs:

@@ -9,9 +9,10 @@ import torch
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from llmbench.kernels import launching
-from llmbench.kernels.attention.attention import KERNEL, Case, attention, cost, inputs, reference
+from llmbench.kernels.attention.attention import KERNEL, Case, attention, cost, flash_product, inputs, reference
 from llmbench.kernels.attention.tiles import Reach, seen_pairs, split_width
 from llmbench.kernels.kernel import Random
+from llmbench.kernels.proof.accuracy import check_against
 from llmbench.sizing.lower.pairs import visible_pairs
 
 CPU = torch.device("cpu")
@@ -161,6 +162,44 @@ def test_it_compiles_without_graph_breaks() -> None:
         torch.autograd.grad(out.sum(), leaves), torch.autograd.grad(expected.sum(), leaves), strict=True
     ):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [Case(2, 4, 2, 7, 9, 8, sinks=True), Case(1, 2, 1, 9, 4, 8, v_dim=16), Case(heads=2, packed=((3, 5), (2, 0)))],
+)
+def test_the_gradient_with_the_steps_of_flash_attention_is_the_same(case: Case) -> None:
+    arguments = inputs(case, Random(0, torch.float64, torch.device("cpu")))
+    leaves = {name: x.requires_grad_() for name in KERNEL.differentiable if (x := arguments.get(name)) is not None}
+    gradients = []
+    for form in (KERNEL.reference, KERNEL.same_steps):
+        assert form is not None
+        out, lse = form(**arguments)
+        # Queries that see no key have the log-sum-exp -∞, which gives no gradient.
+        result = out.square().sum() + lse[lse.isfinite()].square().sum()
+        gradients.append(torch.autograd.grad(result, list(leaves.values())))
+    for name, first, second in zip(leaves, *gradients, strict=True):
+        assert torch.allclose(first.nan_to_num(), second.nan_to_num(), rtol=1e-12, atol=1e-14), name
+
+
+@pytest.mark.parametrize("seed", [136801764, 931626611])
+def test_roundings_of_flash_attention_are_within_the_budget_and_a_wrong_gradient_is_not(seed: int) -> None:
+    """With two keys, nearly all weight may lie on one key. Then the terms of the gradient cancel."""
+    arguments = inputs(Case(keys=2, queries=8, head_dim=32), Random(seed, torch.bfloat16, torch.device("cpu")))
+
+    def wrong(**changed: Any) -> Any:
+        out, lse = flash(**changed)
+        return out + 0.02 * (changed["q"] - changed["q"].detach()), lse
+
+    def flash(**changed: Any) -> Any:
+        return reference(**changed, finish=flash_product)
+
+    def passed(run: Any) -> bool:
+        verdicts = check_against(run, reference, arguments, differentiable=("q",), same_steps=KERNEL.same_steps)
+        return all(verdict.passed for verdict in verdicts)
+
+    assert passed(flash)
+    assert not passed(wrong)
 
 
 def test_the_reference_equals_torchs_attention() -> None:
