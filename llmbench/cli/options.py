@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -293,20 +294,23 @@ def prints_tables(command: Callable[..., Any]) -> Callable[..., Any]:
     return with_view
 
 
-RESULTS = b'{"line":"'
-"""The first bytes of every result file."""
+_RESULT_LINE = re.compile(rb'"line"\s{0,9}:\s{0,9}"(header|row)"')
+"""Matches a part of each line of a result file, also if another program wrote the JSON with other spaces."""
 
 
 def refuse_results(option: str, path: Path) -> None:
-    """Raise LLMBenchError if the file of `option` contains results, which would be lost."""
+    """Raise LLMBenchError if a line of the file of `option` is a result, which would be lost."""
     if not os.path.isfile(path):
         return
     with path.open("rb") as file:
-        if file.read(len(RESULTS)) == RESULTS:
-            raise LLMBenchError(
-                f"{option} {path} contains results, which would be lost",
-                hint="use another file; `llmbench bench --resume` continues an existing result file",
-            )
+        before = b""
+        while part := file.read(2**20):
+            if _RESULT_LINE.search(before + part):
+                raise LLMBenchError(
+                    f"{option} {path} contains results, which would be lost",
+                    hint="use another file; `llmbench bench --resume` continues an existing result file",
+                )
+            before = part[-50:]  # a match can begin in one part and end in the next one
 
 
 def write_file(output: Path, write: Callable[[TextIO], object]) -> None:

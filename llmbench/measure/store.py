@@ -1,8 +1,9 @@
-"""A result file that is open for appending rows. No row is lost if the file is removed, replaced or truncated."""
+"""A result file that is open for appending rows. No row is lost if another program removes or changes the file."""
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -32,8 +33,8 @@ class Store:
     new line, and `read` reports the incomplete line as damaged.
 
     While the file is open, another process cannot open it as a Store. Another program can still remove, replace or
-    truncate the file. `write` and `close` notice that, and then write the
-    rows of all sessions to a new file.
+    change the file. `write` and `close` compare its content with what was written. If they differ, they write the rows
+    of all sessions to a new file.
     """
 
     def __init__(self, path: str | Path, header: Header, *, resume: bool = False) -> None:
@@ -52,8 +53,8 @@ class Store:
             raise LLMBenchError(f"{path} is {kind}", hint="give the path of a file")
         self._file = _open(self.path)
         try:
-            size = os.fstat(self._file).st_size
-            if size:
+            self._written = _Digest(self._file)
+            if self._written.size:
                 if not resume:
                     raise LLMBenchError(
                         f"{path} exists already", hint="continue the run with --resume, or give another file name"
@@ -61,9 +62,8 @@ class Store:
                 self.existing = read(path)
                 self._refuse_rows_without_header()
                 self._refuse_mixture(header)
-                if os.pread(self._file, 1, size - 1) != b"\n":
-                    size += os.write(self._file, b"\n")
-            self._size = size
+                if os.pread(self._file, 1, self._written.size - 1) != b"\n":
+                    self._written.add(_write(self._file, b"\n"))
             self._append([header])
         except BaseException:
             os.close(self._file)
@@ -111,11 +111,11 @@ class Store:
         loss = self._lost or self._loss()
         if loss is None:
             try:
-                self._size += _write(self._file, lines)
+                self._written.add(_write(self._file, _text(lines)))
             except OSError as problem:
                 loss = f"cannot be written any more ({problem.strerror})"
             else:
-                loss = self._loss()  # the file may be removed between the first test and the write
+                loss = self._loss()  # the file may be changed between the first test and the write
         if loss is not None:
             self._move(loss)
 
@@ -128,8 +128,10 @@ class Store:
             return "was removed"
         if (there.st_dev, there.st_ino) != (here.st_dev, here.st_ino):
             return "was replaced by another file"
-        if here.st_size < self._size:
+        if here.st_size < self._written.size:
             return "was truncated"
+        if _Digest(self._file) != self._written:
+            return "was changed by another program"
         return None
 
     def _move(self, loss: str) -> None:
@@ -143,13 +145,13 @@ class Store:
             except OSError:
                 continue
             try:
-                size = _write(file, lines)
+                _write(file, _text(lines))
             except OSError:
                 os.close(file)
                 path.unlink()
                 continue
             os.close(self._file)
-            self.path, self._file, self._size, self._lost = path, file, size, None
+            self.path, self._file, self._written, self._lost = path, file, _Digest(file), None
             self.notes.append(f"{lost} {loss}; all rows are in {path}")
             return
         self._lost = loss  # `close` tries again
@@ -206,14 +208,37 @@ def _open(path: Path) -> int:
     return file
 
 
-def _write(file: int, lines: Iterable[Any]) -> int:
-    """Write lines to the disk. Return the number of bytes."""
-    text = b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
+class _Digest:
+    """The size and a hash of the content of a file."""
+
+    def __init__(self, file: int) -> None:
+        """Read a file from its beginning to its end."""
+        self.size, self._hash = 0, hashlib.blake2b()
+        while part := os.pread(file, 2**20, self.size):
+            self.add(part)
+
+    def add(self, text: bytes) -> None:
+        """Add a text that was appended to the file."""
+        self.size += len(text)
+        self._hash.update(text)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Digest) and self._hash.digest() == other._hash.digest()
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _text(lines: Iterable[Any]) -> bytes:
+    return b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
+
+
+def _write(file: int, text: bytes) -> bytes:
+    """Write a text to the disk, and return it."""
     rest = text
     while rest:  # the first write writes the whole text, unless the disk is full
         rest = rest[os.write(file, rest) :]
     os.fsync(file)
-    return len(text)
+    return text
 
 
 def _names_beside(lost: Path) -> Iterator[Path]:

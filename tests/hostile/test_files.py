@@ -92,6 +92,28 @@ def test_no_command_writes_over_results(command: str, tmp_path: Path, capsys: py
     assert path.read_text() == '{"line":"header"}\n'
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'\n{"line":"header"}\n',
+        b'\xef\xbb\xbf{"line":"header"}\n',
+        b'  {"line": "header"}\n',
+        b'x{"li\n{"line":"row"}\n',
+        b'{"schema":"x","line" : "header"}\n',
+        b" " * (2**20 - 6) + b'{"line":"row"}\n',
+    ],
+    ids=["empty line", "byte order mark", "spaces", "damaged first line", "other order", "later"],
+)
+def test_a_damaged_result_file_is_not_overwritten_either(
+    content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(content)
+    assert run(["specs", "show", "gpt2", "--output", str(path)]) == 2
+    assert "contains results, which would be lost" in capsys.readouterr().err
+    assert path.read_bytes() == content
+
+
 def test_a_shard_that_is_truncated_while_it_is_read(tmp_path: Path) -> None:
     """The system would end the process with SIGBUS."""
     path = tmp_path / "model.safetensors"

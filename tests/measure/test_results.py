@@ -355,7 +355,24 @@ def truncated(path: Path) -> None:
     os.truncate(path, 10)
 
 
-@pytest.mark.parametrize("damage", [removed, folder_removed, replaced, truncated])
+def overwritten(path: Path) -> None:
+    """The inode stays, and the file becomes larger."""
+    path.write_bytes(b"x" * (3 * path.stat().st_size))
+
+
+def overwritten_by_as_many_bytes(path: Path) -> None:
+    path.write_bytes(b"x" * path.stat().st_size)
+
+
+def appended(path: Path) -> None:
+    """The next row would end in the incomplete line of the other program."""
+    with path.open("a") as file:
+        file.write("other")
+
+
+@pytest.mark.parametrize(
+    "damage", [removed, folder_removed, replaced, truncated, overwritten, overwritten_by_as_many_bytes, appended]
+)
 @pytest.mark.parametrize("resumed", [False, True], ids=["new", "resumed"])
 @pytest.mark.parametrize("at_the_end", [False, True], ids=["before a row", "after the last row"])
 def test_no_row_is_lost_with_the_file(

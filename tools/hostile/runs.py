@@ -371,7 +371,7 @@ def killed(whole: Whole) -> Attempt:
 
 
 def lost_file(whole: Whole) -> Attempt:
-    """The result file or its folder is removed, renamed, replaced or truncated during a run."""
+    """The result file or its folder is removed, renamed, replaced or changed during a run."""
 
     def attempt(rng: random.Random, folder: Path) -> Problems:
         where = folder / "where"
@@ -379,7 +379,7 @@ def lost_file(whole: Whole) -> Attempt:
         path = where / "x.jsonl"
 
         def attack() -> None:
-            match rng.randrange(8):
+            match rng.randrange(9):
                 case 0:
                     path.unlink()
                 case 1:
@@ -399,6 +399,8 @@ def lost_file(whole: Whole) -> Attempt:
                 case 7:
                     path.unlink()
                     path.symlink_to(rng.choice(["/dev/full", "/dev/null", "x.jsonl", str(folder / "link")]))
+                case 8:
+                    path.write_bytes(b"x" * rng.choice([1, path.stat().st_size, 2 * path.stat().st_size]))
 
         resumed = rng.random() < 0.4
         if resumed:
