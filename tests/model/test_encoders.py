@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,63 @@ def test_encoder_decoders_equal_transformers_and_decoding_equals_one_pass(case: 
                 assert_close(out[row, 0], logits[row, length + step])
 
 
+@pytest.mark.parametrize("impl", ["standard", "sdpa"])
+def test_the_original_transformer_equals_the_module_of_torch(impl: str) -> None:
+    """torch.nn.Transformer has the layers of the paper. It has no embedding, and adds a norm after each stack."""
+    width, depth = 32, 2
+    shape = {"hidden_size": width, "vocab_size": 96, "num_attention_heads": 4, "num_key_value_heads": 4}
+    shape |= {"head_dim": 8, "intermediate_size": 48}
+    patterns = {"pattern": f"{depth}*block", "encoder.pattern": f"{depth}*block", "embedding.scale": width**0.5}
+    ours = models.build(override(load_bundled("transformer-base"), {**shape, **patterns}), impl=impl)
+    theirs = nn.Transformer(width, 4, depth, depth, 48, dropout=0.0, layer_norm_eps=1e-6, batch_first=True).eval()
+    theirs.encoder.norm = theirs.decoder.norm = None
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for tensor in ours.parameters():
+            tensor.normal_(0.0, 0.2, generator=generator)
+        assert isinstance(ours, Seq2Seq)
+        _copy_to_torch(ours, theirs)
+    source, ids = tokens(21), tokens(17, seed=3)
+    table = ours.embedding.weight
+    with torch.no_grad():
+        out = theirs(
+            table[source] * width**0.5 + sines(21, width),
+            table[ids] * width**0.5 + sines(17, width),
+            tgt_mask=nn.Transformer.generate_square_subsequent_mask(17),
+        )
+        assert_close(ours(ids, source), out @ table.T)
+
+
+def sines(length: int, width: int) -> Tensor:
+    """The position encoding, element by element as the formula of the paper says (section 3.5)."""
+    rows = [
+        [(math.cos if i % 2 else math.sin)(p / 10000 ** (2 * (i // 2) / width)) for i in range(width)]
+        for p in range(length)
+    ]
+    return torch.tensor(rows)
+
+
+def _copy_to_torch(ours: Seq2Seq, theirs: nn.Transformer) -> None:
+    """Copy our weights into torch's module. Its attention also has biases. They become 0."""
+    names = {"attention": "self_attn", "cross_attention": "multihead_attn"}
+    norms = {"mixer_norm": "norm1", "cross_norm": "norm2", "ffn_norm": "norm3"}
+    for stack, copy in ((ours.encoder, theirs.encoder), (ours, theirs.decoder)):
+        for block, layer in zip(stack.layers, copy.layers, strict=True):
+            for name, module in block.named_children():
+                if name in names:
+                    theirs_attention = layer.get_submodule(names[name])
+                    parts = [getattr(module, f"{part}_proj").weight for part in "qkv"]
+                    theirs_attention.in_proj_weight.copy_(torch.cat(parts))
+                    theirs_attention.out_proj.weight.copy_(module.o_proj.weight)
+                    theirs_attention.in_proj_bias.zero_()
+                    theirs_attention.out_proj.bias.zero_()
+                elif name in norms:
+                    last = stack is ours.encoder and name == "ffn_norm"
+                    layer.get_submodule("norm2" if last else norms[name]).load_state_dict(module.state_dict())
+            layer.linear1.load_state_dict(block.ffn.up_proj.state_dict())
+            layer.linear2.load_state_dict(block.ffn.down_proj.state_dict())
+
+
 def test_an_untied_head_has_its_own_weight(tmp_path: Path) -> None:
     saved("t5 v1.1, a head of its own", tmp_path)
     ours = models.load(tmp_path)
@@ -203,7 +261,19 @@ def test_a_decoder_without_its_encoder_is_refused() -> None:
         model(tokens(4))
 
 
-@pytest.mark.parametrize("name", ["bert-base", "bert-large", "t5-small", "t5-base", "flan-t5-base", "flan-t5-xl"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bert-base",
+        "bert-large",
+        "t5-small",
+        "t5-base",
+        "flan-t5-base",
+        "flan-t5-xl",
+        "transformer-base",
+        "transformer-big",
+    ],
+)
 def test_parameters_and_names_equal_the_sizing_table(name: str) -> None:
     spec = load_bundled(name)
     with torch.device("meta"):
@@ -215,7 +285,7 @@ def test_parameters_and_names_equal_the_sizing_table(name: str) -> None:
         assert parameter in names or module in names, parameter
 
 
-@pytest.mark.parametrize("name", ["bert-base", "t5-small", "flan-t5-base"])
+@pytest.mark.parametrize("name", ["bert-base", "t5-small", "flan-t5-base", "transformer-base"])
 def test_gradients_reach_every_parameter(name: str) -> None:
     spec = override(
         load_bundled(name),

@@ -46,6 +46,8 @@ DIFFERS = {
     "qwen2-7b": 545_616_512,
     "qwen2.5-32b": 263_876_352,
     "stablelm-2-1.6b": 98_304,
+    "transformer-base": -1_954_368,
+    "transformer-big": 1_171_648,
 }
 """Our count minus the published one, where the notes of the file explain the difference and rounding does not."""
 
