@@ -19,8 +19,9 @@ from llmbench.sizing.workload import Layout
 MOST_LETTERS = 20_000
 """The longest text that repetitions in a notation may produce."""
 
-_BRACKET = re.compile(r"\(([^()]*)\)(?:\*(\d{1,5}))?")
-_REPEATED = re.compile(r"([EtmL])\*(\d{1,5})")
+_ITEM = re.compile(r"[|(]|[EtmL)](?:\*([0-9]{1,5}))?")
+"""Matches one letter of a notation, with its repetition."""
+
 _EXAMPLE = "like stages=Et*3|t*4|t*4|t*3L for pp=4"
 
 
@@ -61,7 +62,8 @@ def _counts(layout: Layout, layers: int, name: str) -> Sequence[int]:
         product = f"pp × interleave = {chunks}" if layout.interleave > 1 else f"pp={layout.pp}"
         raise LayoutError(
             f"layout {product}: {name} has only {layers} layers",
-            hint="each pipeline stage, or each chunk of an interleaved stage, needs at least one layer",
+            hint="each pipeline stage, or each chunk of an interleaved stage, needs at least one layer: choose "
+            f"{'pp × interleave' if layout.interleave > 1 else 'pp'} up to {layers + extra}",
         )
     if layout.first is not None or layout.last is not None:
         return _ends(layout, layers, name)
@@ -129,19 +131,31 @@ def _written(layout: Layout, layers: int, mtp: int, name: str) -> list[Part]:
 
 
 def _expand(text: str) -> str:
-    """Write out the repetitions of a notation: `t*2|(t|)*2L` becomes `tt|t|t|L`."""
+    """Write out the repetitions of a notation: `t*2|(t|)*2L` becomes `tt|t|t|L`.
+
+    The number of letters is known before they are written, so a notation cannot take all memory.
+    """
     rest = re.sub(r"\s", "", text)
-    if not re.fullmatch(r"[EtmL|()*\d]+", rest):
-        wrong = next(letter for letter in rest if not re.match(r"[EtmL|()*\d]", letter))
-        raise LayoutError(f"layout stages: unknown letter `{wrong}`", hint=f"use E, t, m, L, |, *3 and ( ), {_EXAMPLE}")
-    while True:
-        changed = _REPEATED.sub(lambda found: found[1] * int(found[2]), rest)
-        changed = _BRACKET.sub(lambda found: found[1] * int(found[2] or 1), changed)
-        if len(changed) > MOST_LETTERS:
+    wrong = re.search(r"[^EtmL|()*0-9]", rest)
+    if wrong is not None:
+        raise LayoutError(
+            f"layout stages: unknown letter `{wrong[0]}`", hint=f"use E, t, m, L, |, *3 and ( ), {_EXAMPLE}"
+        )
+    inside = [""]  # what was written in each open bracket, the outermost first
+    at = 0
+    while at < len(rest):
+        item = _ITEM.match(rest, at)
+        if item is None or (item[0][0] == ")" and len(inside) == 1):
+            raise LayoutError(f"layout stages: cannot read `{rest[at : at + 60]}`", hint=_EXAMPLE)
+        at = item.end()
+        if item[0] == "(":
+            inside.append("")
+            continue
+        piece = inside.pop() if item[0][0] == ")" else item[0][0]
+        times = int(item[1] or 1)
+        if len(inside[-1]) + len(piece) * times > MOST_LETTERS:
             raise LayoutError(f"layout stages: the repetitions make more than {MOST_LETTERS:,} letters")
-        if changed == rest:
-            break
-        rest = changed
-    if re.search(r"[()*\d]", rest):
-        raise LayoutError(f"layout stages: cannot read `{text[:60]}`", hint=_EXAMPLE)
-    return rest
+        inside[-1] += piece * times
+    if len(inside) > 1:
+        raise LayoutError(f"layout stages: a bracket is not closed in `{text[:60]}`", hint=_EXAMPLE)
+    return inside[0]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from operator import mul
 
 import msgspec
@@ -136,6 +137,7 @@ def in_flight(stage: int, layout: Layout, micro_batches: int) -> int:
     return min(micro_batches * layout.interleave, warm_up + 1)
 
 
+@lru_cache
 def _group(pp: int, micro_batches: int) -> int:
     """Return the number of micro-batches for which a stage runs one chunk before it runs the next one.
 
@@ -156,18 +158,50 @@ def chunks_in_flight(stage: int, layout: Layout, micro_batches: int, saved: Sequ
     if kinds == 1:
         return [(at_first - 1,)]
     group = _group(layout.pp, micro_batches)
-    # Later than the warm-up, the schedule repeats after each group.
-    count = min(micro_batches, group * (2 + -(-at_first // (group * kinds))))
-    order = [
-        chunk for start in range(0, count, group) for chunk in range(kinds) for _ in range(min(group, count - start))
-    ]
-    now, started = [0] * kinds, 0
+    # Between the warm-up and the last group, which can be smaller, the schedule repeats after each group.
+    groups, rest = divmod(micro_batches, group)
+    count = group * min(groups, 2 + -(-at_first // (group * kinds))) + rest
+    runs = [(chunk, min(group, count - start)) for start in range(0, count, group) for chunk in range(kinds)]
+    now, ahead = [0] * kinds, at_first - 1
+    forward: list[tuple[int, int]] = []  # what the stage runs forward while it runs backward
+    for chunk, length in runs:
+        early = min(length, ahead)
+        now[chunk] += early
+        ahead -= early
+        if length > early:
+            forward.append((chunk, length - early))
+    backward = [(kinds - 1 - chunk, length) for chunk, length in runs]  # in reverse through the chunks
+    bytes_now = sum(map(mul, now, saved))
     most: list[tuple[int, ...]] = [(0,) * kinds] * kinds
-    for unit in order:
-        while started < len(order) and sum(now) < at_first:
-            now[order[started]] += 1
-            started += 1
-        chunk = kinds - 1 - unit  # the backward pass goes through the chunks in reverse
-        now[chunk] -= 1
-        most[chunk] = max(most[chunk], tuple(now), key=lambda each: sum(map(mul, each, saved)))
+    most_bytes = [0] * kinds
+    for started, finished, length in _side_by_side(forward, backward):
+        # While both runs last, the bytes rise or fall evenly, so the first or the last pass has the most.
+        change = (0 if started is None else saved[started]) - saved[finished]
+        for passes in (1, length - 1):
+            now[finished] -= passes
+            if started is not None:
+                now[started] += passes
+            bytes_now += passes * change
+            if passes and bytes_now > most_bytes[finished]:
+                most[finished], most_bytes[finished] = tuple(now), bytes_now
     return most
+
+
+def _side_by_side(
+    forward: list[tuple[int, int]], backward: list[tuple[int, int]]
+) -> Iterator[tuple[int | None, int, int]]:
+    """Yield the chunk that runs forward, the one that runs backward, and for how many passes both do.
+
+    forward, backward: chunks with their numbers of passes, in the order of the schedule. The forward passes end first,
+    and no chunk (None) runs forward then.
+    """
+    others = iter(forward)
+    started, ahead = next(others, (None, 0))
+    for finished, left in backward:
+        while left:
+            length = left if started is None else min(left, ahead)
+            yield started, finished, length
+            left -= length
+            ahead -= length
+            if started is not None and not ahead:
+                started, ahead = next(others, (None, 0))

@@ -24,6 +24,8 @@ Recompute = Literal["none", "selective", "every-second", "full"]
 
 MOST_PARTS = 1_000_000
 """The largest degree of parallelism that a layout accepts."""
+MOST_CHUNKS = 1_000
+"""The largest number of chunks per pipeline stage that a layout accepts."""
 Loss = Literal["plain", "fused", "inplace", "chunked", "linear"]
 """The implementation of the cross-entropy loss. See `lower/head.py`."""
 
@@ -164,8 +166,9 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def __post_init__(self) -> None:
         for name in ("tp", "pp", "interleave", "first", "last", "dp", "ep", "etp", "cp", "instances"):
             value = getattr(self, name)
-            if value is not None and not 1 <= value <= MOST_PARTS:
-                raise LayoutError(f"layout {name}: must be from 1 to {MOST_PARTS:,}, not {value:,}")
+            most = MOST_CHUNKS if name == "interleave" else MOST_PARTS
+            if value is not None and not 1 <= value <= most:
+                raise LayoutError(f"layout {name}: must be from 1 to {most:,}, not {value:,}")
         if self.zero not in (0, 1, 2, 3):
             raise LayoutError(f"layout zero: must be 0, 1, 2 or 3, not {self.zero}")
         if self.sp and self.tp == 1:
