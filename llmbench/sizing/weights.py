@@ -140,6 +140,7 @@ class WeightRecipe:
         self._plain: DType = "bf16" if self._converted else plain or own.dtype or "bf16"
         self._fp32 = own.fp32 if self._format is None or plain is None else ()
         self._by_role: dict[Role, Storage | None] = {}
+        self._chosen_by_name: dict[tuple[str, int | None], tuple[bool, bool, Storage | None]] = {}
         self._overrides = [(o.modules, _chosen(o.format).storage() if o.format else None) for o in own.overrides]
         self._gguf = None
         if self._format is not None and self._format.format.gguf is not None:
@@ -265,13 +266,20 @@ class WeightRecipe:
         return self._by_role[role]
 
     def _stored(self, op: Op, layer: int | None) -> Storage | None:
-        names = self._modules.names_of(op.name, layer)
+        key = (op.name, layer)
+        if key not in self._chosen_by_name:
+            self._chosen_by_name[key] = self._by_patterns(self._modules.names_of(op.name, layer))
+        kept, found, storage = self._chosen_by_name[key]
+        return None if kept else storage if found else self._usual(op)
+
+    def _by_patterns(self, names: list[str]) -> tuple[bool, bool, Storage | None]:
+        """Return whether the patterns keep a module as it is, whether an override matches, and its storage."""
         keeps, overrides = self._patterns
         kept = keeps.match(names)
         for patterns, (_, storage) in zip(overrides, self._overrides, strict=True):
             if patterns.match(names):
-                return None if kept else storage
-        return None if kept else self._usual(op)
+                return kept, True, storage
+        return kept, False, None
 
     @cached_property
     def _modules(self) -> ModuleNames:
@@ -281,9 +289,10 @@ class WeightRecipe:
 
     @cached_property
     def _patterns(self) -> tuple[Patterns, list[Patterns]]:
-        from llmbench.spec.weights.patterns import Patterns
+        from llmbench.spec.weights.patterns import pattern_lists
 
-        return Patterns(self.spec.weights.keeps), [Patterns(modules) for modules, _ in self._overrides]
+        keeps, *overrides = pattern_lists([self.spec.weights.keeps, *(modules for modules, _ in self._overrides)])
+        return keeps, overrides
 
     @property
     def doubts(self) -> tuple[str, ...]:

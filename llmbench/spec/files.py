@@ -29,7 +29,9 @@ def parse_spec(text: str, where: str) -> ModelSpec:
     Raises SpecError if the text is not TOML or a field is invalid. The message names the line and the field.
     """
     try:
-        return msgspec.toml.decode(text, type=ModelSpec).check()
+        spec = msgspec.toml.decode(text, type=ModelSpec).check()
+        spec.weights.refuse_place()
+        return spec
     except (msgspec.ValidationError, SpecError) as problem:
         from llmbench.spec.diagnosis import refused_text  # imported here, because only a wrong spec needs it
 

@@ -150,7 +150,9 @@ class _Change:
                 *self.tree["notes"],
             ]
         try:
-            return msgspec.convert(self.tree, ModelSpec).check()
+            spec = msgspec.convert(self.tree, ModelSpec).check()
+            spec.weights.refuse_place()
+            return spec
         except msgspec.ValidationError as problem:
             raise self._type_error(problem) from None
         except SpecError as problem:

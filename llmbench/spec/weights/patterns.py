@@ -11,13 +11,19 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Sequence
+
+from llmbench.errors import SpecError
 
 LONGEST = 1000
 """The largest length of a pattern in characters. Patterns of real checkpoints have fewer than 200."""
 
 MOST_COST = 2000
-"""The largest cost of all patterns of a model together (see `cost`). Matching them takes a few seconds at most."""
+"""The largest cost of all patterns of a model together for one name (see `cost`)."""
+
+MOST_WORK = 3_000_000
+"""The largest cost of a list of patterns for all names together. Matching them takes a few seconds at most."""
 
 _TOKEN = re.compile(
     r"(?P<quantifier>(?:[*+?]|\{\d*,?\d*\})[?+]?)"
@@ -27,6 +33,9 @@ _TOKEN = re.compile(
 )
 """Matches one part of a regular expression."""
 
+_ODD_GROUP = re.compile(r"(?<!\\)(?:\\\\)*\(\?(?!:|=|!|>|<=|<!|P<\w+>)")
+"""Matches the beginning of a group that changes how the rest is read, such as `(?x)`, or that needs another group."""
+
 
 def faulty_pattern(pattern: str) -> str | None:
     """Return what is wrong with a pattern, or None."""
@@ -35,21 +44,39 @@ def faulty_pattern(pattern: str) -> str | None:
     if not pattern.strip():
         return "an empty pattern matches nothing"
     if pattern.startswith("re:"):
+        if _ODD_GROUP.search(pattern.removeprefix("re:").removeprefix("(?i)")):
+            return f"`{pattern[:80]}` has a flag, a comment or a condition; only the flag (?i) at its beginning is read"
         try:
-            re.compile(pattern[3:])
-        except (re.error, RecursionError, OverflowError) as problem:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")  # Python may read such an expression in another way in the future
+                re.compile(pattern[3:])
+        except (re.error, RecursionError, OverflowError, Warning) as problem:
             return f"`{pattern[:80]}` is not a regular expression: {problem}"
         if cost(pattern) > MOST_COST:
             return f"`{pattern[:80]}` has so many repetitions and alternatives that it can run for years"
     return None
 
 
+def faulty_patterns(patterns: Iterable[str]) -> str | None:
+    """Return what is wrong with one of the patterns, or with all of them together, or None."""
+    total = 0.0
+    for pattern in patterns:
+        wrong = faulty_pattern(pattern)
+        if wrong is not None:
+            return wrong
+        total += cost(pattern)
+        if total > MOST_COST:
+            return "there are too many patterns, or they have too many repetitions and alternatives"
+    return None
+
+
 def cost(pattern: str) -> float:
     """Estimate the largest time that a pattern needs for a name, in units of the time of a pattern such as `*.gate`.
 
-    Python tries every way to divide a name among the repetitions of a regular expression. So the third repetition of
-    any character multiplies the time by about half the length of a name, and so does every further one. A run of digits
-    in a name is short. Of alternatives that begin with different characters, only one fits, so they cost nothing.
+    Python tries every way to divide a name among the repetitions of a regular expression. So the second repetition of
+    any character multiplies the time by about 8, and every further one by about half the length of a name. A repetition
+    that takes as few characters as possible needs more time per character. A run of digits in a name is short. Of
+    alternatives that begin with different characters, only one fits, so they cost nothing.
     Infinite: a group that repeats contains repetitions or alternatives, such as `(a+)+`.
     """
     if not pattern.startswith("re:"):
@@ -67,6 +94,7 @@ def cost(pattern: str) -> float:
                 factor *= 2
             else:
                 wide += 1
+                factor *= 2 if token[0].endswith("?") else 1
             group.varies = True
         elif kind == "bar":
             group.firsts.append("")
@@ -80,7 +108,7 @@ def cost(pattern: str) -> float:
             if kind == "open":
                 groups.append(_Group())
         last = kind
-    return factor * groups[0].ways * 25.0 ** max(0, wide - 2)
+    return factor * groups[0].ways * (8 * 25.0 ** (wide - 2) if wide > 1 else 1)
 
 
 class _Group:
@@ -98,21 +126,59 @@ class _Group:
         return 1 if different and literal else len(self.firsts)
 
 
-class Patterns:
-    """A list of patterns. It remembers which of them have matched a name."""
+class _Work:
+    """The cost of all patterns for all names so far."""
 
-    def __init__(self, patterns: Iterable[str]) -> None:
+    def __init__(self) -> None:
+        self.done = 0.0
+
+    def add(self, cost: float) -> None:
+        """Count the cost of the next names. Raises SpecError if it is too much."""
+        self.done += cost
+        if self.done > MOST_WORK:
+            raise SpecError(
+                "names of modules: the patterns have too many repetitions for a model with so many modules",
+                hint="say the format of the weights with --weights, for example --weights fp8",
+            )
+
+
+def pattern_lists(lists: Iterable[Iterable[str]]) -> list[Patterns]:
+    """Return several lists of patterns for the modules of one model.
+
+    Raises SpecError if a pattern is faulty, or if all lists together cost too much.
+    """
+    each = list(map(tuple, lists))
+    wrong = faulty_patterns(pattern for patterns in each for pattern in patterns)
+    if wrong is not None:
+        raise SpecError(f"names of modules: {wrong}")
+    work = _Work()
+    return [Patterns(patterns, work) for patterns in each]
+
+
+class Patterns:
+    """A list of patterns. It remembers which of them have matched a name.
+
+    work: what several lists together may cost. Raises SpecError if a pattern is faulty, or if all cost too much.
+    """
+
+    def __init__(self, patterns: Iterable[str], work: _Work | None = None) -> None:
+        listed = tuple(dict.fromkeys(patterns))
+        wrong = faulty_patterns(listed)
+        if wrong is not None:
+            raise SpecError(f"names of modules: {wrong}")
         self._plain: set[str] = set()
-        self._searched: dict[str, re.Pattern[str]] = {}
+        self._searched: dict[str, tuple[str, re.Pattern[str]]] = {}  # a part of every name that matches, and the search
         self.matched: set[str] = set()
-        for pattern in patterns:
+        for pattern in listed:
             if pattern.startswith("re:"):
-                self._searched[pattern] = re.compile(pattern[3:])
+                self._searched[pattern] = ("", re.compile(pattern[3:]))
             elif "*" in pattern:
-                self._searched[pattern] = _parts(pattern)
+                self._searched[pattern] = (max(pattern.strip(".").split("*"), key=len), _parts(pattern))
             else:
                 self._plain.add(pattern)
         self._stripped = {pattern.strip("."): pattern for pattern in self._plain}
+        self._cost = sum(map(cost, listed))
+        self._work = work or _Work()
 
     def __bool__(self) -> bool:
         return bool(self._stripped or self._searched)
@@ -122,17 +188,21 @@ class Patterns:
         """The patterns that have matched no name yet."""
         return [name for name in (*self._stripped.values(), *self._searched) if name not in self.matched]
 
-    def match(self, names: Iterable[str]) -> bool:
-        """Return whether at least one pattern matches at least one of the names."""
+    def match(self, names: Sequence[str]) -> bool:
+        """Return whether at least one pattern matches at least one of the names.
+
+        Raises SpecError if the patterns cost too much for so many names.
+        """
+        self._work.add(self._cost * len(names))
         found = False
         for name in names:
-            for pattern, compiled in self._searched.items():
-                if compiled.match(name):
+            for pattern, (part, compiled) in self._searched.items():
+                if part in name and compiled.match(name):
                     self.matched.add(pattern)
                     found = True
-            for part in _runs(name) if self._stripped else ():
-                if part in self._stripped:
-                    self.matched.add(self._stripped[part])
+            for run in _runs(name) if self._stripped else ():
+                if run in self._stripped:
+                    self.matched.add(self._stripped[run])
                     found = True
         return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
+from llmbench.errors import SpecError
 from llmbench.spec.base import Fault, Part
 
 
@@ -35,7 +36,7 @@ class Weights(Part, frozen=True):
     - doubts: why the number of bytes may be inexact.
     - unknown: why the format is not known. The number of bytes is then not known either.
     - tensors_in: folder of the files of a checkpoint, or `hf:organisation/name@revision`. The headers of the files give
-      the exact bytes. It is not written to spec files.
+      the exact bytes. llmbench sets it when it reads a checkpoint. A spec file and `--set` cannot set it.
     """
 
     format: str = ""
@@ -59,7 +60,7 @@ class Weights(Part, frozen=True):
 
         from llmbench.errors import LLMBenchError
         from llmbench.spec.weights.formats import chosen
-        from llmbench.spec.weights.patterns import MOST_COST, cost, faulty_pattern
+        from llmbench.spec.weights.patterns import faulty_patterns
 
         texts = [("format", self.format), *((f"overrides.{i}.format", o.format) for i, o in enumerate(self.overrides))]
         for field, text in texts:
@@ -69,9 +70,14 @@ class Weights(Part, frozen=True):
                 except LLMBenchError as problem:
                     yield Fault(field, str(problem), problem.hint)
         named = [("keeps", self.keeps), *((f"overrides.{i}.modules", o.modules) for i, o in enumerate(self.overrides))]
-        for field, patterns in named:
-            wrong = next(filter(None, map(faulty_pattern, patterns)), None)
-            if wrong is not None:
-                yield Fault(field, wrong)
-        if sum(cost(pattern) for _, patterns in named for pattern in patterns) > MOST_COST:
-            yield Fault("keeps", "there are too many patterns, or they have too many repetitions and alternatives")
+        wrong = faulty_patterns(pattern for _, patterns in named for pattern in patterns)
+        if wrong is not None:
+            yield Fault(next((at for at, patterns in named if faulty_patterns(patterns) == wrong), "keeps"), wrong)
+
+    def refuse_place(self) -> None:
+        """Raise SpecError if a text from outside sets the place of the files: no spec decides which files are read."""
+        if self.tensors_in:
+            raise SpecError(
+                "weights.tensors_in: only llmbench itself sets this field, when it reads a checkpoint",
+                hint="name the folder, the .gguf file or `hf:organisation/name` as the model, instead of a spec",
+            )
