@@ -69,5 +69,7 @@ def command(
     validation = validate(kind, file, by)
     inputs = {"kind": kind, "file": str(file), "by": by, "bound": bound}
     answer(document(validation, inputs, bound=bound), format, output)
+    if validation.bug is not None:
+        raise validation.bug
     if bound is not None and not within(validation, bound):
         raise typer.Exit(1)

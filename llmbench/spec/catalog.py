@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,7 +28,15 @@ SPECS = Path(__file__).parent.parent / "specs"
 This file does not import `importlib.resources`, because that import takes a tenth of the start time of a command.
 """
 
-__all__ = ["bundled_devices", "bundled_models", "find_device", "find_model", "load_bundled", "load_device"]
+__all__ = [
+    "bundled_devices",
+    "bundled_models",
+    "bundled_name",
+    "find_device",
+    "find_model",
+    "load_bundled",
+    "load_device",
+]
 
 
 def find_model(text: str) -> ModelSpec:
@@ -59,10 +67,15 @@ def find_model(text: str) -> ModelSpec:
         if "/" not in text or path.suffix in (".toml", ".json") or text.startswith((".", "/", "~")):
             raise UnknownNameError(f"file `{text}` not found")
     names = bundled_models()
-    name = _lookup(text, names, "models")
+    name = bundled_name(text)
     if name is None:
         raise UnknownNameError(f"model `{text[:80]}` not found", hint=_model_hint(text, names))
     return load_bundled(name)
+
+
+def bundled_name(text: str) -> str | None:
+    """Return the name of the bundled model that a name or an alias means, or None. It is never a path."""
+    return _lookup(text, bundled_models(), "models")
 
 
 def _model_hint(text: str, names: tuple[str, ...]) -> str:
@@ -220,6 +233,7 @@ def _text(kind: str, name: str) -> str:
     return (SPECS / kind / f"{name}.toml").read_text(encoding="utf-8")
 
 
+@cache
 def _head(kind: str, name: str) -> dict[str, Any]:
     """Parse only the first paragraph of a spec file. It contains the names, and in a device file also the memory.
 

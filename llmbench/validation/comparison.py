@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import re
 
 import msgspec
 
-from llmbench.validation.rows import RefusedError
+from llmbench.validation.rows import RefusedError, in_range
 
 
 class Figure(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,8 +71,8 @@ def printed(text: str, scale: float) -> tuple[float, float]:
     >>> printed("8.23", 1)
     (8.23, 0.005)
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.(\d+))?)\s*", text)
-    number = math.inf if match is None else float(match[1]) * scale
-    if match is None or math.isinf(number):
+    match = re.fullmatch(r"\s*([0-9]+(?:\.([0-9]+))?)\s*", text)
+    if match is None:
         raise RefusedError(f"{text[:40]!r} is not a number")
-    return number, 0.5 * 10.0 ** -len(match[2] or "") * scale * (1 + 1e-9)
+    number = in_range(float(match[1]), text)
+    return number * scale, 0.5 * 10.0 ** -len(match[2] or "") * scale * (1 + 1e-9)

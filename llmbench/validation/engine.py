@@ -25,6 +25,9 @@ _NAMED = (
 )
 """Repositories whose names say how they store the weights, by the habit of their owner."""
 
+_MOST_WORDS = 8
+"""The largest number of words in the name of a device."""
+
 _QUANTISED = re.compile(r"fp8|awq|gptq|bnb|\dbit|int[48]|nvfp4|mxfp4|gguf", re.IGNORECASE)
 
 
@@ -177,8 +180,10 @@ def _cache_format(row: Row) -> str | None:
 def _device(row: Row) -> DeviceHead:
     """Return the device of a row with the total memory that the log printed. Its name can be only a size: `24G`."""
     text, total = row.text("gpu"), row.number("total_gib")
+    if total is not None and total * GIB < 1:
+        raise RefusedError("column `total_gib`: must be above 0")
     size = None if total is None else round(total * GIB)
-    words = re.split(r"[\s-]+", text)
+    words = re.split(r"[\s-]+", text)[:_MOST_WORDS]
     shorter = ["-".join(words[:count]) for count in range(len(words), 0, -1)]
     for name in (text, f"{text}b", f"{shorter[0]}b", *shorter):
         try:

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 from llmbench.errors import LLMBenchError, unknown
 from llmbench.validation.comparison import Answer, Item
-from llmbench.validation.rows import Row, read_rows
+from llmbench.validation.rows import MOST_CHARACTERS, Row, read_rows
 
 Kind = Literal["weights", "kv", "engine", "memory"]
 
@@ -65,11 +65,15 @@ FILES = (
 
 
 class Validation(NamedTuple):
-    """A file of measurements with the answers for its rows."""
+    """A file of measurements with the answers for its rows.
+
+    bug: the first error of a row that is no refusal, but a bug of llmbench. None: there was none.
+    """
 
     file: FileKind
     columns: list[str]
     items: list[Item]
+    bug: Exception | None
 
 
 def validate(kind: Kind, path: Path, by: str | None = None) -> Validation:
@@ -82,17 +86,23 @@ def validate(kind: Kind, path: Path, by: str | None = None) -> Validation:
     if by is not None and by not in columns:
         raise unknown("column", by, columns)
     answer: Callable[[Row], Answer] = import_module(f"llmbench.validation.{file.reader}").answer
-    return Validation(file, columns, [_item(file, row, answer, by) for row in rows])
+    items: list[Item] = []
+    bug: Exception | None = None
+    for row in rows:
+        found, reason = None, None
+        try:
+            found = answer(row)
+        except LLMBenchError as refusal:
+            reason = f"{refusal}; {refusal.hint}" if refusal.hint else str(refusal)
+        except Exception as problem:  # a bug with one row must not lose the other rows
+            reason, bug = f"llmbench has a bug with this row: {type(problem).__name__}", bug or problem
+        group = None if by is None else row.json(by)[:MOST_CHARACTERS]
+        items.append(Item(line=row.line, name=_name(file, row), group=group, answer=found, reason=reason))
+    return Validation(file, columns, items, bug)
 
 
-def _item(file: FileKind, row: Row, answer: Callable[[Row], Answer], by: str | None) -> Item:
-    name = " ".join(filter(None, map(row.text, file.names)))
-    found, reason = None, None
-    try:
-        found = answer(row)
-    except LLMBenchError as refusal:
-        reason = f"{refusal}; {refusal.hint}" if refusal.hint else str(refusal)
-    return Item(line=row.line, name=name, group=None if by is None else row.text(by), answer=found, reason=reason)
+def _name(file: FileKind, row: Row) -> str:
+    return " ".join(filter(None, map(row.json, file.names)))[:MOST_CHARACTERS]
 
 
 def _file_kind(kind: Kind, columns: Sequence[str], path: Path) -> FileKind:

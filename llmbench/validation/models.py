@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
-from llmbench.errors import UnknownNameError
-from llmbench.spec.catalog import find_model
+from llmbench.spec.catalog import bundled_name, load_bundled
 from llmbench.spec.model import ModelSpec
 from llmbench.validation.rows import RefusedError
 
@@ -18,6 +18,9 @@ _DATED = r"2[3-7](?:0[1-9]|1[0-2])|0[1-9]\d\d|1[0-2]\d\d"
 _SUFFIX = re.compile(f"[-_ .](?:{_TUNED}|{_STORED}|{_DATED})$", re.IGNORECASE)
 """A word at the end of a repository's name: how the model was tuned, how it is stored, or when. It changes no width."""
 
+LONGEST = 200
+"""The largest length of the name of a model. The hub allows fewer than 100 characters."""
+
 
 def bundled_model(text: str) -> ModelSpec:
     """Return the bundled model that a text names, such as `llama3.1-8b` or `meta-llama/Llama-3.1-8B-Instruct-FP8`.
@@ -27,13 +30,16 @@ def bundled_model(text: str) -> ModelSpec:
     name = text.strip()
     if not name:
         raise RefusedError("the row names no model")
+    if len(name) > LONGEST:
+        raise RefusedError(f"the name of the model has {len(name):,} characters: {name[:80]}")
     tried = [name, name.rpartition("/")[2]]
     while _SUFFIX.search(tried[-1]):
         tried.append(_SUFFIX.sub("", tried[-1]))
-    for candidate in tried:
-        if re.fullmatch(r"[\w.+ -]+", candidate) and not candidate.endswith((".toml", ".json")):
-            try:
-                return find_model(candidate)
-            except UnknownNameError:
-                continue
+    known = next(filter(None, map(bundled_name, tried)), None)
+    if known is not None:
+        return _load(known)
     raise RefusedError(f"no bundled model is called `{name[:80]}`; `llmbench specs list` shows all models")
+
+
+_load = lru_cache(maxsize=32)(load_bundled)
+"""Most rows of a file are about few models."""

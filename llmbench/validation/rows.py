@@ -12,11 +12,17 @@ from typing import Any, TypeVar
 import msgspec
 
 from llmbench.errors import LLMBenchError
-from llmbench.spec.reading import read_text
+from llmbench.spec.reading import MOST_BYTES, read_text
 
 Value = TypeVar("Value")
 LARGEST = 10**9
 """The largest number that a cell with a count can have."""
+SMALLEST_NUMBER, LARGEST_NUMBER = 1e-9, 1e15
+"""The range of a number other than 0 in any other cell. The largest checkpoint has less than 1e13 bytes."""
+MOST_CHARACTERS = 2000
+"""The largest length of a cell. Only a cell with the JSON of a config can be longer."""
+MOST_ROWS = 10_000
+"""The largest number of rows of a file. A row can take some milliseconds."""
 YES = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -31,11 +37,21 @@ class Row(msgspec.Struct, frozen=True):
     cells: Mapping[str, str]
 
     def text(self, column: str) -> str:
-        """Return the text of a cell, or "" if the value is unknown."""
+        """Return the text of a cell, or "" if the value is unknown. Raises RefusedError if the text is too long."""
+        text = self.json(column)
+        if len(text) > MOST_CHARACTERS:
+            raise RefusedError(f"column `{column}`: has {len(text):,} characters, more than {MOST_CHARACTERS:,}")
+        return text
+
+    def json(self, column: str) -> str:
+        """Return the text of a cell with the JSON of a config, which can be long, or "" if it is unknown."""
         return self.cells.get(column, "")
 
     def number(self, column: str) -> float | None:
-        """Return the number of a cell, or None if the value is unknown. Raises RefusedError if it is not a number."""
+        """Return the number of a cell, or None if the value is unknown.
+
+        Raises RefusedError if it is not a number, or out of range (see `in_range`).
+        """
         text = self.text(column)
         if not text:
             return None
@@ -43,9 +59,9 @@ class Row(msgspec.Struct, frozen=True):
             value = float(text) if text.isascii() else math.nan  # float reads digits of every script
         except ValueError:
             value = math.nan
-        if not math.isfinite(value):
+        if math.isnan(value):
             raise RefusedError(f"column `{column}`: {text[:40]!r} is not a number")
-        return value
+        return in_range(value, text, f"column `{column}`: ")
 
     def count(self, column: str) -> int | None:
         """Return the whole number of a cell, or None if the value is unknown.
@@ -91,6 +107,18 @@ class Row(msgspec.Struct, frozen=True):
         return _known(column, self.number(column))
 
 
+def in_range(value: float, text: str, where: str = "") -> float:
+    """Return a number that a text writes.
+
+    Raises RefusedError unless it is 0, or from SMALLEST_NUMBER to LARGEST_NUMBER.
+    """
+    if value and not SMALLEST_NUMBER <= value <= LARGEST_NUMBER:
+        raise RefusedError(
+            f"{where}{text[:40]!r} is out of range; a number is 0, or from {SMALLEST_NUMBER:g} to {LARGEST_NUMBER:g}"
+        )
+    return value
+
+
 def _known(column: str, value: Value | None) -> Value:
     if value is None:
         raise RefusedError(f"column `{column}` is empty, and the figure depends on it")
@@ -110,11 +138,14 @@ def read_rows(path: Path) -> tuple[list[str], list[Row]]:
 
     Raises LLMBenchError if the file cannot be read, or has no headings.
     """
+    csv.field_size_limit(MOST_BYTES)  # a long cell is a fault of its row, not of the whole file
     reader = csv.reader(io.StringIO(read_text(path).removeprefix("\ufeff"), newline=""))
-    try:
-        lines = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
-    except csv.Error as problem:
-        raise LLMBenchError(f"cannot read {path} as CSV, line {reader.line_num}: {problem}") from None
+    lines = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
+    if len(lines) > MOST_ROWS + 1:
+        raise LLMBenchError(
+            f"{path} has {len(lines) - 1:,} rows, and llmbench reads at most {MOST_ROWS:,}",
+            hint="divide the file, and repeat its first line, which names the columns, in each part",
+        )
     if not lines:
         raise LLMBenchError(f"{path} is empty", hint="the first line of a CSV file names its columns")
     columns = [name.strip() for name in lines[0][1]]

@@ -112,7 +112,7 @@ def _weights(row: Row, spec: ModelSpec) -> Weights:
     A `quantization_config` with a method decides. Else the columns `scheme` and `unquantised` do. If the bundled spec
     has the same format, it knows which modules stay as they are, and the parameters that the row does not say.
     """
-    config = _config(row.text("quantization_config"))
+    config = _config(row.json("quantization_config"))
     if config is not None and "quant_method" in config:
         return config_weights({"quantization_config": config}, spec.family or "")
     scheme, exceptions = row.text("scheme"), row.text("unquantised")
@@ -177,7 +177,7 @@ def _config(text: str) -> dict[str, Any] | None:
     """Return the JSON object of a cell, or None if the cell has other text."""
     try:
         config = msgspec.json.decode(text)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return None
     return config if isinstance(config, dict) else None
 

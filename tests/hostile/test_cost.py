@@ -1,0 +1,136 @@
+"""Short texts that ask for much work: layouts, patterns of modules, and what llmbench computes from them."""
+
+from __future__ import annotations
+
+import random
+
+import msgspec
+import pytest
+
+from llmbench.errors import LayoutError, LLMBenchError, SpecError
+from llmbench.sizing.stages import chunks_in_flight
+from llmbench.sizing.training import training_run
+from llmbench.sizing.weights import stored_weights
+from llmbench.sizing.workload import Layout
+from llmbench.spec.catalog import find_model
+from llmbench.spec.files import parse_spec, write_spec
+from llmbench.spec.huggingface import from_config
+from llmbench.spec.model import ModelSpec
+from llmbench.spec.override import override
+from llmbench.spec.weights.patterns import Patterns, faulty_pattern
+from llmbench.spec.weights.stored import ModuleFormat, Weights
+
+from .inputs import quickly, survives
+
+LLAMA = find_model("llama2-7b")
+CONFIG = {
+    "model_type": "llama",
+    "vocab_size": 1000,
+    "hidden_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 512,
+}
+
+
+def with_weights(spec: ModelSpec, weights: Weights) -> ModelSpec:
+    return msgspec.structs.replace(spec, weights=weights)
+
+
+@pytest.mark.parametrize(
+    "stages",
+    [
+        "E(t*99999)*99999L",
+        "(" * 50_000 + "t" * 9 + ")*99999" * 50_000,
+        "E" + "(" * 50_000,
+        "t" * 100_000,
+        "((t*9)*9)*9)",
+    ],
+)
+def test_a_notation_of_stages_is_counted_before_it_is_written(stages: str) -> None:
+    with quickly(), pytest.raises(LayoutError):
+        training_run(LLAMA, 64, layout=Layout(pp=2, stages=stages))
+
+
+def test_the_memory_of_many_interleaved_stages_is_computed_at_once() -> None:
+    deep = override(LLAMA, {"num_hidden_layers": 10_000})
+    with quickly():
+        run = training_run(deep, 64, layout=Layout(pp=100, interleave=100), micro_batches=400)
+        assert len(run.stages) == 100
+        run.stage_peak(run.stages[0])
+    with quickly():
+        for interleave in (100, 1000):
+            chunks_in_flight(0, Layout(pp=10, interleave=interleave), 10**6, range(interleave))
+    with pytest.raises(LayoutError, match="interleave: must be from 1 to 1,000"):
+        Layout(pp=2, interleave=1001)
+
+
+def test_the_chunks_in_flight_are_those_of_a_plain_simulation() -> None:
+    rng = random.Random(5)
+    for _ in range(60):
+        layout = Layout(pp=rng.randint(2, 5), interleave=rng.randint(2, 5))
+        micro_batches, stage = rng.randint(1, 24), rng.randrange(layout.pp)
+        saved = [rng.choice([0, 1, 5, 5, 100]) for _ in range(layout.interleave)]
+        ours = chunks_in_flight(stage, layout, micro_batches, saved)
+        weights = [sum(count * size for count, size in zip(each, saved, strict=True)) for each in ours]
+        assert weights == _simulated(stage, layout, micro_batches, saved)
+
+
+def _simulated(stage: int, layout: Layout, micro_batches: int, saved: list[int]) -> list[int]:
+    """The most bytes of the other chunks in flight at a backward pass of each chunk, one pass after another."""
+    pp, kinds = layout.pp, layout.interleave
+    group = next((g for g in range(pp, micro_batches + 1) if micro_batches % g == 0 or micro_batches % g >= pp), pp)
+    order = [
+        chunk
+        for start in range(0, micro_batches, group)
+        for chunk in range(kinds)
+        for _ in range(min(group, micro_batches - start))
+    ]
+    first = min(len(order), 2 * (pp - stage - 1) + (kinds - 1) * group + 1)
+    now, most = [0] * kinds, [0] * kinds
+    waiting = list(order)
+    for unit in order:
+        while waiting and sum(now) < first:
+            now[waiting.pop(0)] += 1
+        chunk = kinds - 1 - unit
+        now[chunk] -= 1
+        most[chunk] = max(most[chunk], sum(count * size for count, size in zip(now, saved, strict=True)))
+    return most
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["(", "(a|a)*(\\w+\\.?)+(\\w+)+Q", "(?x). * . * . * . * . * .Q", "(.)(?(1)a|b)", "a(?#x)*", ".*.*.*.*Q", "[[a]"],
+)
+def test_every_path_to_the_patterns_of_modules_refuses_a_slow_or_wrong_one(pattern: str) -> None:
+    assert faulty_pattern(f"re:{pattern}")
+    config = {**CONFIG, "quantization_config": {"quant_method": "fp8", "ignored_layers": [f"re:{pattern}"]}}
+    weights = Weights(format="fp8-tensor", keeps=(f"re:{pattern}",))
+    for call in (
+        lambda: Patterns([f"re:{pattern}"]),
+        lambda: from_config(config, name="x"),
+        lambda: stored_weights(with_weights(LLAMA, weights)),
+    ):
+        with quickly(), pytest.raises(SpecError, match=r"pattern|expression|repetitions|flag"):
+            call()
+
+
+def test_the_limit_of_patterns_holds_for_all_layers_together() -> None:
+    deep = override(LLAMA, {"num_hidden_layers": 5_000})
+    slow = [f"re:.*.*.*{letter}Q" for letter in "abcdefghi"]
+    one = Weights(format="fp8-tensor", keeps=tuple(slow))
+    several = Weights(overrides=tuple(ModuleFormat(modules=(pattern,), format="fp8-tensor") for pattern in slow))
+    for weights in (one, several):
+        with quickly(), pytest.raises(SpecError, match="too many repetitions for a model with so many modules"):
+            stored_weights(with_weights(deep, weights))
+    usual = Weights(format="fp8-tensor", keeps=tuple(f"model.layers.{i}.self_attn*" for i in range(80)))
+    assert survives(lambda: stored_weights(with_weights(LLAMA, usual))) is not None
+
+
+def test_a_text_from_outside_does_not_decide_which_files_are_read() -> None:
+    for place in ("hf:org/x", "hf:org/x@main", "/etc", "x.gguf"):
+        text = write_spec(LLAMA).replace("dtype =", f"tensors_in = {place!r}, dtype =")
+        with pytest.raises(LLMBenchError, match="tensors_in"):
+            parse_spec(text, "a spec")
+        with pytest.raises(LLMBenchError, match="tensors_in"):
+            override(LLAMA, {"weights.tensors_in": place})
