@@ -229,11 +229,11 @@ def tables_of(rotations: Iterable[Rotation], positions: Tensor, seq_len: int) ->
 
 
 def rotate(x: Tensor, tables: tuple[Tensor, Tensor], *, interleaved: bool) -> Tensor:
-    """Rotate the first R dims of each head of x [B, N, S, H], in fp32.
+    """Rotate the first R dims of each head of x [B, N, S, H], in fp32, or in the format of x if that is wider.
 
     With `interleaved`, a pair consists of two neighbouring dims. Otherwise, a pair has one dim from each half of R.
     """
-    (cos, sin), dtype, x = tables, x.dtype, x.float()
+    (cos, sin), dtype, x = tables, x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))
     rotary_dim = 2 * cos.shape[-1]
     rotary, rest = x[..., :rotary_dim], x[..., rotary_dim:]
     if interleaved:
