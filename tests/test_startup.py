@@ -53,6 +53,7 @@ COMMANDS = [
     ["specs", "check", "specs/models/gpt2.toml"],
     ["env"],
     ["kernels", "list"],
+    ["worked"],
     ["diff", "tests/measure/data/results-1.jsonl", "tests/measure/data/results-1.jsonl"],
     ["validate", "memory", "benchmarks/published/training_runs.csv"],
     ["params", "CONFIG"],
@@ -107,12 +108,13 @@ FLOORS = {
     "bench": {"errors", "_version", "spec", "sizing", "model", "kernels", "measure", "report"},
     "report": {"errors", "printable", "_version", "spec"},
     "validation": {"errors", "spec", "sizing"},
+    "learn": {"errors", "spec", "sizing", "model", "kernels"},
     "answers": {"errors", "spec", "sizing", "report", "validation"},
     "api": {"errors", "answers", "report", "sizing", "spec", "model"},
     "__init__": {"_version", "api"},
     "cli": {
         *("errors", "printable", "_version", "spec", "sizing", "report"),
-        *("validation", "answers", "model", "kernels", "measure", "bench"),
+        *("validation", "answers", "model", "kernels", "measure", "bench", "learn"),
     },
 }
 """Each part of the package and what it may import beside itself: the parts below it."""

@@ -20,6 +20,7 @@ from llmbench.bench.pieces import PIECES
 from llmbench.cli import completion
 from llmbench.cli.application import build
 from llmbench.kernels.registry import KERNELS
+from llmbench.learn.worked import TOPICS
 from llmbench.model.implementations import IMPLEMENTATIONS
 from llmbench.sizing.dtypes import KVDType
 
@@ -94,6 +95,7 @@ NAMES: dict[str, list[str]] = {
     "kernels check names": [*KERNELS],
     "kernels inspect names": [*KERNELS],
     "specs show name": ["<models>", "<devices>"],
+    "worked topic": [*TOPICS],
 }
 """The names that a shell completes for a parameter, by its metavar, or by its command and its name."""
 

@@ -30,7 +30,9 @@ GROUPS: dict[str, dict[str, str]] = {
         "kernels": "llmbench.cli.kernels",
         "diff": "llmbench.cli.diff",
     },
-    "Learn": {},
+    "Learn": {
+        "worked": "llmbench.cli.worked",
+    },
     "Data": {
         "specs": "llmbench.cli.specs",
         "env": "llmbench.cli.env",

@@ -45,6 +45,11 @@ def positive_integer(text: str | int) -> int:
     return number
 
 
+def seed_number(text: str | int) -> int:
+    """Parse the value of --seed. Raises BadParameter unless it is a whole number from 0 to LARGEST."""
+    return 0 if str(text).strip() == "0" else positive_integer(text)
+
+
 def token_count(text: str | int) -> int:
     """Parse the value of an option as a number of tokens. `128k` stands for 128 × 1024, and `1m` for 1024 × 1024.
 
@@ -205,6 +210,9 @@ Seqs = Annotated[
         "last.",
         parser=token_counts,
     ),
+]
+Seed = Annotated[
+    int, typer.Option("--seed", metavar="N", help="Seed of the random numbers, from 0.", parser=seed_number)
 ]
 SEQ = 4096
 """The default of --seq, in tokens."""

@@ -450,6 +450,7 @@ OPTIONS = {
     "specs show": "--set --output",
     "specs import": "--output",
     "specs check": "--format --output",
+    "worked": "--tokens --dim --seed --format --output",
 }
 
 

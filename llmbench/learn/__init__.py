@@ -1,0 +1,1 @@
+"""Learning by doing: worked examples, exercises and decisions, and experiments with small models."""
