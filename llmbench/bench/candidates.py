@@ -104,6 +104,8 @@ def _candidate(entry: Entry, built: Callable[[], BuiltPiece], references: Refere
     ops = _ops(entry)
     need = need_bytes(ops, setting.direction, element_bytes=setting.format.itemsize)
     extra: dict[str, Scalar] = {"bandwidth": piece.bandwidth}
+    if (moved := piece.moved_bytes(setting, traits_of(name))) is not None:
+        extra["moved_bytes"] = moved
     if need < ADDRESSABLE_BYTES:  # torch cannot create larger tensors, even on the meta device
         sized = piece.build(setting.changed(device=torch.device("meta")))
         extra |= {"input_bytes": sized.nbytes(setting.format)} | dict(sized.extra)

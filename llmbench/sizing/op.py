@@ -114,6 +114,8 @@ class Op(msgspec.Struct, frozen=True, kw_only=True):
     weight_bytes: bytes of the weights that the op reads.
     read_bytes, written_bytes: bytes of the activations that the op reads and writes.
     kv_read_bytes, kv_written_bytes: bytes of the cache that the op reads and writes.
+    score_bytes: bytes of one matrix of scores that attention writes to memory. `read_bytes` and `written_bytes` contain
+        it twice each. 0: the scores stay on the chip.
     forward_bytes: peak bytes of the forward pass of the op, inputs and outputs included.
     saved_bytes: bytes that the op saves for the backward pass, without tensors that an earlier op has saved.
     copied_bytes: bytes among saved_bytes that are copies of inputs. The original inputs exist at the same time.
@@ -152,6 +154,7 @@ class Op(msgspec.Struct, frozen=True, kw_only=True):
     written_bytes: int = 0
     kv_read_bytes: int = 0
     kv_written_bytes: int = 0
+    score_bytes: int = 0
     forward_bytes: int = 0
     saved_bytes: int = 0
     copied_bytes: int = 0

@@ -195,7 +195,9 @@ def _backward(op: Op) -> Work:
     inputs, result = op.read_bytes, op.written_bytes
     moved = 2 * (inputs + op.weight_bytes) + result
     if op.kind == "attention":
-        moved += result
+        # Standard attention moves seven matrices of scores: it reads P for dV, writes dP, reads dP and P, writes dS,
+        # and reads dS for dQ and for dK. The other terms count eight.
+        moved += result - op.score_bytes
     elif _linear(op):
         moved = inputs + result
     return Work(op.backward_flops + op.recompute_flops, moved)

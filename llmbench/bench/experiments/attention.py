@@ -13,6 +13,7 @@ from llmbench.bench.pieces import find_piece
 from llmbench.bench.pieces.reduce import attention_of, with_attention
 from llmbench.measure.results import Scalar
 from llmbench.model.implementations import with_own_attention
+from llmbench.sizing.traffic import BLOCK
 from llmbench.sizing.work import Pass
 from llmbench.spec.position import Alibi, Positions, Rope
 
@@ -123,6 +124,8 @@ EXPERIMENT = Experiment(
     chart=Chart("seq_len", "tokens per sequence"),
     model_note="the attention has the heads of the model, with the masks of this experiment",
     notes=(
+        "bytes moved: standard writes and reads its scores. The other kernels read keys and values again for each block"
+        f" of {BLOCK} queries, as our kernels do. A cache can save a part of these reads",
         "window, alibi: standard and torch's kernels build the mask and the bias in every call, as in a layer",
         "window, alibi: on a GPU, the flash kernel needs no mask tensor and no bias tensor",
         "window, alibi: flex builds its block mask before the timing",

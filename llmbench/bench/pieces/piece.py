@@ -19,8 +19,10 @@ from llmbench.model.formats import DTYPES, Format
 from llmbench.model.implementations.interface import Traits
 from llmbench.sizing.lower import lower
 from llmbench.sizing.op import Op
+from llmbench.sizing.traffic import attention_bytes
 from llmbench.sizing.work import Pass, Work, least_s, work
 from llmbench.sizing.workload import Workload
+from llmbench.spec.mixer import AttentionKind
 from llmbench.spec.model import ModelSpec
 
 __all__ = ["BuiltPiece", "Piece", "Setting"]
@@ -157,6 +159,18 @@ class Piece:
             return least_s(self.ops(setting, traits), setting.direction, limits.least_s)
         passes: tuple[Pass, ...] = ("forward", "backward") if setting.direction == "both" else (setting.direction,)
         return sum(limits.least_s(*self.work(setting.changed(direction=direction))) for direction in passes)
+
+    def moved_bytes(self, setting: Setting, traits: Traits) -> int | None:
+        """Return the bytes that an implementation with these traits moves, or None if the piece is not the attention
+        over whole sequences. `work` has the least bytes instead, which are equal for all implementations."""
+        ops = self.ops(setting, traits)
+        if self.phase != "train" or [op.role for op in ops] != ["core"]:
+            return None
+        mixer = setting.spec.layers[ops[0].layer].mixer
+        assert isinstance(mixer, AttentionKind)
+        return attention_bytes(
+            ops[0], mixer, setting.direction, batch=setting.batch, seq_len=setting.seq_len, dtype=setting.dtype
+        )
 
     def ops(self, setting: Setting, traits: Traits) -> list[Op]:
         """Return the ops of the piece that an implementation with these traits runs."""

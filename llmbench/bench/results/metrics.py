@@ -197,6 +197,17 @@ class Line:
     def peak_bytes(self) -> int | None:
         return peak_bytes(self.row) if self._times else None
 
+    @metric(
+        "bytes that the attention of this implementation moves, with its scores or its blocks; null for other pieces",
+        "bytes moved",
+        "gib",
+        spare=4,
+        scale="bytes",
+    )
+    def moved_bytes(self) -> int | None:
+        moved = self.row.extra.get("moved_bytes")
+        return moved if isinstance(moved, int) else None
+
     @metric("tokens per second; null if the row has no value `tokens`", "tokens/s", "count", spare=6)
     def tokens_per_s(self) -> float | None:
         return self._tokens / self.row.seconds if self._tokens and self.row.seconds else None

@@ -124,6 +124,7 @@ def core(
         recompute_flops=2 * qk_dim * scored if w.attention == "flash" else 0,
         read_bytes=b.act(queries * heads * qk_dim) if reads_cache else b.act(traffic_read),
         written_bytes=b.act(traffic_written),
+        score_bytes=b.act(square) if w.attention == "standard" else 0,
         kv_read_bytes=kv_read,
         kv_written_bytes=bytes_of(queries * new, w.kv_dtype) if w.phase != "train" else 0,
         forward_bytes=input_bytes + temporary,

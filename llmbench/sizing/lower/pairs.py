@@ -38,6 +38,26 @@ def visible_pairs(
     return _sum_capped(kv_len, limit) - _sum_capped(first, limit)
 
 
+def keys_of_blocks(
+    length: int, block: int, *, causal: bool = True, window: int | None = None, chunk: int | None = None
+) -> int:
+    """Return how many keys all blocks of `block` consecutive queries read together, for one sequence and one head.
+
+    A block reads every key that at least one of its queries sees. The sequence has `length` queries and `length` keys.
+    The mask is that of `visible_pairs`.
+    """
+    keys = 0
+    for first in range(0, length, block):
+        end = min(first + block, length)
+        if not causal:
+            reach = length if window is None else window // 2
+            keys += min(end + reach, length) - max(first - reach, 0)
+            continue
+        start = 0 if window is None else max(first - window + 1, 0)
+        keys += end - (start if chunk is None else max(start, first // chunk * chunk))
+    return keys
+
+
 def _sum_capped(length: int, limit: int) -> int:
     """Return the sum of min(p + 1, limit) over all positions p < length."""
     length = max(length, 0)
