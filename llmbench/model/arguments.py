@@ -31,6 +31,14 @@ def whole_seed(seed: Any) -> int:
     return whole_number("seed", seed, -(2**63), 2**64 - 1)
 
 
+def dropout_share(dropout: Any) -> float:
+    """Return `dropout` as a float from 0 to below 1. Raises SpecError for every other value."""
+    share = real_number("dropout", dropout)
+    if not 0 <= share < 1:
+        raise SpecError(f"dropout must be at least 0 and less than 1, not {dropout!r}")
+    return share
+
+
 def real_number(name: str, value: Any) -> float:
     """Return `value` as a float. Raises SpecError if `value` is not a number."""
     if isinstance(value, Real) and not isinstance(value, bool):

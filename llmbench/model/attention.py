@@ -130,7 +130,7 @@ class AttentionLayer(nn.Module):
 
     def weigh(self, q: Tensor, seen: Seen, step: Step, shared: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return the weighted values [B, S, N, Hv] for queries q [B, N, S, H], and `shared`."""
-        scores = Scores(self.scale, self.mixer.logit_soft_cap, self.sinks)
+        scores = Scores(self.scale, self.mixer.logit_soft_cap, self.sinks, dropout=step.dropout)
         scores, shared = self.position_scores(self, scores, seen.mask, shared)
         return self.weighted_values(q, seen, scores, step.implementation).transpose(1, 2), shared
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from llmbench.errors import unknown
-from llmbench.model.arguments import whole_seed
+from llmbench.model.arguments import dropout_share, whole_seed
 from llmbench.model.decoder import Decoder
 from llmbench.model.devices import device_of
 from llmbench.model.formats import weight_format
@@ -53,11 +53,15 @@ def build(
     dtype: torch.dtype = torch.float32,
     init: Initialisation = "scaled",
     seed: int = 0,
+    dropout: float = 0.0,
 ) -> Decoder:
     """Build a model with random weights. Equal seeds give equal weights on the same device.
 
     - `impl`: the implementation. None: the first of `PREFERENCE` in `llmbench.model.implementations` that computes the
       model. `model.implementation.name` is its name.
+    - `dropout`: the share of elements that become 0 in training: of the embedding, of the attention probabilities and
+      of the output of each sublayer. `model.eval()` switches dropout off. Its random numbers are those of
+      `torch.manual_seed`.
 
     With the device "meta", the model has no memory.
 
@@ -65,12 +69,14 @@ def build(
     SpecError and UnknownNameError for invalid arguments.
     """
     device, dtype, seed = device_of(device), weight_format(dtype), whole_seed(seed)
+    dropout = dropout_share(dropout)
     if init not in get_args(Initialisation):
         raise unknown("initialisation", str(init), get_args(Initialisation))
     model = _on_meta(spec, impl)
     materialise(model, device=device, dtype=dtype)
     if device.type != "meta" and init != "empty":
         initialise(model, init=init, seed=seed)
+    model.dropout = dropout
     return model
 
 

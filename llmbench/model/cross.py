@@ -86,7 +86,8 @@ class CrossAttentionLayer(nn.Module):
         if valid is not None:
             keys = keys.masked_fill(~valid, -1)
         mask = Mask(step.positions, keys, False, None, None, valid is None)
-        out = step.implementation.attend(q, Given(k, v, mask), Scores(self.scale, self.mixer.logit_soft_cap))
+        scores = Scores(self.scale, self.mixer.logit_soft_cap, dropout=step.dropout)
+        out = step.implementation.attend(q, Given(k, v, mask), scores)
         return self.o_proj(out.transpose(1, 2).flatten(2))
 
     def _keys_values(self, step: Step, state: CrossState | None) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -43,7 +43,7 @@ class Block(BlockParts):
         bias)."""
         mixed, shared = self.mix(self.mixer_norm(x, step.implementation), step, state, shared)
         x = x.plus(mixed)
-        x = x.plus(self.ffn(self.ffn_norm(x, step.implementation), step.implementation))
+        x = x.plus(self.feed(self.ffn_norm(x, step.implementation), step))
         return x, shared
 
 
@@ -66,6 +66,9 @@ class Decoder(Embeddings):
     """A decoder-only or encoder-only language model. Use `llmbench.model.build` to create one."""
 
     has_encoder: ClassVar[bool] = False
+    dropout: float = 0.0
+    """The share of elements that dropout sets to 0 in training. `eval()` switches dropout off."""
+
     fixed_bias: Tensor | None
 
     def __init__(self, spec: ModelSpec, *, impl: str | None = None) -> None:
@@ -127,8 +130,10 @@ class Decoder(Embeddings):
         input."""
         batch, length = tokens.shape
         refuse_step(self.spec, self.rotations, batch, length, cache=cache, lengths=lengths)
-        step = self._step(tokens, cache, lengths)._replace(memory=memory, memory_valid=memory_valid)
-        embedded = self.embed(tokens, step.positions, token_types, self.implementation)
+        step = self._step(tokens, cache, lengths)._replace(
+            memory=memory, memory_valid=memory_valid, dropout=self.dropout_now
+        )
+        embedded = step.dropped(self.embed(tokens, step.positions, token_types, self.implementation))
         if self.per_layer is not None:
             step = step._replace(per_layer=self.per_layer(tokens, embedded, self.implementation))
         x, shared = Residual(embedded), None
@@ -140,6 +145,11 @@ class Decoder(Embeddings):
             x = Residual(_last_tokens(x.whole(), lengths))
         out = self.read(x)
         return self.logits(out) if targets is None else self.loss(out, targets)
+
+    @property
+    def dropout_now(self) -> float:
+        """The share of elements that dropout sets to 0 in the current mode of the model."""
+        return self.dropout if self.training else 0.0
 
     def _step(self, tokens: Tensor, cache: Cache | None, lengths: Tensor | None) -> Step:
         """Return the inputs that all layers share for tokens [B, S].

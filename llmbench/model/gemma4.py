@@ -118,7 +118,7 @@ class Gemma4Block(SandwichBlock):
             out = self.ffn.beside_stream(normed, x.whole(), implementation)
         else:
             out = self.ffn(normed, implementation)
-        x = self.add(x, self._norm("post_ffn_norm")(out, implementation))
+        x = self.add(x, self._norm("post_ffn_norm")(step.dropped(out), implementation))
         if self.per_layer_input is not None:
             assert step.per_layer is not None
             x = x.plus(self.per_layer_input(x.whole(), step.per_layer[:, :, self.index], implementation))

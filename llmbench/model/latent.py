@@ -92,7 +92,7 @@ class LatentLayer(nn.Module):
         bias = None
         if mixer.indexer is not None:
             bias = shared.expand(-1, mixer.num_attention_heads, -1, -1)
-        scores = Scores(self.scale, bias=bias)
+        scores = Scores(self.scale, bias=bias, dropout=step.dropout)
         if self.form == "absorbed" or (self.form == "auto" and cache is not None and x.shape[1] == 1):
             out = self._absorbed(q_plain, q_rope, seen, scores, implementation)
         else:

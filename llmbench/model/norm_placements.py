@@ -70,7 +70,7 @@ class BlockParts(nn.Module):
         bias)."""
 
     def mix(self, x: Tensor, step: Step, state: LayerState | None, shared: Any) -> tuple[Tensor, Any]:
-        """Return the output [B, S, D] of the mixer, and the value that later layers read.
+        """Return the output [B, S, D] of the mixer with dropout, and the value that later layers read.
 
         The output of parallel mixers is their sum (Falcon-H1).
         """
@@ -79,7 +79,12 @@ class BlockParts(nn.Module):
             own = None if state is None else state.get(name)
             out, shared = self.get_submodule(name)(times(x, input_scale), step, own, shared)
             outputs.append(times(out, output_scale))
-        return sum(outputs[1:], outputs[0]), shared
+        return step.dropped(sum(outputs[1:], outputs[0])), shared
+
+    def feed(self, x: Tensor, step: Step) -> Tensor:
+        """Return the output [B, S, D] of the feed-forward, with dropout."""
+        assert self.ffn is not None
+        return step.dropped(self.ffn(x, step.implementation))
 
     def add(self, x: Residual, out: Tensor) -> Residual:
         """Add a sublayer's output to the residual stream x: skip_scale · x + residual_scale · out.
@@ -129,7 +134,7 @@ class SequentialBlock(BlockParts):
 
     def forward(self, x: Residual, step: Step, state: LayerState | None, shared: Any) -> tuple[Residual, Any]:
         """Return the residual stream [B, S, D] after this layer, and the value that later layers read."""
-        implementation, cross_attention, ffn = step.implementation, self.cross_attention, self.ffn
+        implementation, cross_attention = step.implementation, self.cross_attention
 
         def mix(x: Tensor) -> Tensor:
             nonlocal shared
@@ -138,13 +143,10 @@ class SequentialBlock(BlockParts):
 
         def cross(x: Tensor) -> Tensor:
             assert cross_attention is not None
-            out: Tensor = cross_attention(x, step, None if state is None else state["cross_attention"])
-            return out
+            return step.dropped(cross_attention(x, step, None if state is None else state["cross_attention"]))
 
         def feed(x: Tensor) -> Tensor:
-            assert ffn is not None
-            out: Tensor = ffn(x, implementation)
-            return out
+            return self.feed(x, step)
 
         if self.mixers:
             x = self.around(x, mix, _read(self.mixer_norm, implementation), _read(self.post_mixer_norm, implementation))
@@ -152,7 +154,7 @@ class SequentialBlock(BlockParts):
             x = self.around(
                 x, cross, _read(self.cross_norm, implementation), _read(self.post_cross_norm, implementation)
             )
-        if ffn is not None:
+        if self.ffn is not None:
             x = self.around(x, feed, _read(self.ffn_norm, implementation), _read(self.post_ffn_norm, implementation))
         return x, shared
 
@@ -240,7 +242,7 @@ class ParallelBlock(BlockParts):
             out, shared = self.mix(normed, step, state, shared)
             x = self.add(x, out)
         if self.ffn is not None:
-            x = self.add(x, self.ffn(normed, step.implementation))
+            x = self.add(x, self.feed(normed, step))
         return x, shared
 
 
@@ -259,7 +261,7 @@ class ParallelTwoBlock(BlockParts):
             out, shared = self.mix(self.mixer_norm(start, step.implementation), step, state, shared)
             x = self.add(x, out)
         if self.ffn is not None and self.ffn_norm is not None:
-            x = self.add(x, self.ffn(self.ffn_norm(start, step.implementation), step.implementation))
+            x = self.add(x, self.feed(self.ffn_norm(start, step.implementation), step))
         return x, shared
 
 

@@ -73,4 +73,5 @@ class RWKVBlock(PreNormBlock):
         out, shared = self.mix(self.mixer_norm(x, step.implementation), step, state, shared)
         x = self.add(x, out)
         own = None if state is None else state[RWKV.module_name]
-        return self.add(x, self.ffn.mix(self.ffn_norm(x, step.implementation), step, own)), shared
+        out = self.ffn.mix(self.ffn_norm(x, step.implementation), step, own)
+        return self.add(x, step.dropped(out)), shared

@@ -52,19 +52,27 @@ class Encoder(EmbeddingSteps):
         self.final_norm = NormLayer(inner.hidden_size, spec.norm) if stack.final_norm else None
 
     def forward(
-        self, tokens: Tensor, table: nn.Embedding, valid: Tensor | None, implementation: Implementation
+        self,
+        tokens: Tensor,
+        table: nn.Embedding,
+        valid: Tensor | None,
+        implementation: Implementation,
+        dropout: float,
     ) -> Tensor:
         """Return the output [B, E, D] of the encoder for tokens [B, E].
 
         - `table`: the token table of the decoder.
         - `valid` [B, E]: true for real tokens. None: no token is padding.
+        - `dropout`: the share of elements that dropout sets to 0.
         """
         batch, length = tokens.shape
         refuse_beyond_positions(self.spec, length)
         positions = torch.arange(length, device=tokens.device).expand(batch, -1)
         step = Step(positions, valid, True, tables_of(self.rotations, positions, length), implementation)
+        step = step._replace(dropout=dropout)
         x = look_up(getattr(self, "embedding", table), tokens, self.spec.embedding.scale)
-        stream, shared = Residual(self.after_look_up(x, tokens, positions, None, implementation)), None
+        x = self.after_look_up(x, tokens, positions, None, implementation)
+        stream, shared = Residual(step.dropped(x)), None
         for block in self.layers:
             stream, shared = block(stream, step, None, shared)
         return stream.whole() if self.final_norm is None else self.final_norm(stream, implementation)
@@ -123,7 +131,7 @@ class Seq2Seq(Decoder):
         tokens."""
         places = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape[0], -1)
         valid = None if lengths is None else places < lengths[:, None]
-        return self.encoder(tokens, self.embedding, valid, self.implementation), valid
+        return self.encoder(tokens, self.embedding, valid, self.implementation, self.dropout_now), valid
 
 
 def model_of(spec: ModelSpec, *, impl: str | None = None) -> Decoder:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from llmbench.model.implementations.interface import Implementation
 from llmbench.model.positions import Tables
@@ -24,6 +25,7 @@ class Step(NamedTuple):
     - `memory` [B, E, D]: the output of an encoder. None: the cache has it, or the model has no encoder.
     - `memory_valid` [B, E]: false for padding in `memory`. None: no encoder token is padding.
     - `per_layer` [B, S, L, W]: the per-layer embeddings of the new tokens. None: the model has none.
+    - `dropout`: the share of elements that dropout sets to 0. It is 0 outside training.
     """
 
     positions: Tensor
@@ -35,3 +37,8 @@ class Step(NamedTuple):
     memory: Tensor | None = None
     memory_valid: Tensor | None = None
     per_layer: Tensor | None = None
+    dropout: float = 0.0
+
+    def dropped(self, x: Tensor) -> Tensor:
+        """Return x after dropout: each element becomes 0 with the probability p, or is divided by 1 − p."""
+        return F.dropout(x, self.dropout) if self.dropout else x

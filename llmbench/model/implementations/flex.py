@@ -11,6 +11,7 @@ from torch import Tensor
 from llmbench.errors import CannotRunError
 from llmbench.model.implementations.interface import Scores, Seen, Traits
 from llmbench.model.implementations.plain import STANDARD, latent_by
+from llmbench.model.implementations.sdpa import refuse_dropout
 
 
 def attend(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
@@ -21,6 +22,7 @@ def attend(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
     """
     if q.is_meta:
         raise CannotRunError("impl flex does not run on meta tensors", hint="use standard or sdpa")
+    refuse_dropout(scores, "flex")
     from torch.nn.attention.flex_attention import AuxRequest, create_block_mask, flex_attention
 
     k, v, mask = seen.k, seen.v, seen.mask

@@ -120,13 +120,14 @@ class Given(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """The changes that attention applies to its scores before the softmax.
+    """The changes that attention applies to its scores and its probabilities.
 
     - `scale`: the factor of the scores.
     - `soft_cap`: scores become soft_cap · tanh(score / soft_cap). None: no cap.
     - `sinks` [N]: one additional score per head, for a key without value.
     - `slopes` [N]: ALiBi's slope per head. Slope times distance is added to the score.
     - `bias` [B or 1, N, S, T]: a bias that is added to the scores.
+    - `dropout`: the share of probabilities that dropout sets to 0, after the softmax.
     """
 
     scale: float
@@ -134,6 +135,7 @@ class Scores(NamedTuple):
     sinks: Tensor | None = None
     slopes: Tensor | None = None
     bias: Tensor | None = None
+    dropout: float = 0.0
 
     def added(self, mask: Mask) -> Tensor | None:
         """Return the sum of the ALiBi bias and `bias` as one bias [B or 1, N, S, T].

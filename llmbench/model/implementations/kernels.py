@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from llmbench.errors import CannotRunError, install_hint
 from llmbench.model.implementations.interface import ExpertWeights, Mask, Scores, Seen, Slots, Traits
 from llmbench.model.implementations.plain import STANDARD, latent_by
-from llmbench.model.implementations.sdpa import dense_mask, refuse
+from llmbench.model.implementations.sdpa import dense_mask, refuse, refuse_dropout
 from llmbench.spec.ffn import Activation, MoE, Router
 from llmbench.spec.model import Norm
 
@@ -82,6 +82,7 @@ def _called(kernel: Callable[..., Any], impl: str, *args: Any, **options: Any) -
 
 def attend(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
     """Compute flash attention over whole sequences, or decode attention that reads a cache in place."""
+    refuse_dropout(scores, "flash")
     if not run_kernels(q):
         return _on_cpu(q, seen, scores)
     if scores.bias is not None:
@@ -204,6 +205,7 @@ _latent_on_cpu = latent_by(lambda q, seen, scores: _on_cpu(q, seen, scores))
 
 def attend_latent(q_latent: Tensor, q_rope: Tensor, seen: Seen, scores: Scores) -> Tensor:
     """Compute absorbed latent attention of a few new tokens. The latents come from a cache or from tensors."""
+    refuse_dropout(scores, "flash")
     if not run_kernels(q_latent):
         return _latent_on_cpu(q_latent, q_rope, seen, scores)
     if scores.bias is not None:

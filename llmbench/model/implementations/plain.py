@@ -84,6 +84,8 @@ def attend(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
     weights = torch.softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32)).to(q.dtype)
     if scores.sinks is not None:
         weights = weights[..., :-1]
+    if scores.dropout:
+        weights = F.dropout(weights, scores.dropout)
     return torch.matmul(weights, v)
 
 

@@ -6,6 +6,7 @@ Dimensions: B batch, N query heads, K KV heads, S query length, T key length, H 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,12 +27,15 @@ def _with_backend(backend: str | None) -> Attend:
         refuse(scores, "sdpa" if backend is None else f"sdpa-{backend}")
         k, v, mask = seen.k, seen.v, seen.mask
         dense = dense_mask(q, mask, scores)
-        causal = dense is None and mask.causal
-        grouped = k.shape[1] != q.shape[1]
+        options: dict[str, Any] = {
+            "attn_mask": dense,
+            "dropout_p": scores.dropout,
+            "is_causal": dense is None and mask.causal,
+            "scale": scores.scale,
+            "enable_gqa": k.shape[1] != q.shape[1],
+        }
         if backend is None:
-            return F.scaled_dot_product_attention(
-                q, k, v, attn_mask=dense, is_causal=causal, scale=scores.scale, enable_gqa=grouped
-            )
+            return F.scaled_dot_product_attention(q, k, v, **options)
         from torch.nn.attention import SDPBackend, sdpa_kernel
 
         chosen = {
@@ -41,9 +45,7 @@ def _with_backend(backend: str | None) -> Attend:
         }[backend]
         with sdpa_kernel(chosen):
             try:
-                return F.scaled_dot_product_attention(
-                    q, k, v, attn_mask=dense, is_causal=causal, scale=scores.scale, enable_gqa=grouped
-                )
+                return F.scaled_dot_product_attention(q, k, v, **options)
             except (torch.OutOfMemoryError, torch.AcceleratorError):
                 raise  # Both are RuntimeErrors, but neither means that the backend lacks support.
             except RuntimeError as problem:
@@ -75,6 +77,12 @@ def refuse(scores: Scores, name: str) -> None:
         raise CannotRunError(f"impl {name} does not support a soft cap on scores", hint="use standard or flex")
     if scores.sinks is not None:
         raise CannotRunError(f"impl {name} does not support attention sinks", hint="use standard or flex")
+
+
+def refuse_dropout(scores: Scores, name: str) -> None:
+    """Raise CannotRunError if the probabilities have dropout, for an implementation without it."""
+    if scores.dropout:
+        raise CannotRunError(f"impl {name} does not support dropout in attention", hint="use sdpa or standard")
 
 
 TRAITS = Traits(dense_mask="always", scores_for_uneven_widths_on_cpu=True)
