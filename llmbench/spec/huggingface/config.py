@@ -86,6 +86,15 @@ class Config:
         """Return whether the config has the key under exactly this name."""
         return key in self._spelled
 
+    @property
+    def has_class(self) -> bool:
+        """Whether transformers has a class for the config, whose default values are known."""
+        return bool(self._defaults)
+
+    def declares(self, key: str) -> bool:
+        """Return whether the class of the config has a default value for the key."""
+        return self._defaults.get(self._name(key)) is not None
+
     def put(self, key: str, value: Any) -> None:
         """Set the value of a key. Importers use it if they derive the value from other keys."""
         self._values[self._name(key)] = value
@@ -124,24 +133,18 @@ class Config:
         return self._whole(key, value, 1)
 
     def optional_size(self, key: str) -> int | None:
-        """Return the value of `key`, a whole number of at least 1.
-
-        Return None if the key is null or absent, or if its value is zero or negative.
-        """
-        value = self.get(key)
-        if value is None or (type(value) is int and value <= 0):
-            return None
-        return self._whole(key, value, 1)
+        """Return the value of `key`, a whole number of at least 1. Return None if it is null, absent or 0."""
+        return self.count(key) or None
 
     def window(self, key: str = "sliding_window") -> int | None:
         """Return the sliding window: the most attention keys that a query can see. None means no window.
 
         `key` is the config key of the window. If its value is 0, transformers hides all attention keys from all
-        queries. The result is then None, and the model is marked as not buildable.
+        queries. The result is then None, and the model is marked as not buildable. -1 means no window.
         """
         if self.get(key) == 0 and self.get(key) is not False:
             self.unbuildable(f"{key} = 0: transformers then hides all attention keys from all queries")
-        return self.optional_size(key)
+        return None if self.get(key) == -1 else self.optional_size(key)
 
     def count(self, key: str, default: int = 0) -> int:
         """Return the value of `key`, a whole number of at least 0. If the key is null or absent, return `default`."""

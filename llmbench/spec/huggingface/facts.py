@@ -35,7 +35,9 @@ def defaults_of(model_type: str, values: dict[str, Any]) -> dict[str, Any]:
 
     `values`: the config. If it states nothing about RoPE, `rope_parameters` has the RoPE of the class.
     """
-    record = facts().get(model_type, {})
+    record = facts().get(model_type)
+    if record is None:
+        return {}
     defaults = {
         **record.get("defaults", {}),
         **{key: record.get(key) for key in ("default_theta", "replaces_head_dim")},

@@ -16,6 +16,7 @@ from llmbench.spec.huggingface.families.common import (
     block,
     decoder,
     dense,
+    expect_rope_type,
     gated,
     head_dim_of,
     norm,
@@ -480,9 +481,10 @@ def modernbert(c: Config) -> ModelSpec:
 def _modernbert_rope(c: Config, layer_type: str, older_key: str, usual: float) -> Rope:
     """Return the RoPE of the layers of one type.
 
-    Its base is in `rope_parameters`, or in `older_key`, or it is `usual`.
+    Its base is in `rope_scaling` or `rope_parameters`, or in `older_key`, or it is `usual`.
     """
     positions = rope(c, head_dim=head_dim_of(c), layer_type=layer_type)
-    stated = c.table("rope_parameters").get(layer_type) or {}
+    expect_rope_type(c)
+    stated = c.table("rope_scaling") or c.table("rope_parameters").get(layer_type) or {}
     older = c.number(older_key, usual)
     return positions if "rope_theta" in stated else msgspec.structs.replace(positions, theta=older)

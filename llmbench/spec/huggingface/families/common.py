@@ -73,28 +73,24 @@ def norm(
 def rope(
     c: Config, *, head_dim: int, layer_type: str | None = None, interleaved: bool = False, partial: float = 1.0
 ) -> Rope:
-    """Return the RoPE that the config states in `rope_theta` and `rope_scaling`, or in the newer key `rope_parameters`.
+    """Return the RoPE that the config states in `rope_scaling` or `rope_parameters`, and in keys beside them.
 
     - head_dim: number of dimensions per head.
     - layer_type: the layer type whose RoPE is returned, because `rope_parameters` may have one entry per layer type.
     - interleaved: RoPE rotates pairs of neighbouring dimensions.
     - partial: the rotated share of each head, if the config does not state a share.
     """
-    scaling, rotation = (c.nested(key, c.table(key)) for key in ("rope_scaling", "rope_parameters"))
-    if layer_type is not None and isinstance(rotation.get(layer_type), dict):
-        rotation = rotation.sub(layer_type)
-    if not c.table("rope_scaling") and _rope_kind(rotation) != "default":
-        scaling = rotation
+    stated = _stated_rotation(c, layer_type)
     usual = c.get("default_theta")  # of the model's class; an object in models whose layer types differ in their base
     usual = usual if isinstance(usual, (int, float)) else 10000.0
-    theta = rotation.number("rope_theta", c.first_number("rope_theta", "rotary_emb_base", default=usual))
+    theta = stated.number("rope_theta", c.first_number("rope_theta", "rotary_emb_base", default=usual))
     keys = ("partial_rotary_factor", "rotary_pct", "rope_pct", "rotary_percent")
-    fraction = rotation.number("partial_rotary_factor", c.first_number(*keys, default=partial))
+    fraction = stated.number("partial_rotary_factor", c.first_number(*keys, default=partial))
     if not 0 <= fraction <= 1:
         raise c.error("partial_rotary_factor", f"must be between 0 and 1, not {fraction!r}")
     rotated = c.optional_size("rotary_dim") or int(head_dim * fraction)
     c.ignore("rope_interleave", "rope_interleaved", "max_rope_position", "original_max_position_embeddings")
-    kind, alpha = _rope_kind(scaling), scaling.number("alpha", 0.0)
+    kind, alpha = _rope_kind(stated), stated.number("alpha", 0.0)
     if alpha and c.model_type.startswith("hunyuan_v1") and kind == "dynamic":
         # Hunyuan's class scales RoPE at every sequence length. This is the same as a larger base.
         theta, kind = theta * alpha ** (rotated / (rotated - 2)), "default"
@@ -107,8 +103,27 @@ def rope(
         theta=theta,
         rotary_dim=None if rotated == head_dim or rotated < 1 else rotated,
         interleaved=interleaved,
-        scaling=_rope_scaling(c, kind, scaling),
+        scaling=_rope_scaling(c, kind, stated),
     )
+
+
+def _stated_rotation(c: Config, layer_type: str | None) -> Config:
+    """Return the object that states the RoPE of layers of one type.
+
+    As in transformers, this is `rope_scaling`, unless it is missing or empty. Otherwise it is `rope_parameters`, or its
+    entry for the layer type. The keys of this object have precedence over keys of the config with the same names.
+    """
+    scaling, parameters = c.table("rope_scaling"), c.table("rope_parameters")
+    if scaling and parameters:
+        c.unbuildable("the config has rope_scaling and rope_parameters, and transformers reads only one of them")
+    if scaling or layer_type is None:
+        return c.nested("rope_scaling", scaling) if scaling else c.nested("rope_parameters", parameters)
+    if parameters and not any(isinstance(value, dict) for value in parameters.values()):
+        c.unbuildable("rope_parameters states one RoPE, but the class of the model reads one for each layer type")
+    of_type = parameters.get(layer_type)
+    if isinstance(of_type, dict):
+        return c.nested(f"rope_parameters.{layer_type}", of_type)
+    return c.nested("rope_parameters", parameters)
 
 
 def expect_stated_rotation(c: Config) -> None:
@@ -133,6 +148,13 @@ def expect_rope_type(c: Config) -> None:
         c.unbuildable("transformers ignores rope_scaling.type in this model: its class reads rope_scaling.rope_type")
 
 
+def expect_fixed_rotation(c: Config) -> None:
+    """Mark the model as not buildable if its config states something about RoPE that the class of the model ignores."""
+    for key in ("rope_theta", "rope_scaling", "rope_parameters"):
+        if key in c and c.get(key):
+            c.unbuildable(f"transformers ignores {key} in this model: its class has a fixed RoPE")
+
+
 _ROPE_KINDS = ("linear", "dynamic", "yarn", "llama3", "longrope", "proportional")
 
 
@@ -147,9 +169,7 @@ def _rope_scaling(c: Config, kind: str, scaling: Config) -> RopeScaling | None:
     if kind not in _ROPE_KINDS:
         c.unbuildable(f"the RoPE scaling `{kind[:40]}` is unknown; known are {', '.join(_ROPE_KINDS)}")
         return None
-    original = scaling.optional_size("original_max_position_embeddings")
-    if "original_max_position_embeddings" not in scaling:
-        original = c.optional_size("original_max_position_embeddings")
+    original = _original_length(c, kind, scaling)
     longest, factor = c.optional_size("max_position_embeddings"), scaling.optional_number("factor")
     if factor is None and kind == "yarn" and original and longest:
         factor = longest / original
@@ -168,6 +188,18 @@ def _rope_scaling(c: Config, kind: str, scaling: Config) -> RopeScaling | None:
         short_factor=scaling.numbers("short_factor"),
         long_factor=scaling.numbers("long_factor"),
     )
+
+
+def _original_length(c: Config, kind: str, scaling: Config) -> int | None:
+    """Return the sequence length of the training before RoPE was scaled. None: max_position_embeddings.
+
+    A class of transformers ignores the key outside `scaling`, unless the class itself has it, as that of Phi-3.
+    """
+    key = "original_max_position_embeddings"
+    own, outer = scaling.optional_size(key), c.optional_size(key)
+    if c.declares(key):
+        return outer or own if kind in ("llama3", "yarn", "longrope") else own
+    return own if c.has_class or key in scaling else outer
 
 
 def head_dim_of(c: Config) -> int:

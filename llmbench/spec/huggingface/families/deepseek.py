@@ -311,8 +311,8 @@ def _rotations(c: Config) -> tuple[Rope, Rope]:
         compress = {**(c.table("rope_scaling") or stated), "rope_theta": c.number("compress_rope_theta", 160000.0)}
         if "yarn" in (compress.get("rope_type"), compress.get("type")):  # V4 does not scale sines and cosines
             compress.setdefault("attention_factor", 1.0)
-    c.ignore("rope_theta", "compress_rope_theta", "rope_scaling")
-    lengths = {key: c.get(key) for key in ("max_position_embeddings", "original_max_position_embeddings")}
+    c.ignore("rope_theta", "compress_rope_theta", "rope_scaling", "original_max_position_embeddings")
+    lengths = {"max_position_embeddings": c.get("max_position_embeddings")}
 
     def rotation(values: dict[str, Any]) -> Rope:
         own = {**values, "partial_rotary_factor": partial}

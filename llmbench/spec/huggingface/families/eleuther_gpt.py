@@ -6,7 +6,16 @@ from msgspec.structs import replace
 
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
-from llmbench.spec.huggingface.families.common import attention, block, decoder, dense, norm, num_layers, rope
+from llmbench.spec.huggingface.families.common import (
+    attention,
+    block,
+    decoder,
+    dense,
+    expect_fixed_rotation,
+    norm,
+    num_layers,
+    rope,
+)
 from llmbench.spec.model import Head, Layer, ModelSpec, Placement
 from llmbench.spec.position import LearnedPositions
 
@@ -59,6 +68,7 @@ def gptj(c: Config) -> ModelSpec:
     """
     heads = c.size("num_attention_heads")
     c.ignore("scale_attn_weights", "rotary")
+    expect_fixed_rotation(c)
     mixer = attention(c, num_key_value_heads=heads)
     width = c.size("n_inner", 4 * c.size("hidden_size"))
     return decoder(

@@ -283,6 +283,7 @@ def _first_shared(c: Config, count: int) -> int:
 def _rotation(c: Config, kind: str, head_dim: int, base: float) -> Rope:
     """Return the RoPE of a layer type. Its base is `base` if the config states no RoPE for this type."""
     positions = rope(c, head_dim=head_dim, layer_type=kind)
+    expect_rope_type(c)
     stated = isinstance(c.table("rope_parameters").get(kind), dict)
     return positions if stated else Rope(theta=base)
 
