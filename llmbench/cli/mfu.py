@@ -21,6 +21,7 @@ from llmbench.cli.options import (
     positive_integer,
     prints_tables,
 )
+from llmbench.sizing.items import decimal
 from llmbench.sizing.workload import Recompute
 
 _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "": 1.0}
@@ -28,7 +29,7 @@ _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "": 1.0}
 
 def _positive(text: str, what: str) -> float:
     try:
-        number = float(text)
+        number = decimal(text)
     except ValueError:
         number = math.nan
     if not 0 < number < math.inf:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from math import isfinite
 from typing import Any
@@ -50,11 +51,10 @@ def flag(text: str) -> bool:
 
 
 def decimal(text: str) -> float:
-    """Read a number such as 1.2."""
-    try:
-        number = float(text)
-    except ValueError:
-        raise ValueError("needs a number") from None
+    """Read a finite number such as 1.2, -3 or 1e6, of ASCII digits and without the underscores that Python accepts."""
+    if not re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", text, re.ASCII | re.IGNORECASE):
+        raise ValueError("needs a number")
+    number = float(text)
     if not isfinite(number):
         raise ValueError("needs a number")
     return number

@@ -201,7 +201,19 @@ def test_contradictions_are_refused(options: dict[str, object], message: str) ->
 
 
 @pytest.mark.parametrize(
-    "text", ["step", "step=slow", "states=fp8+fp9", "imbalance=0.5", "imbalance=nan", "mtp=2", "mtp,mtp", "what=1"]
+    "text",
+    [
+        "step",
+        "step=slow",
+        "states=fp8+fp9",
+        "imbalance=0.5",
+        "imbalance=nan",
+        "imbalance=1_0",
+        "imbalance=\u0661",
+        "mtp=2",
+        "mtp,mtp",
+        "what=1",
+    ],
 )
 def test_wrong_texts_are_refused(text: str) -> None:
     with pytest.raises(SpecError, match="recipe"):
