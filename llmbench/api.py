@@ -266,21 +266,23 @@ def fit(
     layout: str = "",
     engine: str = "vllm",
     utilization: float | None = None,
-    seq: int = 8192,
-    users: int = 1,
+    seq: int | Sequence[int] = 8192,
+    users: int | Sequence[int] = 1,
     weights: str | Sequence[str] = (),
-    kv_dtype: str | None = None,
+    kv_dtype: str | Sequence[str] | None = None,
     draft: Model | None = None,
     price: float | str | None = None,
     explain: bool = False,
 ) -> Answer[Fitted]:
     """Say whether a model fits on devices with an inference engine, as `llmbench fit` does.
 
-    `values` has one item for each device and format of the weights. Its `fit` has the budget, `capacity` and `longest`.
+    `values` has one item for each device, format of the weights, format of the cache, `seq` and `users`. Its `fit` has
+    the budget, `capacity` and `longest`.
 
-    device, weights: one name or several. No device: all built-in devices, each with the smallest number of GPUs that
-    suffices. seq, users: tokens per request and requests at the same time. draft: model for speculative decoding. An
-    answer about a spec has no `command`, because a spec can differ from the files of its name.
+    device, weights, kv_dtype: one name or several. No device: all built-in devices, each with the smallest number of
+    GPUs that suffices. seq, users: tokens per request and requests at the same time, one number or several. draft:
+    model for speculative decoding. An answer about a spec has no `command`, because a spec can differ from the files of
+    its name.
 
     Raises LLMBenchError for a value that is not valid, and for a format that the engine does not load or store.
     """

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import product
 from typing import Any, NamedTuple
 
 import msgspec
 
 from llmbench.answers.about import MODEL_FIELDS, AboutModel
 from llmbench.answers.formulas import FORMULAS
+from llmbench.answers.prices import prices_of
 from llmbench.errors import LLMBenchError
 from llmbench.report.document import Document, table
 from llmbench.report.fields import Field, records
 from llmbench.report.units import Unit
+from llmbench.sizing.serving.changes import Change, changes
 from llmbench.sizing.serving.command import start_command, weights_of
-from llmbench.sizing.serving.fit import Change, Fit, Question, Sizer, changes, smallest_count, split
+from llmbench.sizing.serving.fit import Fit, Question, Sizer, smallest_count, split
 from llmbench.sizing.serving.shard import serving_layout
 from llmbench.spec.catalog import DeviceHead, device_heads, find_device_head
 from llmbench.spec.engine import Engine, find_engine
@@ -103,9 +106,13 @@ CONSTANTS: tuple[Field[UsedConstant], ...] = (
 
 
 CHANGES: tuple[Field[Change], ...] = (
-    Field("option", description="the option with its new value"),
+    Field("option", description="the options with their new values"),
     Field("what", description="what changes, in words"),
-    Field("factor", description="by which factor the setting changes"),
+    Field("factor", description="by which factor the setting changes; of two settings, the product of their factors"),
+    Field(
+        "other_files",
+        description="whether the change needs files with the weights in another format than that of the published ones",
+    ),
     Field("capacity", value=lambda change: change.fit.capacity, description="number of users that then fit"),
     Field(
         "longest_tokens",
@@ -191,7 +198,7 @@ FIELDS: tuple[Field[Fitted], ...] = (
     Field("users", value=lambda row: row.question.users, description="value of `--users`: requests at the same time"),
     _fit_field(
         "capacity",
-        "users",
+        "most users",
         "count",
         description="number of requests of `seq_len` tokens that fit at the same time, on all GPUs; at most the "
         "engine's limit of sequences",
@@ -202,12 +209,14 @@ FIELDS: tuple[Field[Fitted], ...] = (
         "count",
         key="longest_tokens",
         spare=1,
-        description="longest request, in tokens, that fits alone; 134,217,728 stands for no limit",
+        description="longest request, in tokens, that fits alone; at most the context length of the model, or "
+        "`seq_len` if that is longer; 134,217,728 if the model has no context length and the cache no limit",
     ),
     _fit_field(
         "longest_each",
         key="longest_tokens_each",
-        description="longest length, in tokens, that each of `users` requests can have; 0 if none fits",
+        description="longest length, in tokens, that each of `users` requests can have, with the same limit; 0 if none "
+        "fits",
     ),
     _fit_field(
         "filled",
@@ -216,6 +225,12 @@ FIELDS: tuple[Field[Fitted], ...] = (
         description="share of `usable_bytes` that weights, activations and the caches of `users` requests take",
     ),
     _budget("total_bytes", "memory of one GPU"),
+    Field(
+        "total_from",
+        value=lambda row: row.device.total_from,
+        description="where `total_bytes` comes from: the total that CUDA reports, or that of the driver or of the "
+        "datasheet if the total of CUDA is not known",
+    ),
     _budget("usable_bytes", "memory of one GPU that the engine may use"),
     _budget("terms_bytes", "terms of the budget of the GPU with the smallest cache; they add up to `total_bytes`"),
     _budget("cache_bytes", "memory of the cache on that GPU; negative if the other terms are too large"),
@@ -241,7 +256,8 @@ FIELDS: tuple[Field[Fitted], ...] = (
     Field(
         "changes",
         value=lambda row: records(CHANGES, row.changes),
-        description="if the model does not fit: the changes of one setting with which it does, the nearest one first",
+        description="if the model does not fit: the changes of one setting with which it does, the nearest one first; "
+        "of two settings, if no single one suffices and the answer has one row",
     ),
     Field(
         "command",
@@ -269,37 +285,6 @@ FIELDS: tuple[Field[Fitted], ...] = (
 )
 
 
-MOST_PRICE = 10**9
-"""The largest price of one GPU per hour."""
-
-
-def prices_of(price: float | str | None) -> dict[str, float]:
-    """Return the price of one GPU per hour by the name of the device. The key "" stands for all other devices.
-
-    price: one number for all devices, or items such as `h100=2.5,l40s=1.1`. None: no price is known.
-
-    Raises LLMBenchError for an item without a number from 0 to MOST_PRICE, for an unknown device, and for a second
-    price of a device.
-    """
-    prices: dict[str, float] = {}
-    for item in [] if price is None else str(price).split(","):
-        name, equals, number = item.rpartition("=")
-        try:
-            value = float(number)
-        except ValueError:
-            value = math.nan
-        if not 0 <= value <= MOST_PRICE:
-            raise LLMBenchError(
-                f"--price {item[:40]}: needs a number from 0 to {MOST_PRICE:,}",
-                hint="for example --price 2.5, or --price h100=2.5,l40s=1.1",
-            )
-        device = find_device_head(name.strip()).name if equals else ""
-        if device in prices:
-            raise LLMBenchError(f"--price {item[:40]}: {device or 'the price of all devices'} is given twice")
-        prices[device] = value
-    return prices
-
-
 def fitted(
     spec: ModelSpec,
     *,
@@ -311,21 +296,22 @@ def fitted(
     layout: str = "",
     engine: str = ENGINE,
     utilization: float | None = None,
-    seq: int = 8192,
-    users: int = 1,
+    seq: int | Sequence[int] = 8192,
+    users: int | Sequence[int] = 1,
     weights: Sequence[str] = (),
-    kv: str | None = None,
+    kv: str | Sequence[str] | None = None,
     price: float | str | None = None,
     explain: bool = False,
 ) -> list[Fitted]:
-    """Return one row per device and format of the weights.
+    """Return one row per device, format of the weights, format of the cache, `seq` and `users`.
 
     model: the MODEL of the user. None: the spec is not that of published files. draft: model for speculative decoding.
         draft_model: its name as the user gave it.
     devices: names of devices. Empty: all built-in devices, each with the smallest number of GPUs that suffices.
-        weights: formats. Empty: the published files. price: price of one GPU per hour (see `prices_of`).
+        weights: formats. Empty: the published files. seq, users, kv: one value or several.
+        price: price of one GPU per hour (see `prices_of`).
 
-    Raises LLMBenchError for a wrong name, layout or number.
+    Raises LLMBenchError for a wrong name, layout or number, and for more than MOST_ROWS rows.
     """
     prices = prices_of(price)
     chosen = find_engine(engine)
@@ -334,43 +320,69 @@ def fitted(
         raise LLMBenchError(
             f"--layout {layout} is for {parallel.num_gpus} GPUs, and --gpus says {gpus}", hint="leave out --gpus"
         )
+    heads = list(dict.fromkeys(map(find_device_head, devices))) or list(device_heads())
+    questions = [
+        Question(
+            engine=chosen,
+            device=device,
+            layout=parallel,
+            seq=tokens,
+            users=requests,
+            weights=format,
+            kv=cache,
+            utilization=utilization,
+        )
+        for device, format, cache, tokens, requests in _cases(
+            heads, weights or (None,), _several(kv), _several(seq), _several(users)
+        )
+    ]
     spec = spec if weights else with_headers(spec)
     draft = None if draft is None else with_headers(draft)
     sizer = Sizer(spec, draft)
-    heads = list(dict.fromkeys(map(find_device_head, devices))) or list(device_heads())
     rows = []
-    for device in heads:
-        for format in weights or (None,):
-            question = Question(
+    for question in questions:
+        fit = _answer(sizer, question, fixed=bool(layout), gpus=gpus, smallest=not devices)
+        found: list[Change] = []
+        if devices and fit is not None and not fit.fits:
+            found = changes(sizer, fit, own_layout=bool(layout), pairs=len(questions) == 1)
+        rows.append(
+            Fitted(
+                spec=spec,
+                doubts=() if fit is None else (*fit.tightest.shard.doubts, *fit.doubts),
+                tokens=question.seq,
+                device=question.device,
                 engine=chosen,
-                device=device,
-                layout=parallel,
-                seq=seq,
-                users=users,
-                weights=format,
-                kv=kv,
-                utilization=utilization,
+                question=question,
+                fit=fit,
+                changes=found,
+                asked=bool(devices),
+                price=prices.get(question.device.name, prices.get("")),
+                files=None if model is None else weights_of(spec, model),
+                draft=draft,
+                draft_files=None if draft is None else weights_of(draft, draft_model),
+                explain=explain,
             )
-            fit = _answer(sizer, question, fixed=bool(layout), gpus=gpus, smallest=not devices)
-            rows.append(
-                Fitted(
-                    spec=spec,
-                    doubts=() if fit is None else (*fit.tightest.shard.doubts, *fit.doubts),
-                    tokens=seq,
-                    device=device,
-                    engine=chosen,
-                    question=question,
-                    fit=fit,
-                    changes=changes(sizer, fit) if devices and fit is not None and not fit.fits else [],
-                    asked=bool(devices),
-                    price=prices.get(device.name, prices.get("")),
-                    files=None if model is None else weights_of(spec, model),
-                    draft=draft,
-                    draft_files=None if draft is None else weights_of(draft, draft_model),
-                    explain=explain,
-                )
-            )
+        )
     return rows
+
+
+MOST_ROWS = 1024
+"""The largest number of rows of a sweep."""
+
+
+def _several(value: Any) -> Sequence[Any]:
+    """Return the values of an option that takes one value or several."""
+    return value if isinstance(value, (list, tuple)) else (value,)
+
+
+def _cases(*settings: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
+    """Return the combinations of the values of several settings. Raises LLMBenchError for more than MOST_ROWS."""
+    if (count := math.prod(map(len, settings))) > MOST_ROWS:
+        raise LLMBenchError(
+            f"the sweep has {count:,} combinations of device, format, tokens and users, and {MOST_ROWS:,} are possible",
+            hint="give fewer values, or name the devices with --device",
+        )
+    return product(*settings)
 
 
 def _answer(sizer: Sizer, question: Question, *, fixed: bool, gpus: int | None, smallest: bool) -> Fit | None:

@@ -8,18 +8,25 @@ import typer
 
 from llmbench.answers.fit import ENGINE, document, fitted
 from llmbench.cli.options import (
+    ONE,
     As,
+    Choices,
+    Counts,
     Explain,
     OneModel,
     Output,
     Set,
     answer,
+    decimal_number,
     load,
+    names,
     positive_integer,
     prints_tables,
     reading,
-    token_count,
+    sequence_counts,
+    token_counts,
 )
+from llmbench.spec.weights.formats import formats_in
 
 Devices = Annotated[
     list[str] | None,
@@ -64,33 +71,46 @@ Utilization = Annotated[
         "--utilization",
         metavar="SHARE",
         help="Share of the memory that the engine may use, from 0 to 1. Default: that of the engine.",
+        parser=decimal_number,
         show_default=False,
     ),
 ]
 Length = Annotated[
-    int,
-    typer.Option("--seq", metavar="TOKENS", help="Tokens per request, for example 8192 or 8k.", parser=token_count),
+    Counts,
+    typer.Option(
+        "--seq",
+        metavar="TOKENS",
+        help="Tokens per request, for example 8192 or 8k. A sweep: 8k,32k,128k, or 8k..128k, which doubles up to the "
+        "last.",
+        parser=token_counts,
+    ),
 ]
 Users = Annotated[
-    int,
-    typer.Option("--users", metavar="N", help="Requests that the engine serves at once.", parser=positive_integer),
+    Counts,
+    typer.Option(
+        "--users",
+        metavar="N",
+        help="Requests that the engine serves at once. A sweep: 1,8,64, or 1..64.",
+        parser=sequence_counts,
+    ),
 ]
 Weights = Annotated[
     list[str] | None,
     typer.Option(
         "--weights",
         metavar="FORMAT",
-        help="Format of the weights, for example fp8, awq or gptq,bits=8. Can be repeated. Default: the published "
-        "files.",
+        help="Format of the weights, for example fp8 or gptq,bits=8. Can be repeated, and fp8,awq is a sweep. Default: "
+        "the published files.",
         show_default=False,
     ),
 ]
 CacheFormat = Annotated[
-    str | None,
+    Choices | None,
     typer.Option(
         "--kv-dtype",
         metavar="FORMAT",
-        help="Format of the KV cache, for example fp8 or q8_0. Default: that of the activations.",
+        help="Format of the KV cache, for example fp8 or q8_0. A sweep: bf16,fp8. Default: that of the activations.",
+        parser=names,
         show_default=False,
     ),
 ]
@@ -114,6 +134,10 @@ Price = Annotated[
 ]
 
 
+LENGTH = Counts([8192])
+"""The default of --seq, in tokens."""
+
+
 @prints_tables
 def command(
     model: OneModel,
@@ -122,8 +146,8 @@ def command(
     layout: LayoutOption = "",
     engine: EngineOption = ENGINE,
     utilization: Utilization = None,
-    seq: Length = 8192,
-    users: Users = 1,
+    seq: Length = LENGTH,
+    users: Users = ONE,
     weights: Weights = None,
     kv_dtype: CacheFormat = None,
     draft: Draft = None,
@@ -137,7 +161,7 @@ def command(
 
     The command divides the memory of a GPU as the engine does: weights as the engine loads them, activations of its
     largest step, memory outside PyTorch, and the cache in the engine's blocks and pools. If the model does not fit, it
-    names the changes of one setting with which it does.
+    names the changes of one or two settings with which it does.
 
     The exit code is 1 if the model fits in none of the cases.
 
@@ -151,12 +175,15 @@ def command(
 
       llmbench fit qwen3-32b --device rtx-4090 --weights fp8 --weights awq
 
+      llmbench fit llama3.1-8b --device l40s --seq 8k,32k,128k --users 1,16 --kv-dtype bf16,fp8
+
       llmbench fit gemma3-27b --device h100 --engine vllm@0.11,sequences=128 --explain
 
       llmbench fit llama3.3-70b --device h100 --gpus 4 --draft llama3.2-1b
 
       llmbench fit gpt-oss-120b --device h100 --gpus 2 --price 2.5 --format json
     """
+    formats = list(dict.fromkeys(format for text in weights or () for format in formats_in(text)))
     with reading(model, draft):
         spec = load(model, set)
         rows = fitted(
@@ -171,7 +198,7 @@ def command(
             utilization=utilization,
             seq=seq,
             users=users,
-            weights=weights or (),
+            weights=formats,
             kv=kv_dtype,
             price=price,
             explain=explain,
@@ -183,10 +210,10 @@ def command(
         "layout": layout,
         "engine": engine,
         "utilization": utilization,
-        "seq_len": seq,
-        "users": users,
-        "weights": weights or [],
-        "kv_dtype": kv_dtype,
+        "seq_len": seq.as_input,
+        "users": users.as_input,
+        "weights": formats,
+        "kv_dtype": kv_dtype.as_input if kv_dtype else None,
         "draft": draft,
         "price": price,
         "set": set or [],

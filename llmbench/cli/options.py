@@ -21,6 +21,7 @@ from llmbench.errors import LLMBenchError
 from llmbench.report.document import NOTES, Document, View
 from llmbench.report.render import Format, render
 from llmbench.sizing.dtypes import KVFormatName
+from llmbench.sizing.items import decimal
 from llmbench.spec.catalog import find_model
 from llmbench.spec.model import ModelSpec
 
@@ -35,11 +36,14 @@ LARGEST = 2**31
 
 
 def positive_integer(text: str | int) -> int:
-    """Parse the value of an option as a whole number. Raises BadParameter unless it is from 1 to LARGEST."""
-    try:
-        number = int(text)
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is not a whole number") from None
+    """Parse the value of an option as a whole number. Raises BadParameter unless it is from 1 to LARGEST.
+
+    The digits are ASCII, without the underscores that Python accepts.
+    """
+    digits = str(text).strip()
+    if not re.fullmatch(r"[+-]?\d+", digits, re.ASCII):
+        raise typer.BadParameter(f"{text!r} is not a whole number")
+    number = int(digits[:20])
     if not 1 <= number <= LARGEST:
         raise typer.BadParameter(f"{number} is not between 1 and {LARGEST}")
     return number
@@ -48,6 +52,14 @@ def positive_integer(text: str | int) -> int:
 def seed_number(text: str | int) -> int:
     """Parse the value of --seed. Raises BadParameter unless it is a whole number from 0 to LARGEST."""
     return 0 if str(text).strip() == "0" else positive_integer(text)
+
+
+def decimal_number(text: str | float) -> float:
+    """Parse the value of an option as a number such as 0.9. Raises BadParameter for another text."""
+    try:
+        return decimal(str(text).strip())
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a number") from None
 
 
 def token_count(text: str | int) -> int:
@@ -113,6 +125,16 @@ def token_counts(text: str | Counts) -> Counts:
 def sequence_counts(text: str | Counts) -> Counts:
     """Parse one or several numbers of sequences: `8`, `1,8,64`, or `1..64`."""
     return _counts(text, positive_integer)
+
+
+def names(text: str | Choices) -> Choices:
+    """Parse one or several names, separated by commas: `bf16,fp8`."""
+    if isinstance(text, Choices):  # the default
+        return text
+    values = [part.strip() for part in text.split(",")]
+    if not all(values):
+        raise typer.BadParameter(f"{text!r} has an empty name")
+    return Choices(dict.fromkeys(values))
 
 
 class _ChoicesParser:

@@ -158,6 +158,7 @@ class DeviceHead(NamedTuple):
     num_sms: number of streaming multiprocessors or compute units. 0: it is not known.
     vendor: nvidia, amd, apple, google or intel.
     gpu_memory_share: share of the memory that the operating system lets the GPU use by default.
+    driver_reports: whether `memory_bytes` is the total of the driver.
     """
 
     name: str
@@ -168,6 +169,17 @@ class DeviceHead(NamedTuple):
     num_sms: int = 0
     vendor: str = "nvidia"
     gpu_memory_share: float = 1
+    driver_reports: bool = False
+
+    @property
+    def memory_from(self) -> str:
+        """Where `memory_bytes` comes from, after a size of memory: `that the driver reports`."""
+        return "that the driver reports" if self.driver_reports else "of the datasheet"
+
+    @property
+    def total_from(self) -> str:
+        """Where `total_bytes` comes from, after a size of memory: `that CUDA reports`."""
+        return self.memory_from if self.cuda_memory_bytes is None else "that CUDA reports"
 
     @property
     def total_bytes(self) -> int:
@@ -214,6 +226,7 @@ def device_heads() -> tuple[DeviceHead, ...]:
                     int(head["num_sms"]["value"]) if "num_sms" in head else 0,
                     head["vendor"],
                     head["gpu_memory_share"]["value"] if "gpu_memory_share" in head else 1,
+                    "usable_memory_bytes" in head,
                 )
             )
     return tuple(sorted(heads, key=lambda head: (head.memory_bytes, head.name)))

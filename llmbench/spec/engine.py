@@ -66,6 +66,7 @@ CONSTANTS = {
     "mxfp4_multiple": "the inputs of MXFP4 experts are padded to a multiple of this number",
     "host_embedding": "1: the embedding table stays in the memory of the CPU",
     "draft_tokens": "tokens that a draft model proposes in one step",
+    "draft_vocabulary": "largest difference between the vocabulary sizes of a model and of its draft model",
     "mtp": "number of modules for multi-token prediction that the engine loads, with their cache",
     "rope_table": "1: every GPU stores the sines and cosines of all positions",
 }
@@ -86,6 +87,19 @@ AT_LEAST_ONE = (
     "windows_percent",
 )
 """The constants that cannot be 0."""
+
+
+BYTES = (
+    "context",
+    "context_tp",
+    "outside_torch",
+    "outside_torch_tp",
+    "outside_torch_sm90",
+    "graphs",
+    "activations",
+    "margin",
+)
+"""The constants that are sizes of memory: `outside_torch=1.5GiB`."""
 
 
 class Step(Part, frozen=True, kw_only=True):
@@ -314,7 +328,7 @@ def find_engine(text: str) -> Engine:
     spec = load_engine(_named(name))
     if at and not spec.versions[0].version:
         raise SpecError(f"the engine `{spec.name}` has no versions", hint=f"--engine {spec.name}")
-    if at and not re.fullmatch(r"v?\d+(\.\d+)*\w*", asked):
+    if at and not re.fullmatch(r"v?\d+(\.\d+)*\w*", asked, re.ASCII):
         raise SpecError(
             f"engine `{spec.name}`: {asked[:40]!r} is not a version",
             hint=f"for example {spec.name}@{spec.versions[-1].version}",
@@ -341,6 +355,8 @@ def find_engine(text: str) -> Engine:
         key, _, value = (part.strip() for part in change.partition("="))
         if key not in CONSTANTS:
             raise unknown("constant of an engine", key, CONSTANTS)
+        if key in replaced:
+            raise SpecError(f"engine constant `{key}` is given twice", hint=f"--engine {spec.name},{key}={value[:40]}")
         number = _number(key, value)
         if key in AT_LEAST_ONE and number < 1:
             raise SpecError(f"engine constant `{key}`: must be at least 1, not {value}")
@@ -361,13 +377,21 @@ _UNITS = {"": 1, "k": 2**10, "kib": 2**10, "mib": 2**20, "m": 2**20, "g": 2**30,
 
 
 def _number(key: str, text: str) -> int | float:
-    match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,6})?)\s*([a-zA-Z]*)", text)
+    """Return the value of a constant. All constants but the utilization are whole numbers, of bytes or of something
+    else. `1.3GiB` is rounded down to a whole number of bytes."""
+    example = f"{key}=1.5GiB" if key in BYTES else "utilization=0.9" if key == "utilization" else f"{key}=64"
+    match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,6})?)\s*([a-zA-Z]*)", text, re.ASCII)
     if match is None or match[2].lower() not in _UNITS:
-        raise SpecError(
-            f"engine constant `{key}`: {text[:40]!r} is not a number", hint=f"for example {key}=8192 or {key}=1.5GiB"
-        )
+        raise SpecError(f"engine constant `{key}`: {text[:40]!r} is not a number", hint=f"for example {example}")
     value = float(match[1]) * _UNITS[match[2].lower()]
-    return int(value) if value == int(value) else value
+    if key == "utilization":
+        return value
+    if value != int(value) and not (key in BYTES and match[2]):
+        raise SpecError(
+            f"engine constant `{key}`: {text[:40]!r} is not a whole number{' of bytes' if key in BYTES else ''}",
+            hint=f"for example {example}",
+        )
+    return int(value)
 
 
 def _named(text: str) -> str:

@@ -609,6 +609,8 @@ def test_hints_on_other_names(words: str, hint: str, capsys: Capture) -> None:
     ("words", "message"),
     [
         ("fit gpt2 --utilization x", "'x' is not a number"),
+        ("fit gpt2 --utilization 0_1", "'0_1' is not a number"),
+        ("fit gpt2 --users 1_0", "'1_0' is not a whole number"),
         ("fit gpt2 --price h100=1,2,h100-sxm=3", "h100-sxm is given twice"),
         ("validate kv x.csv --bound -1", "-1.0 is not at least 0"),
     ],
@@ -640,7 +642,7 @@ def test_devices_have_prices_of_their_own(capsys: Capture) -> None:
     prices = {row["device"]: row["price_per_hour"] for row in csv.DictReader(io.StringIO(text))}
     assert prices == {"h100-sxm": "2.5", "l40s": "1.1", "a10g": "3.0"}
     table = answer(capsys, "fit", "llama3-8b", *devices, "--price", "h100=2.5,3,l40s=1.1")
-    assert "cheapest: 1 × l40s, 1.10 per hour" in table
+    assert "The cheapest choice is 1 × l40s, for 1.10 per hour." in " ".join(table.split())
 
 
 def test_several_devices_that_are_too_small_name_the_number_that_suffices(capsys: Capture) -> None:

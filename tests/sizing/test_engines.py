@@ -7,6 +7,7 @@ import shlex
 from bisect import bisect_right
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -189,11 +190,14 @@ def test_a_draft_model_takes_weights_and_cache() -> None:
         assert fit.tightest.pool.request_bytes(8192) == each * 8192
     assert sum(term.value for term in two.fit.tightest.terms) == two.fit.tightest.device.total_bytes
     assert "draft model" in two.approximate_because[0]
-    fp8 = answer("llama3-8b", "v100-sxm2-32gb", weights=["fp16"], draft=load_bundled("deepseek-v3")).fit
+    deepseek, gpt2 = (
+        msgspec.structs.replace(load_bundled(name), vocab_size=model.vocab_size) for name in ("deepseek-v3", "gpt2")
+    )
+    fp8 = answer("llama3-8b", "v100-sxm2-32gb", weights=["fp16"], draft=deepseek).fit
     assert fp8 is not None
     assert fp8.missing_format == "fp8"
     with pytest.raises(LayoutError, match="draft model gpt2: layout tp=8"):
-        shards(model, serving_layout("tp=8"), find_engine("vllm"), draft=load_bundled("gpt2"))
+        shards(model, serving_layout("tp=8"), find_engine("vllm"), draft=gpt2)
 
 
 COMMANDS = (

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from llmbench.answers.fit import fitted
 from llmbench.errors import LayoutError, LLMBenchError, SpecError, UnknownNameError
 from llmbench.sizing.serving.budget import Budget, budget
-from llmbench.sizing.serving.fit import Fit, Question, Sizer, changes
+from llmbench.sizing.serving.changes import changes
+from llmbench.sizing.serving.fit import Fit, Question, Sizer
 from llmbench.sizing.serving.pools import paged_pool
 from llmbench.sizing.serving.shard import Rows, serving_layout, shards
 from llmbench.sizing.workload import Layout
@@ -127,6 +128,10 @@ def test_wrong_engines_say_what_is_wrong() -> None:
         ("vllm,sequences=many", "not a number"),
         ("ideal@3", "no versions"),
         ("vllm,block_tokens=0", "at least 1"),
+        ("vllm,sequences=64.5", "not a whole number"),
+        ("vllm,outside_torch=1.5", "not a whole number of bytes"),
+        ("vllm,sequences=64,sequences=65", "given twice"),
+        ("vllm,sequences=\u0661", "not a number"),
     ):
         with pytest.raises((UnknownNameError, SpecError), match=message):
             find_engine(text)
@@ -234,9 +239,9 @@ def test_the_limit_of_sequences_bounds_the_users() -> None:
     assert (enough.fits, enough.limited, enough.capacity) == (True, True, 8)
     short = sizer.fit(msgspec.structs.replace(question, users=9))
     assert (short.fits, short.limited, short.longest_each) == (False, True, 0)
-    nearest, fewer = changes(sizer, short)
+    nearest, fewer, more = changes(sizer, short)
     assert (nearest.option, nearest.factor) == ("--engine vllm@0.21.0,sequences=5", 5 / 4)
-    assert fewer.option == "--users 8"
+    assert (fewer.option, more.option) == ("--users 8", "--layout dp=4,etp=4")
 
 
 def test_a_predictor_adds_its_weights_and_a_layer_of_cache() -> None:
@@ -310,9 +315,10 @@ def test_the_nearest_change_comes_first_and_each_change_suffices() -> None:
         engine=find_engine("vllm@0.19"), device=find_device_head("h100"), layout=Layout(), seq=8192, users=4
     )
     found = changes(sizer, sizer.fit(question))
-    assert [change.factor for change in found] == sorted(change.factor for change in found)
     assert all(change.fit.fits for change in found)
-    assert {change.option for change in found} == {"--weights w4a16", "--gpus 4"}
+    assert [change.option for change in found] == ["--gpus 4", "--weights w4a16"]  # other files come last
+    assert [change.other_files for change in found] == [False, True]
+    assert "needs other files" in found[1].what
     tight = Sizer(load_bundled("llama3-8b"))
     many = msgspec.structs.replace(question, users=60)
     nearest = changes(tight, tight.fit(many))[:2]
@@ -323,3 +329,55 @@ def test_the_nearest_change_comes_first_and_each_change_suffices() -> None:
     turing = msgspec.structs.replace(question, device=find_device_head("t4"), users=1)
     small = Sizer(load_bundled("llama3.2-1b"))
     assert changes(small, small.fit(turing))[0].option == "--weights fp16"
+
+
+def test_settings_of_the_engine_come_before_gpus_and_files() -> None:
+    sizer = Sizer(load_bundled("qwen3-32b"))
+    question = Question(engine=find_engine("vllm"), device=find_device_head("h100"), layout=Layout(), seq=8192, users=5)
+    found = changes(sizer, sizer.fit(question))
+    options = [next(iter(change.options)) for change in found]
+    places = [options.index(name) for name in ("--utilization", "--kv-dtype", "--gpus", "--weights")]
+    assert places == sorted(places)
+    share = float(found[places[0]].options["--utilization"])
+    less = msgspec.structs.replace(question, utilization=round(share - 0.01, 2))
+    assert not sizer.fit(less).fits  # the smallest step that suffices
+
+
+def test_two_settings_are_changed_if_one_does_not_suffice() -> None:
+    sizer = Sizer(load_bundled("llama3.1-405b"))
+    question = Question(
+        engine=find_engine("vllm"), device=find_device_head("rtx-4090"), layout=Layout(), seq=8192, users=1
+    )
+    found = changes(sizer, sizer.fit(question))
+    assert found
+    assert all(len(change.options) == 2 and change.fit.fits for change in found)
+    assert changes(sizer, sizer.fit(question), pairs=False) == []
+    # A cut by more than half is no near change, so pairs come before it.
+    deepseek = Sizer(load_bundled("deepseek-v3"))
+    many = Question(
+        engine=find_engine("vllm"), device=find_device_head("h200"), layout=Layout(tp=8), seq=32768, users=64
+    )
+    options = [change.option for change in changes(deepseek, deepseek.fit(many))]
+    assert "--kv-dtype fp8 --gpus 16" in options[:4]
+    assert options[-1].startswith("--users")
+
+
+def test_no_request_is_longer_than_the_context() -> None:
+    for model in ("gpt-oss-20b", "gemma3-27b", "llama3-8b"):
+        (row,) = fitted(load_bundled(model), devices=["h200"], users=2)
+        context = row.spec.max_position_embeddings
+        assert row.fit is not None
+        assert row.fit.longest == context
+        assert row.fit.longest_each == context
+    (row,) = fitted(load_bundled("llama3-8b"), devices=["h200"], seq=16384)  # the user asks for more
+    assert row.fit is not None
+    assert row.fit.longest == 16384
+
+
+def test_a_draft_model_needs_the_vocabulary_of_the_model() -> None:
+    target, small = load_bundled("qwen2.5-7b"), load_bundled("qwen2.5-0.5b")  # 152,064 and 151,936 tokens
+    for engine in ("vllm", "sglang", "trtllm", "ideal"):
+        with pytest.raises(SpecError, match="151,936 tokens"):
+            shards(target, Layout(), find_engine(engine), draft=small)
+    for engine in ("llamacpp", "vllm,draft_vocabulary=128"):
+        assert shards(target, Layout(), find_engine(engine), draft=small)

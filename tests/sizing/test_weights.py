@@ -131,6 +131,7 @@ def test_an_unknown_format_or_parameter_is_refused() -> None:
         ("gptq,groups=32", "bits=4, group=128"),
         ("gptq,bits=0", "from 1 to 16"),
         ("bf16,bits=8", "it has no parameters"),
+        ("gptq,bits=4,bits=8", "bits is given twice"),
         ("fp4", "did you mean `nvfp4` or `mxfp4` or `nf4`?"),
     ):
         with pytest.raises(LLMBenchError) as problem:

@@ -28,6 +28,10 @@ CACHE = "cache"
 """The name of the term that the cache gets."""
 
 
+KEPT_FREE = "kept free by the utilization"
+"""The name of the term that the engine may not use."""
+
+
 class Budget(msgspec.Struct, frozen=True, kw_only=True):
     """The budget of one GPU.
 
@@ -189,7 +193,7 @@ def _vllm(s: _Settings) -> tuple[list[Formula], list[Formula]]:
     """vLLM: a share of the total memory. The rest is for the CUDA context and, before 0.21, for CUDA graphs."""
     requested = ceil(s.total * s.share)
     rest = Formula(
-        term="not requested",
+        term=KEPT_FREE,
         text=f"{s.total:,} bytes − ceil({s.total:,} bytes × {s.share:g} utilization)",
         value=s.total - requested,
     )
@@ -285,7 +289,7 @@ def _not_usable(s: _Settings) -> list[Formula]:
     """Return the term of the memory that the utilization leaves out, or nothing if it leaves nothing out."""
     left = s.total - floor(s.total * s.share)
     text = f"{s.total:,} bytes − floor({s.total:,} bytes × {s.share:g} utilization)"
-    return [Formula(term="not requested", text=text, value=left)] if left else []
+    return [Formula(term=KEPT_FREE, text=text, value=left)] if left else []
 
 
 def _sglang_share(s: _Settings) -> float:
@@ -321,7 +325,7 @@ def _trtllm(s: _Settings) -> tuple[list[Formula], list[Formula]]:
     free = s.total - sum(term.value for term in peak)
     rest = free - floor(free * s.share)
     text = f"{free:,} free bytes − floor({free:,} bytes × {s.share:g} utilization)"
-    return peak, [Formula(term="not used", text=text, value=max(0, rest))]
+    return peak, [Formula(term=KEPT_FREE, text=text, value=max(0, rest))]
 
 
 def _llamacpp(s: _Settings) -> tuple[list[Formula], list[Formula]]:

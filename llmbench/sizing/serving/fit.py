@@ -1,13 +1,10 @@
-"""Whether a model fits on some GPUs with an engine, and which change of one setting makes it fit."""
+"""Whether a model fits on some GPUs with an engine, for how many users, and how long a request can be."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
-
 import msgspec
 
-from llmbench.errors import LayoutError, LLMBenchError, SpecError
+from llmbench.errors import LayoutError
 from llmbench.sizing.serving.budget import Budget, budget, converts, missing_format
 from llmbench.sizing.serving.shard import Shard, shards
 from llmbench.sizing.workload import Layout
@@ -16,7 +13,7 @@ from llmbench.spec.engine import SET, Constant, Engine
 from llmbench.spec.model import ModelSpec
 
 LONGEST = 2**27
-"""The longest sequence that is tried, in tokens."""
+"""The longest sequence that is tried, in tokens, if the model has no context length."""
 
 COUNTS = (1, 2, 4, 8, 16, 32)
 """The numbers of GPUs that are tried."""
@@ -53,7 +50,7 @@ class Fit(msgspec.Struct, frozen=True, kw_only=True):
         units of the device do not compute their format.
     room: number of requests of `seq` tokens for which the cache has memory, on all replicas.
     capacity: number of them that run at the same time: `room`, or the engine's limit of sequences if that is smaller.
-    longest: longest request that fits alone, in tokens. longest_each: longest length of `users` requests. 0: none fits.
+    most: longest request that is asked for or that the model allows: its context length, or `seq` if that is longer.
     filled: share of the memory that the engine may use, which weights, activations and the caches of the users take.
     """
 
@@ -63,9 +60,19 @@ class Fit(msgspec.Struct, frozen=True, kw_only=True):
     converts: bool
     room: int
     capacity: int
-    longest: int
-    longest_each: int
+    most: int
     filled: float
+
+    @property
+    def longest(self) -> int:
+        """The longest request that fits alone, in tokens, up to `most`. 0: none fits."""
+        return _longest(self.budgets, 1, self.most)
+
+    @property
+    def longest_each(self) -> int:
+        """The longest length of `users` requests, in tokens, up to `most`. 0: none fits."""
+        users, limit = self.question.users_per_replica, self.budgets[0].sequences
+        return 0 if 0 < limit < users else _longest(self.budgets, users, self.most)
 
     @property
     def runs(self) -> bool:
@@ -145,8 +152,7 @@ class Sizer:
             converts=converts(engine, parts[-1], device),
             room=room,
             capacity=min(room, limit * layout.dp) if limit else room,
-            longest=_longest(budgets, 1),
-            longest_each=0 if 0 < limit < users else _longest(budgets, users),
+            most=max(self.spec.max_position_embeddings or LONGEST, question.seq),
             filled=max(need / own.usable for need, own in zip(needed, budgets, strict=True)),
         )
 
@@ -168,19 +174,19 @@ def replaced(engine: Engine, key: str, value: int) -> Engine:
     )
 
 
-def _longest(budgets: tuple[Budget, ...], users: int) -> int:
-    """Return the largest number of tokens that each of `users` requests can have."""
+def _longest(budgets: tuple[Budget, ...], users: int, most: int) -> int:
+    """Return the largest number of tokens, up to `most`, that each of `users` requests can have."""
 
     def fits(length: int) -> bool:
         return all(own.pool.requests(length) >= users for own in budgets)
 
-    low, high = 0, 1
-    while high <= LONGEST and fits(high):
-        low, high = high, 2 * high
+    if fits(most):
+        return most
+    low, high = 0, most
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
-    return min(low, LONGEST)
+    return low
 
 
 def split(sizer: Sizer, question: Question, gpus: int) -> Layout:
@@ -217,115 +223,3 @@ def smallest_count(sizer: Sizer, question: Question) -> Fit | None:
         if fit.fits or not fit.runs:
             return fit
     return None
-
-
-class Change(NamedTuple):
-    """A change of one setting with which the model fits.
-
-    option: the option with its new value. what: what changes, for people.
-    factor: by which factor the setting changes. For a format, it is the factor of the bytes that it changes.
-    engine_limit: whether the setting is a limit of the engine, which users do not notice.
-    fit: the answer with the change.
-    """
-
-    option: str
-    what: str
-    factor: float
-    engine_limit: bool
-    fit: Fit
-
-
-def changes(sizer: Sizer, fit: Fit) -> list[Change]:
-    """Return the changes of one setting with which the model fits, the nearest one first.
-
-    A change of a limit of the engine is nearer than all others, because it takes nothing from the users. Among the
-    others, the nearest one has the smallest factor: half as many users are as near as half the bytes of the weights.
-    """
-    found = []
-    for candidate in _candidates(sizer, fit):
-        try:
-            changed = sizer.fit(candidate.question)
-        except LLMBenchError:
-            continue
-        if changed.fits:
-            before, after = candidate.setting(fit), candidate.setting(changed)
-            factor = max(before, after) / min(before, after)
-            found.append(Change(candidate.option, candidate.what, factor, candidate.engine_limit, changed))
-    return sorted(found, key=lambda change: (not change.engine_limit, change.factor))
-
-
-WEIGHTS = ("fp16", "fp8-channel", "w4a16")
-GGUF_WEIGHTS = ("gguf-q8-0", "gguf-q4-k-m", "gguf-q2-k")
-"""Formats of weights that a suggestion names."""
-
-
-class _Candidate(NamedTuple):
-    """A question with one other setting. setting: the number in an answer that the change multiplies or divides."""
-
-    option: str
-    what: str
-    question: Question
-    setting: Callable[[Fit], float]
-    engine_limit: bool = False
-
-
-def _candidates(sizer: Sizer, fit: Fit) -> Iterator[_Candidate]:
-    question = fit.question
-    change = msgspec.structs.replace
-    rule = question.engine.spec.rule
-    if 0 < fit.longest_each < question.seq:
-        block = question.engine.whole("block_tokens", 1)
-        shorter = max(fit.longest_each - fit.longest_each % block, 1)
-        yield _Candidate(
-            f"--seq {shorter}",
-            f"requests of at most {shorter:,} tokens",
-            change(question, seq=shorter),
-            lambda answer: answer.question.seq,
-        )
-    if 0 < fit.capacity < question.users:
-        yield _Candidate(
-            f"--users {fit.capacity}",
-            f"{fit.capacity:,} users",
-            change(question, users=fit.capacity),
-            lambda answer: answer.question.users,
-        )
-    if question.kv is None:
-        cache = "q8_0" if rule == "llamacpp" else "fp8"
-        yield _Candidate(
-            f"--kv-dtype {cache}",
-            f"a cache in {cache}",
-            change(question, kv=cache),
-            lambda answer: answer.tightest.pool.request_bytes(question.seq) or 1,
-        )
-    limit = question.engine.whole("sequences", device=question.device)
-    users = question.users_per_replica
-    # A step needs room for the users. A smaller limit frees memory, and a larger one admits more users.
-    if users > limit > 0 if "sequences" in question.engine.replaced else users < limit:
-        engine = replaced(question.engine, "sequences", users)
-        yield _Candidate(
-            f"--engine {engine.text}",
-            f"steps of at most {users:,} sequences",
-            change(question, engine=engine),
-            lambda answer: answer.question.engine.whole("sequences", device=question.device),
-            engine_limit=True,
-        )
-    for name in GGUF_WEIGHTS if rule == "llamacpp" else WEIGHTS:
-        yield _Candidate(
-            f"--weights {name}",
-            f"weights in {name}",
-            change(question, weights=name),
-            lambda answer: answer.budgets[0].shard.weights,
-        )
-    own = question.layout.num_gpus
-    for gpus in COUNTS:
-        if gpus > own and gpus % own == 0 and question.layout.dp == 1:
-            try:
-                layout = split(sizer, question, gpus)
-            except (LayoutError, SpecError):
-                continue
-            larger = change(question, layout=layout)
-            yield _Candidate(
-                f"--gpus {gpus}", f"{gpus} GPUs ({layout})", larger, lambda answer: answer.question.layout.num_gpus
-            )
-            if sizer.fit(larger).fits:
-                return

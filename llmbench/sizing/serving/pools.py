@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 from math import floor
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import msgspec
 
@@ -26,6 +26,10 @@ class Pool(Protocol):
     @property
     def tokens(self) -> int:
         """The number of tokens that the engine prints as the size of its cache."""
+
+    @property
+    def counts_all(self) -> bool:
+        """Whether `tokens` counts as if every layer stored all tokens, although some do not."""
 
     def request_bytes(self, length: int) -> int:
         """Return the bytes that one request of `length` tokens takes."""
@@ -48,6 +52,7 @@ class PlainPool(msgspec.Struct, frozen=True):
     size: int
     rows: Sequence[Rows]
     block: int
+    counts_all: ClassVar[bool] = False
 
     @property
     def tokens(self) -> int:
@@ -105,6 +110,11 @@ class PagedPool(msgspec.Struct, frozen=True, kw_only=True):
         every = sum(group.groups for group in self.groups)
         paged = [group.block for group in self.groups if group.rows.visible != "state"]
         return self.blocks // every * min(paged) if paged else 0
+
+    @property
+    def counts_all(self) -> bool:
+        """Whether `tokens` counts as if every layer stored all tokens, although some do not."""
+        return len(self.groups) > 1
 
     def request_blocks(self, length: int) -> int:
         """Return the number of blocks that one request of `length` tokens needs."""
@@ -187,6 +197,7 @@ class RatioPool(msgspec.Struct, frozen=True, kw_only=True):
     window_tokens: int | None
     states: int | None
     rows: tuple[Rows, ...]
+    counts_all: ClassVar[bool] = False
 
     def request_bytes(self, length: int) -> int:
         """Return the bytes that one request of `length` tokens takes."""

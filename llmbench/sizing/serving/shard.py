@@ -141,8 +141,8 @@ def shards(
     weights: format such as `gptq,bits=8`. None: the published files. kv: format of the cache. None: that of the
         activations. draft: model for speculative decoding. The last stage has its published files and its cache.
 
-    Raises SpecError for a model that does not decode, LayoutError if the layout does not divide the model, and
-    UnsupportedError if the format of the published files is not known.
+    Raises SpecError for a model that does not decode or a draft model with another vocabulary, LayoutError if the
+    layout does not divide the model, and UnsupportedError if the format of the published files is not known.
     """
     if not spec.decodes or spec.encoder is not None:
         raise SpecError(
@@ -165,14 +165,37 @@ def shards(
     mtp = len({layer for op in ops if op.stack == "mtp" for layer in op.layers})
     cut = stages(spec, ops, divided(layout, spec.num_hidden_layers, mtp, engine.remainder))
     parts = [_shard(spec, stage, layout, engine, recipe, plain, kv or plain) for stage in cut]
-    return parts if draft is None else [*parts[:-1], _with_draft(parts[-1], draft, layout, engine, kv)]
+    return parts if draft is None else [*parts[:-1], _with_draft(parts[-1], draft, spec.vocab_size, layout, engine, kv)]
 
 
-def _with_draft(shard: Shard, draft: ModelSpec, layout: Layout, engine: Engine, kv: str | None) -> Shard:
+def made_on_loading(spec: ModelSpec, weights: str | None) -> bool:
+    """Return whether an engine makes this format of the weights from the published files when it loads them.
+
+    Engines convert weights in bf16, fp16 or fp32 to each other (`--dtype`). All other formats need files of their own.
+    """
+    own = spec.weights
+    if weights is None or weights == own.format:
+        return True
+    return weights in ("bf16", "fp16", "fp32") and not (own.format or own.overrides or own.unknown)
+
+
+def _with_draft(
+    shard: Shard, draft: ModelSpec, vocabulary: int, layout: Layout, engine: Engine, kv: str | None
+) -> Shard:
     """Return the last stage with a draft model, which the GPUs of the stage split as they split the model itself.
 
-    Raises LayoutError, with the name of the draft model, if the layout does not divide it.
+    Raises LayoutError, with the name of the draft model, if the layout does not divide it, and SpecError if its
+    vocabulary has another size.
     """
+    most = engine.whole("draft_vocabulary")
+    if abs(draft.vocab_size - vocabulary) > most:
+        within = f"whose size differs by at most {most} tokens" if most else "of the same size"
+        raise SpecError(
+            f"draft model {draft.name}: its vocabulary has {draft.vocab_size:,} tokens, and that of the model has "
+            f"{vocabulary:,}; {engine.spec.title} needs a vocabulary {within}",
+            hint="choose a smaller model with the same vocabulary, or, if your engine allows a difference, say "
+            f"--engine {engine.spec.name},draft_vocabulary={abs(draft.vocab_size - vocabulary)}",
+        )
     try:
         (small,) = shards(draft, serving_layout(f"tp={layout.tp},dp={layout.dp}"), engine, kv=kv)
     except LayoutError as error:

@@ -224,6 +224,7 @@ def chosen(text: str) -> Chosen:
     known = _named(name)
     weight_format = load_format(known)
     parameters = dict(weight_format.parameters)
+    given: set[str] = set()
     for item in items:
         key, _, value = (part.strip() for part in item.partition("="))
         if key not in parameters:
@@ -232,6 +233,9 @@ def chosen(text: str) -> Chosen:
                 f"weight format `{known}` has no parameter `{key[:40]}`",
                 hint=f"its parameters and their defaults are {listed}" if listed else "it has no parameters",
             )
+        if key in given:
+            raise SpecError(f"weight format `{known}`: {key} is given twice")
+        given.add(key)
         if value == "-1" and key.startswith(("group", "block")):
             value = "0"
         if not value.isascii() or not value.isdigit() or len(value) > 9:
@@ -244,6 +248,22 @@ def chosen(text: str) -> Chosen:
     if bits is not None and not 1 <= bits <= 16:
         raise SpecError(f"weight format `{known}`: bits must be from 1 to 16, not {bits}")
     return Chosen(known, weight_format, parameters)
+
+
+def formats_in(text: str) -> list[str]:
+    """Return the formats in a text such as `fp8,gptq,bits=8,awq`: `fp8`, `gptq,bits=8` and `awq`.
+
+    An item with `=` is a parameter of the format before it. The path of a .gguf file is one format.
+    """
+    if text.endswith(".gguf"):
+        return [text]
+    formats: list[str] = []
+    for item in text.split(","):
+        if "=" in item and formats:
+            formats[-1] += f",{item}"
+        else:
+            formats.append(item.strip())
+    return formats
 
 
 def _named(text: str) -> str:

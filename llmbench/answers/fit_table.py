@@ -1,0 +1,215 @@
+"""The table of `llmbench fit` about several devices or settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from llmbench.answers.about import model_block, sweep_fields
+from llmbench.answers.fit import FIELDS, Fitted
+from llmbench.report.document import Block, table
+from llmbench.report.fields import Field
+from llmbench.report.units import plural
+from llmbench.sizing.serving.changes import MORE_GPUS
+from llmbench.sizing.serving.fit import COUNTS
+
+SWEPT = {"weights": "weights", "kv_dtype": "KV format", "seq_len": "tokens", "users": "users"}
+"""The headings of the options that a sweep can vary."""
+
+
+def several(rows: list[Fitted]) -> Block:
+    """Return the table of several devices, formats of the weights, or settings of a sweep."""
+    first = rows[0]
+    questions = _by_question(rows)
+    swept = len(questions) > 1
+    if swept:
+        # Without --device, each row has the best device. The rows of all devices are too many to read.
+        shown = rows if first.asked else list(map(_best, questions))
+    else:
+        shown = [row for row in _by_cost(rows) if row.fits or first.asked]
+    about = [row for row in shown if row.fit is not None]
+    common, some = _doubts(about)
+    block = model_block(
+        msgspec.structs.replace(first, doubts=common),
+        context=_context(rows),
+        table=table(_columns(shown, swept=swept), shown) if shown else None,
+        lines=[*_left_out(rows, swept=swept), *some],
+    )
+    block.about = {}
+    block.notes = list(dict.fromkeys(note for row in shown or rows for note in row.notes))
+    block.answer = " ".join(filter(None, [_answer(rows, questions), "" if swept else _cheapest(rows)]))
+    if first.asked and not swept:
+        block.lines += _more_gpus(rows)
+    return block
+
+
+def _columns(shown: list[Fitted], *, swept: bool) -> list[Field[Fitted]]:
+    """Return the columns: what a sweep asks, the device, and the answer."""
+    fields = {field.name: field for field in sweep_fields(FIELDS, shown, SWEPT)}
+    several = any(row.question.weights != shown[0].question.weights for row in shown)
+    columns = [fields[name] for name in SWEPT if name != "weights" or several]
+    if not (swept and shown[0].asked) or any(row.device != shown[0].device for row in shown):
+        columns.append(fields["device"])
+    columns += [fields[name] for name in ("fits", "gpus", "capacity", "longest_tokens", "filled", "price_per_hour")]
+    if swept and shown[0].asked:
+        columns.append(
+            Field("enough_gpus", "GPUs that suffice", "count", value=_enough, sparse=True, spare=2, in_json=False)
+        )
+    if not shown or not shown[0].asked:
+        columns.remove(fields["fits"])
+    if swept and not shown[0].asked:
+        fitting = Field[Fitted]("device", "device", value=lambda row: row.device.name if row.fits else None)
+        columns = [fitting if column.name == "device" else column for column in columns]
+    return columns
+
+
+def _enough(row: Fitted) -> int | None:
+    """Return the number of GPUs that suffices, or None if none of those that were tried does."""
+    if row.fits:
+        return row.gpus
+    return next((change.fit.question.layout.num_gpus for change in row.changes if change.order == MORE_GPUS), None)
+
+
+def _best(same: list[Fitted]) -> Fitted:
+    """Return the row of the cheapest device, or of the fewest GPUs of the smallest device, or one that does not fit."""
+    fitting = [row for row in same if row.fits]
+    if not fitting:
+        return next((row for row in same if row.fit is None), same[0])
+    return min(_by_cost(fitting), key=lambda row: (row.cost is None, row.cost or 0, row.gpus))
+
+
+def _by_question(rows: list[Fitted]) -> list[list[Fitted]]:
+    """Return the rows that answer the same question: users, tokens and format of the cache are equal."""
+    groups: dict[tuple[Any, ...], list[Fitted]] = {}
+    for row in rows:
+        groups.setdefault((row.question.kv, row.question.seq, row.question.users), []).append(row)
+    return list(groups.values())
+
+
+def _by_cost(rows: list[Fitted]) -> list[Fitted]:
+    """Return the rows with the cheapest first if prices are given, and those that do not fit last.
+
+    Without prices, the order stays that of the devices, by their memory.
+    """
+    if all(row.price is None for row in rows):
+        return rows
+    return sorted(rows, key=lambda row: (not row.fits, row.cost is None, row.cost or 0))
+
+
+def _context(rows: list[Fitted]) -> str:
+    """Return the engine, and what all rows ask."""
+    question = rows[0].question
+
+    def differs(name: str) -> bool:
+        return any(getattr(row.question, name) != getattr(question, name) for row in rows)
+
+    said = [rows[0].device.name] if all(row.device == rows[0].device for row in rows) else []
+    said.append(rows[0].engine.title)
+    if not differs("users") and not differs("seq"):
+        said.append(f"{plural(question.users, 'request')} of {plural(question.seq, 'token')}")
+    elif not differs("users"):
+        said.append(plural(question.users, "request"))
+    elif not differs("seq"):
+        said.append(f"requests of {plural(question.seq, 'token')}")
+    if question.kv is not None and not differs("kv"):
+        said.append(f"cache {question.kv}")
+    return " · ".join(said)
+
+
+def _answer(rows: list[Fitted], questions: list[list[Fitted]]) -> str:
+    first = rows[0]
+    if first.asked:
+        fitting = sum(row.fits for row in rows)
+        return f"{first.spec.name} fits in {fitting} of {plural(len(rows), 'case')}."
+    if len(questions) == 1:
+        return _smallest(first, [row for row in rows if row.fits])
+    fitting = sum(any(row.fits for row in same) for same in questions)
+    best = "the cheapest choice" if any(row.price is not None for row in rows) else "the fewest GPUs"
+    return (
+        f"{first.spec.name} fits on some built-in device in {fitting} of {plural(len(questions), 'case')}. Each row "
+        f"has {best} of one kind, up to {COUNTS[-1]} of them."
+    )
+
+
+def _cheapest(rows: list[Fitted]) -> str:
+    """Return a sentence with the cheapest of the rows that fit and have a price, or ""."""
+    costs = [(row.cost, row) for row in rows if row.fits and row.cost is not None]
+    if not costs:
+        return ""
+    least = min(cost for cost, _ in costs)
+    several = len({row.question.weights for row in rows}) > 1
+    *others, last = [
+        f"{row.gpus} × {row.device.name}{f' with weights in {_format(row)}' if several else ''}"
+        for cost, row in costs
+        if cost == least
+    ]
+    if not others:
+        return f"The cheapest choice is {last}, for {least:,.2f} per hour."
+    return f"The cheapest choices are {', '.join(others)} and {last}, for {least:,.2f} per hour each."
+
+
+def _more_gpus(rows: list[Fitted]) -> list[str]:
+    """Return a line with the numbers of GPUs with which the rows fit that do not fit now."""
+    several = len({row.question.weights for row in rows}) > 1
+    found = [
+        f"{row.device.name} {f'with weights in {_format(row)} ' if several else ''}{change.option}"
+        for row in rows
+        for change in row.changes
+        if change.order == MORE_GPUS
+    ]
+    return [f"with more GPUs it fits: {', '.join(found)}"] if found else []
+
+
+def _doubts(rows: list[Fitted]) -> tuple[tuple[str, ...], list[str]]:
+    """Return the reasons why all rows are approximate, and a line for each reason that holds for some devices only."""
+    devices: dict[str, list[str]] = {}
+    for row in rows:
+        for reason in row.doubts:
+            devices.setdefault(reason, []).append(row.device.name)
+    common = tuple(reason for reason, names in devices.items() if len(names) == len(rows))
+    return common, [
+        f"approximate on {', '.join(dict.fromkeys(names))}: {reason}"
+        for reason, names in devices.items()
+        if reason not in common
+    ]
+
+
+def _smallest(first: Fitted, fitting: list[Fitted]) -> str:
+    question = first.question
+    users = f"{plural(question.users, 'request')} of {question.seq:,} tokens"
+    single = [row.device.name for row in fitting if row.gpus == 1]
+    if single:
+        return f"{first.spec.name} with {users} fits on one {single[0]}" + (
+            f", and on {plural(len(single) - 1, 'larger device')}." if len(single) > 1 else "."
+        )
+    if fitting:
+        fewest = min(fitting, key=lambda row: row.gpus or 0)
+        return f"{first.spec.name} with {users} needs several GPUs, for example {fewest.gpus} × {fewest.device.name}."
+    return f"{first.spec.name} with {users} fits on no built-in device, with up to {COUNTS[-1]} of them."
+
+
+def _left_out(rows: list[Fitted], *, swept: bool) -> list[str]:
+    """Return lines about the built-in devices that the table leaves out."""
+    if rows[0].asked:
+        return []
+
+    def named(chosen: list[Fitted]) -> str:
+        return ", ".join(dict.fromkeys(row.device.name for row in chosen))
+
+    lacking = [row for row in rows if row.fit is not None and row.fit.missing_format]
+    other = [row for row in rows if row.fit is not None and not row.fit.runs and row not in lacking]
+    small = [] if swept else [row for row in rows if row.fit is None]
+    lines = []
+    if small:
+        lines.append(f"{COUNTS[-1]} of these are not enough: {named(small)}")
+    if other:
+        lines.append(f"no profile of {rows[0].engine.spec.title} on these: {named(other)}")
+    if lacking:
+        lines.append(f"these do not compute the number format of the weights: {named(lacking)}")
+    return lines
+
+
+def _format(row: Fitted) -> str:
+    """Return the format of the weights."""
+    return row.question.weights or "" if row.fit is None else row.fit.tightest.shard.format

@@ -1,0 +1,98 @@
+"""Sweeps and prices of `llmbench fit`, and what its screens say."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+
+import pytest
+
+from llmbench.cli.application import run
+
+Capture = pytest.CaptureFixture[str]
+
+
+def screen(capsys: Capture, *words: str) -> str:
+    """Run a command, and return what it prints on one line."""
+    run(list(words))
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_a_sweep_has_a_row_per_case_in_every_format(capsys: Capture) -> None:
+    sweep = ["--seq", "8k,32k", "--users", "1,16", "--kv-dtype", "bf16,fp8", "--weights", "bf16,gptq,bits=8"]
+    question = ["fit", "llama3.1-8b", "--device", "l40s", *sweep]
+    assert run([*question, "--format", "csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    cases = {(row["seq_len"], row["users"], row["kv_dtype"], row["weights"]) for row in rows}
+    assert len(rows) == len(cases) == 16
+    assert {row["weights"] for row in rows} == {"bf16", "gptq,bits=8"}
+    run([*question, "--format", "json"])
+    answer = json.loads(capsys.readouterr().out)
+    assert len(answer["fits"]) == 16
+    assert answer["inputs"]["seq_len"] == [8192, 32768]
+    assert answer["inputs"]["weights"] == ["bf16", "gptq,bits=8"]
+    # Each row is the answer to the single question.
+    for row, alone in zip(rows, answer["fits"], strict=True):
+        assert int(row["capacity"]) == alone["capacity"]
+    run(["fit", "llama3.1-8b", "--device", "l40s", "--seq", "32k", "--users", "16", "--kv-dtype", "fp8", "-f", "json"])
+    (single,) = json.loads(capsys.readouterr().out)["fits"]
+    (same,) = [
+        row
+        for row in answer["fits"]
+        if (row["seq_len"], row["users"], row["kv_dtype"], row["weights"]) == (32768, 16, "fp8", "bf16")
+    ]
+    assert (same["capacity"], same["fits"]) == (single["capacity"], single["fits"])
+    table = screen(capsys, *question)
+    assert f"fits in {sum(row['fits'] for row in answer['fits'])} of 16 cases" in table
+
+
+def test_a_sweep_without_a_device_names_the_best_one_of_each_case(capsys: Capture) -> None:
+    run(["fit", "llama3.1-8b", "--seq", "8k,128k", "--price", "l40s=1,h200=5", "--format", "csv"])
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    run(["fit", "llama3.1-8b", "--seq", "8k,128k", "--price", "l40s=1,h200=5"])
+    lines = capsys.readouterr().out.splitlines()
+    for tokens in ("8192", "131072"):
+        costs = [float(row["price_per_hour"]) for row in rows if row["seq_len"] == tokens and row["price_per_hour"]]
+        (line,) = [line for line in lines if line.startswith((f"  {int(tokens):,} ", f"    {int(tokens):,} "))]
+        assert "l40s" in line
+        assert float(line.split()[-1]) == min(costs)
+
+
+def test_too_large_a_sweep_is_refused(capsys: Capture) -> None:
+    assert run(["fit", "llama3-8b", "--seq", "1..1m", "--users", "1..1024"]) == 2
+    assert "combinations" in capsys.readouterr().err
+
+
+def test_prices_order_the_devices_and_the_answer_names_all_that_are_cheapest(capsys: Capture) -> None:
+    run(["fit", "qwen3-32b", "--seq", "32k", "--users", "16", "--price", "2"])
+    lines = capsys.readouterr().out.splitlines()
+    rows = [found for line in lines if (found := re.fullmatch(r"  (\S+) +(\d+) .*? (\d+)", line))]
+    prices = [int(row[3]) for row in rows]
+    assert prices == sorted(prices)
+    text = " ".join(" ".join(lines).split())
+    cheapest = re.search(r"The cheapest choices are (.*?), for ([\d.]+) per hour each", text)
+    assert cheapest is not None
+    assert float(cheapest[2]) == prices[0]
+    named = {part.split()[-1] for part in re.split(r", | and ", cheapest[1])}
+    assert named == {row[1] for row, price in zip(rows, prices, strict=True) if price == prices[0]}
+
+
+def test_a_window_explains_why_the_tokens_differ(capsys: Capture) -> None:
+    for model in ("gpt-oss-20b", "gemma3-27b"):
+        text = screen(capsys, "fit", model, "--device", "h200")
+        assert "as if every layer kept all tokens" in text
+        assert "so a long request takes fewer bytes per token than a short one" in text
+        assert "the context length of the model" in text
+    text = screen(capsys, "fit", "llama3.1-8b", "--device", "h200")
+    assert "fewer bytes per token" not in text
+
+
+def test_the_screen_says_whose_total_it_shows(capsys: Capture) -> None:
+    for device, words in (
+        ("h100", "total that CUDA reports"),
+        ("h20", "total that the driver reports"),
+        ("mi325x", "total of the datasheet"),
+    ):
+        assert words in screen(capsys, "fit", "llama3.1-8b", "--device", device)
