@@ -188,12 +188,13 @@ def _answer(row: Sized, *, named: int) -> str:
 def _verdict(verdict: Verdict, memory: Memory, recompute: str | None) -> str:
     """Return the answer for one device that the user named. `memory`, `recompute`: those of the run."""
     fit = verdict.fit
-    total = size(fit.memory_bytes)
+    total = f"the {size(fit.memory_bytes)} {fit.memory_from}"
     if fit.missing_format is not None:
         return f"{fit.device}: no. Its matrix units do not compute {fit.missing_format}."
     if fit.fits:
         return f"{fit.device}: yes. It fills {fit.filled:.0%} of {total}."
-    text = f"{fit.device}: no. It exceeds the usable {size(fit.usable_bytes)} of {total} by {size(fit.exceeds_bytes)}."
+    usable = f"the usable {size(fit.usable_bytes)} ({1 - HEADROOM:.0%} of {total})"
+    text = f"{fit.device}: no. It exceeds {usable} by {size(fit.exceeds_bytes)}."
     if verdict.split is not None and verdict.split_memory is not None:
         needed = size(verdict.split_memory.needed_bytes)
         text += f" {verdict.split.num_gpus} of them suffice with --layout {verdict.split}: {needed} per GPU."
@@ -231,6 +232,7 @@ def _context(rows: list[Sized]) -> str:
     row = rows[0]
     memory, layout = row.memory, row.memory.layout
     gpus = f"{layout.num_gpus:,} GPUs: {layout}" if layout.num_gpus > 1 else "one GPU"
+    gpus += f",etp={layout.expert_tp}" if layout.ep > 1 and layout.etp is None else ""
     replica = " per replica" if layout.dp > 1 else ""
     sequences = "batch" if memory.phase == "inference" else "micro-batch"
     workload = [] if _differs(rows, "seq_len") else [plural(memory.seq_len, "token")]

@@ -214,7 +214,9 @@ def _summary(spec: ModelSpec, counted: Parameters) -> str:
     if published is not None:
         difference = change(published, counted.total)
         parts.append(
-            "as published" if published == counted.total else f"published {billions(published)} ({difference})"
+            "equal to the published total"
+            if published == counted.total
+            else f"published {billions(published)} ({difference})"
         )
     return " · ".join(parts)
 

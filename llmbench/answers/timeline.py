@@ -72,7 +72,8 @@ def timeline_block(steps: Sequence[Step], headline: str = "") -> Block:
     )
     lines = [
         f"bars: # resident, : temporary; {size(least)} are allocated during the whole step",
-        "a row of several layers shows the layer with the most bytes; temporaries of the forward pass are not computed",
+        "a row of several layers shows the layer with the most bytes; in the forward pass, memory that exists only "
+        "while an op runs is not counted",
     ]
     return Block(headline=headline, table=table(columns, rows), lines=lines)
 

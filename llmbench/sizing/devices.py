@@ -23,7 +23,8 @@ HEADROOM = 0.10
 
 The prediction does not count rounding and fragmentation of the allocator, communication buffers, and the scratch memory
 of some kernels. The memory that nine of twelve published torchtitan runs reserve is predicted within 10%
-(`benchmarks/published/training_runs.csv`). vLLM leaves the same share free by default (`gpu_memory_utilization=0.9`).
+(`benchmarks/published/training_runs.csv`). vLLM leaves nearly the same share free by default: 10% up to version 0.19,
+and 8% from 0.21 on (`gpu_memory_utilization`).
 """
 
 
@@ -32,12 +33,14 @@ class DeviceFit(NamedTuple):
 
     needed_bytes: bytes that the model needs, the CUDA context included. memory_bytes: memory of the device.
     missing_format: the number format of the matrix products, if the matrix units of the device lack it.
+    memory_from: where `memory_bytes` comes from: `that the driver reports`.
     """
 
     device: str
     needed_bytes: int
     memory_bytes: int
     missing_format: DType | None
+    memory_from: str = ""
 
     @property
     def filled(self) -> float:
@@ -63,7 +66,7 @@ class DeviceFit(NamedTuple):
 def device_fit(device: DeviceHead, needed_bytes: int, products: DType) -> DeviceFit:
     """Return the answer for one device. `products`: number format of the matrix products."""
     lacks = products != "fp32" and products not in device.matrix_formats
-    return DeviceFit(device.name, needed_bytes, device.memory_bytes, products if lacks else None)
+    return DeviceFit(device.name, needed_bytes, device.memory_bytes, products if lacks else None, device.memory_from)
 
 
 def torch_devices() -> tuple[DeviceHead, ...]:

@@ -187,10 +187,11 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         gpus, grid = self.tp * self.cp * self.dp, self.ep * self.expert_tp
         if gpus % grid:
             experts = f"ep={self.ep}" if self.etp is None else f"ep={self.ep},etp={self.etp}"
+            whole = "" if self.etp == 1 or gpus % self.ep else f", or ep={self.ep},etp=1, which splits no expert"
             raise LayoutError(
                 f"layout {experts}: tp × cp × dp = {gpus} is not divisible by ep × etp = {grid}",
-                hint=f"say also over which GPUs, for example dp={self.ep},{experts}. The GPUs of a pipeline stage are "
-                "divided into ep × etp × expert-data-parallel GPUs; without etp, etp equals tp",
+                hint=f"say also over which GPUs, for example dp={self.ep},{experts}{whole}. The GPUs of a pipeline "
+                "stage are divided into ep × etp × expert-data-parallel GPUs; without etp, etp equals tp",
             )
         if self.copies % self.instances or (self.ep > 1 and self.expert_dp % self.instances):
             copies = self.expert_dp if self.copies % self.instances == 0 else self.copies

@@ -175,7 +175,7 @@ def test_numbers_without_names_are_not_shown(tmp_path: Path, capsys: Capture) ->
 def test_published_counts_with_their_difference(capsys: Capture) -> None:
     assert "published 220.0 M (−1.3%)" in answer(capsys, "params", "t5-base")
     assert "published 671.00 B (−0.004%)" in answer(capsys, "params", "deepseek-v3")
-    assert "as published" in answer(capsys, "params", "llama2-7b")
+    assert "equal to the published total" in answer(capsys, "params", "llama2-7b")
 
 
 @pytest.mark.parametrize("command", ["params", "flops"])

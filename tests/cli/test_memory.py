@@ -70,10 +70,12 @@ def test_devices_of_ones_own(capsys: Capture) -> None:
     assert code == 0  # one of them fits
     needs, small, old, fits = text.splitlines()[:4]
     assert needs == "Training llama2-7b on one GPU needs 105.28 GiB."
-    assert small.startswith("h100-sxm: no. It exceeds the usable 71.68 GiB of 79.65 GiB by 33.60 GiB.")
+    assert small.startswith(
+        "h100-sxm: no. It exceeds the usable 71.68 GiB (90% of the 79.65 GiB that the driver reports) by 33.60 GiB."
+    )
     assert small.endswith("2 of them suffice with --layout dp=2,zero=3: 56.32 GiB per GPU.")
     assert old == "v100-sxm2-32gb: no. Its matrix units do not compute bf16."
-    assert fits == "h200: yes. It fills 75% of 140.40 GiB."
+    assert fits == "h200: yes. It fills 75% of the 140.40 GiB that the driver reports."
     split = row(capsys, "llama2-7b", "--layout", "dp=2,zero=3", "--device", "h100")
     assert (split["fits_on"], split["num_gpus"]) == (["h100-sxm"], 2)
     whole = row(capsys, "llama2-7b", "--device", "h100")["devices"][0]
