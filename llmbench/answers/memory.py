@@ -362,7 +362,10 @@ def sized(
     if training and weights is not None:
         raise LLMBenchError(
             f"--weights {weights}: a training step stores its weights as --precision says",
-            hint="use --precision, or use --phase inference",
+            hint=f"the frozen weights of adapters have --base {weights}"
+            if lora
+            else "use --precision, use --phase inference, or train adapters on frozen weights of this format: --lora "
+            f"r=16 --base {weights}",
         )
     if not training:
         if precision is not None:

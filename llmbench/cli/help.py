@@ -9,10 +9,10 @@ import sys
 from collections import Counter
 from typing import Any
 
-from typer import BadParameter
 from typer.core import TyperCommand, TyperGroup
 
 from llmbench.cli import GROUPS
+from llmbench.errors import LLMBenchError
 
 OUTPUT = "Output"
 """The heading above the options for the form of the answer. An option names its heading with `rich_help_panel`."""
@@ -84,7 +84,9 @@ class HelpfulCommand(_Helpful, TyperCommand):
             for parameter, count in Counter(order).items():
                 if count > 1 and not (parameter.multiple or getattr(parameter, "is_flag", False)):
                     name = max(parameter.opts, key=len)
-                    raise BadParameter(f"is given {count} times, and only one value can be used", param_hint=name)
+                    sweeps = "A sweep:" in (parameter.help or "")
+                    hint = "separate the values of a sweep by commas in one option" if sweeps else "keep one of them"
+                    raise LLMBenchError(f"{name} is given {count} times, but it can be given only once", hint=hint)
             return values, rest, order
 
         parser.parse_args = parse_once

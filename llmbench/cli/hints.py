@@ -17,16 +17,16 @@ OTHER_NAMES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("prefill", ("--phase prefill",)),
     ("decode generate", ("--phase decode", "--phase inference")),
     ("gpu hardware accelerator", ("--device h100",)),
-    ("gpus num-gpus n-gpus world-size nodes", ("--layout tp=4", "--device h100")),
-    ("tp tensor-parallel-size tensor-parallel", ("--layout tp=4",)),
-    ("pp pipeline-parallel-size pipeline-parallel", ("--layout pp=4",)),
-    ("dp data-parallel-size data-parallel", ("--layout dp=4",)),
-    ("ep expert-parallel", ("--layout ep=4,dp=4",)),
-    ("cp context-parallel", ("--layout cp=4",)),
-    ("zero fsdp", ("--layout dp=8,zero=3",)),
-    ("context context-length ctx ctx-len length seq-len seqlen seq-length sequence-length", ("--seq 8k",)),
-    ("max-model-len max-seq-len tokens prompt", ("--seq 8k",)),
-    ("batch-size bs mbs micro-batch-size sequences users", ("--batch 8", "--users 8")),
+    ("gpus num-gpus n-gpus world-size nodes", ("--layout dp={8},zero=3|tp={8}", "--device h100")),
+    ("tp tensor-parallel-size tensor-parallel", ("--layout tp={4}",)),
+    ("pp pipeline-parallel-size pipeline-parallel", ("--layout pp={4}",)),
+    ("dp data-parallel-size data-parallel", ("--layout dp={4}",)),
+    ("ep expert-parallel", ("--layout ep={4},dp={4}",)),
+    ("cp context-parallel", ("--layout cp={4}",)),
+    ("zero fsdp", ("--layout dp=8,zero={3}",)),
+    ("context context-length ctx ctx-len length seq-len seqlen seq-length sequence-length", ("--seq {8k}",)),
+    ("max-model-len max-seq-len tokens prompt", ("--seq {8k}",)),
+    ("batch-size bs mbs micro-batch-size sequences users", ("--batch {8}", "--users {8}")),
     ("dtype quant quantization quantize format weight-dtype", ("--precision bf16", "--kv-dtype fp8", "--dtype bf16")),
     ("cache-dtype kv-cache-dtype kv", ("--kv-dtype fp8",)),
     ("checkpointing activation-checkpointing gradient-checkpointing checkpoint", ("--recompute full",)),
@@ -37,7 +37,33 @@ OTHER_NAMES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("impl implementation backend", ("--impl sdpa",)),
     ("override param", ("--set KEY=VALUE",)),
 )
-"""Words that users take for an option, and what they can write instead. A hint gives the first that the command has."""
+"""Words that users take for an option, and what they can write instead. A hint gives the first that the command has.
+
+A number in braces is an example. If the user gave a number, the hint has the user's number. `|` separates examples.
+"""
+
+OTHER_COMMANDS: tuple[tuple[str, str], ...] = (
+    ("list ls models catalog catalogue search", "specs list"),
+    ("show info describe inspect cat", "specs show"),
+    ("devices gpus hardware", "specs list --devices"),
+    ("formats", "specs list --formats"),
+    ("import convert", "specs import"),
+    ("trace graph build load", "model MODEL --trace"),
+    ("explain formula formulas", "params MODEL --explain"),
+    ("size sizes count parameters weights", "params"),
+    ("estimate mem vram ram footprint", "memory"),
+    ("flop compute macs", "flops"),
+    ("kv cache kv-cache", "kvcache"),
+    ("serve serving deploy capacity plan", "fit"),
+    ("utilization utilisation hfu throughput", "mfu"),
+    ("benchmark run time speed latency", "bench"),
+    ("prof", "profile"),
+    ("kernel triton", "kernels list"),
+    ("version", "--version"),
+    ("help llmbench", "--help"),
+    ("completion", "--show-completion bash"),
+)
+"""Words that users take for a command, and what they can write after `llmbench` instead."""
 
 
 def usage_error(problem: Any, arguments: list[str]) -> tuple[str, str]:
@@ -46,24 +72,53 @@ def usage_error(problem: Any, arguments: list[str]) -> tuple[str, str]:
     message = message if len(message) <= MOST_CHARACTERS else f"{message[:MOST_CHARACTERS]}…"
     lists = "lists all commands" if message.startswith("No such command '") else "shows all arguments and options"
     hint = f"`{_command_path(problem, arguments)} --help` {lists}"
+    command = re.match(r"No such command '(.*?)'\.", message)
+    if command is not None:
+        near = _other_command(command[1], getattr(problem, "ctx", None))
+        return command[0], (f"did you mean `{near}`? " if near else "") + hint
+    choice = re.search(r"'([^']*)' is not one of ('.*')", message)
+    if choice is not None:
+        near = suggestion(choice[1], re.findall(r"'([^']*)'", choice[2]))
+        return message, (f"did you mean `{near}`? " if near else "") + hint
     message = re.sub(r"is not a valid (float|int(eger)?)( range)?\.$", "is not a number", message)
     message = re.sub(r"is not in the range x>=(\S+)\.$", r"is not at least \1", message)
     context = getattr(problem, "ctx", None)
     if context is not None and message.startswith("No such option: -"):
         option = message.split()[3]
         known = {name: param for param in context.command.params for name in param.opts}
-        near = _meant(option.lstrip("-").partition("=")[0].lower().replace("_", "-"), known)
+        word, _, value = option.lstrip("-").partition("=")
+        if option in arguments[:-1]:
+            value = arguments[arguments.index(option) + 1]
+        near = _meant(word.lower().replace("_", "-"), value, known)
         return f"no option {option}", (f"did you mean {near}? " if near else "") + hint
     return message, hint
 
 
-def _meant(word: str, known: dict[str, Any]) -> str | None:
-    """Return what the user may mean with an option that the command lacks. `known`: the options of the command."""
-    for text in next((texts for words, texts in OTHER_NAMES if word in words.split()), ()):
+def _other_command(word: str, context: Any) -> str | None:
+    """Return the command line that the user may mean with a command that llmbench lacks."""
+    if context is None or context.parent is not None:
+        near = suggestion(word, [] if context is None else context.command.commands)
+        return None if near is None else f"{context.command_path} {near}"
+    for words, text in OTHER_COMMANDS:
+        if word.lower() in words.split():
+            return f"llmbench {text}"
+    near = suggestion(word, [*COMMANDS, *(name for words, _ in OTHER_COMMANDS for name in words.split())])
+    return near and (f"llmbench {near}" if near in COMMANDS else _other_command(near, context))
+
+
+def _meant(word: str, given: str, known: dict[str, Any]) -> str | None:
+    """Return what the user may mean with an option that the command lacks.
+
+    given: the value of that option, or any text. known: the options of the command.
+    """
+    number = given if re.fullmatch(r"\d{1,9}[kKmM]?", given) else None
+    for form in next((texts for words, texts in OTHER_NAMES if word in words.split()), ()):
+        text = re.sub(r"\{(\w+)\}", number or r"\1", form)
         option, value = text.split()
         choices = getattr(known[option].type, "choices", None) if option in known else ()
         if choices is None:
-            return f"`{option}`, for example `{text}`"
+            examples = " or ".join(f"`{option} {example}`" for example in value.split("|"))
+            return f"`{option}`, for example {examples}"
         if value in choices:
             return f"`{text}`"
     near = suggestion(word, [name.lstrip("-") for name in known if name.startswith("--")])

@@ -10,6 +10,19 @@ from llmbench.sizing.items import Reader, decimal, flag, read_items
 ALIASES = {"wq": "q", "wk": "k", "wv": "v", "output": "o", "out": "o", "w1": "gate", "w2": "down", "w3": "up"}
 """Other names of matrices, in PEFT and torchtune."""
 
+_OTHER_NAMES = {
+    "rank": "r={}",
+    "lora_r": "r={}",
+    "lora_rank": "r={}",
+    "lora_alpha": "alpha={}",
+    "lora_dropout": "dropout={}",
+    "target_modules": "targets={}",
+    "modules": "targets={}",
+    "target": "targets={}",
+    "use_dora": "dora",
+}
+"""Names of the items in PEFT and torchtune."""
+
 MOST = 2**20
 """The largest rank."""
 
@@ -53,7 +66,9 @@ class Adapters(msgspec.Struct, frozen=True, kw_only=True):
             "dora": flag,
         }
         example = "r=16,alpha=32,targets=q,v"
-        fields = read_items(",".join(items), "lora", readers, error=SpecError, example=example)
+        fields = read_items(
+            ",".join(items), "lora", readers, error=SpecError, example=example, other_names=_OTHER_NAMES
+        )
         if "r" not in fields:
             raise SpecError("lora: the rank is missing", hint=f"like {example}")
         return cls(**fields)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from math import isfinite
 from typing import Any
 
-from llmbench.errors import LLMBenchError
+from llmbench.errors import LLMBenchError, suggestion
 
 Reader = Callable[[str], Any]
 """A function that returns the value of an item from its text. It raises ValueError, whose message says what the item
@@ -15,18 +15,30 @@ must be, such as `needs a whole number`."""
 
 
 def read_items(
-    text: str, what: str, readers: Mapping[str, Reader], *, error: type[LLMBenchError], example: str
+    text: str,
+    what: str,
+    readers: Mapping[str, Reader],
+    *,
+    error: type[LLMBenchError],
+    example: str,
+    other_names: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return the values of the items in a text such as `tp=8,sp`. An item without a value is read as an empty text.
 
     what: name of the option, with which messages begin. readers: the items that are possible. example: a text for the
-        hint. Raises `error` if an item is unknown, is given twice, or has a wrong value.
+        hint. other_names: words that users take for an item, and what they can write instead, with `{}` for the value.
+
+    Raises `error` if an item is unknown, is given twice, or has a wrong value.
     """
     values: dict[str, Any] = {}
     for item in filter(None, (part.strip() for part in text.split(","))):
         key, _, value = (part.strip() for part in item.partition("="))
         if key not in readers:
-            raise error(f"{what}: unknown item `{key[:40]}`", hint=f"choose from {', '.join(readers)}")
+            meant = (other_names or {}).get(key.lower().replace("-", "_")) or suggestion(key, readers)
+            near = f"did you mean `{_with_value(meant, value[:40])}`? " if meant else ""
+            raise error(
+                f"{what}: unknown item `{key[:40]}`", hint=f"{near}choose from {', '.join(readers)}, like {example}"
+            )
         if key in values:
             raise error(f"{what}: `{key}` is given twice")
         try:
@@ -34,6 +46,13 @@ def read_items(
         except ValueError as problem:
             raise error(f"{what} {key}: {problem}, not `{value[:40]}`", hint=f"like {example}") from None
     return values
+
+
+def _with_value(meant: str, value: str) -> str:
+    """Return the item that the user may mean, with the value that the user gave."""
+    if "{}" in meant:
+        return meant.format(value or "8")
+    return f"{meant}={value}" if value and "=" not in meant else meant
 
 
 def whole_number(text: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import gcd
 from typing import Any, Literal
 
 import msgspec
@@ -117,6 +118,26 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 _ONE_GPU = "one GPU"
 """The text that represents a layout without parallelism."""
 
+_OTHER_NAMES = {
+    "fsdp": "dp={},zero=3",
+    "fsdp2": "dp={},zero=3",
+    "gpus": "dp={},zero=3",
+    "ddp": "dp={}",
+    "data": "dp={}",
+    "tensor": "tp={}",
+    "pipeline": "pp={}",
+    "expert": "ep={}",
+    "context": "cp={}",
+    "ulysses": "cp={}",
+    "zero1": "zero=1",
+    "zero2": "zero=2",
+    "zero3": "zero=3",
+    "vp": "interleave={}",
+    "vpp": "interleave={}",
+    "hsdp": "zero=3,instances={}",
+}
+"""Names that other programs use, and the items of a layout with the same meaning."""
+
 _FLAGS = ("sp", "count_embedding", "count_loss")
 """The items of a layout that are on or off."""
 
@@ -187,11 +208,10 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         gpus, grid = self.tp * self.cp * self.dp, self.ep * self.expert_tp
         if gpus % grid:
             experts = f"ep={self.ep}" if self.etp is None else f"ep={self.ep},etp={self.etp}"
-            whole = "" if self.etp == 1 or gpus % self.ep else f", or ep={self.ep},etp=1, which splits no expert"
             raise LayoutError(
                 f"layout {experts}: tp × cp × dp = {gpus} is not divisible by ep × etp = {grid}",
-                hint=f"say also over which GPUs, for example dp={self.ep},{experts}{whole}. The GPUs of a pipeline "
-                "stage are divided into ep × etp × expert-data-parallel GPUs; without etp, etp equals tp",
+                hint=f"use more replicas: {self._grids()}. The GPUs of a pipeline stage are divided into ep × etp × "
+                "expert-data-parallel GPUs; without etp, etp equals tp",
             )
         if self.copies % self.instances or (self.ep > 1 and self.expert_dp % self.instances):
             copies = self.expert_dp if self.copies % self.instances == 0 else self.copies
@@ -200,6 +220,18 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             )
         if self.instances > 1 and not self.zero:
             raise LayoutError("layout instances: needs zero=1, 2 or 3, because it divides the GPUs of ZeRO into groups")
+
+    def _grids(self) -> str:
+        """Return the smallest numbers of replicas that suit the experts, as items of a layout."""
+
+        def item(etp: int) -> str:
+            grid = self.ep * etp
+            dp = grid // gcd(grid, self.tp * self.cp)
+            shown = f",etp={etp}" if self.tp > 1 or self.etp is not None else ""
+            return f"dp={dp},ep={self.ep}{shown}"
+
+        whole = " (an expert is whole on one GPU)" if self.expert_tp > 1 else ""
+        return " or ".join(dict.fromkeys([f"{item(1)}{whole}", item(self.expert_tp)]))
 
     def _check_stages(self) -> None:
         uneven = [name for name in ("first", "last", "count_embedding", "count_loss") if getattr(self, name)]
@@ -253,7 +285,8 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             )
         readers: dict[str, Reader] = {name: flag if name in _FLAGS else whole_number for name in cls.__struct_fields__}
         readers["stages"] = str
-        return cls(**read_items(text, "layout", readers, error=LayoutError, example="tp=8,sp,pp=2,zero=1"))
+        example = "tp=8,sp,pp=2,zero=1"
+        return cls(**read_items(text, "layout", readers, error=LayoutError, example=example, other_names=_OTHER_NAMES))
 
     def __str__(self) -> str:
         parts = []

@@ -1,4 +1,4 @@
-"""The command line in this process: answers, JSON fields, options, and messages about wrong input."""
+"""The command line in this process: answers, JSON fields, names of models, and options."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import pytest
 import llmbench
 from llmbench.cli import COMMANDS, run
 from llmbench.cli.application import build
-from llmbench.cli.hints import OTHER_NAMES
 from llmbench.report.render import to_json
 from llmbench.sizing.op import Component
 from llmbench.spec.catalog import bundled_models, load_bundled
@@ -23,35 +22,7 @@ from llmbench.spec.files import write_spec
 from llmbench.spec.mixer import LatentAttention
 
 from ..oracles.huggingface_export import to_config
-
-Capture = pytest.CaptureFixture[str]
-
-
-def answer(capsys: Capture, *arguments: str) -> str:
-    """stdout of a command that succeeds and says nothing on stderr."""
-    code = run([*arguments])
-    out, err = capsys.readouterr()
-    assert (code, err) == (0, ""), err
-    return out
-
-
-def rows(capsys: Capture, *arguments: str) -> list[dict[str, Any]]:
-    """The rows of a command's JSON."""
-    document = json.loads(answer(capsys, *arguments, "--format", "json"))
-    assert list(document)[:3] == ["schema", "inputs", "environment"]
-    (key,) = list(document)[3:]
-    return document[key]
-
-
-def refusal(capsys: Capture, *arguments: str, code: int = 2) -> str:
-    """stderr of a command that must fail: nothing on stdout, an error, no traceback."""
-    assert run([*arguments]) == code
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("error: ")
-    assert "Traceback" not in err
-    return err
-
+from .commands import Capture, answer, refusal, rows
 
 # JSON
 
@@ -104,6 +75,7 @@ FIELDS: dict[str, dict[str, Any]] = {
             "batch",
             "block_size",
             "bytes_per_token",
+            "bytes_per_token_beyond_windows",
             "bytes_per_sequence",
             "state_bytes_per_sequence",
             "indexer_bytes_per_sequence",
@@ -335,77 +307,6 @@ def test_the_format_follows_the_file_name(name: str, options: list[str], begins:
         assert file.read_text(encoding="utf-8").startswith(begins)
 
 
-# Refusals
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "says"),
-    [
-        (["params", "lama2-7b"], 2, ["`lama2-7b` not found", "did you mean `llama2-7b`?", "specs list"]),
-        (["params", "zzzz"], 2, ["`zzzz` not found", "specs list"]),
-        (["params", "llama3.1"], 2, ["models with this name: llama3.1-405b, llama3.1-70b, llama3.1-8b"]),
-        (["params", "deepseek"], 2, ["deepseek-v2-lite and ", " more"]),
-        (["params", "meta-llama/Llama-2-7b"], 2, ["`hf:meta-llama/Llama-2-7b` reads the config"]),
-        (["params", "h100"], 2, ["`h100-sxm` is a device", "--device h100-sxm"]),
-        (["params", "llama2-7b", "--set", "kv_heads=8"], 2, ["did you mean `num_key_value_heads`?"]),
-        (["params", "llama2-7b", "--set", "n_layers=2"], 2, ["did you mean `num_hidden_layers`?"]),
-        (["params", "llama2-7b", "--set", "heads=2"], 2, ["did you mean `num_attention_heads`?"]),
-        (["params", "llama2-7b", "--set", "layers=2"], 2, ["use num_hidden_layers"]),
-        (["params", "./nothing.toml"], 2, ["file `./nothing.toml` not found"]),
-        (["params", "nothing/at/all"], 2, ["nothing/at/all"]),
-        (["params"], 2, ["MODEL"]),
-        (["params", "gpt2", "--sequence", "4"], 2, ["--sequence"]),
-        (["flops", "gpt2", "--seq", "0"], 2, ["--seq"]),
-        (["flops", "gpt2", "--seq", "x"], 2, ["--seq", "not a number of tokens, such as 8192 or 8k"]),
-        (["flops", "gpt2", "--seq", "9999999m"], 2, ["--seq", "is not between 1 and"]),
-        (["flops", "gpt2", "--phase", "both"], 2, ["--phase", "prefill"]),
-        (["parms", "gpt2"], 2, ["parms", "Did you mean 'params'?"]),
-        (["memory", "gpt2", "--layout", "xp=3"], 2, ["unknown item `xp`", "tp"]),
-        (["memory", "gpt2", "--layout", "tp=5"], 2, ["tp=5", "12 attention heads"]),
-        (["memory", "gpt2", "--layout", "pp=99"], 2, ["pp=99", "12 layers"]),
-        (["memory", "gpt2", "--precision", "int4"], 2, ["int4", "mixed"]),
-        (["memory", "gpt2", "--phase", "inference", "--precision", "fp8"], 2, ["--weights fp8"]),
-        (["memory", "gpt2", "--weights", "fp8"], 2, ["--precision"]),
-        (["params", "gpt2", "--weights", "gptp"], 2, ["did you mean `gptq`"]),
-        (["kvcache", "--set", "head_dim=3"], 2, ["--set"]),
-        (["specs", "check", "nowhere.toml"], 2, ["no file"]),
-        (["specs", "show", "nowhere"], 2, ["not found"]),
-        (["params", "hf:gpt2"], 2, ["hf:organisation/name"]),
-        (["params", "gpt2", "-o", "no/such/folder/x"], 2, ["cannot write", "No such file"]),
-        (["params", ""], 2, ["MODEL is empty", "specs list"]),
-        (["params", "."], 2, ["no config.json in the folder `.`", str(Path.cwd())]),
-        (["specs", "check", "specs/devices/h100-sxm.toml"], 2, ["describes a device", "--devices"]),
-        (["specs", "check", "llmbench/spec/huggingface/defaults.json"], 2, ["not a spec", "specs import llmbench/"]),
-        (["flops", "gpt2", "--recompute", "full"], 2, ["--recompute full", "prefill", "--phase train"]),
-        (["flops", "bert-base", "--phase", "decode"], 2, ["bert-base is an encoder"]),
-        (["memory", "gpt2", "--kv-dtype", "fp8"], 2, ["--kv-dtype fp8", "--phase inference"]),
-        *(
-            (["memory", "gpt2", "--phase", "inference", *option], 2, [" ".join(option), "--phase train"])
-            for option in (("--optimizer", "sgd"), ("--recompute", "full"), ("--kernels", "eager"))
-        ),
-        (["memory", "gpt2", "--phase", "inference", "--layout", "dp=2,zero=1"], 2, ["zero=1", "serving"]),
-    ],
-)
-def test_wrong_input_is_explained(arguments: list[str], code: int, says: list[str], capsys: Capture) -> None:
-    err = refusal(capsys, *arguments, code=code)
-    for text in says:
-        assert text in err
-
-
-def test_a_bug_of_ours_says_so(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    import llmbench.answers.params
-
-    def broken(*_: object) -> None:
-        raise RuntimeError("inside")
-
-    monkeypatch.setattr(llmbench.answers.params, "count_parameters", broken)
-    assert run(["params", "gpt2"]) == 101
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert "RuntimeError: inside" in err
-    assert "this is a bug in llmbench" in err
-
-
 def test_json_holds_any_argument() -> None:
     from llmbench.report.document import Document
 
@@ -469,156 +370,6 @@ def test_options_are_frozen(command: str) -> None:
     assert all(option.help for option in options)
 
 
-# Sweeps
-
-
-def test_a_sweep_has_a_row_per_model_length_and_batch(capsys: Capture) -> None:
-    sweep = rows(capsys, "kvcache", "llama3-8b", "gemma3-4b", "--seq", "8k,32k", "--batch", "1,8")
-    alone = [
-        rows(capsys, "kvcache", model, "--seq", seq, "--batch", batch)[0]
-        for model in ("llama3-8b", "gemma3-4b")
-        for seq in ("8192", "32768")
-        for batch in ("1", "8")
-    ]
-    assert sweep == alone
-    table = answer(capsys, "kvcache", "llama3-8b", "--seq", "8k,32k")
-    assert table.startswith("llama3-8b · ")
-
-
-@pytest.mark.parametrize("command", ["flops", "memory"])
-def test_a_sweep_over_lengths(command: str, capsys: Capture) -> None:
-    sweep = rows(capsys, command, "llama3-8b", "--seq", "1k..8k")
-    assert [row["seq_len"] for row in sweep] == [1024, 2048, 4096, 8192]
-    assert sweep[1] == rows(capsys, command, "llama3-8b", "--seq", "2048")[0]
-    table = answer(capsys, command, "llama3-8b", "--seq", "1k..8k")
-    assert [line.split()[0] for line in table.splitlines() if "8,192" in line] == ["8,192"]
-    lines = answer(capsys, command, "llama3-8b", "--seq", "1k..8k", "--format", "csv").splitlines()
-    assert len(lines) == 5
-    assert len(set(lines[0].split(","))) == len(lines[0].split(","))
-
-
-@pytest.mark.parametrize(
-    ("words", "option", "values", "field"),
-    [
-        ("kvcache llama3-8b gemma3-4b", "--kv-dtype", "bf16,fp8", "kv_dtype"),
-        ("memory llama3-8b --phase inference", "--kv-dtype", "bf16,fp8,int4", "kv_dtype"),
-        ("memory llama3-8b", "--recompute", "none,full", "recompute"),
-        ("flops llama3-8b --phase train", "--recompute", "none,full", "recompute"),
-    ],
-)
-def test_a_sweep_over_choices(words: str, option: str, values: str, field: str, capsys: Capture) -> None:
-    """Each row equals the row of the command with one value, and the table has a column for the option."""
-    arguments, each = words.split(), values.split(",")
-    sweep = rows(capsys, *arguments, option, values)
-    assert [row[field] for row in sweep] == each * (len(sweep) // len(each))
-    assert sweep[1] == rows(capsys, *arguments, option, each[1])[0]
-    sheet = list(csv.DictReader(answer(capsys, *arguments, option, values, "-f", "csv").splitlines()))
-    assert [line[field] for line in sheet] == [row[field] for row in sweep]
-    table = answer(capsys, *arguments, option, values)
-    for value in each:
-        lines = [line for line in table.splitlines() if re.search(rf"(^| ) {value}  ", line)]
-        assert len(lines) == len(sweep) // len(each), table
-    assert f"'x' is not one of '{'none' if field == 'recompute' else 'bf16'}'" in refusal(
-        capsys, *arguments, option, f"{values},x"
-    )
-
-
-def test_each_row_of_a_sweep_has_its_own_notes(capsys: Capture) -> None:
-    """GPT-2 has learned positions for 1,024 tokens."""
-    for command in ("memory", "flops", "kvcache"):
-        text = answer(capsys, command, "gpt2", "--seq", "512,4096", "--format", "csv")
-        short, long = csv.DictReader(text.splitlines())
-        assert "cannot read" not in short["notes"]
-        assert "gpt2 cannot read 4,096 tokens" in long["notes"]
-        assert "gpt2 cannot read 4,096 tokens" in answer(capsys, command, "gpt2", "--seq", "512,4096")
-
-
-def test_a_length_above_the_context_has_a_note(capsys: Capture) -> None:
-    """Llama 3 was trained with 8,192 tokens. The note is said once in a sweep."""
-    note = "a sequence of more than 8,192 tokens exceeds the context length of llama3-8b"
-    for command in ("memory", "flops", "kvcache"):
-        assert [row["notes"] for row in rows(capsys, command, "llama3-8b", "--seq", "8k,16k,32k")] == [
-            [],
-            [note],
-            [note],
-        ]
-        assert answer(capsys, command, "llama3-8b", "--seq", "8k,16k,32k").count(note) == 1
-    assert note in answer(capsys, "compare", "llama3-8b", "gpt2", "--seq", "16k")
-    names = "palm-540b, llama3-8b, mixtral-8x7b, llama2-7b, gpt3-175b"
-    assert f"131,072 tokens exceed the context length of 5 models: {names}" in answer(
-        capsys, "kvcache", "--seq", "128k"
-    )
-    assert "exceed" not in answer(capsys, "kvcache", "--seq", "2k")
-
-
-def test_sweeps_that_make_no_sense(capsys: Capture) -> None:
-    assert "ends before it begins" in refusal(capsys, "kvcache", "llama3-8b", "--seq", "8k..4k")
-    assert "not a number of tokens" in refusal(capsys, "kvcache", "llama3-8b", "--seq", "8k,")
-    assert "more than 64" in refusal(capsys, "kvcache", "llama3-8b", "--seq", ",".join(map(str, range(1, 67))))
-
-
-def test_a_range_ends_with_its_last_number(capsys: Capture) -> None:
-    sweep = rows(capsys, "kvcache", "llama3-8b", "--seq", "4k..10k")
-    assert [row["seq_len"] for row in sweep] == [4096, 8192, 10_240]
-
-
-@pytest.mark.parametrize(
-    ("words", "command"),
-    [
-        ("kvcache llama3-8b --seq", "kvcache"),
-        ("specs show gpt2 -o", "specs show"),
-        ("kernels check --dtype", "kernels check"),
-        ("kernels compiled", "kernels"),
-        ("nonsense", ""),
-        ("memory", "memory"),
-    ],
-)
-def test_a_usage_hint_names_the_help_of_the_command(words: str, command: str, capsys: Capture) -> None:
-    assert f"`llmbench {command} --help`".replace("  ", " ") in refusal(capsys, *words.split())
-
-
-@pytest.mark.parametrize(
-    ("words", "hint"),
-    [
-        ("memory gpt2 --serve", "did you mean `--phase inference`?"),
-        ("flops gpt2 --serving", "did you mean `--phase decode`?"),
-        ("memory gpt2 --gpus 4", "did you mean `--layout`, for example `--layout tp=4`?"),
-        ("kvcache gpt2 --context=8k", "did you mean `--seq`, for example `--seq 8k`?"),
-        ("flops gpt2 --batch_size 8", "did you mean `--batch`, for example `--batch 8`?"),
-        ("params gpt2 --json", "did you mean `--format json`?"),
-        ("memory gpt2 --optimiser sgd", "did you mean `--optimizer`?"),
-        ("profile latent_attention", "did you mean `mla`?"),
-        ("profile mla --model llama3-8b --device cpu", "choose another model with --model, for example deepseek-r1"),
-        ("memory mixtral-8x7b --layout ep=8", "say also over which GPUs, for example dp=8,ep=8"),
-        ("params llama2-7b --set mixer.kind=latent", "did you mean `mla`?"),
-        ("params mixtral-8x7b --set top_k=8", "did you mean `num_experts_per_tok`?"),
-        (
-            "params llama2-7b --set pattern=32*local",
-            "choose from `block`, the entries of `layers`; to add a kind of layer",
-        ),
-        ("fit gpt2 --price h100=x", "for example --price 2.5, or --price h100=2.5,l40s=1.1"),
-        ("params qwen3-moe", "models of this family: qwen3-235b-a22b, qwen3-30b-a3b"),
-        ("params llama3.1", "models with this name: llama3.1-405b, llama3.1-70b, llama3.1-8b"),
-    ],
-)
-def test_hints_on_other_names(words: str, hint: str, capsys: Capture) -> None:
-    assert f"hint: {hint}" in refusal(capsys, *words.split())
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ("fit gpt2 --utilization x", "'x' is not a number"),
-        ("fit gpt2 --utilization 0_1", "'0_1' is not a number"),
-        ("fit gpt2 --users 1_0", "'1_0' is not a whole number"),
-        ("fit gpt2 --price h100=1,2,h100-sxm=3", "h100-sxm is given twice"),
-        ("validate kv x.csv --bound -1", "-1.0 is not at least 0"),
-    ],
-)
-def test_a_wrong_number_is_refused_without_jargon(words: str, message: str, capsys: Capture) -> None:
-    assert message in refusal(capsys, *words.split())
-
-
 @pytest.mark.parametrize(
     ("text", "has"),
     [
@@ -629,11 +380,6 @@ def test_a_wrong_number_is_refused_without_jargon(words: str, message: str, caps
 def test_the_list_is_filtered_by_kinds_of_layers(text: str, has: Any, capsys: Capture) -> None:
     found = json.loads(answer(capsys, "specs", "list", "--filter", text, "--format", "json"))["specs"]
     assert [model["model"] for model in found] == [name for name in bundled_models() if has(load_bundled(name))]
-
-
-def test_a_long_wrong_value_is_cut(capsys: Capture) -> None:
-    assert len(refusal(capsys, "memory", "gpt2", "--phase", "x" * 50_000)) < 5000
-    assert len(refusal(capsys, "memory", "gpt2", "--" + "x" * 50_000)) < 5000
 
 
 def test_devices_have_prices_of_their_own(capsys: Capture) -> None:
@@ -655,22 +401,3 @@ def test_several_devices_that_are_too_small_name_the_number_that_suffices(capsys
     for device, gpus in found.items():
         assert run([*question, "--device", device, "--gpus", gpus]) == 0
         assert run([*question, "--device", device, "--gpus", str(int(gpus) // 2)]) == 1
-
-
-def test_options_of_other_tools_are_options_of_a_command() -> None:
-    """Each hint names an option that some command has, and a value that it accepts."""
-    import typer.main
-
-    options: dict[str, Any] = {}
-    for name in COMMANDS:
-        command = typer.main.get_command(build([name])).commands[name]
-        for param in [
-            *command.params,
-            *(p for inner in getattr(command, "commands", {}).values() for p in inner.params),
-        ]:
-            options |= {opt: [*options.get(opt, []), param] for opt in param.opts}
-    for _, texts in OTHER_NAMES:
-        for text in texts:
-            option, value = text.split()
-            choices = [getattr(param.type, "choices", None) for param in options[option]]
-            assert any(known is None or value in known for known in choices), text

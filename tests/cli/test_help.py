@@ -96,7 +96,7 @@ def test_colours_mark_headings_options_commands_and_examples() -> None:
 )
 def test_an_option_with_one_value_is_given_once(arguments: list[str], option: str, capsys: Capture) -> None:
     assert run(arguments) == 2
-    assert f"{option}: is given 2 times, and only one value can be used" in capsys.readouterr().err
+    assert f"{option} is given 2 times, but it can be given only once" in capsys.readouterr().err
 
 
 def test_options_that_may_be_repeated(capsys: Capture) -> None:

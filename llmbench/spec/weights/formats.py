@@ -266,6 +266,18 @@ def formats_in(text: str) -> list[str]:
     return formats
 
 
+_BITS = {
+    "q4": ("gguf-q4-k-m", "gguf-q4-0", "nf4"),
+    "q8": ("gguf-q8-0", "bnb-int8"),
+    "4bit": ("nf4", "awq", "gptq"),
+    "4-bit": ("nf4", "awq", "gptq"),
+    "int4": ("awq", "gptq", "w4a16"),
+    "8bit": ("bnb-int8", "int8", "fp8-block"),
+    "8-bit": ("bnb-int8", "int8", "fp8-block"),
+}
+"""The usual formats of a number of bits, for the hint on a text that names only the number."""
+
+
 def _named(text: str) -> str:
     wanted = text.lower().replace("_", "-")
     names = format_names()
@@ -275,7 +287,9 @@ def _named(text: str) -> str:
     for name in names:
         if wanted in load_format(name).aliases:
             return name
-    near = " or ".join(f"`{name}`" for name in similar(wanted, names, 3))  # several 4-bit formats are like `fp4`
+    begin = [name for name in names if name.removeprefix("gguf-").startswith(wanted)] if wanted else []
+    nearest = _BITS.get(wanted) or begin[:3] or similar(wanted, names, 3)  # several 4-bit formats are like `fp4`
+    near = " or ".join(f"`{name}`" for name in nearest)
     raise UnknownNameError(
         f"weight format `{text[:40]}` is unknown",
         hint=(f"did you mean {near}? " if near else "") + "`llmbench specs list --formats` shows all formats",
