@@ -50,7 +50,14 @@ FIELDS: tuple[Field[Cached], ...] = (
             "bytes_per_token",
             "per token",
             "kib",
-            description="bytes that one more token adds, as long as no sliding window is full",
+            description="bytes that one more token adds, as long as no sliding window is full. The indexer's key is "
+            "included",
+        ),
+        Field(
+            "bytes_per_token_beyond_windows",
+            "per token beyond windows",
+            "kib",
+            description="bytes that one more token adds when every sliding window is full",
         ),
         Field(
             "bytes_per_sequence",
@@ -185,7 +192,9 @@ SWEPT = {"seq_len": "tokens", "batch": "batch", "kv_dtype": "KV format"}
 def _columns(rows: list[Cached]) -> list[Field[Cached]]:
     """Return the columns of a comparison, the most important one first. Columns that say nothing new are left out."""
     fields = {field.name: field for field in sweep_fields(FIELDS, rows, SWEPT)}
-    names = [*SWEPT, "bytes_total", "bytes_per_token", "reserved_bytes"]
+    names = [*SWEPT, "bytes_total", "bytes_per_token", "bytes_per_token_beyond_windows", "reserved_bytes"]
+    if all(row.cache.bytes_per_token_beyond_windows == row.cache.bytes_per_token for row in rows):
+        names.remove("bytes_per_token_beyond_windows")
     if any(row.spec != rows[0].spec for row in rows):  # else the headline names the model
         names = ["model", "kind", *names]
     if any(row.cache.state_bytes_per_sequence for row in rows):
@@ -194,6 +203,16 @@ def _columns(rows: list[Cached]) -> list[Field[Cached]]:
         names.append("bytes_per_sequence")
     spare = {"reserved_bytes": 1, "state_bytes_per_sequence": 2, "bytes_per_sequence": 3}
     return [msgspec.structs.replace(fields[name], spare=spare.get(name, 0)) for name in names]
+
+
+def _per_token(spec: ModelSpec, cache: KVCache) -> str:
+    """Return how many bytes one more token adds, before and after the sliding windows are full."""
+    spans = {row.span for mixer in spec.mixers for row in mixer.cache_rows if row.span is not None}
+    if not spans:
+        return f"{size(cache.bytes_per_token)} per token"
+    beyond = size(cache.bytes_per_token_beyond_windows) if cache.bytes_per_token_beyond_windows else "nothing"
+    longest = f" {max(spans):,} tokens" if len(spans) > 1 else ""
+    return f"{size(cache.bytes_per_token)} per token up to {min(spans):,} tokens, {beyond} beyond{longest}"
 
 
 def _no_cache(spec: ModelSpec) -> str:
@@ -228,7 +247,7 @@ def _one(row: Cached, kv_dtype: KVDType) -> list[Block]:
     )
     total = {"layers": "total", "bytes_per_sequence": sum(layer["bytes_per_sequence"] for layer in layers)}
     if cache.bytes_total:
-        lines = [f"{size(cache.bytes_per_token)} per token · {size(cache.bytes_total // cache.batch)} per sequence"]
+        lines = [f"{_per_token(spec, cache)} · {size(cache.bytes_total // cache.batch)} per sequence"]
         if cache.batch > 1:
             lines[0] += f" · {size(cache.bytes_total)} for {cache.batch:,} sequences"
         if cache.reserved_bytes != cache.bytes_total:
@@ -301,11 +320,14 @@ def _variants(spec: ModelSpec, cache: KVCache, kv_dtype: KVDType, unit: Unit) ->
                 rows.append((name, variant_cache))
     if not rows:
         return None
-    columns: tuple[Field[tuple[str, KVCache]], ...] = (
+    columns: list[Field[tuple[str, KVCache]]] = [
         Field("attention", "if attention were", value=lambda row: row[0]),
         Field("bytes_per_token", "per token", "kib", value=lambda row: row[1].bytes_per_token),
+        Field("beyond", "beyond windows", "kib", value=lambda row: row[1].bytes_per_token_beyond_windows),
         Field("bytes_total", "total", unit, value=lambda row: row[1].bytes_total),
         Field("ratio", "ratio", "ratio", value=lambda row: row[1].bytes_total / cache.bytes_total),
-    )
+    ]
+    if cache.bytes_per_token_beyond_windows == cache.bytes_per_token:
+        columns = [column for column in columns if column.name != "beyond"]
     rows.append((f"as it is ({_kinds(spec)})", cache))
     return table(columns, rows)

@@ -231,8 +231,22 @@ FIELDS: tuple[Field[Compared], ...] = (
         description="the same figure as `bytes_per_token` of `kvcache`",
     ),
     Field(
+        "kv_bytes_per_token_beyond_windows",
+        "KV cache per token beyond windows",
+        "kib",
+        lambda row: row.cache.bytes_per_token_beyond_windows,
+        description="the same figure as `bytes_per_token_beyond_windows` of `kvcache`",
+    ),
+    Field(
+        "cache_bytes_per_sequence",
+        "cache and states per sequence",
+        "gib",
+        lambda row: row.cache.bytes_total,
+        description="the same figure as `bytes_total` of `kvcache` for one sequence",
+    ),
+    Field(
         "kv_bytes_per_sequence",
-        "keys and values per sequence",
+        None,
         "gib",
         lambda row: row.cache.bytes_per_sequence,
         description="bytes of the keys and values per sequence, as `bytes_per_sequence` of `kvcache`. Recurrent "
@@ -279,6 +293,8 @@ IMPORTANT = (
     "parameters",
     "active_parameters",
     "kv_bytes_per_token",
+    "kv_bytes_per_token_beyond_windows",
+    "cache_bytes_per_sequence",
     "prefill_flops_per_token",
     "attention",
     "layers",
@@ -369,12 +385,18 @@ def _block(rows: list[Compared], seq: int, *, mark: bool) -> Block:
         for field in fitted(FIELDS, rows)
         if field.heading is not None and any(field.shown(row) not in ("none", "no") for row in rows)
     ]
-    models = transposed(fields, [(row.title, row) for row in rows])
+    if all(row.cache.bytes_per_token_beyond_windows == row.cache.bytes_per_token for row in rows):
+        fields = [field for field in fields if field.name != "kv_bytes_per_token_beyond_windows"]
+    names = _names(rows)
+    if names != [row.title for row in rows]:  # the names have the changes
+        fields = [field for field in fields if field.name != "changes"]
+    models = transposed(fields, list(zip(names, rows, strict=True)))
     if mark:
         models = _marked(models, fields, rows)
     else:
         models.narrow = _narrow(fields, rows)
     return Block(
+        answer=_same(names, rows),
         headline=f"FLOPs, cache and memory at {plural(seq, 'token')} · cache in bf16 · inference in the weight format "
         "· training in mixed precision",
         table=models,
@@ -385,6 +407,28 @@ def _block(rows: list[Compared], seq: int, *, mark: bool) -> Block:
             *distinct(filter(None, map(_not_loaded, rows))),
             *distinct(f"{row.spec.name}: {note}" for row in rows for note in row.spec.notes),
         ],
+    )
+
+
+def _names(rows: list[Compared]) -> list[str]:
+    """Return the heading of each model. If two models have one name, the headings have the changes, or a number."""
+    titles = [row.title for row in rows]
+    if len(set(titles)) < len(titles):
+        titles = [" · ".join([row.title, *row.changes]) for row in rows]
+    return [
+        title if titles.count(title) == 1 else f"{title} ({1 + titles[:place].count(title)})"
+        for place, title in enumerate(titles)
+    ]
+
+
+def _same(names: list[str], rows: list[Compared]) -> str:
+    """Return a sentence for each model that differs from an earlier one in no field, or an empty text."""
+    fields = [field for field in FIELDS if field.name not in ("model", "changes", "notes")]
+    shown = [[(field.value_of(row), field.shown(row)) for field in fields] for row in rows]
+    return " ".join(
+        f"{names[shown.index(figures)]} and {name} do not differ in any row."
+        for place, (name, figures) in enumerate(zip(names, shown, strict=True))
+        if shown.index(figures) < place
     )
 
 
@@ -429,7 +473,8 @@ def _narrow(fields: Sequence[Field[Compared]], rows: list[Compared]) -> Table:
         msgspec.structs.replace(field, spare=place, wraps=field.unit == "text")
         for place, field in enumerate(sorted(fields, key=rank))
     ]
-    return table([MODEL_FIELDS[0], *columns], rows)
+    names = {id(row): name for row, name in zip(rows, _names(rows), strict=True)}
+    return table([msgspec.structs.replace(MODEL_FIELDS[0], text=lambda row: names[id(row)]), *columns], rows)
 
 
 def _once(texts: Iterable[str]) -> list[str]:

@@ -21,7 +21,9 @@ from llmbench.spec.model import ModelSpec
 class KVCache(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes of the cache for `batch` sequences of `seq_len` tokens each. The bytes of each layer are rounded up.
 
-    bytes_per_token: bytes that one more token needs, as long as no sliding window is full.
+    bytes_per_token: bytes that one more token needs, as long as no sliding window is full. The indexer's key is
+        included.
+    bytes_per_token_beyond_windows: bytes that one more token needs when every sliding window is full.
     bytes_per_sequence: bytes of keys and values per sequence. A layer with a window stores only its newest tokens.
     state_bytes_per_sequence: bytes of recurrent and convolution states per sequence. They do not depend on seq_len.
     indexer_bytes_per_sequence: bytes of the keys of DeepSeek-V3.2's indexers per sequence.
@@ -36,6 +38,7 @@ class KVCache(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     bytes_per_token: int
+    bytes_per_token_beyond_windows: int
     bytes_per_sequence: int
     state_bytes_per_sequence: int
     indexer_bytes_per_sequence: int
@@ -115,7 +118,7 @@ def kv_cache(
     """
     if seq_len < 1 or batch < 1 or block_size < 1:
         raise SpecError(f"seq, batch and block size must be at least 1, not {seq_len}, {batch} and {block_size}")
-    per_token = reserved = 0
+    per_token = beyond_windows = reserved = 0
     blocks = -(-seq_len // block_size) * block_size
     whole = SequenceBytes()
     layers: dict[str, int] = {}
@@ -127,13 +130,17 @@ def kv_cache(
         count = op.count
         own = sequence_bytes(cache, seq_len, kv_dtype, layout)
         whole = whole.plus(own, count)
-        per_token += count * _stored(cache.row, cache.per_token, 1, kv_dtype)
+        row = _stored(cache.row, cache.per_token, 1, kv_dtype)
+        indexer = _stored(cache.indexer_row, cache.indexer_per_token, 1, kv_dtype, indexer=True)
+        per_token += count * (row + indexer)
+        beyond_windows += count * (indexer + (row if cache.span is None else 0))
         every = msgspec.structs.replace(cache, span=None)
         in_blocks = sequence_bytes(every, blocks, kv_dtype, layout)
         reserved += count * (in_blocks.growing + in_blocks.indexer)
         layers[op.layer] = layers.get(op.layer, 0) + count * (own.growing + own.state)
     return KVCache(
         bytes_per_token=per_token,
+        bytes_per_token_beyond_windows=beyond_windows,
         bytes_per_sequence=whole.growing,
         state_bytes_per_sequence=whole.state,
         indexer_bytes_per_sequence=whole.indexer,

@@ -316,3 +316,14 @@ def test_units_of_headings(capsys: Capture) -> None:
     devices = csv.DictReader(io.StringIO(answer(capsys, "specs", "list", "--devices", "--format", "csv")))
     (h100,) = [line for line in devices if line["name"] == "h100-sxm"]
     assert (float(h100["memory_bandwidth_bytes_per_s"]), int(h100["memory_bytes"])) == (3.35e12, 80 * 2**30)
+
+
+def test_bytes_per_token_are_said_for_both_sides_of_a_window(capsys: Capture) -> None:
+    def shown(*arguments: str) -> str:
+        return " ".join(answer(capsys, "kvcache", *arguments).split())
+
+    assert "48.00 KiB per token up to 128 tokens, 24.00 KiB beyond" in shown("gpt-oss-20b")
+    assert "128.00 KiB per token up to 4,096 tokens, nothing beyond" in shown("mistral-7b")
+    assert "128.00 KiB per token · " in shown("llama3-8b")
+    assert "beyond windows" in shown("gpt-oss-20b", "llama3-8b")
+    assert "beyond windows" not in shown("llama2-7b", "llama3-8b")

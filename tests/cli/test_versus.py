@@ -96,6 +96,43 @@ def test_csv_says_which_row_has_which_changes(capsys: Capture) -> None:
     assert "norm.kind = rmsnorm: dropped bias" in second["notes"]
 
 
+def test_models_of_one_name_have_different_headings(capsys: Capture) -> None:
+    out = answer(capsys, "llama2-7b", "--vs", "--set", "num_key_value_heads=8", "--format", "markdown")
+    heading = next(line for line in out.splitlines() if line.startswith("|"))
+    assert [cell.strip() for cell in heading.strip("|").split("|")] == [
+        "",
+        "llama2-7b",
+        "llama2-7b · num_key_value_heads=8",
+        "difference",
+    ]
+
+
+def test_models_that_do_not_differ_are_named_first(capsys: Capture) -> None:
+    sentence = "gpt2 (1) and gpt2 (2) do not differ in any row."
+    assert answer(capsys, "gpt2", "llama2-7b", "gpt2").startswith(sentence)
+    out = answer(capsys, "llama2-7b", "--vs", "--set", "num_key_value_heads=32")
+    assert out.startswith("llama2-7b and llama2-7b · num_key_value_heads=32 do not differ in any row.")
+    assert "do not differ" not in answer(capsys, "gpt2", "gpt2-medium")
+
+
+@pytest.mark.parametrize(
+    ("models", "rows"),
+    [
+        (("deepseek-v3", "--vs", "deepseek-v3.2"), ["KV cache per token (KiB)", "cache and states per sequence (GiB)"]),
+        (("mistral-7b", "--vs", "--set", "sliding_window=none"), ["KV cache per token beyond windows (KiB)"]),
+        (("mamba2-2.7b", "--vs", "--set", "state_size=64"), ["cache and states per sequence (GiB)"]),
+    ],
+)
+def test_caches_that_differ_differ_in_the_table(models: tuple[str, ...], rows: list[str], capsys: Capture) -> None:
+    """The keys of the indexer, tokens beyond a window, and recurrent states count."""
+    out = answer(capsys, *models, "--format", "markdown")
+    marks = {
+        cells[1].strip(): cells[-2].strip() for cells in (line.split("|") for line in out.splitlines()) if cells[1:]
+    }
+    for row in rows:
+        assert marks[row], row
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -251,7 +251,7 @@ def check_bytes(model: Decoder, kind: str) -> None:
     if chosen.paged:
         rows = figures.reserved_bytes // 2 - figures.state_bytes_per_sequence
     elif not chosen.rolling:
-        rows = figures.bytes_per_token * LENGTH + figures.indexer_bytes_per_sequence
+        rows = figures.bytes_per_token * LENGTH
     assert cache.nbytes == 2 * (rows + state + scale_bytes(spec, kind, tokens_of)), kind
 
 

@@ -13,6 +13,7 @@ from llmbench.sizing.kvcache import as_heads, kv_cache
 from llmbench.sizing.workload import Layout
 from llmbench.spec.catalog import bundled_models, load_bundled
 from llmbench.spec.huggingface import from_config
+from llmbench.spec.model import ModelSpec
 from llmbench.spec.override import override
 
 
@@ -39,7 +40,7 @@ def test_deepseek_caches_a_latent() -> None:
     assert v3.bytes_per_token == 61 * (512 + 64) * 2 == 70_272
     assert v3.bytes_per_sequence == 70_272_000
     v32 = kv_cache(load_bundled("deepseek-v3.2"), 1000)
-    assert v32.bytes_per_token == 70_272
+    assert v32.bytes_per_token == 70_272 + 61 * 128 * 2  # the latent, and the key of the indexer
     assert v32.indexer_bytes_per_sequence == 61 * 128 * 2 * 1000 == 15_616_000
     assert v32.bytes_total == 70_272_000 + 15_616_000
     split = kv_cache(load_bundled("deepseek-v3"), 1000, layout=Layout(tp=8))
@@ -142,9 +143,24 @@ def test_formats_of_engines_by_hand() -> None:
         split = kv_cache(llama, 1001, kv_dtype=name, layout=Layout(tp=4))
         assert 4 * split.bytes_per_token == size
     latent = kv_cache(deepseek, 10, kv_dtype="fp8_ds_mla")
-    assert (latent.bytes_per_token, latent.indexer_bytes_per_sequence) == (61 * 656, 10 * 61 * 132)
+    assert (latent.bytes_per_token, latent.indexer_bytes_per_sequence) == (61 * (656 + 132), 10 * 61 * 132)
     with pytest.raises(SpecError, match="latent attention"):
         kv_cache(llama, 10, kv_dtype="fp8_ds_mla")
+
+
+def test_one_more_token_adds_the_bytes_per_token() -> None:
+    """All bundled models: the first tokens add the figure below the windows, tokens after 2²⁰ the one beyond them."""
+
+    def added(spec: ModelSpec, seq: int) -> int:
+        short, long = kv_cache(spec, seq), kv_cache(spec, seq + 1)
+        encoder = long.cross_bytes_per_sequence - short.cross_bytes_per_sequence
+        return long.bytes_total - short.bytes_total - encoder
+
+    for name in bundled_models():
+        spec = load_bundled(name)
+        cache = kv_cache(spec, 1)
+        assert added(spec, 1) == cache.bytes_per_token, name
+        assert added(spec, 2**20) == cache.bytes_per_token_beyond_windows, name
 
 
 def test_other_key_value_heads() -> None:
