@@ -68,10 +68,20 @@ def _sweep(rows: list[Sized]) -> Block:
     parts = [name for name in PARTS if any(row.memory.parts_bytes[name] for row in rows)]
     by_size = sorted(parts, key=lambda name: -max(row.memory.parts_bytes[name] for row in rows))
     # The headline names the model, so the table has no column for it. CSV has the model and the notes of each row.
-    fields = [field for field in FIELDS[1:] if field.name != "fits_on"]
+    changes: dict[str, dict[str, Any]] = {"peak_bytes": {"spare": len(PARTS)}}
+    if _differs(rows, "recompute"):
+        changes["moment"] = {"heading": "peak is in", "text": _short_step, "wraps": True}
+    fields = [
+        msgspec.structs.replace(field, **changes.get(field.name, {})) for field in FIELDS[1:] if field.name != "fits_on"
+    ]
+    needed = Field[Sized]("needed_bytes", "needed", "gib", value=lambda row: row.memory.needed_bytes, in_json=False)
     columns = (
         msgspec.structs.replace(FIELDS[0], heading=None),
-        *sweep_fields(fields, rows, SWEPT),
+        *(
+            column
+            for field in sweep_fields(fields, rows, SWEPT)
+            for column in ([needed, field] if field.name == "peak_bytes" else [field])
+        ),
         *(part(name, 1 + by_size.index(name)) for name in parts),
         *_device_columns(first),
     )
@@ -79,7 +89,7 @@ def _sweep(rows: list[Sized]) -> Block:
         first,
         context=_context(rows),
         table=table(columns, rows),
-        lines=_rules(first),
+        lines=[NEEDED, *_rules(first)],
     )
     block.about = {}
     block.answer = " ".join(
@@ -88,8 +98,22 @@ def _sweep(rows: list[Sized]) -> Block:
         for place, fit in enumerate(verdict.fit for verdict in first.verdicts)
         if first.asked
     )
-    block.notes = list(dict.fromkeys(note for row in rows for note in row.notes))
+    block.notes = list(dict.fromkeys([*_same_recompute(rows), *(note for row in rows for note in row.notes)]))
     return block
+
+
+NEEDED = f"needed: the peak, free blocks of the allocator, and a CUDA context of {CONTEXT_BYTES // 2**20} MiB"
+
+
+def _same_recompute(rows: list[Sized]) -> list[str]:
+    """Return a note if selective recomputation changes nothing, because attention stores no scores."""
+    if not _differs(rows, "recompute") or rows[0].kernels == "standard":
+        return []
+    return [
+        "--recompute selective computes the scores of attention again, which flash attention never stores"
+        for row in rows
+        if row.recompute == "selective"
+    ][:1]
 
 
 def _device_columns(first: Sized) -> list[Field[Sized]]:
@@ -128,6 +152,8 @@ _PART_NAMES = {
     "logits": "logits and loss",
     "kv_cache": "KV cache and states",
     "overhead": "library workspaces",
+    "free": "free blocks of the allocator",
+    "context": "CUDA context",
 }
 
 
@@ -144,16 +170,19 @@ def _block(row: Sized) -> Block:
         if peak or full:
             in_shards = part == "weights" and _only_shards(memory)
             parts.append({"part": part, "peak_bytes": peak, "full_bytes": None if in_shards else full})
+    free = memory.reserved_bytes - memory.peak_bytes
+    parts += [{"part": "free", "peak_bytes": free}] if free else []
+    parts.append({"part": "context", "peak_bytes": CONTEXT_BYTES})
     columns: tuple[Field[dict[str, Any]], ...] = (
         Field("part", "part", text=lambda part: names.get(part["part"])),
         Field("peak_bytes", "at the peak", "gib"),
-        Field("share", "share", "percent", value=lambda part: part["peak_bytes"] / memory.peak_bytes),
+        Field("share", "share", "percent", value=lambda part: part["peak_bytes"] / memory.needed_bytes),
         Field("full_bytes", "in full, without temporaries", "gib"),
     )
     block = model_block(
         row,
         context=_context([row]),
-        table=table(columns, parts, total={"part": "peak", "peak_bytes": memory.peak_bytes}),
+        table=table(columns, parts, total={"part": "needed", "peak_bytes": memory.needed_bytes}),
         lines=[_moment(memory), *_stages(memory), *_rules(row)],
     )
     block.answer, block.long_answer = _answer(row, named=NAMED), _answer(row, named=len(row.verdicts))
@@ -215,10 +244,7 @@ def _verdict(verdict: Verdict, memory: Memory, recompute: str | None) -> str:
 def _rules(row: Sized) -> list[str]:
     """Return the rule by which a device can run the model, and in training the option that asks about serving."""
     units = f", and its matrix units compute {row.products}" if row.products != "fp32" else ""
-    rule = (
-        f"a device fits if the peak and a CUDA context of {CONTEXT_BYTES // 2**20} MiB leave {HEADROOM:.0%} of its "
-        f"memory free{units}"
-    )
+    rule = f"a device fits if {HEADROOM:.0%} of its memory stays free{units}"
     return [rule, "for serving instead of training: --phase inference"] if row.memory.phase == "train" else [rule]
 
 
@@ -278,11 +304,20 @@ def _more(row: Sized) -> str:
 def _moment(memory: Memory) -> str:
     """Return a line that says where the peak is."""
     stage = f" in pipeline stage {memory.stage + 1} of {memory.layout.pp}" if memory.layout.pp > 1 else ""
+    peak = f"the peak of PyTorch's tensors is {size(memory.peak_bytes)}"
     if memory.phase == "inference":
-        return f"the peak is in a prefill{stage}"
+        return f"{peak}, in a prefill{stage}"
+    return f"{peak}, in {_step(memory)}{stage and ','}{stage}; not every part exists in full at the peak"
+
+
+def _step(memory: Memory) -> str:
+    """Return the work of a training step that runs at the peak."""
     moment = memory.moment.replace("{}.", "N.")
-    step = "the optimizer step" if moment == "optimizer" else f"the backward pass of {moment}"
-    return f"the peak is in {step}{stage and ','}{stage}; not every part exists in full at the peak"
+    return "the optimizer step" if moment == "optimizer" else f"the backward pass of {moment}"
+
+
+def _short_step(row: Sized) -> str:
+    return _step(row.memory).removeprefix("the ").replace("backward pass", "backward")
 
 
 def _stages(memory: Memory) -> list[str]:

@@ -9,7 +9,8 @@ Sources: Korthikanti 2022 (arXiv 2205.05198) for saved activations and pipeline 
 2104.04473) for interleaving. ZeRO (arXiv 1910.02054) for sharded states. If a figure follows the behaviour of PyTorch
 or Transformer Engine, the docstring of its function says so.
 
-Not counted: the allocator's rounding and fragmentation, and scratch memory of kernels that is not in the op table.
+Not counted: the allocator's rounding, most of its fragmentation (see `Memory.reserved_bytes`), and scratch memory of
+kernels that is not in the op table.
 """
 
 from __future__ import annotations

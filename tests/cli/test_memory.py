@@ -279,3 +279,47 @@ def test_an_unknown_quantisation_has_no_bytes(capsys: Capture, tmp_path: Path) -
     assert "AWQ, 4 bits, groups of 128 (--weights)" in capsys.readouterr().out
     assert run(["params", str(config)]) == 0
     assert "bytes of the weights not known" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("llama2-7b",),
+        ("llama3-8b", "--kernels", "eager"),
+        ("llama3-8b", "--layout", "dp=8,zero=3"),
+        ("llama3-8b", "--phase", "inference", "--batch", "8"),
+    ],
+)
+def test_the_rows_add_up_to_the_needed_memory_of_the_headline(arguments: tuple[str, ...], capsys: Capture) -> None:
+    known = row(capsys, *arguments)
+    *parts, total = csv.DictReader(io.StringIO(result(capsys, *arguments, "--format", "csv")[1]))
+    sizes = {part["part"]: int(part["peak_bytes"]) for part in parts}
+    assert total["part"] == "needed"
+    assert int(total["peak_bytes"]) == sum(sizes.values()) == known["reserved_bytes"] + known["context_bytes"]
+    assert sizes["context"] == known["context_bytes"]
+    assert sizes.get("free", 0) == known["reserved_bytes"] - known["peak_bytes"]
+    _, out = result(capsys, *arguments)
+    assert f"needs {int(total['peak_bytes']) / 2**30:.2f} GiB" in out
+    assert f"the peak of PyTorch's tensors is {known['peak_bytes'] / 2**30:.2f} GiB" in out
+
+
+def test_a_sweep_of_recomputation_says_where_the_peak_is(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    choices = ("none", "selective", "full")
+    _, out = result(capsys, "llama2-7b", "--recompute", ",".join(choices))
+    lines = {line.split()[0]: line for line in out.splitlines() if line.split()[:1] and line.split()[0] in choices}
+    for recompute in choices:
+        moment = row(capsys, "llama2-7b", "--recompute", recompute)["moment"].replace("{}.", "N.")
+        assert f"backward of {moment}" in lines[recompute]
+    assert "flash attention never stores" in out
+    _, out = result(capsys, "llama2-7b", "--recompute", ",".join(choices), "--kernels", "standard")
+    assert "flash attention never stores" not in out
+
+
+def test_the_default_of_etp_is_shown(capsys: Capture) -> None:
+    for layout, shown in (
+        ("tp=4,ep=2,dp=4", "tp=4,dp=4,ep=2,etp=4"),
+        ("tp=4,ep=2,dp=4,etp=2", "tp=4,dp=4,ep=2,etp=2"),
+        ("ep=2,dp=4", "4 GPUs: dp=4,ep=2,etp=1"),
+    ):
+        assert shown in " ".join(result(capsys, "mixtral-8x7b", "--layout", layout)[1].split())
