@@ -26,6 +26,7 @@ weights. `load(folder)` reads weights that transformers saved. The package has t
     weights/              reading weights from files
     create.py             `build` and `load`
     generation.py         generation of new tokens
+    attention_maps.py     the attention probabilities of each layer
     trace.py              FLOPs and saved bytes, traced without memory
     describe.py           the figures that `llmbench model` prints
 

@@ -60,9 +60,15 @@ def glu(gate: Tensor, up: Tensor, name: Activation) -> Tensor:
 
 
 def attend(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
-    """Compute attention with materialised scores, S × T per head.
+    """Compute attention with materialised scores, S × T per head."""
+    return attend_and_show(q, seen, scores)[0]
 
-    The softmax runs in fp32. If the input format is wider than fp32, the softmax runs in the input format.
+
+def attend_and_show(q: Tensor, seen: Seen, scores: Scores) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute attention. Returns the output, and the input and the output [B, N, S, T] of the softmax.
+
+    Masked pairs have the smallest finite number in the input of the softmax. Sinks add a column to the input. The
+    softmax runs in fp32. If the input format is wider than fp32, the softmax runs in the input format.
     """
     k, v, mask = seen.k, seen.v, seen.mask
     groups = q.shape[1] // k.shape[1]
@@ -84,9 +90,8 @@ def attend(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
     weights = torch.softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32)).to(q.dtype)
     if scores.sinks is not None:
         weights = weights[..., :-1]
-    if scores.dropout:
-        weights = F.dropout(weights, scores.dropout)
-    return torch.matmul(weights, v)
+    kept = F.dropout(weights, scores.dropout) if scores.dropout else weights
+    return torch.matmul(kept, v), logits, weights
 
 
 def latent_by(attend: Attend) -> AttendLatent:
