@@ -27,6 +27,7 @@ __all__ = [
     "ReferenceMeasurements",
     "Sizes",
     "datasheet_limits",
+    "measure_matmul",
     "measure_references",
 ]
 
@@ -131,21 +132,15 @@ def measure_references(
     """
     import torch
 
-    from llmbench.measure.clock import CpuClock, compare
+    from llmbench.measure.clock import CpuClock
 
     device = clock.device
     sizes = sizes or (GPU if device.type == "cuda" else CPU)
 
     def timed(description: str, work: int, call: Call, by: Clock = clock) -> ReferenceMeasurement:
-        measurement = compare({description: call}, clock=by, budget_s=budget_s)[description]
-        return ReferenceMeasurement(description=description, work=work, measurement=measurement)
+        return _timed(description, work, call, by, budget_s)
 
-    a, b = _matrices(sizes.matmul, dtype, device)
-    n, name = len(a), str(dtype).removeprefix("torch.")
-    as_tf32 = " (in tf32)" if a.is_cuda and dtype == torch.float32 and torch.cuda.is_tf32_supported() else ""
-    # The second factor is transposed, like the weight of a linear layer. In fp16, a CPU computes the transposed product
-    # ten times as fast. A GPU computes both at the same speed.
-    matmul = timed(f"{name} {n}×{n}×{n} product{as_tf32}", 2 * n**3, lambda: a @ b.T)
+    matmul = measure_matmul(clock, dtype, budget_s=budget_s, size=sizes.matmul)
     source = torch.randn(sizes.bytes // 4, device=device)
     target = torch.empty_like(source)
     size = f"{source.nbytes / 2**20:,.0f} MiB"
@@ -155,6 +150,32 @@ def measure_references(
     # A wall clock measures the launches, because a launch takes time on the CPU, even if the GPU is slower.
     launch = timed("x += 1 of one element", sizes.launches, lambda: _launches(one, sizes.launches), CpuClock())
     return ReferenceMeasurements(matmul=matmul, copy=copy, read=read, launch=launch)
+
+
+def measure_matmul(
+    clock: Clock, dtype: torch.dtype, *, budget_s: float = 0.3, size: int | None = None
+) -> ReferenceMeasurement:
+    """Take the reference measurement of a square matrix product, in `budget_s` seconds.
+
+    `size`: the rows and columns of the matrices. None: the usual size for the device.
+    """
+    import torch
+
+    device = clock.device
+    a, b = _matrices(size or (GPU if device.type == "cuda" else CPU).matmul, dtype, device)
+    n, name = len(a), str(dtype).removeprefix("torch.")
+    as_tf32 = " (in tf32)" if a.is_cuda and dtype == torch.float32 and torch.cuda.is_tf32_supported() else ""
+    # The second factor is transposed, like the weight of a linear layer. In fp16, a CPU computes the transposed product
+    # ten times as fast. A GPU computes both at the same speed.
+    return _timed(f"{name} {n}×{n}×{n} product{as_tf32}", 2 * n**3, lambda: a @ b.T, clock, budget_s)
+
+
+def _timed(description: str, work: int, call: Call, clock: Clock, budget_s: float) -> ReferenceMeasurement:
+    """Return the rate of a call that does `work`."""
+    from llmbench.measure.clock import compare
+
+    measurement = compare({description: call}, clock=clock, budget_s=budget_s)[description]
+    return ReferenceMeasurement(description=description, work=work, measurement=measurement)
 
 
 LONGEST_S = 0.1

@@ -7,13 +7,14 @@ when it is copied into the model.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -94,20 +95,49 @@ class Checkpoint:
 
     def tensor(self, name: str) -> Tensor:
         """Return one tensor on the CPU. It may share memory with the read-only file: copy it before you change it."""
-        file, dtype, shape, offset = self._tensors[name]
-        count = math.prod(shape)
-        if not count:
-            return torch.empty(shape, dtype=dtype)
-        if file.size() < offset + count * dtype.itemsize:  # the system would end the process that reads such memory
-            raise SpecError(f"{self.folder}: the file of tensor {short(name)} was truncated after it was opened")
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The given buffer is not writable")
-            if offset % dtype.itemsize:  # the address is not a multiple of the element's size
-                size = count * dtype.itemsize
-                return (
-                    torch.frombuffer(file, dtype=torch.uint8, count=size, offset=offset).clone().view(dtype).view(shape)
-                )
-            return torch.frombuffer(file, dtype=dtype, count=count, offset=offset).view(shape)
+        return _read(self._tensors[name], f"{self.folder}: the file of tensor {short(name)}")
+
+
+def tensors_in(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of one safetensors file by name, on the CPU. Copy a tensor before you change it.
+
+    Raises SpecError for a damaged file, and for a tensor of an unknown format.
+    """
+    return {name: _read(tensor, str(path)) for name, tensor in _tensors(path).items()}
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors to a new safetensors file, and flush it to the disk. Raises OSError if it cannot be written."""
+    names = {dtype: name for name, dtype in _DTYPES.items()}
+    header: dict[str, Any] = {}
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.nbytes
+        header[name] = {"dtype": names[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8 bytes
+    with path.open("xb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read(stored: _Stored, where: str) -> Tensor:
+    """Return a tensor, which may share memory with the read-only file. `where`: the file in error messages."""
+    file, dtype, shape, offset = stored
+    count = math.prod(shape)
+    if not count:
+        return torch.empty(shape, dtype=dtype)
+    if file.size() < offset + count * dtype.itemsize:  # the system would end the process that reads such memory
+        raise SpecError(f"{where} was truncated after it was opened")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")
+        if offset % dtype.itemsize:  # the address is not a multiple of the element's size
+            size = count * dtype.itemsize
+            return torch.frombuffer(file, dtype=torch.uint8, count=size, offset=offset).clone().view(dtype).view(shape)
+        return torch.frombuffer(file, dtype=dtype, count=count, offset=offset).view(shape)
 
 
 def _tensors(path: Path) -> dict[str, _Stored]:

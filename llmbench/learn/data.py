@@ -1,0 +1,160 @@
+"""The texts that models train on. A token is one byte, so every file has the same vocabulary.
+
+The first 90% of a text are for training, and the last 10% for validation, as in nanoGPT. The batch of a step depends on
+the seed and the step only. Two runs with equal seeds therefore see the same batches, whatever their models are, and a
+resumed run needs no state of the data.
+
+Dimensions: B sequences, S tokens per sequence, N tokens of a text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import sysconfig
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from llmbench.errors import CannotRunError, LLMBenchError, UnknownNameError
+from llmbench.learn.markov import markov_source
+from llmbench.learn.shakespeare import plays
+from llmbench.spec.reading import read_bytes
+
+__all__ = ["Corpus", "corpus", "corpus_of"]
+
+BYTES = 256
+"""The vocabulary of a text: all values of a byte."""
+TRAIN_SHARE = 0.9
+MOST_BYTES = 2**31
+"""The largest size of a text, in bytes."""
+MARKOV_LENGTH = 2**20
+"""The length of a synthetic text, in symbols."""
+TINYSHAKESPEARE = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+"""The sha256 of tinyshakespeare (github.com/karpathy/char-rnn, data/tinyshakespeare/input.txt)."""
+PUBLISHED = (
+    "published for this text (nanoGPT's README): validation loss 1.88 with its settings for a CPU, 1.4697 with those "
+    "for a GPU. Its tokens are 65 characters, one byte each",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """A text as tokens, in a train part and a validation part.
+
+    - `name`: the value of --data, without the folder of a file.
+    - `train` [N], `validation` [N]: the tokens, one byte each (uint8).
+    - `vocab_size`: the number of different tokens that can occur.
+    - `unigram`: the entropy of the token frequencies of the whole text, in nats. A model that knows only how often each
+      token occurs has this loss.
+    - `floor`: the lowest expected loss of any model, in nats. None: unknown.
+    - `notes`: facts that a reader of a loss on this text needs.
+    """
+
+    name: str
+    train: Tensor
+    validation: Tensor
+    vocab_size: int
+    unigram: float
+    floor: float | None = None
+    notes: tuple[str, ...] = ()
+
+    def batch(self, step: int, *, seed: int, sequences: int, seq_len: int) -> tuple[Tensor, Tensor]:
+        """Return the tokens [B, S] of a training step, and the token that follows each of them [B, S].
+
+        The sequences begin at random places of the train part. They depend on `seed`, `step`, B and S only.
+        """
+        generator = random.Random(f"{seed} {step}")
+        last = len(self.train) - seq_len - 1
+        places = torch.tensor([generator.randint(0, last) for _ in range(sequences)])
+        rows = self.train[places[:, None] + torch.arange(seq_len + 1)].to(torch.int64)
+        return rows[:, :-1], rows[:, 1:]
+
+    def windows(self, seq_len: int, most: int | None = None) -> tuple[Tensor, Tensor]:
+        """Return the validation part as windows [B, S] without overlap, and the token that follows each token [B, S].
+
+        `most`: the largest number of windows. If there are more, windows at equal distances are chosen. The tokens
+        behind the last whole window are left out.
+        """
+        count = (len(self.validation) - 1) // seq_len
+        chosen = count if most is None else min(count, most)
+        places = torch.tensor([index * count // chosen * seq_len for index in range(chosen)])
+        rows = self.validation[places[:, None] + torch.arange(seq_len + 1)].to(torch.int64)
+        return rows[:, :-1], rows[:, 1:]
+
+    def refuse_short(self, seq_len: int) -> None:
+        """Raise LLMBenchError if the validation part is shorter than one sequence."""
+        if min(len(self.train), len(self.validation)) <= seq_len:
+            raise LLMBenchError(
+                f"{self.name}: its validation part has {len(self.validation):,} tokens, too few for a sequence of "
+                f"{seq_len:,} tokens and the token after it",
+                hint="use a longer text, or a smaller --seq",
+            )
+
+
+def corpus(name: str) -> Corpus:
+    """Return the text that --data names: `shakespeare`, `stdlib`, `markov:V,order,seed`, or the path of a file.
+
+    Raises CannotRunError if `shakespeare` is asked for and its package is missing, UnknownNameError for a file that
+    does not exist, and SpecError for a file that cannot be read.
+    """
+    if name == "shakespeare":
+        return corpus_of(name, plays())
+    if name == "stdlib":
+        return corpus_of(name, _stdlib(), notes=("the text changes with the version of Python",))
+    kind, _, rest = name.partition(":")
+    if kind == "markov":
+        source = markov_source(rest)
+        text = source.text(MARKOV_LENGTH)
+        return corpus_of(name, text, vocab_size=source.symbols, floor=source.entropy_rate())
+    path = Path(name)
+    if not path.exists():
+        raise UnknownNameError(
+            f"--data {name}: no such file", hint="give a file, or shakespeare, stdlib, markov:V,order,seed"
+        )
+    text = read_bytes(path, MOST_BYTES)
+    published = PUBLISHED if hashlib.sha256(text).hexdigest() == TINYSHAKESPEARE else ()
+    return corpus_of(path.name, text, notes=published)
+
+
+def default_corpus() -> tuple[Corpus, str | None]:
+    """Return the default text. If its package is missing, return `stdlib`, and the reason as the second value."""
+    try:
+        return corpus("shakespeare"), None
+    except CannotRunError as problem:
+        reason = f"{problem}. The sources of Python's standard library are used instead"
+        return corpus("stdlib"), f"{reason} ({problem.hint})"
+
+
+def corpus_of(
+    name: str,
+    text: bytes,
+    *,
+    vocab_size: int = BYTES,
+    floor: float | None = None,
+    notes: Sequence[str] = (),
+) -> Corpus:
+    """Return a Corpus with the bytes of `text` as tokens. Raises LLMBenchError for a text without a single pair."""
+    cut = int(TRAIN_SHARE * len(text))
+    if cut < 2 or len(text) - cut < 2:
+        raise LLMBenchError(f"{name}: a text of {len(text):,} bytes is too short to train on")
+    tokens = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    shares = torch.bincount(tokens, minlength=BYTES).to(torch.float64) / len(text)
+    return Corpus(
+        name=name,
+        train=tokens[:cut],
+        validation=tokens[cut:],
+        vocab_size=vocab_size,
+        unigram=float(torch.special.entr(shares).sum()),
+        floor=floor,
+        notes=tuple(notes),
+    )
+
+
+def _stdlib() -> bytes:
+    """Return the Python files in the top folder of the standard library, joined in the order of their names."""
+    folder = Path(sysconfig.get_paths()["stdlib"])
+    return b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))

@@ -1,0 +1,240 @@
+"""The training loop: forward and backward pass, clipping, learning rate, update. It follows nanoGPT's train.py.
+
+Everything random in a step depends on the seed and the step only. A run that stops and goes on therefore computes the
+same numbers as a run that never stopped.
+
+Dimensions: B sequences, S tokens per sequence.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from llmbench.errors import LLMBenchError
+from llmbench.learn.data import Corpus
+from llmbench.learn.faults import DivergedError, cause_of
+from llmbench.learn.metrics import StepRow, Validation
+from llmbench.learn.schedule import learning_rate
+from llmbench.learn.settings import Settings
+from llmbench.measure.ranks import ALONE, Ranks
+from llmbench.model.decoder import Decoder
+from llmbench.sizing.flops import count_flops
+from llmbench.sizing.workload import Workload
+
+__all__ = ["Moment", "Probe", "Trained", "optimizer_for", "train", "validation_loss"]
+
+
+class Moment(NamedTuple):
+    """What a probe sees of a step. `tokens`, `targets` [B, S]: the last micro-batch of this rank. `loss`: in nats."""
+
+    step: int
+    model: Decoder
+    optimizer: torch.optim.Optimizer
+    tokens: Tensor
+    targets: Tensor
+    loss: float
+    lr: float
+
+
+class Probe:
+    """Looks at a model while it trains. A subclass overrides one of the methods, or both.
+
+    A probe must leave weights, gradients and random generators as they are.
+    """
+
+    def gradients(self, moment: Moment) -> None:
+        """Look at the complete gradients of a step, before they are clipped and before the weights change."""
+
+    def updated(self, moment: Moment) -> Mapping[str, Any] | None:
+        """Look at the weights after the update. The returned figures are added to the row of the step."""
+
+
+class Trained(NamedTuple):
+    """The rows of the steps that ran, the validations, and the optimizer. The model was trained in place."""
+
+    steps: list[StepRow]
+    validations: list[Validation]
+    optimizer: torch.optim.Optimizer
+
+    @property
+    def losses(self) -> list[float]:
+        """The training loss of each step, in nats."""
+        return [row.loss for row in self.steps]
+
+
+def train(
+    model: Decoder,
+    data: Corpus,
+    settings: Settings,
+    *,
+    probes: Sequence[Probe] = (),
+    optimizer: torch.optim.Optimizer | None = None,
+    after: int = 0,
+    stop_at: int | None = None,
+    seconds: float = 0.0,
+    peak_flops_per_s: float | None = None,
+    on_step: Callable[[StepRow], object] = lambda row: None,
+    on_validation: Callable[[Validation], object] = lambda validation: None,
+    save: Callable[[int, torch.optim.Optimizer], object] = lambda step, optimizer: None,
+    ranks: Ranks = ALONE,
+) -> Trained:
+    """Train the model in place, and return the figures of each step.
+
+    - `after`: the last step that an earlier run has finished. `optimizer`: its optimizer, with its states.
+      `seconds`: its training time.
+    - `stop_at`: the last step of this run. None: `settings.steps`, where the schedule ends.
+    - `peak_flops_per_s`: the peak of one device, from which MFU is computed. None: unknown.
+    - `on_step`, `on_validation`: called with each new row.
+    - `save`: called with the step after each validation, and at the end.
+    - `ranks`: each rank trains on an equal part of every batch, and the gradients are averaged (DDP).
+
+    The random generators of the caller keep their states. Raises DivergedError if the loss or a gradient is not finite.
+    The weights are then those of the last good step.
+    """
+    data.refuse_short(settings.seq_len)
+    if settings.batch % (settings.accumulate * ranks.size):
+        raise LLMBenchError(f"a batch of {settings.batch} sequences cannot be divided equally among {ranks.size} ranks")
+    device = model.embedding.weight.device
+    optimizer = optimizer_for(model, settings) if optimizer is None else optimizer
+    if settings.compile:
+        model.compile()
+    replica: nn.Module = model
+    if ranks.size > 1:  # experts that get no token have no gradient
+        replica = DistributedDataParallel(model, find_unused_parameters=model.spec.is_moe)
+    flops = count_flops(model.spec, Workload.train(settings.seq_len, settings.batch)).total
+    peak = None if peak_flops_per_s is None else ranks.size * peak_flops_per_s
+    steps: list[StepRow] = []
+    validations: list[Validation] = []
+
+    def validate(step: int, *, whole: bool) -> None:
+        loss = validation_loss(model, data, settings, whole=whole)
+        validations.append(Validation(step=step, tokens=step * settings.tokens, validation_loss=loss))
+        on_validation(validations[-1])
+
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        if after == 0:
+            validate(0, whole=False)
+        for step in range(after + 1, (stop_at or settings.steps) + 1):
+            start = time.perf_counter()
+            torch.manual_seed(settings.seed * 1_000_003 + step * ranks.size + ranks.rank)  # dropout
+            model.train()
+            mine = [part.to(device) for part in _part(data, step, settings, ranks)]
+            micro = list(zip(*(part.chunk(settings.accumulate) for part in mine), strict=True))
+            total = torch.zeros((), device=device)
+            for index, (tokens, targets) in enumerate(micro):
+                with _unsynchronised(replica, index < len(micro) - 1), _autocast(settings, device):
+                    loss = replica(tokens, targets=targets) / settings.accumulate
+                loss.backward()
+                total += loss.detach()
+            moment = Moment(step, model, optimizer, tokens, targets, _mean(total, ranks), _set_rate(optimizer, step, settings))
+            for probe in probes:
+                probe.gradients(moment)
+            weights = [weight for weight in model.parameters() if weight.grad is not None]
+            norm = torch.nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
+            if not (math.isfinite(moment.loss) and bool(norm.isfinite())):
+                raise DivergedError(step, cause_of(model, tokens, targets))
+            clipped = 0.0 < settings.clip < float(norm)
+            if clipped:
+                torch.nn.utils.clip_grads_with_norm_(weights, settings.clip, norm)
+            optimizer.step()
+            figures: dict[str, Any] = {}
+            for probe in probes:
+                figures |= probe.updated(moment) or {}
+            optimizer.zero_grad(set_to_none=True)
+            took = time.perf_counter() - start
+            seconds += took
+            row = StepRow(
+                step=step,
+                tokens=step * settings.tokens,
+                seconds=seconds,
+                loss=moment.loss,
+                lr=moment.lr,
+                grad_norm=float(norm),
+                clipped=clipped,
+                tokens_per_s=settings.tokens / took,
+                mfu=None if peak is None else flops / took / peak,
+                figures=figures,
+            )
+            steps.append(row)
+            on_step(row)
+            last = step == (stop_at or settings.steps)
+            if last or step % settings.validate_every == 0:
+                validate(step, whole=last)
+                save(step, optimizer)
+    return Trained(steps, validations, optimizer)
+
+
+def optimizer_for(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
+    """Return the optimizer. Only matrices and tables have weight decay; biases and the weights of norms have none."""
+    weights = [weight for weight in dict.fromkeys(model.parameters()) if weight.requires_grad]
+    groups = [
+        {"params": [weight for weight in weights if weight.dim() >= 2], "weight_decay": settings.weight_decay},
+        {"params": [weight for weight in weights if weight.dim() < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.beta1)
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=(settings.beta1, settings.beta2), fused=True)
+
+
+@torch.no_grad()
+def validation_loss(model: Decoder, data: Corpus, settings: Settings, *, whole: bool = True) -> float:
+    """Return the mean loss over windows of the validation part, in nats.
+
+    `whole`: whether to read all windows, or `settings.validation_batches` batches of them.
+    """
+    device = model.embedding.weight.device
+    most = None if whole else settings.validation_batches * settings.batch
+    model.eval()
+    total, count = 0.0, 0
+    for tokens, targets in zip(*(part.split(settings.batch) for part in data.windows(settings.seq_len, most)), strict=True):
+        with _autocast(settings, device):
+            total += float(model(tokens.to(device), targets=targets.to(device))) * tokens.numel()
+        count += tokens.numel()
+    return total / count
+
+
+def _part(data: Corpus, step: int, settings: Settings, ranks: Ranks) -> Iterable[Tensor]:
+    """Return this rank's sequences of a step, and their targets."""
+    pair = data.batch(step, seed=settings.seed, sequences=settings.batch, seq_len=settings.seq_len)
+    return [part.chunk(ranks.size)[ranks.rank] for part in pair]
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, step: int, settings: Settings) -> float:
+    """Set the learning rate of a step, and return it."""
+    rate = learning_rate(
+        step,
+        schedule=settings.schedule,
+        lr=settings.lr,
+        min_lr=settings.lr_end * settings.lr,
+        warmup=settings.warmup,
+        steps=settings.steps,
+    )
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    return rate
+
+
+def _mean(loss: Tensor, ranks: Ranks) -> float:
+    """Return the mean of the losses of all ranks."""
+    if ranks.size > 1:
+        dist.all_reduce(loss)
+    return float(loss) / ranks.size
+
+
+def _autocast(settings: Settings, device: torch.device) -> AbstractContextManager[Any]:
+    return torch.autocast(device.type, dtype=torch.bfloat16) if settings.precision == "bf16" else nullcontext()
+
+
+def _unsynchronised(replica: nn.Module, more: bool) -> AbstractContextManager[Any]:
+    """Return the context of a micro-batch. Only after the last one do the ranks exchange their gradients."""
+    return replica.no_sync() if more and isinstance(replica, DistributedDataParallel) else nullcontext()

@@ -1,0 +1,92 @@
+"""A synthetic text from a Markov source. Its entropy rate is known, so it is an exact floor for the loss.
+
+The next symbol depends on the last `order` symbols only. V symbols, k order: the source has V^k contexts.
+"""
+
+from __future__ import annotations
+
+import random
+from bisect import bisect
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from llmbench.errors import LLMBenchError
+
+__all__ = ["MarkovSource", "markov_source"]
+
+MOST_PROBABILITIES = 2**20
+"""The largest number of transition probabilities, V^(k+1)."""
+SPREAD = 2.0
+"""The standard deviation of the logits from which the transition probabilities are computed."""
+
+
+class MarkovSource(NamedTuple):
+    """A Markov source. `transitions` [V^k, V], fp64: the probability of each symbol after each context."""
+
+    symbols: int
+    order: int
+    seed: int
+    transitions: Tensor
+
+    def stationary(self) -> Tensor:
+        """Return the share [V^k] of each context in an endless text, in fp64.
+
+        It is the fixed point of one step of the source. Every transition is possible, so the steps converge to it.
+        """
+        contexts = len(self.transitions)
+        shares = torch.full((contexts,), 1.0 / contexts, dtype=torch.float64)
+        for _ in range(100_000):
+            # The oldest symbol of the context is forgotten: the joint [V, V^(k-1) · V] is summed over it.
+            after = (shares[:, None] * self.transitions).reshape(self.symbols, contexts).sum(dim=0)
+            if float((after - shares).abs().sum()) < 1e-14:
+                break
+            shares = after
+        return after / after.sum()
+
+    def entropy_rate(self) -> float:
+        """Return the entropy of the next symbol, given all earlier symbols, in nats.
+
+        It is Σ_c π(c) · H(next symbol | c) over the contexts c, where π is the stationary distribution (Cover and Thomas,
+        Elements of Information Theory, theorem 4.2.4). No model has a lower expected loss.
+        """
+        entropies = torch.special.entr(self.transitions).sum(dim=1)
+        return float(self.stationary() @ entropies)
+
+    def text(self, length: int) -> bytes:
+        """Return `length` symbols, one per byte. They begin after a random context of the stationary distribution."""
+        generator = random.Random(f"{self.seed} text")
+        sums = [list(accumulate(row)) for row in self.transitions.tolist()]
+        starts = list(accumulate(self.stationary().tolist()))
+        context, contexts, last = bisect(starts, generator.random() * starts[-1]), len(sums), self.symbols - 1
+        context = min(context, contexts - 1)
+        symbols = bytearray()
+        for _ in range(length):
+            symbol = min(bisect(sums[context], generator.random()), last)
+            symbols.append(symbol)
+            context = (context * self.symbols + symbol) % contexts
+        return bytes(symbols)
+
+
+def markov_source(text: str) -> MarkovSource:
+    """Return the source that `V,order,seed` describes, for example `16,2,0`. The order and the seed may be left out.
+
+    Raises LLMBenchError for a wrong description, and for a source with too many transition probabilities.
+    """
+    parts = text.split(",")
+    if not 1 <= len(parts) <= 3 or not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
+        raise LLMBenchError(
+            f"markov:{text}: needs the number of symbols, the order and the seed", hint="for example markov:16,2,0"
+        )
+    symbols, order, seed = [*map(int, parts), *(1, 0)[len(parts) - 1 :]]
+    if not 2 <= symbols <= 256 or not 1 <= order <= 20 or symbols ** (order + 1) > MOST_PROBABILITIES:
+        raise LLMBenchError(
+            f"markov:{text}: needs 2 to 256 symbols, an order of at least 1, and symbols^(order + 1) of at most "
+            f"{MOST_PROBABILITIES:,}"
+        )
+    generator = random.Random(f"{seed} transitions")
+    contexts = symbols**order
+    logits = torch.tensor([generator.gauss(0.0, SPREAD) for _ in range(contexts * symbols)], dtype=torch.float64)
+    return MarkovSource(symbols, order, seed, logits.reshape(contexts, symbols).softmax(dim=1))

@@ -1,0 +1,229 @@
+"""A training run of the command line: a model, a text, settings, and a folder with the checkpoints and the metrics."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import torch
+
+from llmbench._version import __version__
+from llmbench.errors import LLMBenchError
+from llmbench.learn import checkpoint
+from llmbench.learn.checkpoint import State
+from llmbench.learn.data import Corpus, corpus
+from llmbench.learn.loop import Probe, Trained, optimizer_for, train
+from llmbench.learn.metrics import Metrics, StepRow, Validation
+from llmbench.learn.settings import Settings
+from llmbench.learn.threads import choose_threads
+from llmbench.measure.clock import clock_for
+from llmbench.measure.environment import environment
+from llmbench.measure.ranks import ALONE, Ranks
+from llmbench.measure.reference import measure_matmul
+from llmbench.model.create import build
+from llmbench.model.decoder import Decoder
+from llmbench.sizing.lengths import refuse_beyond_positions
+from llmbench.sizing.mfu import peak_flops_per_s
+from llmbench.spec.catalog import load_device
+from llmbench.spec.model import ModelSpec
+from llmbench.spec.override import override
+
+__all__ = ["METRICS", "Session", "new_session", "resumed_session"]
+
+METRICS = "metrics.jsonl"
+
+
+@dataclass(kw_only=True)
+class Session:
+    """A training run that can start now.
+
+    - `state`: what the next checkpoint says. Its step is the last finished step.
+    - `folder`: where checkpoints and metrics are kept. None: nothing is kept.
+    - `peak`: the FLOP/s from which MFU is computed, and `peak_source`: where the figure comes from.
+    """
+
+    model: Decoder
+    optimizer: torch.optim.Optimizer
+    data: Corpus
+    state: State
+    folder: Path | None
+    ranks: Ranks
+    peak: float
+    peak_source: str
+
+    def run(
+        self,
+        *,
+        stop_at: int | None = None,
+        probes: Sequence[Probe] = (),
+        on_step: Callable[[StepRow], object] = lambda row: None,
+        on_validation: Callable[[Validation], object] = lambda validation: None,
+    ) -> Trained:
+        """Train until step `stop_at`, or until the end of the schedule. Raises LLMBenchError if the run is finished."""
+        last = self.state.settings.steps if stop_at is None else stop_at
+        if not self.state.step < last <= self.state.settings.steps:
+            raise LLMBenchError(
+                f"the run has finished step {self.state.step:,} of {self.state.settings.steps:,}, so it cannot stop at "
+                f"step {last:,}"
+                if stop_at is not None
+                else f"the run is finished: it has all of its {last:,} steps"
+            )
+        metrics = self._open_metrics()
+        seconds = self.state.seconds
+
+        def step_done(row: StepRow) -> None:
+            nonlocal seconds
+            seconds = row.seconds
+            if metrics is not None:
+                metrics.write(row)
+            on_step(row)
+
+        def validated(validation: Validation) -> None:
+            if metrics is not None:
+                metrics.write(validation)
+            on_validation(validation)
+
+        def save(step: int, optimizer: torch.optim.Optimizer) -> None:
+            self.state = msgspec.structs.replace(self.state, step=step, seconds=seconds)
+            if self.folder is not None and self.ranks.first:
+                checkpoint.save(self.folder, self.model, optimizer, self.state)
+
+        try:
+            return train(
+                self.model,
+                self.data,
+                self.state.settings,
+                probes=probes,
+                optimizer=self.optimizer,
+                after=self.state.step,
+                stop_at=stop_at,
+                seconds=seconds,
+                peak_flops_per_s=self.peak,
+                on_step=step_done,
+                on_validation=validated,
+                save=save,
+                ranks=self.ranks,
+            )
+        finally:
+            if metrics is not None:
+                metrics.close()
+
+    def _open_metrics(self) -> Metrics | None:
+        if self.folder is None or not self.ranks.first:
+            return None
+        return Metrics(self.folder / METRICS, after=self.state.step)
+
+
+def new_session(
+    spec: ModelSpec,
+    data: Corpus,
+    data_name: str,
+    settings: Settings,
+    *,
+    device: torch.device,
+    folder: Path | None = None,
+    command: str = "",
+    ranks: Ranks = ALONE,
+) -> Session:
+    """Build the model with the vocabulary of the text, and prepare its training.
+
+    `data_name`: the value of --data. `folder`: a folder that does not exist. It gets the checkpoint of step 0 at once,
+    so that it has a checkpoint at every moment.
+
+    Raises LLMBenchError if the folder exists, or if the text or the model is too short for the sequences.
+    """
+    refuse_beyond_positions(spec, settings.seq_len)
+    data.refuse_short(settings.seq_len)
+    if folder is not None and os.path.lexists(folder):
+        hint = f"`llmbench train --resume {folder}` continues the run" if checkpoint.is_checkpoint(folder) else None
+        raise LLMBenchError(f"-o {folder} exists already", hint=hint or "give the name of a new folder")
+    if spec.vocab_size != data.vocab_size:
+        spec = override(spec, {"vocab_size": data.vocab_size, "published_parameters": None})
+    model = build(spec, device=device, seed=settings.seed)
+    threads = choose_threads(model, data, settings) if device.type == "cpu" else torch.get_num_threads()
+    state = State(
+        step=0,
+        seconds=0.0,
+        spec=spec,
+        settings=settings,
+        data=data_name,
+        data_sha256=_hash(data),
+        threads=ranks.gathered(threads)[0],
+        command=command,
+        versions={"llmbench": __version__, "python": platform.python_version(), "torch": str(torch.__version__)},
+    )
+    session = _session(model, optimizer_for(model, settings), data, state, folder, ranks)
+    if folder is not None:
+        ranks.agreed(lambda: _create(folder, session) if ranks.first else None)
+    return session
+
+
+def resumed_session(folder: Path, *, device: torch.device, ranks: Ranks = ALONE) -> Session:
+    """Load the last checkpoint of a run, and prepare to go on.
+
+    Raises LLMBenchError if the folder has no checkpoint, or if the text has changed.
+    """
+    found = checkpoint.newest(folder)
+    run = folder if found != folder else folder.parent
+    state = checkpoint.read_state(found)
+    data = corpus(state.data)
+    if _hash(data) != state.data_sha256:
+        raise LLMBenchError(f"the text {state.data} has changed since {found} was written")
+    model = checkpoint.load_model(found, device=device)
+    optimizer = optimizer_for(model, state.settings)
+    checkpoint.load_optimizer(found, model, optimizer)
+    return _session(model, optimizer, data, state, run, ranks)
+
+
+def _session(
+    model: Decoder,
+    optimizer: torch.optim.Optimizer,
+    data: Corpus,
+    state: State,
+    folder: Path | None,
+    ranks: Ranks,
+) -> Session:
+    torch.set_num_threads(state.threads)
+    peak, source = _peak(model.embedding.weight.device, state.settings)
+    return Session(
+        model=model,
+        optimizer=optimizer,
+        data=data,
+        state=state,
+        folder=folder,
+        ranks=ranks,
+        peak=peak,
+        peak_source=source,
+    )
+
+
+def _create(folder: Path, session: Session) -> None:
+    """Create the folder of a run with the checkpoint of step 0, under a temporary name first."""
+    temporary = folder.with_name(f".{folder.name}.new-{os.getpid()}")
+    try:
+        temporary.mkdir(parents=True)
+        checkpoint.save(temporary, session.model, session.optimizer, session.state)
+        os.rename(temporary, folder)
+    except OSError as problem:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise LLMBenchError(f"cannot create {folder}: {problem.strerror}") from None
+
+
+def _hash(data: Corpus) -> str:
+    return hashlib.sha256(data.train.numpy().data).hexdigest()
+
+
+def _peak(device: torch.device, settings: Settings) -> tuple[float, str]:
+    """Return the peak FLOP/s of a device and its source: the datasheet, else a matrix product of this moment."""
+    name = environment(device).datasheet
+    if name is not None:
+        return peak_flops_per_s(load_device(name), settings.precision), f"datasheet ({name})"
+    dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+    measured = measure_matmul(clock_for(device), dtype)
+    return measured.per_s, f"measured: {measured.description}"

@@ -1,0 +1,74 @@
+"""The settings of a training run. The defaults are those of nanoGPT's README for a computer without a GPU."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from llmbench.errors import LLMBenchError
+from llmbench.learn.schedule import Schedule
+
+__all__ = ["Optimizer", "Precision", "Settings"]
+
+Optimizer = Literal["adamw", "sgd"]
+Precision = Literal["fp32", "bf16"]
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What decides the course of a training run, beside the model and the text.
+
+    - `steps`: the number of steps of the whole schedule.
+    - `batch`: the sequences of a step, of all micro-batches and ranks together.
+    - `seq_len`: the tokens per sequence.
+    - `accumulate`: the number of micro-batches of a step, whose gradients are added up.
+    - `lr`, `warmup`, `schedule`: see `llmbench.learn.schedule`. `lr_end`: the rate of the last step as a share of `lr`.
+    - `optimizer`: adamw, or sgd with momentum `beta1`.
+    - `weight_decay`: applied to matrices and tables only, and not to biases and the weights of norms.
+    - `clip`: the largest norm of all gradients together. 0: gradients are not clipped.
+    - `precision`: bf16 computes the products of the forward pass in bf16 (autocast). The weights stay in fp32.
+    - `compile`: whether torch.compile compiles the model.
+    - `seed`: decides the first weights, the batches and the dropout masks.
+    - `validate_every`: the number of steps between two validations.
+    - `validation_batches`: the number of batches of each validation but the last, which reads the whole validation part.
+
+    Raises LLMBenchError for values that contradict each other.
+    """
+
+    steps: int = 2000
+    batch: int = 12
+    seq_len: int = 64
+    accumulate: int = 1
+    lr: float = 1e-3
+    lr_end: float = 0.1
+    warmup: int = 100
+    schedule: Schedule = "cosine"
+    optimizer: Optimizer = "adamw"
+    beta1: float = 0.9
+    beta2: float = 0.99
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    precision: Precision = "fp32"
+    compile: bool = False
+    seed: int = 0
+    validate_every: int = 250
+    validation_batches: int = 20
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "seq_len", "accumulate", "validate_every", "validation_batches"):
+            if getattr(self, name) < 1:
+                raise LLMBenchError(f"{name}: must be at least 1, not {getattr(self, name)}")
+        for name in ("warmup", "weight_decay", "clip"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise LLMBenchError(f"{name}: must be at least 0 and finite, not {getattr(self, name)}")
+        if not 0 < self.lr < float("inf"):
+            raise LLMBenchError(f"lr: must be above 0 and finite, not {self.lr}")
+        if self.batch % self.accumulate:
+            raise LLMBenchError(
+                f"a batch of {self.batch} sequences cannot be divided into {self.accumulate} equal micro-batches"
+            )
+
+    @property
+    def tokens(self) -> int:
+        """The tokens of a step."""
+        return self.batch * self.seq_len
