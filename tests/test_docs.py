@@ -136,11 +136,26 @@ def test_examples_of_the_help_run(
     if example.startswith("llmbench diff"):
         for name in ("before", "after"):
             (tmp_path / f"{name}.jsonl").write_bytes(b"".join(encode(line) + b"\n" for line in (header(), row())))
+    if example.startswith("llmbench train"):
+        example = few_steps(example, tmp_path, monkeypatch)
     own_process = ("llmbench kernels inspect", "llmbench profile", "llmbench bench")
     if example.startswith(own_process):  # this process may run kernels in the interpreter
         in_own_process(shlex.split(example)).check_returncode()
         return
     assert run(shlex.split(example)[1:]) == 0, capsys.readouterr().err
+
+
+def few_steps(example: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return an example of `train` with two steps on a short text. Write the text, and the run that is resumed."""
+    text = "to be, or not to be: that is the question. " * 500
+    (folder / "book.txt").write_text(text)
+    monkeypatch.setattr("llmbench.learn.data.plays", text.encode)
+    monkeypatch.setattr("llmbench.learn.session.measured_peak", lambda device, settings: (1e11, "fixed"))
+    if "--resume" in example:
+        assert run(["train", "nanogpt-cpu", "--steps", "2", "--stop-at", "1", "-o", "run2"]) == 0
+        return example
+    example = re.sub(r"--stop-at \d+", "--stop-at 1", example)
+    return re.sub(r" --steps \d+", "", example) + " --steps 2"
 
 
 @pytest.mark.parametrize("path", PAGES, ids=relative.get)

@@ -84,11 +84,11 @@ def test_the_version_is_said_once() -> None:
 def test_the_base_install_is_small() -> None:
     names = {re.match(r"[A-Za-z0-9_.-]+", line)[0] for line in PROJECT["project"]["dependencies"]}
     assert names == {"typer", "rich", "msgspec", "nvidia-ml-py"}
-    assert {"gpu", "plot", "hf", "dev"} <= set(PROJECT["project"]["optional-dependencies"])
+    assert {"gpu", "plot", "hf", "learn", "dev"} <= set(PROJECT["project"]["optional-dependencies"])
 
 
 def test_hints_install_extras_that_exist() -> None:
     sources = [path.read_text(encoding="utf-8") for path in (ROOT / "llmbench").rglob("*.py")]
     named = {name for text in sources for name in re.findall(r"install_hint\(.(\w+).\)", text)}
-    assert named == {"gpu", "hf", "plot"}
+    assert named == {"gpu", "hf", "learn", "plot"}
     assert named <= set(PROJECT["project"]["optional-dependencies"])

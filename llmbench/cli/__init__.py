@@ -31,6 +31,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "diff": "llmbench.cli.diff",
     },
     "Learn": {
+        "train": "llmbench.cli.train",
         "worked": "llmbench.cli.worked",
     },
     "Data": {

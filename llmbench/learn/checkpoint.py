@@ -138,7 +138,7 @@ def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Op
         raise SpecError(f"{checkpoint / OPTIMIZER}: the model has no weight for {next(iter(tensors))}")
 
 
-def _names(model: nn.Module) -> dict[nn.Parameter, str]:
+def _names(model: nn.Module) -> dict[Tensor, str]:
     return {weight: name for name, weight in model.named_parameters()}
 
 

@@ -54,7 +54,9 @@ def cause_of(model: Decoder, tokens: Tensor, targets: Tensor) -> str:
     if not _finite(loss):
         return "the loss is not finite, but every output of a module is"
     # The backward pass begins at the last module.
-    gradients = [name for name, weight in model.named_parameters() if weight.grad is not None and not _finite(weight.grad)]
+    gradients = [
+        name for name, weight in model.named_parameters() if weight.grad is not None and not _finite(weight.grad)
+    ]
     if gradients:
         return f"the loss is finite, but the gradient of {gradients[-1]} is not"
     return "the norm of all gradients is too large for fp32"

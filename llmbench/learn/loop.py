@@ -59,11 +59,11 @@ class Probe:
 
 
 class Trained(NamedTuple):
-    """The rows of the steps that ran, the validations, and the optimizer. The model was trained in place."""
+    """The rows of the steps that ran, the validations, and the time of the steps. The model was trained in place."""
 
     steps: list[StepRow]
     validations: list[Validation]
-    optimizer: torch.optim.Optimizer
+    seconds: float
 
     @property
     def losses(self) -> list[float]:
@@ -103,8 +103,9 @@ def train(
     data.refuse_short(settings.seq_len)
     if settings.batch % (settings.accumulate * ranks.size):
         raise LLMBenchError(f"a batch of {settings.batch} sequences cannot be divided equally among {ranks.size} ranks")
-    device = model.embedding.weight.device
+    before, device = seconds, model.embedding.weight.device
     optimizer = optimizer_for(model, settings) if optimizer is None else optimizer
+    model.dropout = settings.dropout
     if settings.compile:
         model.compile()
     replica: nn.Module = model
@@ -135,7 +136,9 @@ def train(
                     loss = replica(tokens, targets=targets) / settings.accumulate
                 loss.backward()
                 total += loss.detach()
-            moment = Moment(step, model, optimizer, tokens, targets, _mean(total, ranks), _set_rate(optimizer, step, settings))
+            moment = Moment(
+                step, model, optimizer, tokens, targets, _mean(total, ranks), _set_rate(optimizer, step, settings)
+            )
             for probe in probes:
                 probe.gradients(moment)
             weights = [weight for weight in model.parameters() if weight.grad is not None]
@@ -170,7 +173,7 @@ def train(
             if last or step % settings.validate_every == 0:
                 validate(step, whole=last)
                 save(step, optimizer)
-    return Trained(steps, validations, optimizer)
+    return Trained(steps, validations, seconds - before)
 
 
 def optimizer_for(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
@@ -196,7 +199,9 @@ def validation_loss(model: Decoder, data: Corpus, settings: Settings, *, whole: 
     most = None if whole else settings.validation_batches * settings.batch
     model.eval()
     total, count = 0.0, 0
-    for tokens, targets in zip(*(part.split(settings.batch) for part in data.windows(settings.seq_len, most)), strict=True):
+    for tokens, targets in zip(
+        *(part.split(settings.batch) for part in data.windows(settings.seq_len, most)), strict=True
+    ):
         with _autocast(settings, device):
             total += float(model(tokens.to(device), targets=targets.to(device))) * tokens.numel()
         count += tokens.numel()

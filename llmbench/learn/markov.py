@@ -49,8 +49,8 @@ class MarkovSource(NamedTuple):
     def entropy_rate(self) -> float:
         """Return the entropy of the next symbol, given all earlier symbols, in nats.
 
-        It is Σ_c π(c) · H(next symbol | c) over the contexts c, where π is the stationary distribution (Cover and Thomas,
-        Elements of Information Theory, theorem 4.2.4). No model has a lower expected loss.
+        It is Σ_c π(c) · H(next symbol | c) over the contexts c, where π is the stationary distribution (Cover and
+        Thomas, Elements of Information Theory, theorem 4.2.4). No model has a lower expected loss.
         """
         entropies = torch.special.entr(self.transitions).sum(dim=1)
         return float(self.stationary() @ entropies)

@@ -96,10 +96,10 @@ class Metrics:
         """Close the file."""
         self._file.close()
 
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        """All rows of the file."""
-        return [row for _, row in _rows(self.path)]
+    @staticmethod
+    def read(path: Path) -> list[dict[str, Any]]:
+        """Return the rows of a file. An incomplete last line is left out."""
+        return [row for _, row in _rows(path)]
 
 
 def _rows(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:

@@ -34,7 +34,7 @@ from llmbench.spec.catalog import load_device
 from llmbench.spec.model import ModelSpec
 from llmbench.spec.override import override
 
-__all__ = ["METRICS", "Session", "new_session", "resumed_session"]
+__all__ = ["METRICS", "Session", "measured_peak", "new_session", "resumed_session"]
 
 METRICS = "metrics.jsonl"
 
@@ -190,7 +190,7 @@ def _session(
     ranks: Ranks,
 ) -> Session:
     torch.set_num_threads(state.threads)
-    peak, source = _peak(model.embedding.weight.device, state.settings)
+    peak, source = measured_peak(model.embedding.weight.device, state.settings)
     return Session(
         model=model,
         optimizer=optimizer,
@@ -219,7 +219,7 @@ def _hash(data: Corpus) -> str:
     return hashlib.sha256(data.train.numpy().data).hexdigest()
 
 
-def _peak(device: torch.device, settings: Settings) -> tuple[float, str]:
+def measured_peak(device: torch.device, settings: Settings) -> tuple[float, str]:
     """Return the peak FLOP/s of a device and its source: the datasheet, else a matrix product of this moment."""
     name = environment(device).datasheet
     if name is not None:

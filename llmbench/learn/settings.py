@@ -25,12 +25,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     - `lr`, `warmup`, `schedule`: see `llmbench.learn.schedule`. `lr_end`: the rate of the last step as a share of `lr`.
     - `optimizer`: adamw, or sgd with momentum `beta1`.
     - `weight_decay`: applied to matrices and tables only, and not to biases and the weights of norms.
+    - `dropout`: the share of elements that dropout sets to 0 in training.
     - `clip`: the largest norm of all gradients together. 0: gradients are not clipped.
     - `precision`: bf16 computes the products of the forward pass in bf16 (autocast). The weights stay in fp32.
     - `compile`: whether torch.compile compiles the model.
     - `seed`: decides the first weights, the batches and the dropout masks.
     - `validate_every`: the number of steps between two validations.
-    - `validation_batches`: the number of batches of each validation but the last, which reads the whole validation part.
+    - `validation_batches`: the number of batches of each validation but the last, which reads the whole part.
 
     Raises LLMBenchError for values that contradict each other.
     """
@@ -47,6 +48,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     beta1: float = 0.9
     beta2: float = 0.99
     weight_decay: float = 0.1
+    dropout: float = 0.0
     clip: float = 1.0
     precision: Precision = "fp32"
     compile: bool = False

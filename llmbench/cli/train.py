@@ -1,0 +1,306 @@
+"""`llmbench train`: train a model on a text, keep checkpoints and metrics, and go on with a run that has stopped."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from llmbench.cli.help import OUTPUT
+from llmbench.cli.measured import Device, need_torch
+from llmbench.cli.messages import say
+from llmbench.cli.options import MODEL_HELP, Set, answer, load, positive_integer, prints_tables, token_count
+from llmbench.cli.train_document import document
+from llmbench.errors import LLMBenchError
+from llmbench.report.render import Format
+
+if TYPE_CHECKING:
+    from llmbench.learn.data import Corpus
+    from llmbench.learn.metrics import StepRow
+    from llmbench.learn.settings import Settings
+
+OTHERS = (
+    "accumulate",
+    "beta1",
+    "beta2",
+    "clip",
+    "compile",
+    "dropout",
+    "lr_end",
+    "validate_every",
+    "validation_batches",
+    "weight_decay",
+)
+"""The settings that only --setting sets."""
+Model = Annotated[str | None, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="TEXT",
+        help="Text to train on: shakespeare, stdlib (the sources of Python's standard library), markov:V,order,seed (a "
+        "synthetic text with V symbols and a known entropy), or a file. Default: shakespeare.",
+        show_default=False,
+    ),
+]
+Steps = Annotated[
+    int | None,
+    typer.Option(
+        "--steps",
+        metavar="N",
+        help="Steps of the whole schedule. Default: 2000.",
+        parser=positive_integer,
+        show_default=False,
+    ),
+]
+Batch = Annotated[
+    int | None,
+    typer.Option(
+        "--batch", metavar="N", help="Sequences per step. Default: 12.", parser=positive_integer, show_default=False
+    ),
+]
+Seq = Annotated[
+    int | None,
+    typer.Option(
+        "--seq",
+        metavar="TOKENS",
+        help="Tokens per sequence. Default: the context length of the model, but at most 256.",
+        parser=token_count,
+        show_default=False,
+    ),
+]
+Lr = Annotated[
+    float | None,
+    typer.Option("--lr", metavar="RATE", help="Highest learning rate. Default: 0.001.", show_default=False),
+]
+Warmup = Annotated[
+    int | None,
+    typer.Option(
+        "--warmup",
+        metavar="N",
+        min=0,
+        help="Steps in which the rate rises to --lr. Default: 100, but at most a tenth of --steps.",
+        show_default=False,
+    ),
+]
+Curve = Annotated[
+    Literal["cosine", "constant", "trapezoid"] | None,
+    typer.Option("--schedule", help="Learning rate after the warm-up. Default: cosine.", show_default=False),
+]
+Optimizer = Annotated[
+    Literal["adamw", "sgd"] | None, typer.Option("--optimizer", help="Default: adamw.", show_default=False)
+]
+Precision = Annotated[
+    Literal["fp32", "bf16"] | None,
+    typer.Option(
+        "--dtype",
+        help="Number format of the products; the weights are in fp32. Default: bf16 on a GPU, fp32 on a CPU.",
+        show_default=False,
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        "--seed",
+        metavar="N",
+        min=0,
+        help="Decides the first weights and the batches. Default: 0.",
+        show_default=False,
+    ),
+]
+Setting = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--setting",
+        metavar="KEY=VALUE",
+        help=f"Another setting: {', '.join(OTHERS)}. Can be repeated.",
+        show_default=False,
+    ),
+]
+StopAt = Annotated[
+    int | None,
+    typer.Option(
+        "--stop-at",
+        metavar="STEP",
+        help="Stop after this step. The schedule is still that of --steps.",
+        parser=positive_integer,
+        show_default=False,
+    ),
+]
+Resume = Annotated[
+    Path | None,
+    typer.Option(
+        "--resume",
+        metavar="FOLDER",
+        help="Go on with the run in this folder, with its settings, as if it had never stopped.",
+        show_default=False,
+    ),
+]
+Folder = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FOLDER",
+        help="New folder for checkpoints and metrics.jsonl. Default: nothing is kept.",
+        show_default=False,
+    ),
+]
+As = Annotated[Format, typer.Option("--format", "-f", help="Format of the answer.", rich_help_panel=OUTPUT)]
+LONGEST = 256
+"""The largest default of --seq, in tokens."""
+
+
+@prints_tables
+def command(
+    model: Model = None,
+    data: Data = None,
+    steps: Steps = None,
+    batch: Batch = None,
+    seq: Seq = None,
+    lr: Lr = None,
+    warmup: Warmup = None,
+    schedule: Curve = None,
+    optimizer: Optimizer = None,
+    dtype: Precision = None,
+    device: Device = "auto",
+    seed: Seed = None,
+    setting: Setting = None,
+    set: Set = None,
+    stop_at: StopAt = None,
+    resume: Resume = None,
+    folder: Folder = None,
+    format: As = "table",
+) -> None:
+    """Train a model on a text, and show how well it predicts a part of the text that it has not read.
+
+    A token is one byte, so the model gets a vocabulary of 256. The first 90% of the text are for training, the last 10%
+    for validation. The defaults are nanoGPT's settings for a computer without a GPU. Under torchrun, each process
+    trains on an equal part of every batch.
+
+    With -o, the folder gets metrics.jsonl with the figures of each step, and a checkpoint after each validation. A run
+    that was stopped or killed goes on with --resume. The exit code is 1 if the loss becomes NaN.
+
+    Examples:
+
+      llmbench train nanogpt-cpu -o run
+
+      llmbench train nanogpt-cpu --steps 200 --seed 1 --stop-at 100 -o run2
+
+      llmbench train --resume run2
+
+      llmbench train smollm2-135m --set num_hidden_layers=2 --data book.txt --steps 50
+    """
+    chosen = {
+        "steps": steps, "batch": batch, "seq_len": seq, "lr": lr, "warmup": warmup, "schedule": schedule,
+        "optimizer": optimizer, "precision": dtype, "seed": seed,
+    }  # fmt: skip
+    if (model is None) == (resume is None):
+        raise LLMBenchError("give either a MODEL or --resume FOLDER", hint="for example `llmbench train nanogpt-cpu`")
+    if resume is not None:
+        _refuse_with_resume({**chosen, "data": data, "setting": setting, "set": set, "output": folder})
+    spec = None if model is None else load(model, set)
+    need_torch("train")
+    from llmbench.learn.session import new_session, resumed_session
+    from llmbench.measure.environment import environment
+    from llmbench.measure.ranks import join
+    from llmbench.model.devices import device_of
+
+    ranks, where = join("any", device_of(device), "train")
+    vocabulary = ""
+    if resume is not None:
+        session = resumed_session(resume, device=where, ranks=ranks)
+    else:
+        assert spec is not None
+        text, name = _corpus(data, ranks.first)
+        if spec.vocab_size != text.vocab_size:
+            vocabulary = (
+                f"vocabulary {spec.vocab_size:,} → {text.vocab_size:,} {'bytes' if text.floor is None else 'symbols'}"
+            )
+        session = new_session(
+            spec,
+            text,
+            name,
+            _settings(chosen, setting, spec.max_position_embeddings, where.type),
+            device=where,
+            folder=folder,
+            command=shlex.join(["llmbench", *sys.argv[1:]]),
+            ranks=ranks,
+        )
+    start = session.state.step
+    with _progress(start, stop_at or session.state.settings.steps, shown=ranks.first) as advance:
+        trained = session.run(stop_at=stop_at, on_step=advance)
+    if not ranks.first:
+        return
+    inputs = {"model": model, "resume": None if resume is None else str(resume), "stop_at": stop_at, "set": set or []}
+    answer(document(session, trained, inputs, vocabulary, environment(where)), format, None)
+
+
+def _refuse_with_resume(options: dict[str, Any]) -> None:
+    names = {"seq_len": "seq", "precision": "dtype"}
+    for name, value in options.items():
+        if value is not None:
+            raise LLMBenchError(
+                f"--{names.get(name, name)} cannot be used with --resume: a resumed run keeps its settings",
+                hint="only --stop-at and --device can be given with --resume",
+            )
+
+
+def _corpus(data: str | None, first: bool) -> tuple[Corpus, str]:
+    """Return the text, and the value of --data with which a resumed run finds it."""
+    from llmbench.learn.data import corpus, default_corpus
+
+    if data is not None:
+        text = corpus(data)
+        return text, str(Path(data).absolute()) if Path(data).exists() and text.name != data else data
+    text, reason = default_corpus()
+    if reason is not None and first:
+        say(f"note: {reason}")
+    return text, text.name
+
+
+def _settings(chosen: dict[str, Any], others: list[str] | None, context: int | None, device: str) -> Settings:
+    """Return the settings: the values of the options, and the defaults that depend on the model and the device."""
+    import msgspec
+
+    from llmbench.learn.settings import Settings
+    from llmbench.spec.override import parse_assignments
+
+    given = {name: value for name, value in chosen.items() if value is not None}
+    defaults = Settings()
+    steps = given.get("steps", defaults.steps)
+    values: dict[str, Any] = {
+        "seq_len": min(context or LONGEST, LONGEST),
+        "warmup": min(defaults.warmup, steps // 10),
+        "precision": "bf16" if device == "cuda" else "fp32",
+        "validate_every": min(defaults.validate_every, -(-steps // 8)),
+        **given,
+    }
+    for name, value in parse_assignments(others or []).items():
+        if name not in OTHERS:
+            raise LLMBenchError(f"--setting {name}: unknown setting", hint=f"choose from {', '.join(OTHERS)}")
+        values[name] = value
+    try:
+        return msgspec.convert(values, Settings)
+    except msgspec.ValidationError as problem:
+        raise LLMBenchError(f"--setting: {problem}") from None
+
+
+@contextmanager
+def _progress(start: int, end: int, *, shown: bool) -> Iterator[Callable[[StepRow], object]]:
+    """Show a progress bar on stderr until the block ends. Do nothing if stderr is not a terminal."""
+    if not shown or not sys.stderr.isatty():
+        yield lambda row: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("training", total=end, completed=start)
+        yield lambda row: bar.update(task, completed=row.step, description=f"loss {row.loss:.3f}")

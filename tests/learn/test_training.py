@@ -1,0 +1,283 @@
+"""A training run: it learns, stops and goes on to the bit, survives a kill, names what diverged, and runs on ranks."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llmbench.errors import LLMBenchError, SpecError
+from llmbench.learn import checkpoint
+from llmbench.learn.data import corpus, corpus_of
+from llmbench.learn.faults import DivergedError
+from llmbench.learn.loop import Moment, Probe, optimizer_for, train, validation_loss
+from llmbench.learn.metrics import Metrics
+from llmbench.learn.session import METRICS, Session, new_session, resumed_session
+from llmbench.model.create import build
+from tests.learn.small import settings, spec
+
+ROOT = Path(__file__).parents[2]
+CPU = torch.device("cpu")
+
+
+def session(book: Path, folder: Path | None, **changes: Any) -> Session:
+    return new_session(spec(), corpus(str(book)), str(book), settings(**changes), device=CPU, folder=folder)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The tensors of a run's last checkpoint, and its state without times."""
+    last = checkpoint.newest(folder)
+    state = json.loads((last / "state.json").read_bytes())
+    state.pop("seconds")
+    files = {name: (last / name).read_bytes() for name in ("model.safetensors", "optimizer.safetensors")}
+    return files | {"state": json.dumps(state).encode()}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(book: Path, tmp_path: Path, optimizer: Any) -> None:
+    session(book, tmp_path / "whole", optimizer=optimizer).run()
+    session(book, tmp_path / "halves", optimizer=optimizer).run(stop_at=10)
+    assert checkpoint.newest(tmp_path / "halves").name == "step-00000010"
+    resumed_session(tmp_path / "halves", device=CPU).run()
+    assert contents(tmp_path / "whole") == contents(tmp_path / "halves")
+    whole, halves = (Metrics.read(tmp_path / name / METRICS) for name in ("whole", "halves"))
+
+    def numbers(rows: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+        """The rows of the steps, and the validations at steps that both runs have."""
+        rows = [row for row in rows if "validation_loss" not in row or (row["step"] % 5 == 0 and row["step"] != 10)]
+        return [(row["step"], row.get("loss"), row.get("grad_norm"), row.get("validation_loss")) for row in rows]
+
+    assert numbers(whole) == numbers(halves)
+    assert [row["step"] for row in whole if "loss" in row] == list(range(1, 21))
+
+
+def test_dropout_masks_do_not_depend_on_an_interruption(book: Path) -> None:
+    data, losses, rates = corpus(str(book)), [], settings(dropout=0.3)
+    for parts in ([(0, 6)], [(0, 2), (2, 6)]):
+        model = build(spec(vocab_size=256), seed=0)
+        optimizer, found = optimizer_for(model, rates), []
+        for after, stop_at in parts:
+            torch.manual_seed(after)
+            before = torch.get_rng_state()
+            found += train(model, data, rates, optimizer=optimizer, after=after, stop_at=stop_at).losses
+            assert torch.equal(before, torch.get_rng_state())
+        losses.append(found)
+    assert losses[0] == losses[1]
+    assert losses[0] != train(build(spec(vocab_size=256), seed=0), data, settings(), stop_at=6).losses
+
+
+def test_a_run_learns_and_its_metrics_are_consistent(book: Path, tmp_path: Path) -> None:
+    run = session(book, tmp_path / "run", steps=60, lr=1e-2)
+    trained = run.run()
+    assert trained.validations[0].validation_loss == pytest.approx(math.log(256), abs=0.2)
+    assert trained.validations[-1].validation_loss < run.data.unigram - 1.0
+    rows = [row for row in Metrics.read(tmp_path / "run" / METRICS) if "loss" in row]
+    assert [row["tokens"] for row in rows] == [64 * step for step in range(1, 61)]
+    assert all(row["clipped"] == (row["grad_norm"] > 1.0) for row in rows)
+    assert {row["clipped"] for row in rows} == {True, False}
+    assert all(0 < row["mfu"] < 2 for row in rows)
+    seconds = [row["seconds"] for row in rows]
+    assert seconds == sorted(seconds)
+    again = validation_loss(checkpoint.load_model(checkpoint.newest(tmp_path / "run")), run.data, run.state.settings)
+    assert again == trained.validations[-1].validation_loss
+
+
+def test_the_gradients_of_micro_batches_are_those_of_the_batch(book: Path) -> None:
+    data = corpus(str(book))
+    runs = [
+        train(build(spec(vocab_size=256), seed=0), data, settings(accumulate=parts, steps=3)).losses
+        for parts in (1, 2, 4)
+    ]
+    for run in runs[1:]:
+        assert run == pytest.approx(runs[0], rel=1e-5)
+
+
+def test_probes_see_gradients_before_clipping_and_weights_after_the_update(book: Path) -> None:
+    class Look(Probe):
+        first: torch.Tensor
+
+        def __init__(self) -> None:
+            self.norms: list[float] = []
+
+        def gradients(self, moment: Moment) -> None:
+            self.norms.append(float(torch.nn.utils.get_total_norm([w.grad for w in moment.model.parameters()])))
+            self.first = moment.model.embedding.weight.detach().clone()
+
+        def updated(self, moment: Moment) -> dict[str, float]:
+            return {"moved": float((moment.model.embedding.weight.detach() - self.first).abs().max())}
+
+    data, probe = corpus(str(book)), Look()
+    trained = train(build(spec(vocab_size=256), seed=0), data, settings(clip=0.01, steps=3), probes=[probe])
+    assert probe.norms == [row.grad_norm for row in trained.steps]
+    assert all(row.clipped and row.as_json()["moved"] > 0 for row in trained.steps)
+    unseen = train(build(spec(vocab_size=256), seed=0), data, settings(clip=0.01, steps=3))
+    assert unseen.losses == trained.losses
+
+
+def test_only_matrices_and_tables_have_weight_decay() -> None:
+    model = build(spec())
+    decayed, plain = optimizer_for(model, settings()).param_groups
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
+    assert {weight.dim() for weight in decayed["params"]} == {2}
+    assert {weight.dim() for weight in plain["params"]} == {1}
+    assert len(decayed["params"]) + len(plain["params"]) == len(list(model.parameters()))
+
+
+def test_a_run_that_diverges_names_the_layer_and_keeps_its_checkpoint(book: Path, tmp_path: Path) -> None:
+    class Break(Probe):
+        def updated(self, moment: Moment) -> None:
+            if moment.step == 7:
+                with torch.no_grad():
+                    moment.model.layers[1].ffn.up_proj.weight[3, 5] = float("inf")
+
+    run = session(book, tmp_path / "run")
+    with pytest.raises(DivergedError, match=r"^step 8: the output of layers\.1\.ffn\.up_proj is the first") as caught:
+        run.run(probes=[Break()])
+    assert (caught.value.step, caught.value.exit_code) == (8, 1)
+    assert checkpoint.newest(tmp_path / "run").name == "step-00000005"
+    assert all(
+        weight.isfinite().all() for weight in checkpoint.load_model(tmp_path / "run" / "step-00000005").parameters()
+    )
+
+
+def test_a_gradient_that_is_not_finite_is_named(book: Path) -> None:
+    model = build(spec(vocab_size=256))
+    model.layers[0].attention.q_proj.weight.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(DivergedError, match=r"the gradient of layers\.0\.attention\.q_proj\.weight is not"):
+        train(model, corpus(str(book)), settings())
+
+
+def test_nothing_is_overwritten(book: Path, tmp_path: Path) -> None:
+    session(book, tmp_path / "run").run(stop_at=1)
+    with pytest.raises(LLMBenchError, match="exists already") as caught:
+        session(book, tmp_path / "run")
+    assert f"llmbench train --resume {tmp_path / 'run'}" in caught.value.hint
+    (tmp_path / "notes").mkdir()
+    with pytest.raises(LLMBenchError, match="exists already"):
+        session(book, tmp_path / "notes")
+    resumed_session(tmp_path / "run", device=CPU).run()
+    finished = resumed_session(tmp_path / "run", device=CPU)
+    with pytest.raises(LLMBenchError, match="it has all of its 20 steps"):
+        finished.run()
+    book.write_text("another text " * 500)
+    with pytest.raises(LLMBenchError, match="has changed since"):
+        resumed_session(tmp_path / "run", device=CPU)
+
+
+def test_two_checkpoints_are_kept_and_damage_is_refused(book: Path, tmp_path: Path) -> None:
+    session(book, tmp_path / "run").run()
+    kept = [path.name for path in checkpoint.checkpoints(tmp_path / "run")]
+    assert kept == ["step-00000015", "step-00000020"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted([*kept, METRICS])
+    from safetensors.torch import load_file
+
+    last = tmp_path / "run" / kept[1]
+    tensors, model = load_file(last / "model.safetensors"), checkpoint.load_model(last)
+    assert tensors.keys() == {name for name, _ in model.named_parameters()}
+    assert all(torch.equal(tensors[name], weight) for name, weight in model.named_parameters())
+    (last / "model.safetensors").write_bytes((last / "model.safetensors").read_bytes()[:-4])
+    with pytest.raises(SpecError, match="truncated or damaged"):
+        checkpoint.load_model(last)
+    (last / "state.json").write_text('{"step": 1}')
+    with pytest.raises(SpecError, match="is not the state of a checkpoint"):
+        checkpoint.read_state(last)
+
+
+KILLED = """
+import sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from llmbench.learn.data import corpus
+from llmbench.learn.session import new_session
+from tests.learn.small import settings, spec
+book, folder = sys.argv[1:]
+run = new_session(spec(), corpus(book), book, settings(steps=100_000, validate_every=1, validation_batches=1),
+                  device=torch.device("cpu"), folder=Path(folder))
+print("started", flush=True)
+run.run()
+"""
+
+
+def kill_at_random(book: Path, folder: Path, delays: list[float]) -> None:
+    """Start a run per delay, kill it after so many seconds, and check that its last checkpoint is whole."""
+    for index, delay in enumerate(delays):
+        run = folder / f"run{index}"
+        command = [sys.executable, "-c", KILLED, str(book), str(run)]
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"started\n"
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        before = checkpoint.newest(run)
+        resumed = resumed_session(run, device=CPU)
+        after = resumed.state.step
+        assert before.name == f"step-{after:08d}"
+        resumed.run(stop_at=after + 2)
+        rows = [row["step"] for row in Metrics.read(run / METRICS) if "loss" in row]
+        assert rows == list(range(1, after + 3))
+
+
+def test_a_killed_run_leaves_a_whole_checkpoint(book: Path, tmp_path: Path) -> None:
+    kill_at_random(book, tmp_path, [0.13])
+
+
+RANKED = """
+import json, sys
+import torch
+torch.set_num_threads(1)
+from llmbench.learn.data import corpus
+from llmbench.learn.session import new_session
+from llmbench.measure.ranks import join
+from tests.learn.small import settings, spec
+ranks, device = join("any", torch.device("cpu"), "train")
+run = new_session(spec(), corpus(sys.argv[1]), sys.argv[1], settings(steps=6, accumulate=2), device=device, ranks=ranks)
+trained = run.run()
+print(json.dumps([trained.losses, [row.validation_loss for row in trained.validations]]))
+"""
+
+
+def test_two_ranks_train_like_one(book: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANKED, str(book)],
+            env={**os.environ, **where, "RANK": rank, "LOCAL_RANK": rank},
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    said = [process.communicate(timeout=120)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0]
+    found = [json.loads(text) for text in said]
+    assert found[0] == found[1]
+    alone = session(book, None, steps=6, accumulate=2).run()
+    assert found[0][0] == pytest.approx(alone.losses, abs=1e-6)
+    assert found[0][1] == pytest.approx([row.validation_loss for row in alone.validations], abs=1e-6)
+
+
+def test_a_batch_that_cannot_be_divided_is_refused(book: Path) -> None:
+    with pytest.raises(LLMBenchError, match="cannot be divided into 3 equal micro-batches"):
+        settings(accumulate=3)
+    short = corpus_of("short", b"abc" * 40)
+    with pytest.raises(LLMBenchError, match="its validation part has 12 tokens, too few for a sequence of 16"):
+        train(build(spec(vocab_size=256)), short, settings())
