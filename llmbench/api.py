@@ -266,7 +266,7 @@ def fit(
     layout: str = "",
     engine: str = "vllm",
     utilization: float | None = None,
-    seq: int | Sequence[int] = 8192,
+    seq: int | Sequence[int] | None = None,
     users: int | Sequence[int] = 1,
     weights: str | Sequence[str] = (),
     kv_dtype: str | Sequence[str] | None = None,
@@ -280,9 +280,9 @@ def fit(
     the budget, `capacity` and `longest`.
 
     device, weights, kv_dtype: one name or several. No device: all built-in devices, each with the smallest number of
-    GPUs that suffices. seq, users: tokens per request and requests at the same time, one number or several. draft:
-    model for speculative decoding. An answer about a spec has no `command`, because a spec can differ from the files of
-    its name.
+    GPUs that suffices. seq, users: tokens per request and requests at the same time, one number or several. Without
+    `seq`, it is 8192, or the context length if that is shorter. draft: model for speculative decoding. An answer about
+    a spec has no `command`, because a spec can differ from the files of its name.
 
     Raises LLMBenchError for a value that is not valid, and for a format that the engine does not load or store.
     """
@@ -309,7 +309,9 @@ def fit(
         explain=explain,
         **options,
     )
-    inputs = {"model": spec.name, "seq_len": options.pop("seq"), **options, "kv_dtype": kv_dtype}
+    asked = options.pop("seq")
+    inputs = {"model": spec.name, "seq_len": rows[0].question.seq if asked is None else asked, **options}
+    inputs["kv_dtype"] = kv_dtype
     return Answer(rows, answers.document(rows, {**inputs, "draft": None if drafter is None else drafter.name}))
 
 

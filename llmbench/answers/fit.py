@@ -16,9 +16,10 @@ from llmbench.errors import LLMBenchError
 from llmbench.report.document import Document, table
 from llmbench.report.fields import Field, records
 from llmbench.report.units import Unit
+from llmbench.sizing.lengths import refuse_beyond_positions
 from llmbench.sizing.serving.changes import Change, changes
 from llmbench.sizing.serving.command import start_command, weights_of
-from llmbench.sizing.serving.fit import Fit, Question, Sizer, smallest_count, split
+from llmbench.sizing.serving.fit import LENGTH, Fit, Question, Sizer, smallest_count, split
 from llmbench.sizing.serving.shard import serving_layout
 from llmbench.spec.catalog import DeviceHead, device_heads, find_device_head
 from llmbench.spec.engine import Engine, find_engine
@@ -296,7 +297,7 @@ def fitted(
     layout: str = "",
     engine: str = ENGINE,
     utilization: float | None = None,
-    seq: int | Sequence[int] = 8192,
+    seq: int | Sequence[int] | None = None,
     users: int | Sequence[int] = 1,
     weights: Sequence[str] = (),
     kv: str | Sequence[str] | None = None,
@@ -308,11 +309,15 @@ def fitted(
     model: the MODEL of the user. None: the spec is not that of published files. draft: model for speculative decoding.
         draft_model: its name as the user gave it.
     devices: names of devices. Empty: all built-in devices, each with the smallest number of GPUs that suffices.
-        weights: formats. Empty: the published files. seq, users, kv: one value or several.
+        weights: formats. Empty: the published files. seq, users, kv: one value or several. seq: None stands for LENGTH
+        tokens, or for the context length if that is shorter.
         price: price of one GPU per hour (see `prices_of`).
 
-    Raises LLMBenchError for a wrong name, layout or number, and for more than MOST_ROWS rows.
+    Raises LLMBenchError for a wrong name, layout or number, for requests that are longer than a table of learned
+    positions, and for more than MOST_ROWS rows.
     """
+    lengths = _several(min(LENGTH, spec.max_position_embeddings or LENGTH) if seq is None else seq)
+    refuse_beyond_positions(spec, max(lengths))
     prices = prices_of(price)
     chosen = find_engine(engine)
     parallel = serving_layout(layout)
@@ -333,7 +338,7 @@ def fitted(
             utilization=utilization,
         )
         for device, format, cache, tokens, requests in _cases(
-            heads, weights or (None,), _several(kv), _several(seq), _several(users)
+            heads, weights or (None,), _several(kv), lengths, _several(users)
         )
     ]
     spec = spec if weights else with_headers(spec)

@@ -9,7 +9,9 @@ from llmbench.answers.fit import CONSTANTS, Fitted
 from llmbench.report.document import Block, Table, table
 from llmbench.report.fields import Field
 from llmbench.report.units import plural, size
+from llmbench.sizing.serving.command import longest_sequence
 from llmbench.sizing.serving.fit import LONGEST, Fit
+from llmbench.sizing.serving.pools import RatioPool
 from llmbench.sizing.serving.shard import Rows, made_on_loading
 from llmbench.spec.engine import Engine
 
@@ -108,7 +110,7 @@ def _context(row: Fitted) -> str:
     draft = f"draft model {row.draft.name} · " if row.draft is not None else ""
     return (
         f"{row.device.name} · {layout} · {row.engine.title}\nweights {own.shard.title} · {draft}cache "
-        f"{question.kv or own.shard.activations} · utilization {own.share:g}"
+        f"{question.kv or own.shard.activations}{f' · utilization {own.share:g}' if own.share < 1 else ''}"
     )
 
 
@@ -143,6 +145,11 @@ def _lines(row: Fitted, fit: Fit) -> list[str]:
     elif not fit.fits and fit.runs:
         lines.append("no change of one or two settings that llmbench tries makes it fit")
     if row.command is not None and fit.fits:
+        allowed = longest_sequence(row.spec, fit)
+        if allowed < question.seq:
+            lines.append(
+                f"{engine} refuses requests of more than {allowed:,} tokens, unless you override the context length"
+            )
         lines.append(f"start it: {row.command}")
         if not made_on_loading(row.spec, question.weights):
             lines.append(f"the files must have the weights in this format: {own.shard.title}")
@@ -164,11 +171,25 @@ def _cache(row: Fitted, fit: Fit) -> list[str]:
         lines = [f"{request} of the cache"]
         if pool.tokens:
             lines = [f"the cache has {pool.tokens:,} tokens, and {request} of it"]
+    if isinstance(pool, RatioPool):
+        lines += _fixed_pools(pool, row.engine.spec.title)
     draft = 0 if own.shard.draft is None else len(own.shard.draft.rows)
     lines += _narrow(own.shard.rows[: len(own.shard.rows) - draft], own.engine)
     if fit.fits and question.users > 1:
         lines.append(f"each of {question.users:,} requests can have {_tokens(row, fit.longest_each)}")
     return lines
+
+
+def _fixed_pools(pool: RatioPool, engine: str) -> list[str]:
+    """Return a line about the pools of fixed size. One of them can be full while another one still has room."""
+    pools = [f"{pool.tokens:,} tokens of the layers that keep all of them"] if pool.tokens else []
+    pools += [] if pool.window_tokens is None else [f"{pool.window_tokens:,} tokens of those with a window"]
+    pools += [] if pool.states is None else [f"the states of {plural(pool.states, 'request')}"]
+    if len(pools) < 2:
+        return []
+    return [
+        f"{engine} divides the cache in a fixed ratio: room for {' and '.join(pools)}; the smaller one is the limit"
+    ]
 
 
 def _narrow(layers: tuple[Rows, ...], engine: Engine) -> list[str]:

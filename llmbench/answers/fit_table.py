@@ -121,7 +121,7 @@ def _answer(rows: list[Fitted], questions: list[list[Fitted]]) -> str:
     first = rows[0]
     if first.asked:
         fitting = sum(row.fits for row in rows)
-        return f"{first.spec.name} fits in {fitting} of {plural(len(rows), 'case')}."
+        return f"{first.spec.name} fits in {fitting or 'none'} of {plural(len(rows), 'case')}."
     if len(questions) == 1:
         return _smallest(first, [row for row in rows if row.fits])
     fitting = sum(any(row.fits for row in same) for same in questions)
@@ -154,9 +154,10 @@ def _more_gpus(rows: list[Fitted]) -> list[str]:
     several = len({row.question.weights for row in rows}) > 1
     found = [
         f"{row.device.name} {f'with weights in {_format(row)} ' if several else ''}{change.option}"
+        + (f" ({row.price * change.fit.question.layout.num_gpus:,.2f} per hour)" if row.price is not None else "")
         for row in rows
         for change in row.changes
-        if change.order == MORE_GPUS
+        if change.order == MORE_GPUS and len(change.options) == 1
     ]
     return [f"with more GPUs it fits: {', '.join(found)}"] if found else []
 

@@ -26,6 +26,7 @@ from llmbench.cli.options import (
     sequence_counts,
     token_counts,
 )
+from llmbench.sizing.serving.fit import LENGTH
 from llmbench.spec.weights.formats import formats_in
 
 Devices = Annotated[
@@ -76,13 +77,14 @@ Utilization = Annotated[
     ),
 ]
 Length = Annotated[
-    Counts,
+    Counts | None,
     typer.Option(
         "--seq",
         metavar="TOKENS",
         help="Tokens per request, for example 8192 or 8k. A sweep: 8k,32k,128k, or 8k..128k, which doubles up to the "
-        "last.",
+        f"last. Default: {LENGTH}, or the context length of the model if it is shorter.",
         parser=token_counts,
+        show_default=False,
     ),
 ]
 Users = Annotated[
@@ -134,10 +136,6 @@ Price = Annotated[
 ]
 
 
-LENGTH = Counts([8192])
-"""The default of --seq, in tokens."""
-
-
 @prints_tables
 def command(
     model: OneModel,
@@ -146,7 +144,7 @@ def command(
     layout: LayoutOption = "",
     engine: EngineOption = ENGINE,
     utilization: Utilization = None,
-    seq: Length = LENGTH,
+    seq: Length = None,
     users: Users = ONE,
     weights: Weights = None,
     kv_dtype: CacheFormat = None,
@@ -210,7 +208,7 @@ def command(
         "layout": layout,
         "engine": engine,
         "utilization": utilization,
-        "seq_len": seq.as_input,
+        "seq_len": seq.as_input if seq else rows[0].question.seq,
         "users": users.as_input,
         "weights": formats,
         "kv_dtype": kv_dtype.as_input if kv_dtype else None,

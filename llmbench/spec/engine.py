@@ -179,6 +179,7 @@ class EngineSpec(Part, frozen=True, kw_only=True):
       the experts over all GPUs of a pipeline stage.
     - versions: the known versions, the oldest one first.
     - weights: format of the weights that the engine loads if the user names none. None: the published files.
+    - converted: the same for published files in some formats, by the name of the format.
     """
 
     name: str
@@ -187,6 +188,7 @@ class EngineSpec(Part, frozen=True, kw_only=True):
     budget: str
     aliases: tuple[str, ...] = ()
     weights: str | None = None
+    converted: dict[str, str] = msgspec.field(default_factory=dict)
     vendors: tuple[str, ...] = ()
     kv_formats: tuple[str, ...] = ()
     weight_formats: tuple[str, ...] = ()
@@ -205,6 +207,13 @@ class EngineSpec(Part, frozen=True, kw_only=True):
                 self._check_source("stages", version.stages.source)
             for kernel in version.weight_only:
                 self._check_source("weight_only", kernel.source)
+
+    def default_weights(self, published: str) -> str | None:
+        """Return the format of the weights that the engine loads if the user names none. None: the published files.
+
+        published: name of the format of the published files, or "" if they are not quantised.
+        """
+        return self.converted.get(published, self.weights)
 
     def _check_source(self, key: str, source: str) -> None:
         if source not in self.sources:

@@ -96,3 +96,16 @@ def test_the_screen_says_whose_total_it_shows(capsys: Capture) -> None:
         ("mi325x", "total of the datasheet"),
     ):
         assert words in screen(capsys, "fit", "llama3.1-8b", "--device", device)
+
+
+def test_a_request_has_8192_tokens_or_the_context_length_by_default(capsys: Capture) -> None:
+    assert "1 request of 1,024 tokens" in screen(capsys, "fit", "gpt2", "--device", "l4")
+    assert "1 request of 8,192 tokens" in screen(capsys, "fit", "llama3.1-8b", "--device", "h100")
+    assert run(["fit", "gpt2", "--device", "l4", "--seq", "2048"]) == 2
+    assert "learned positions cover only 1,024" in capsys.readouterr().err
+
+
+def test_a_longer_request_than_the_context_is_said_beside_the_command(capsys: Capture) -> None:
+    text = screen(capsys, "fit", "llama3-8b", "--device", "l4", "--seq", "32k")
+    assert "vLLM refuses requests of more than 8,192 tokens" in text
+    assert "--max-model-len 8192" in text

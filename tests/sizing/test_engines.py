@@ -170,6 +170,16 @@ def test_llamacpp_keeps_the_embedding_on_the_cpu() -> None:
     assert sum(stage.weights for stage in stages) == one.weights
 
 
+def test_llamacpp_loads_the_mxfp4_file_of_gpt_oss() -> None:
+    """llama-bench prints 59.02 GiB for ggml-org/gpt-oss-120b-GGUF (community.frame.work/t/73280). The table of
+    embeddings stays on the CPU."""
+    spec = load_bundled("gpt-oss-120b")
+    (own,) = shards(spec, Layout(), find_engine("llamacpp"))
+    table = spec.vocab_size * spec.hidden_size * 34 // 32  # Q8_0
+    assert own.format == "gguf-mxfp4-moe"
+    assert (own.weights + table) / 2**30 == pytest.approx(59.02, abs=0.005)
+
+
 def test_a_draft_model_takes_weights_and_cache() -> None:
     model, small = load_bundled("llama3.3-70b"), load_bundled("llama3.2-1b")
     for engine in map(find_engine, ("vllm", "sglang", "trtllm", "llamacpp", "ideal")):

@@ -144,7 +144,8 @@ def _llamacpp(name: str, fit: Fit, seq: int, draft: str | None) -> list[str]:
     parts += [f"-ub {engine.whole('batched_tokens')}"] if "batched_tokens" in engine.replaced else []
     parts += [] if _plain_cache(fit) else [f"-ctk {question.kv} -ctv {question.kv} -fa on"]
     if draft is not None:
-        own = _gguf_file(draft, engine.spec.weights or "")
+        small = fit.budgets[-1].shard.draft  # the last stage has it
+        own = _gguf_file(draft, "" if small is None else small.format)
         parts += [f"-md {shlex.quote(own)} -ngld 999 --draft-max {engine.whole('draft_tokens')}"]
     return parts
 

@@ -19,6 +19,10 @@ COUNTS = (1, 2, 4, 8, 16, 32)
 """The numbers of GPUs that are tried."""
 
 
+LENGTH = 8192
+"""The tokens of a request if the user names none and the model allows them."""
+
+
 class Question(msgspec.Struct, frozen=True, kw_only=True):
     """Whether `users` requests of `seq` tokens fit at the same time.
 

@@ -155,7 +155,7 @@ def shards(
             f"{engine.spec.title} has no cache in the format `{kv[:40]}`", hint=f"it has {', '.join(known)}"
         )
     _check_layout(engine, layout)
-    recipe = WeightRecipe(spec, weights or engine.spec.weights)
+    recipe = WeightRecipe(spec, weights or engine.spec.default_weights(spec.weights.format))
     _check_loads(engine, recipe)
     plain = _plain(recipe)
     workload = Workload.prefill(1, activation_dtype=plain, weight_dtype=plain)
