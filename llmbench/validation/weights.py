@@ -114,7 +114,7 @@ def _weights(row: Row, spec: ModelSpec) -> Weights:
     """
     config = _config(row.json("quantization_config"))
     if config is not None and "quant_method" in config:
-        return config_weights({"quantization_config": config}, spec.family or "")
+        return config_weights([{"quantization_config": config}], spec.family or "")
     scheme, exceptions = row.text("scheme"), row.text("unquantised")
     format = format_of(scheme, exceptions, autogptq_2023=row.text("model").startswith("TheBloke/"))
     if format.startswith("gguf"):

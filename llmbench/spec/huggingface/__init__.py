@@ -16,7 +16,7 @@ import msgspec
 
 from llmbench.errors import SpecError, UnsupportedError, suggestion
 from llmbench.printable import printable
-from llmbench.spec.huggingface.composite import TEXT_KEYS, other_modalities, text_part
+from llmbench.spec.huggingface.composite import TEXT_KEYS, other_modalities, parts_with_text, text_part
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.facts import defaults_of, facts
 from llmbench.spec.huggingface.quantization import stored_weights
@@ -100,7 +100,7 @@ def from_config(
         approximate=tuple(map(printable, (*spec.approximate, *config.approximate))),
         undescribed=tuple(map(printable, (*spec.undescribed, *config.undescribed))),
         notes=tuple(map(printable, (*spec.notes, *config.notes))),
-        weights=stored_weights(whole, model_type, quantization),
+        weights=stored_weights(parts_with_text(whole), model_type, quantization),
         towers=towers,
     )
     return validated(named)

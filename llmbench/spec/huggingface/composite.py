@@ -15,6 +15,9 @@ from llmbench.spec.huggingface.unread_keys import OTHER_MODALITIES, names_a_size
 TEXT_KEYS = ("text_config", "llm_config", "language_config", "thinker_config", "llm_cfg")
 """Config keys that can contain the text part of a multimodal config."""
 
+MOST_PARTS = 3
+"""The largest number of text parts inside each other."""
+
 _LLAVA = re.compile(r"llava(_|$)")
 """Matches the model types of LLaVA's own code. Its configs have no object for the text part: the keys of the text part
 are at the top level."""
@@ -52,6 +55,19 @@ def other_modalities(values: dict[str, Any]) -> list[str]:
     return sorted({key for key in own if not key.endswith(TOKEN_KEYS)} | defaults)
 
 
+def parts_with_text(values: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a config and the text parts inside it, from the outermost to the innermost part."""
+    parts = [values]
+    while len(parts) <= MOST_PARTS and (key := _text_key(parts[-1])) is not None:
+        parts.append(parts[-1][key])
+    return parts
+
+
+def _text_key(values: dict[str, Any]) -> str | None:
+    """Return the config key of the text part of a config. None: it has no such key."""
+    return next((key for key in TEXT_KEYS if isinstance(values.get(key), dict)), None)
+
+
 def text_part(values: dict[str, Any], notes: list[str], depth: int = 0) -> dict[str, Any]:
     """Return the text part of a multimodal config. Any other config is returned unchanged.
 
@@ -68,9 +84,9 @@ def text_part(values: dict[str, Any], notes: list[str], depth: int = 0) -> dict[
         raise UnsupportedError(
             f"model type `{kind}` is not supported: {_REFUSED[kind]}", hint="use the config.json of its language model"
         )
-    if depth > 3:
-        raise SpecError("config: text parts are nested more than 3 levels deep")
-    key = next((key for key in TEXT_KEYS if isinstance(values.get(key), dict)), None)
+    if depth > MOST_PARTS:
+        raise SpecError(f"config: text parts are nested more than {MOST_PARTS} levels deep")
+    key = _text_key(values)
     default = facts().get(kind, {}).get("text_config") or {}
     if key is None and (flat := _flat_text_part(values, kind)) is not None:
         notes.append(f"multimodal config `{kind}`: all figures but the bytes of weights are those of its text part")

@@ -15,7 +15,10 @@ from llmbench.errors import SpecError
 from llmbench.printable import printable
 from llmbench.spec.weights.stored import ModuleFormat, Weights
 
-_DTYPES: dict[str, Literal["fp32", "bf16", "fp16"]] = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+_DTYPES: dict[str, Literal["fp32", "bf16", "fp16"]] = {
+    "bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "half": "fp16", "float": "fp32",
+}  # fmt: skip
+"""The number formats by their names in torch."""
 
 _FP32: dict[str, tuple[str, ...]] = {
     "minimax_m2": ("ffn.router",),
@@ -63,11 +66,20 @@ class _Keys:
             raise SpecError(f"config {self.path}.{key}: must be true or false, not {_shown(value)}")
         return int(value)
 
-    def text(self, key: str, default: str = "") -> str:
-        """Return a string in lower case."""
+    def either(self, key: str, older: str, default: int) -> int:
+        """Return the whole number of a key that has an older name. Raises SpecError if both have different values."""
+        value, other = self.whole(key, default), self.whole(older, default)
+        if key in self.values and older in self.values and value != other:
+            raise SpecError(f"config {self.path}: {key} = {value} and {older} = {other} mean the same but differ")
+        return value if key in self.values else other
+
+    def text(self, key: str, default: str = "", allowed: tuple[str, ...] = ()) -> str:
+        """Return a string in lower case. Raises SpecError if it is not one of `allowed`. Empty: all are."""
         value = self.get(key, default)
         if not isinstance(value, str):
             raise SpecError(f"config {self.path}.{key}: must be a string, not {_shown(value)}")
+        if allowed and value.lower() not in allowed:
+            raise SpecError(f"config {self.path}.{key}: must be one of {', '.join(allowed)}, not {_shown(value)}")
         return value.lower()
 
     def names(self, *keys: str) -> tuple[str, ...]:
@@ -81,12 +93,26 @@ class _Keys:
             found += [item for item in value if item.strip()]
         return tuple(dict.fromkeys(found))
 
+    def name_groups(self, key: str) -> tuple[str, ...]:
+        """Return the names in a list of lists of strings. The inner lists may be missing."""
+        value = self.get(key, [])
+        groups = value if isinstance(value, list) else [value]
+        names = [name for group in groups for name in (group if isinstance(group, list) else [group])]
+        if not all(isinstance(name, str) for name in names):
+            raise SpecError(f"config {self.path}.{key}: must be a list of lists of names, not {_shown(value)}")
+        return tuple(names)
+
     def table(self, key: str) -> _Keys:
         """Return an object inside the config. It is empty if the key is absent or null."""
         value = self.get(key, {})
         if not isinstance(value, dict):
             raise SpecError(f"config {self.path}.{key}: must be an object, not {_shown(value)}")
         return _Keys(value, f"{self.path}.{key}", self.doubts)
+
+    def tables(self, key: str) -> dict[str, _Keys]:
+        """Return the objects inside an object, by their keys."""
+        inside = self.table(key)
+        return {name: inside.table(name) for name in inside.values}
 
     def harmless(self, keys: str) -> None:
         """Mark keys as read that cannot change the size of the weights."""
@@ -103,18 +129,18 @@ class _Keys:
         raise _UnknownError(f"llmbench does not know {self.path}.{key} = {_shown(value)}")
 
 
-def stored_weights(values: dict[str, Any], family: str, beside: dict[str, Any] | None = None) -> Weights:
+def stored_weights(parts: list[dict[str, Any]], family: str, beside: dict[str, Any] | None = None) -> Weights:
     """Return how a checkpoint stores its weights.
 
-    values: the config. family: model type of its text part. beside: content of hf_quant_config.json, if it exists.
+    parts: the config and the text parts inside it, from the outermost one. family: model type of the text part. beside:
+    content of hf_quant_config.json, if it exists.
 
     Raises SpecError for a value of a wrong type.
     """
-    texts = [values, *(part for part in values.values() if isinstance(part, dict) and "hidden_size" in part)]
-    stated = next((text[key] for text in texts for key in ("torch_dtype", "dtype") if text.get(key)), None)
-    dtype = _DTYPES.get(stated.removeprefix("torch.")) if isinstance(stated, str) else None
-    plain = Weights(dtype=dtype, fp32=_FP32.get(family, ()))
-    for text in texts:
+    import msgspec
+
+    plain = msgspec.structs.replace(_number_format(parts), fp32=_FP32.get(family, ()))
+    for text in parts:
         for key in ("quantization_config", "quantization", "compression_config"):
             found = text.get(key)
             if found:
@@ -127,6 +153,33 @@ def stored_weights(values: dict[str, Any], family: str, beside: dict[str, Any] |
             raise SpecError("hf_quant_config.json: `quantization` must be an object")
         return _read({"quant_method": "modelopt", **inside}, "hf_quant_config.json", plain, family)
     return plain
+
+
+def _number_format(parts: list[dict[str, Any]]) -> Weights:
+    """Return the weights in the number format of the first part that states one.
+
+    As in transformers, `dtype` has precedence over its older name `torch_dtype`.
+    """
+    for part in parts:
+        stated: dict[str, str] = {}
+        for key in ("dtype", "torch_dtype"):
+            value = part.get(key)
+            if value is not None and not isinstance(value, str):
+                raise SpecError(f"config {key}: must be the name of a number format, not {_shown(value)}")
+            if value not in (None, "", "auto"):
+                stated[key] = value.removeprefix("torch.")
+        if not stated:
+            continue
+        first = next(iter(stated.values()))
+        if first not in _DTYPES:
+            key = next(iter(stated))
+            return Weights(source=key, unknown=printable(f"llmbench does not know {key} = {_shown(first)}"))
+        doubts: tuple[str, ...] = ()
+        if len(set(stated.values())) > 1:
+            said = " and ".join(f"{key} = {_shown(value)}" for key, value in stated.items())
+            doubts = (printable(f"the config keys {said} differ"),)
+        return Weights(dtype=_DTYPES[first], doubts=doubts)
+    return Weights()
 
 
 def _read(found: dict[str, Any], key: str, plain: Weights, family: str) -> Weights:
@@ -147,14 +200,19 @@ def _read(found: dict[str, Any], key: str, plain: Weights, family: str) -> Weigh
         return msgspec.structs.replace(plain, source=key, unknown=printable(str(reason)))
     keys.doubt_unread()
     return msgspec.structs.replace(
-        weights, dtype=plain.dtype, fp32=plain.fp32, source=key, doubts=tuple(map(printable, doubts))
+        weights,
+        dtype=plain.dtype,
+        fp32=plain.fp32,
+        source=key,
+        doubts=(*plain.doubts, *map(printable, doubts)),
+        unknown=plain.unknown,
     )
 
 
 def _fp8(keys: _Keys, family: str) -> Weights:
     keys.harmless("fmt scale_fmt weight_per_tensor activation_per_tensor dequantize")
     keeps = keys.names("modules_to_not_convert", "ignored_layers", "ignore")
-    static = int(keys.text("activation_scheme", "dynamic") == "static")
+    static = int(keys.text("activation_scheme", "dynamic", ("dynamic", "static")) == "static")
     block = keys.get("weight_block_size")
     if block is None:
         return Weights(format=_text("fp8-tensor", static=static), keeps=keeps)
@@ -181,8 +239,8 @@ def _awq(keys: _Keys, family: str) -> Weights:
     return Weights(
         format=_text(
             "awq",
-            bits=keys.whole("bits", keys.whole("w_bit", 4)),
-            group=keys.whole("group_size", keys.whole("q_group_size", 128)),
+            bits=keys.either("bits", "w_bit", 4),
+            group=keys.either("group_size", "q_group_size", 128),
             zero_point=keys.flag("zero_point", True),
         ),
         keeps=keys.names("modules_to_not_convert"),
@@ -208,11 +266,10 @@ def _gptq(keys: _Keys, family: str) -> Weights:
     old = int("model_file_base_name" in keys.values and not {"checkpoint_format", "format"} & set(keys.values))
     keeps: list[str] = []
     overrides: list[ModuleFormat] = []
-    for pattern, changes in keys.table("dynamic").values.items():
+    for pattern, own in keys.tables("dynamic").items():
         if pattern.startswith("-:"):
             keeps.append(f"re:{pattern[2:]}")
             continue
-        own = _Keys(changes if isinstance(changes, dict) else {}, f"{keys.path}.dynamic", keys.doubts)
         own.harmless("desc_act sym damp_percent mse static_groups")
         text = _text("gptq", bits=own.whole("bits", bits), group=own.whole("group_size", group), zero_bias=old)
         overrides.append(ModuleFormat(modules=(f"re:{pattern.removeprefix('+:')}",), format=text))
@@ -220,11 +277,9 @@ def _gptq(keys: _Keys, family: str) -> Weights:
     text = _text("gptq", bits=bits, group=group, zero_bias=old)
     if keys.flag("lm_head"):
         overrides.append(ModuleFormat(modules=("lm_head",), format=text))
-    listed = keys.get("modules_in_block_to_quantize")
+    listed = keys.name_groups("modules_in_block_to_quantize")
     if listed:
-        groups = listed if isinstance(listed, list) else [listed]
-        names = [name for group in groups for name in (group if isinstance(group, list) else [group])]
-        overrides.append(ModuleFormat(modules=tuple(map(str, names)), format=text))
+        overrides.append(ModuleFormat(modules=listed, format=text))
         return Weights(keeps=tuple(keeps), overrides=tuple(overrides))
     keeps += keys.names("modules_to_not_convert")
     return Weights(format=text, keeps=tuple(keeps), overrides=tuple(overrides))
@@ -234,12 +289,15 @@ def _bitsandbytes(keys: _Keys, family: str) -> Weights:
     keys.harmless(
         """
         bnb_4bit_compute_dtype bnb_4bit_quant_storage llm_int8_threshold llm_int8_has_fp16_weight
-        llm_int8_enable_fp32_cpu_offload quant_method bnb_4bit_quant_type
+        llm_int8_enable_fp32_cpu_offload quant_method
         """
     )
+    keys.text("bnb_4bit_quant_type", "fp4", ("fp4", "nf4"))  # both have the same size
     keeps = keys.names("llm_int8_skip_modules")
     four, eight = (keys.flag(key) or keys.flag(f"_{key}") for key in ("load_in_4bit", "load_in_8bit"))
     double = keys.flag("bnb_4bit_use_double_quant")
+    if four and eight:
+        raise SpecError(f"config {keys.path}: load_in_4bit and load_in_8bit cannot both be true")
     if four:
         return Weights(format=_text("nf4", double=double), keeps=keeps)
     if not eight:
@@ -302,8 +360,7 @@ def _modelopt(keys: _Keys, family: str) -> Weights:
     if algorithm == "MIXED_PRECISION":
         keys.harmless("group_size")
         by_format: dict[str, list[str]] = {}
-        for module, value in keys.table("quantized_layers").values.items():
-            own = _Keys(value if isinstance(value, dict) else {}, f"{keys.path}.quantized_layers", keys.doubts)
+        for module, own in keys.tables("quantized_layers").items():
             by_format.setdefault(_algorithm(own), []).append(module)
         overrides = tuple(ModuleFormat(modules=tuple(names), format=text) for text, names in by_format.items())
         return Weights(keeps=keeps, overrides=overrides)
@@ -327,9 +384,10 @@ def _compressed_tensors(keys: _Keys, family: str) -> Weights:
     written = keys.text("format")
     whole: list[str] = []
     overrides: list[ModuleFormat] = []
-    groups = keys.table("config_groups")
-    for name in groups.values:
-        own = groups.table(name)
+    groups = keys.tables("config_groups")
+    if not groups and written not in ("", "dense"):
+        raise SpecError(f"config {keys.path}.config_groups: is missing, but format = {_shown(written)}")
+    for own in groups.values():
         own.harmless("output_activations")
         text = _compressed_group(own, own.text("format") or written)
         targets = own.names("targets")
@@ -353,9 +411,14 @@ def _compressed_group(group: _Keys, written: str) -> str:
     weights.harmless("dynamic observer observer_kwargs scale_dtype zp_dtype")
     bits, kind, strategy = weights.whole("num_bits", 8), weights.text("type", "int"), weights.text("strategy", "tensor")
     size = weights.whole("group_size", -1) if strategy in ("group", "tensor_group") else -1
-    static = int(bool(inputs.values) and not inputs.get("dynamic", False))
+    dynamic = inputs.get("dynamic", False)
+    if not isinstance(dynamic, bool) and dynamic != "local":
+        raise SpecError(f"config {inputs.path}.dynamic: must be true, false or local, not {_shown(dynamic)}")
+    static = int(bool(inputs.values) and not dynamic)
     asymmetric = 1 - weights.flag("symmetric", True)
     order = weights.get("actorder")
+    if order is not None and not isinstance(order, bool):
+        order = weights.text("actorder", allowed=("group", "weight", "dynamic", "static"))
     weights.harmless("group_size block_structure")
     weights.doubt_unread()
     if kind == "float" and bits == 8 and strategy == "block":
