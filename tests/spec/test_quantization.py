@@ -17,7 +17,7 @@ from llmbench.sizing.weights import WeightRecipe, stored_weights
 from llmbench.spec.files import parse_spec, write_spec
 from llmbench.spec.huggingface import from_config, load_config
 from llmbench.spec.model import ModelSpec
-from llmbench.spec.weights.patterns import Patterns, cost, faulty_pattern
+from llmbench.spec.weights.patterns import Patterns, _literal, cost, faulty_pattern
 
 DENSE = {
     "model_type": "llama",
@@ -260,6 +260,22 @@ def test_a_pattern_matches_whole_parts_of_a_name() -> None:
 def test_a_pattern_with_many_ways_to_match_costs_more(pattern: str, costs: float) -> None:
     assert cost(pattern) == costs
     assert (faulty_pattern(pattern) is not None) == math.isinf(costs)
+
+
+@pytest.mark.parametrize(
+    ("expression", "literal"),
+    [
+        (r".*\.18\..*gate.*", ".18."),
+        (r"model\.layers\.\d+\.mlp$", "model.layers."),
+        ("abc?d", "ab"),
+        ("abc|d", ""),
+        ("(abc)?d", "d"),
+        (r"\x61bc", ""),
+        ("(?i)abc", ""),
+    ],
+)
+def test_a_name_without_the_text_that_a_pattern_needs_is_not_searched(expression: str, literal: str) -> None:
+    assert _literal(expression) == literal
 
 
 def test_a_pattern_with_many_stars_is_matched_in_linear_time() -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from llmbench.errors import SpecError
 
@@ -23,7 +23,7 @@ MOST_COST = 2000
 """The largest cost of all patterns of a model together for one name (see `cost`)."""
 
 MOST_WORK = 3_000_000
-"""The largest cost of a list of patterns for all names together. Matching them takes a few seconds at most."""
+"""The largest cost of the patterns of a model for all names together. Matching them takes a few seconds at most."""
 
 _TOKEN = re.compile(
     r"(?P<quantifier>(?:[*+?]|\{\d*,?\d*\})[?+]?)"
@@ -127,13 +127,13 @@ class _Group:
 
 
 class _Work:
-    """The cost of all patterns for all names so far."""
+    """The cost of all searches so far."""
 
     def __init__(self) -> None:
         self.done = 0.0
 
     def add(self, cost: float) -> None:
-        """Count the cost of the next names. Raises SpecError if it is too much."""
+        """Count the cost of the next search. Raises SpecError if it is too much."""
         self.done += cost
         if self.done > MOST_WORK:
             raise SpecError(
@@ -171,13 +171,13 @@ class Patterns:
         self.matched: set[str] = set()
         for pattern in listed:
             if pattern.startswith("re:"):
-                self._searched[pattern] = ("", re.compile(pattern[3:]))
+                self._searched[pattern] = (_literal(pattern[3:]), re.compile(pattern[3:]))
             elif "*" in pattern:
                 self._searched[pattern] = (max(pattern.strip(".").split("*"), key=len), _parts(pattern))
             else:
                 self._plain.add(pattern)
         self._stripped = {pattern.strip("."): pattern for pattern in self._plain}
-        self._cost = sum(map(cost, listed))
+        self._costs = {pattern: cost(pattern) for pattern in self._searched}
         self._work = work or _Work()
 
     def __bool__(self) -> bool:
@@ -188,16 +188,18 @@ class Patterns:
         """The patterns that have matched no name yet."""
         return [name for name in (*self._stripped.values(), *self._searched) if name not in self.matched]
 
-    def match(self, names: Sequence[str]) -> bool:
+    def match(self, names: Iterable[str]) -> bool:
         """Return whether at least one pattern matches at least one of the names.
 
         Raises SpecError if the patterns cost too much for so many names.
         """
-        self._work.add(self._cost * len(names))
         found = False
         for name in names:
             for pattern, (part, compiled) in self._searched.items():
-                if part in name and compiled.match(name):
+                if part not in name:
+                    continue
+                self._work.add(self._costs[pattern])
+                if compiled.match(name):
                     self.matched.add(pattern)
                     found = True
             for run in _runs(name) if self._stripped else ():
@@ -205,6 +207,24 @@ class Patterns:
                     self.matched.add(self._stripped[run])
                     found = True
         return found
+
+
+def _literal(expression: str) -> str:
+    """Return a text that every name contains which a regular expression matches, or "". Looking for it is fast."""
+    if expression.startswith("(?i)") or re.search(r"\\[^\W_dDwWsSbBAZ]", expression):
+        return ""  # an escape such as \x61 has several characters
+    runs, depth = [""], 0
+    for token in _TOKEN.finditer(expression):
+        text, kind = token[0], token.lastgroup
+        depth += (kind == "open") - (kind == "close")
+        if kind == "bar" and depth == 0:
+            return ""
+        character = text[-1] if len(text) == 1 or not text[-1].isalnum() else ""
+        if kind == "literal" and depth == 0 and character and text not in ("^", "$"):
+            runs[-1] += character
+        else:
+            runs[-1:] = [runs[-1][:-1] if kind == "quantifier" else runs[-1], ""]
+    return max(runs, key=len)
 
 
 def _parts(pattern: str) -> re.Pattern[str]:
