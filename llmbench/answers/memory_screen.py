@@ -22,8 +22,9 @@ NAMED = 3
 def blocks(rows: list[Sized]) -> list[Block]:
     """Return the answer, the formulas and the timeline of each row."""
     shown = [_block(rows[0]) if len(rows) == 1 else _sweep(rows)]
+    varied = [name for name in ("recompute", "kv_dtype") if _differs(rows, name)]
     for row in rows:
-        where = "" if len(rows) == 1 else _where(rows, row)
+        where = "" if len(rows) == 1 else _where(row, varied)
         if row.formulas is not None:
             from llmbench.answers.formulas import formula_block
 
@@ -45,11 +46,14 @@ def _differs(rows: list[Sized], name: str) -> bool:
     return any(field.value_of(row) != field.value_of(rows[0]) for row in rows)
 
 
-def _where(rows: list[Sized], row: Sized) -> str:
-    """Return the headline of the formulas or the timeline of one row: what sets it apart from the other rows."""
+def _where(row: Sized, varied: list[str]) -> str:
+    """Return the headline of the formulas or the timeline of one row: what sets it apart from the other rows.
+
+    varied: the fields in which the rows differ, besides the tokens and the batch.
+    """
     parts = [plural(row.memory.seq_len, "token"), f"batch {row.memory.micro_batch:,}"]
-    parts += [f"recompute {row.recompute}"] if _differs(rows, "recompute") else []
-    parts += [f"cache {row.kv_dtype}"] if _differs(rows, "kv_dtype") else []
+    parts += [f"recompute {row.recompute}"] if "recompute" in varied else []
+    parts += [f"cache {row.kv_dtype}"] if "kv_dtype" in varied else []
     return " · ".join(parts)
 
 

@@ -132,15 +132,9 @@ def counted(specs: Iterable[ModelSpec], weights: str | None = None) -> list[Coun
     rows = []
     for spec in specs if weights is not None else map(with_headers, specs):
         known = weights is not None or spec.weights.known
-        stored = stored_weights(spec, weights) if known else None
-        rows.append(
-            Counted(
-                spec=spec,
-                parameters=count_parameters(spec),
-                recipe=WeightRecipe(spec, weights) if known else None,
-                stored=stored,
-            )
-        )
+        recipe = WeightRecipe(spec, weights) if known else None
+        stored = None if recipe is None else stored_weights(spec, weights, recipe=recipe)
+        rows.append(Counted(spec=spec, parameters=count_parameters(spec), recipe=recipe, stored=stored))
     return rows
 
 

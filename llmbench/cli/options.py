@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import re
 import sys
@@ -22,7 +23,7 @@ from llmbench.report.document import NOTES, Document, View
 from llmbench.report.render import Format, render
 from llmbench.sizing.dtypes import KVFormatName
 from llmbench.sizing.items import decimal
-from llmbench.spec.catalog import find_model
+from llmbench.spec.catalog import bundled_models, find_model
 from llmbench.spec.model import ModelSpec
 
 Item = TypeVar("Item")
@@ -309,6 +310,7 @@ def prints_tables(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(command)
     def with_view(*, wide: bool, notes: bool, **options: Any) -> Any:
+        _refuse_many(options)
         _view.set(View(wide=wide, notes=notes))
         return command(**options)
 
@@ -322,6 +324,25 @@ def prints_tables(command: Callable[..., Any]) -> Callable[..., Any]:
         parameters=[*signature.parameters.values(), *added]
     )
     return with_view
+
+
+MOST_CASES = 1000
+"""The largest number of cases of a sweep: combinations of models and of the values of its options."""
+
+
+def _refuse_many(options: dict[str, Any]) -> None:
+    """Raise LLMBenchError if the options of a command ask for more cases than a few seconds suffice for."""
+    models = options.get("models") or (bundled_models() if options.get("all") else ())
+    counts = {name: len(value) for name, value in options.items() if isinstance(value, _Values)} | {
+        "models": max(1, len(models))
+    }
+    cases = math.prod(counts.values())
+    if cases > MOST_CASES:
+        several = " × ".join(f"{count:,} of {name}" for name, count in counts.items() if count > 1)
+        raise LLMBenchError(
+            f"the sweep has {cases:,} cases, and a command computes at most {MOST_CASES:,}: {several}",
+            hint="divide the sweep, or name fewer models",
+        )
 
 
 _RESULT_LINE = re.compile(rb'"line"\s{0,9}:\s{0,9}"(header|row)"')

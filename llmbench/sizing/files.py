@@ -157,12 +157,17 @@ class FileWeights:
         owners = self._owners(spec, instances)
         modules: dict[str, list[FileTensor]] = {}
         other: dict[str, list[str]] = {}
+        known: dict[str, str | None] = {}  # the experts of a layer have the same modules
+        layers = spec.num_hidden_layers
         for name, tensor in tensors.items():
-            module = _module(_EXPERT.sub("0", name), owners)
+            first = _EXPERT.sub("0", name)
+            if first not in known:
+                known[first] = _module(first, owners)
+            module = known[first]
             if module is not None:
                 modules.setdefault(module, []).append(tensor)
                 continue
-            part = _part(name, spec.num_hidden_layers)
+            part = _part(name, layers)
             self.others[part] = self.others.get(part, 0) + tensor.size
             other.setdefault(part, []).append(name)
         differences: list[str] = []
@@ -201,11 +206,9 @@ class FileWeights:
 
 def _module(name: str, owners: Mapping[str, list[int]]) -> str | None:
     """Return the longest beginning of a tensor's name that is the name of a module."""
-    while name:
-        if name in owners:
-            return name
+    while name and name not in owners:
         name = _ENDING.sub("", name) if _ENDING.search(name) else name.rpartition(".")[0]
-    return None
+    return name or None
 
 
 def _part(name: str, layers: int) -> str:

@@ -410,17 +410,23 @@ class StoredWeights(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def stored_weights(
-    spec: ModelSpec, text: str | None = None, *, layout: Layout | None = None, loaded: bool = False
+    spec: ModelSpec,
+    text: str | None = None,
+    *,
+    layout: Layout | None = None,
+    loaded: bool = False,
+    recipe: WeightRecipe | None = None,
 ) -> StoredWeights:
     """Compute the bytes of the weights of a model, or of one GPU of a layout, without pipeline stages.
 
     text: a format such as `gptq,bits=8`. None: the format of the published files. loaded: whether the weights are in
-        the memory of an engine, which does not load the multi-token-prediction modules.
+        the memory of an engine, which does not load the multi-token-prediction modules. recipe: the recipe of `text`,
+        if it exists already, so that no file is read twice.
 
     Raises UnsupportedError if the format of the published files is not known, and UnknownNameError or SpecError for a
     wrong text.
     """
-    recipe = WeightRecipe(spec, text)
+    recipe = WeightRecipe(spec, text) if recipe is None else recipe
     parallel = layout or Layout()
     components: dict[str, int] = {}
     for op in lower(spec, ONE_TOKEN, parallel):

@@ -1,12 +1,14 @@
-"""Short texts that ask for much work: layouts, patterns of modules, and what llmbench computes from them."""
+"""Inputs that ask for much work: layouts, patterns of modules, sweeps, and headers with many tensors."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 
 import msgspec
 import pytest
 
+from llmbench.cli.application import run
 from llmbench.errors import LayoutError, LLMBenchError, SpecError
 from llmbench.sizing.stages import chunks_in_flight
 from llmbench.sizing.training import training_run
@@ -17,7 +19,9 @@ from llmbench.spec.files import parse_spec, write_spec
 from llmbench.spec.huggingface import from_config
 from llmbench.spec.model import ModelSpec
 from llmbench.spec.override import override
+from llmbench.spec.weights import safetensors
 from llmbench.spec.weights.patterns import Patterns, faulty_pattern
+from llmbench.spec.weights.safetensors import checked_header, merged
 from llmbench.spec.weights.stored import ModuleFormat, Weights
 
 from .inputs import quickly, survives
@@ -134,3 +138,53 @@ def test_a_text_from_outside_does_not_decide_which_files_are_read() -> None:
             parse_spec(text, "a spec")
         with pytest.raises(LLMBenchError, match="tensors_in"):
             override(LLAMA, {"weights.tensors_in": place})
+
+
+def test_a_sweep_has_a_limit_of_cases(capsys: pytest.CaptureFixture[str]) -> None:
+    lengths, batches = (",".join(map(str, range(1, count))) for count in (41, 27))
+    for command in ("kvcache", "flops", "memory"):
+        assert run([command, "llama2-7b", "--seq", lengths, "--batch", batches]) == 2
+        assert "1,040 cases, and a command computes at most 1,000: 40 of seq × 26 of batch" in capsys.readouterr().err
+    for command in ("compare", "params"):
+        assert run([command, *["llama2-7b"] * 1001]) == 2
+        assert "1,001 of models" in capsys.readouterr().err
+
+
+def header_of(names: Iterable[str], extra: str = "") -> bytes:
+    entries = [
+        f'"{name}":{{"dtype":"F16","shape":[1],"data_offsets":[{2 * place},{2 * place + 2}]{extra}}}'
+        for place, name in enumerate(names)
+    ]
+    return f"{{{','.join(entries)}}}".encode()
+
+
+def test_the_tensors_of_a_checkpoint_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    header = header_of(map(str, range(100_000)))
+    with quickly():
+        assert len(checked_header(header, 8 + len(header) + 200_000, "x")) == 100_000
+    monkeypatch.setattr(safetensors, "MOST_TENSORS", 3)
+    header = header_of("abcd")
+    with pytest.raises(SpecError, match="4 tensors, more than 3"):
+        checked_header(header, 8 + len(header) + 8, "x")
+    files = [(file, checked_header(header_of(names), 8 + len(header_of(names)) + 4, file)) for file, names in FILES]
+    with pytest.raises(SpecError, match="more than 3 tensors"):
+        merged(files)
+
+
+FILES = (("one", "ab"), ("two", "cd"))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        header_of(["a", "a"]),
+        header_of(["a", "\\u0061"]),
+        header_of("a", ',"dtype":"F16"'),
+        header_of("a", ',"shape":[1]'),
+        header_of(["a", "a"]).replace(b'"data_offsets"', b'"data\\u005foffsets"', 1),
+        b'{"__metadata__":{"data_offsets":"x","dtype":"x","shape":"x"},' + header_of(["a", "a"])[1:],
+    ],
+)
+def test_a_name_that_occurs_twice_in_a_header_is_found(header: bytes) -> None:
+    with pytest.raises(SpecError, match="twice"):
+        checked_header(header, 8 + len(header) + 4, "x")
