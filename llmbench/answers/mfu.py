@@ -191,9 +191,9 @@ def document(rows: list[Utilized], inputs: dict[str, Any], *, explain: bool = Fa
         row,
         context=_context(row),
         table=table(shown, rows),
-        lines=[*_lines(row, explain), *_warnings(rows)],
+        lines=[*_repeated(by_key["hardware_causal"]), *_lines(row, explain)],
     )
-    block.answer = (
+    block.answer = _warning(rows) + (
         f"{row.spec.name} on {plural(row.gpus, 'GPU')} ({row.device}): MFU {first:.1%} with the pairs inside the mask, "
         f"{full:.1%} with all pairs; HFU {hardware:.1%}."
     )
@@ -223,13 +223,23 @@ def _lines(row: Utilized, explain: bool) -> list[str]:
     return lines
 
 
-def _warnings(rows: list[Utilized]) -> list[str]:
+def _repeated(row: Utilized) -> list[str]:
+    """Return a line that says why HFU is higher than MFU."""
+    if not row.convention.repeated:
+        return []
+    return [f"HFU also counts the FLOPs of a sequence that are computed again: {row.convention.repeated}"]
+
+
+def _warning(rows: list[Utilized]) -> str:
+    """Return a sentence that begins the answer if a convention gives more than the peak, or an empty text."""
     over = [row for row in rows if row.utilization > 1]
     if not over:
-        return []
+        return ""
     row = max(over, key=lambda each: each.utilization)
     if all(each.utilization > 1 for each in rows):
         causes = "the time, --gpus, --batch (all GPUs together), --seq or the device does not match the run"
     else:
         causes = "this convention counts more FLOPs than were computed, or an option does not match the run"
-    return [f"warning: {row.convention.name} gives {row.utilization:.0%} of the peak, which is not possible: {causes}"]
+    if all(each.utilization > 1 for each in rows):
+        return f"Warning: more than 100% of the peak is not possible: {causes}.\n"
+    return f"Warning: {row.convention.name} gives {row.utilization:.0%} of the peak, which is not possible: {causes}.\n"

@@ -119,6 +119,8 @@ def check_file(option: str, path: Path | None) -> None:
     """
     if path is None:
         return
+    if path == Path("-"):
+        raise LLMBenchError(f"{option} -: results need a file", hint=f"give a name, such as {option} results.jsonl")
     try:
         if path.is_dir():
             raise LLMBenchError(f"{option} {path} is a folder", hint="give the path of a file")

@@ -206,6 +206,13 @@ As = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
+
+
+def _stdout(value: Path | None) -> Path | None:
+    """Return the value of --output. `-` stands for stdout, as in other programs."""
+    return None if value == Path("-") else value
+
+
 Output = Annotated[
     Path | None,
     # eager, because the callback of --format reads the value
@@ -216,6 +223,7 @@ Output = Annotated[
         help="Write the answer to a file.",
         show_default=False,
         is_eager=True,
+        callback=_stdout,
         rich_help_panel=OUTPUT,
     ),
 ]

@@ -30,6 +30,7 @@ class Convention(msgspec.Struct, frozen=True, kw_only=True):
 
     name: short name for tables. key: name for programs. kind: whether FLOPs that are computed again count.
     used_by: who counts so. flops: FLOPs of one sequence. formula: the formula of these FLOPs with numbers.
+    repeated: the terms of the formula that are computed again. Empty: there are none.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Convention(msgspec.Struct, frozen=True, kw_only=True):
     used_by: str
     flops: int
     formula: str
+    repeated: str = ""
 
 
 def conventions(spec: ModelSpec, seq_len: int, recompute: Recompute = "none") -> list[Convention]:
@@ -67,7 +69,7 @@ def conventions(spec: ModelSpec, seq_len: int, recompute: Recompute = "none") ->
         }
         return sum(parts.values()), plus(*(counted(size, name) for name, size in parts.items() if size))
 
-    def again(ops: list[Op], noun: str) -> tuple[int, str]:
+    def again(ops: list[Op], noun: str) -> tuple[int, str, str]:
         count, text = table(ops, noun)
         layers = repeated_flops(ops, recompute)
         flash = sum(op.count * op.recompute_flops for op in ops)  # standard attention has none
@@ -75,10 +77,11 @@ def conventions(spec: ModelSpec, seq_len: int, recompute: Recompute = "none") ->
             counted(layers, "of recomputed layers") if layers else "",
             counted(flash, "of scores that flash attention repeats") if flash else "",
         ]
-        return count + layers + flash, plus(text, *terms)
+        repeated = plus(*terms) if layers or flash else ""
+        return count + layers + flash, plus(text, *terms), repeated
 
     inside, every = "of pairs inside the mask", "of all pairs"
-    found: list[tuple[str, str, Kind, str, tuple[int, str]]] = [
+    found: list[tuple[str, str, Kind, str, tuple[int, str] | tuple[int, str, str]]] = [
         ("6·N, N: all parameters", "6n", "mfu", "rule of thumb", rule(parameters.total, "parameters")),
     ]
     if spec.is_moe:
@@ -95,8 +98,10 @@ def conventions(spec: ModelSpec, seq_len: int, recompute: Recompute = "none") ->
         ("with recompute, full", "hardware_full", "hfu", "", again(full, every)),
     ]
     return [
-        Convention(name=name, key=key, kind=kind, used_by=used_by, flops=flops, formula=formula)
-        for name, key, kind, used_by, (flops, formula) in found
+        Convention(
+            name=name, key=key, kind=kind, used_by=used_by, flops=flops, formula=formula, repeated="".join(repeated)
+        )
+        for name, key, kind, used_by, (flops, formula, *repeated) in found
     ]
 
 

@@ -506,3 +506,15 @@ def test_one_description_serves_every_format() -> None:
     assert (
         "| value | square | parity |\n| ---: | ---: | --- |\n| 3 | 3² | yes |\n| 1,000 | 1000² | no |" in out.getvalue()
     )
+
+
+def test_a_dash_is_stdout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.chdir(tmp_path)
+    for command in (["params", "gpt2"], ["kvcache", "gpt2", "--format", "csv"], ["specs", "show", "gpt2"]):
+        assert run(command) == 0
+        out = capsys.readouterr().out
+        assert run([*command, "-o", "-"]) == 0
+        assert capsys.readouterr() == (out, "")
+    assert run(["bench", "heads", "--device", "cpu", "--output", "-"]) == 2
+    assert "--output -: results need a file" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

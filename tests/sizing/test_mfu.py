@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -174,7 +175,25 @@ def test_wrong_input(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_share_above_one_is_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["mfu", "llama3-8b", "--device", "h100", "--step-time", "1ms", "--batch", "4"]) == 0
-    assert "warning: 6·N + full attention gives" in capsys.readouterr().out
+    assert capsys.readouterr().out.startswith("Warning: more than 100% of the peak is not possible: the time,")
+    assert run(["mfu", "llama2-7b", "--device", "h100", "--tokens-per-s", "22k"]) == 0
+    assert capsys.readouterr().out.startswith("Warning: 6·N + full attention gives 104% of the peak")
+    assert run(["mfu", "llama2-7b", "--device", "h100", "--tokens-per-s", "2k"]) == 0
+    assert "Warning" not in capsys.readouterr().out
+
+
+def test_the_screen_says_why_hfu_is_higher(capsys: pytest.CaptureFixture[str]) -> None:
+    def shown(*arguments: str) -> str:
+        assert run(["mfu", *arguments, "--device", "h100", "--tokens-per-s", "2000"]) == 0
+        return " ".join(capsys.readouterr().out.split())
+
+    again = "HFU also counts the FLOPs of a sequence that are computed again:"
+    flash = "of scores that flash attention repeats"
+    assert re.search(rf"{again} [\d,]+ {flash} share", shown("llama2-7b"))
+    assert re.search(
+        rf"{again} [\d,]+ of recomputed layers \+ [\d,]+ {flash}", shown("llama2-7b", "--recompute", "full")
+    )
+    assert again not in shown("mamba-130m")
     rows = utilized(load_bundled("llama3-8b"), device="h100", gpus=8, tokens_per_s=70_000)
     text = to_json(document(rows, {}, tables=False))
     assert '"schema": "llmbench.mfu/1"' in text
