@@ -109,9 +109,11 @@ def _layer_faults(layers: dict[str, Layer], order: Sequence[str], at: str) -> It
         if name not in layers:
             names = ", ".join(f"`{key}`" for key in layers)
             hint = f"choose from {names}, the entries of `{at}layers`" if names else f"`{at}layers` has no entries"
-            hint += (
-                f"; to add a kind of layer, write a spec file (see `llmbench specs show`) with `[{at}layers.{name}]`"
-            )
+            spec_file = "write a spec file (see `llmbench specs show`)"
+            hint += f"; to add a kind of layer, {spec_file} with `[{at}layers.{name}]`"
+            if layers and not at:
+                first = next(iter(layers))
+                hint += f", or copy one: --set layers.{name}={first} --set layers.{name}.mixer.sliding_window=1024"
             yield Fault(f"{at}pattern", f"`{at}layers` has no entry `{name}`", hint)
     used = set(order)
     tags = Counter(layer.shared_weights for layer in layers.values())

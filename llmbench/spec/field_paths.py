@@ -191,6 +191,8 @@ def _no_part(key: str, prefix: str, part: str, nodes: Sequence[tuple[Path, Any]]
     names = sorted({str(name) for _, node in nodes if isinstance(node, dict) for name in node})
     near = suggestion(part, names)
     hint = f"did you mean `{near}`?" if near else f"choose from {', '.join(names)}" if names else None
+    if prefix.startswith("layers.") and names and not near:
+        hint = f"{hint}; --set {prefix}={names[0]} first adds a copy of `{names[0]}`"
     return SpecError(f"--set {key}: this spec has no `{prefix}`", hint=hint)
 
 

@@ -22,6 +22,9 @@ from llmbench.spec.model import ModelSpec, Norm
 from llmbench.spec.position import SCALING_FIELDS, LearnedPositions, RopeScaling
 from llmbench.spec.schema import FieldType, Path, Place, fields_of, places, plain, tag_of
 
+OTHER_SIZES: dict[type[Part], tuple[str, ...]] = {MoE: ("intermediate_size",)}
+"""Fields that both kinds have, but whose usual value differs: one expert is smaller than a whole feed-forward."""
+
 
 class Usual(NamedTuple):
     """A value that a rule gives to a field of the new kind, and the reason for it."""
@@ -187,6 +190,8 @@ def _example(switch: Switch, missing: list[str], spec: ModelSpec, assignments: M
     from llmbench.spec.override import override
 
     prefix = switch.key.removesuffix("kind")
+    other = [name for name in OTHER_SIZES.get(switch.part, ()) if f"{prefix}{name}" not in assignments]
+    missing = [*missing, *other]
     models = sorted(_models_with(switch.part), key=lambda known: (abs(known[1] - spec.hidden_size), known[0]))
     for model, _, part in models:
         values = {f"{prefix}{name}": getattr(part, name) for name in missing}

@@ -6,6 +6,8 @@ kinds of layers have the same field with the same value, the key changes the fie
 Face configs are also accepted (`rope_theta`). `num_hidden_layers=N` repeats or cuts the pattern to N layers. A value is
 written as in TOML. A bare word is a string, and `none` removes the field.
 
+`layers.NEW=NAME` adds a kind of layer: a copy of the kind NAME, whose fields further keys can change.
+
 A key that ends in `kind` changes the kind of a part: fields that the new kind does not have are dropped. The notes of
 the changed spec say which fields were dropped, kept and set.
 """
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from typing import Any
 
 import msgspec
@@ -82,12 +85,20 @@ def override(spec: ModelSpec, assignments: Mapping[str, Any]) -> ModelSpec:
 
 
 def _order(assignment: tuple[str, Any]) -> int:
-    """Return the turn of an assignment. Fields of the model and whole parts come first, then kinds, then the rest."""
+    """Return the turn of an assignment. Copies of layers come first, then fields of the model and whole parts, then
+    kinds, then the rest."""
     key, value = assignment
+    if _is_copy(key, value):
+        return -1
     whole = isinstance(value, Mapping) and {"kind", "mixer", "ffn"} & set(value)
     if whole or (key in ModelSpec.__struct_fields__ and not isinstance(value, str)):
         return 0
     return 1 if key.rpartition(".")[2] == "kind" or key in ModelSpec.__struct_fields__ else 2
+
+
+def _is_copy(key: str, value: Any) -> bool:
+    """Return whether an assignment such as `layers.local=block` copies a kind of layer."""
+    return isinstance(value, str) and key.startswith("layers.") and key.count(".") == 1
 
 
 class _Change:
@@ -112,6 +123,9 @@ class _Change:
         if field_paths.spec_name(key) == "num_hidden_layers":
             self.tree["pattern"] = _repeated(self.spec, key, value)
             self.changed.append((("pattern",), key))
+            return
+        if _is_copy(key, value):
+            self._copy_layer(key, value)
             return
         if self.parts is None:
             self.parts = list(places(self.tree, (ModelSpec,)))
@@ -138,6 +152,20 @@ class _Change:
         if len(targets) > 1 and "*" not in key and targets[0].field != "kind":
             paths = ", ".join(".".join(target.path) for target in targets)
             self.notes.append(f"{key} changed {len(targets)} fields: {paths}")
+
+    def _copy_layer(self, key: str, source: str) -> None:
+        """Add a kind of layer that is a copy of the kind `source`."""
+        layers = self.tree["layers"]
+        new = key.partition(".")[2]
+        if new in layers:
+            raise SpecError(f"--set {key}: {self.spec.name} has a kind of layer `{new}` already", hint="use a new name")
+        if source not in layers:
+            names = ", ".join(f"`{name}`" for name in layers)
+            raise SpecError(f"--set {key}: there is no kind of layer `{source}` to copy", hint=f"choose from {names}")
+        layers[new] = deepcopy(layers[source])
+        self.parts = None
+        self.changed.append((("layers", new), key))
+        self.notes.append(f"layers.{new} is a copy of layers.{source}")
 
     def result(self) -> ModelSpec:
         """Return the changed spec. Raises SpecError if it is invalid."""

@@ -19,6 +19,7 @@ from llmbench.sizing.workload import Workload
 from llmbench.spec.base import Part
 from llmbench.spec.catalog import load_bundled
 from llmbench.spec.diagnosis import words_of
+from llmbench.spec.ffn import MoE
 from llmbench.spec.field_paths import HUGGING_FACE_NAMES
 from llmbench.spec.mixer import Attention, LatentAttention
 from llmbench.spec.model import ModelSpec, Norm
@@ -101,7 +102,9 @@ def test_every_kind_of_every_part_is_sized_or_refused(name: str) -> None:
             note = new_notes(name, changed)
             for field, known in fields_of(type(old)).items():
                 before, after = getattr(old, field), getattr(new, field, "absent")
-                if before != after and before != known.default and before is not None and field != "kind":
+                if f"{key[:-4]}{field}" in assigned:
+                    continue
+                if before != after and before != known.default and before is not None:
                     assert re.search(rf"\b{field}\b", note), (key, kind, field, note)
             for field, known in fields_of(type(new)).items():
                 after = getattr(new, field)
@@ -129,6 +132,37 @@ def test_positions() -> None:
 def test_layers_with_positions_of_their_own_are_named() -> None:
     changed = override(load_bundled("gemma3-4b"), {"positions": "alibi"})
     assert "layers.local.mixer.positions keeps its own kind rope" in new_notes("gemma3-4b", changed)
+
+
+def test_a_kind_of_layer_is_copied() -> None:
+    """The copy has the fields of the original, in any order of the changes. The original does not change."""
+    spec = load_bundled("llama3-8b")
+    changes = {
+        "pattern": "8*(3*local block)",
+        "layers.local.mixer.sliding_window": 1024,
+        "layers.local": "block",
+    }
+    changed = override(spec, changes)
+    assert changed.order == ("local", "local", "local", "block") * 8
+    local, block = changed.layers["local"].mixer, changed.layers["block"].mixer
+    assert local == replace(spec.layers["block"].mixer, sliding_window=1024)
+    assert block == spec.layers["block"].mixer
+    assert "layers.local is a copy of layers.block" in changed.notes
+    for wrong, says in (({"layers.local": "blok"}, "no kind of layer `blok`"), ({"layers.block": "block"}, "already")):
+        with pytest.raises(SpecError, match=says):
+            override(spec, wrong)
+
+
+def test_experts_get_a_size_of_their_own_in_the_hint() -> None:
+    """An expert is smaller than the feed-forward that it replaces. The hint works as it is written."""
+    spec = load_bundled("llama3-8b")
+    with pytest.raises(SpecError) as caught:
+        override(spec, {"ffn.kind": "moe"})
+    options = shlex.split(str(caught.value.hint).partition(": ")[2])
+    changed = override(spec, parse_assignments(options[1::2]))
+    ffn = changed.layers["block"].ffn
+    assert isinstance(ffn, MoE)
+    assert ffn.intermediate_size < spec.layers["block"].ffn.intermediate_size
 
 
 def test_norms() -> None:
