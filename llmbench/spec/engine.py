@@ -157,11 +157,19 @@ class Stages(Part, frozen=True, kw_only=True):
     source: str
 
 
+class Downcast(Part, frozen=True, kw_only=True):
+    """The formats to which an engine converts published weights in fp32: the first one that the device computes."""
+
+    to: tuple[Literal["bf16", "fp16"], ...]
+    source: str
+
+
 class Version(Part, frozen=True, kw_only=True):
-    """What one version of an engine changed: constants, the division into stages, and kernels for weights."""
+    """What one version of an engine changed: constants, the division into stages, conversions, and kernels."""
 
     version: str
     stages: Stages | None = None
+    downcast: Downcast | None = None
     weight_only: tuple[WeightOnly, ...] = ()
     constants: dict[str, Constant] = msgspec.field(default_factory=dict)
 
@@ -205,6 +213,8 @@ class EngineSpec(Part, frozen=True, kw_only=True):
                 self._check_source(key, constant.source)
             if version.stages is not None:
                 self._check_source("stages", version.stages.source)
+            if version.downcast is not None:
+                self._check_source("downcast", version.downcast.source)
             for kernel in version.weight_only:
                 self._check_source("weight_only", kernel.source)
 
@@ -228,6 +238,7 @@ class Engine(NamedTuple):
     constants: the constants. replaced: names of the constants that the user set.
     remainder: how the engine divides the layers over pipeline stages.
     kernels: kernels for weights that a device does not compute.
+    downcast: formats to which the engine converts published weights in fp32. Empty: it does not convert them.
     """
 
     spec: EngineSpec
@@ -237,6 +248,12 @@ class Engine(NamedTuple):
     replaced: tuple[str, ...]
     remainder: Remainder
     kernels: tuple[WeightOnly, ...]
+    downcast: tuple[Literal["bf16", "fp16"], ...]
+
+    def fp32_becomes(self, device: DeviceHead) -> Literal["bf16", "fp16"] | None:
+        """Return the format to which the engine converts published weights in fp32. None: it does not convert them."""
+        known = [name for name in self.downcast if name in device.matrix_formats] or self.downcast[:1]
+        return known[0] if known else None
 
     def get(self, key: str, default: float = 0, *, device: DeviceHead | None = None) -> float:
         """Return the value of a constant on a device, or `default` if the profile has no such constant.
@@ -346,6 +363,7 @@ def find_engine(text: str) -> Engine:
     constants: dict[str, Constant] = {}
     remainder: Remainder = "first"
     kernels: tuple[WeightOnly, ...] = ()
+    downcast: tuple[Literal["bf16", "fp16"], ...] = ()
     version = None
     for known in spec.versions:
         if asked and _numbers(known.version) > _numbers(asked):
@@ -354,6 +372,7 @@ def find_engine(text: str) -> Engine:
         constants |= known.constants
         remainder = remainder if known.stages is None else known.stages.remainder
         kernels += known.weight_only
+        downcast = downcast if known.downcast is None else known.downcast.to
     if version is None:
         raise SpecError(
             f"llmbench has no profile of {spec.title} {asked}; the oldest one is {spec.versions[0].version}",
@@ -371,7 +390,7 @@ def find_engine(text: str) -> Engine:
             raise SpecError(f"engine constant `{key}`: must be at least 1, not {value}")
         constants[key] = Constant(value=number, source=SET)
         replaced.append(key)
-    return Engine(spec, version, asked, constants, tuple(replaced), remainder, kernels)
+    return Engine(spec, version, asked, constants, tuple(replaced), remainder, kernels, downcast)
 
 
 def _numbers(version: str) -> tuple[int, ...]:

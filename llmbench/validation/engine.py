@@ -43,7 +43,8 @@ def answer(row: Row) -> Answer:
     if other and not re.fullmatch(r"\w+=\d+(,\w+=\d+)*", other):
         raise RefusedError(f"column `other_layout`: {other[:40]!r} is not a layout such as `pp=2`")
     layout = serving_layout(f"tp={tp},{other}" if other else f"tp={tp}")
-    parts = shards(spec, layout, engine, weights=_weights(row, named), kv=_cache_format(row))
+    fp32 = engine.fp32_becomes(device)
+    parts = shards(spec, layout, engine, weights=_weights(row, named), kv=_cache_format(row), fp32=fp32)
     missing = _missing(row, engine)
     if missing and not _printed(row, "weights_gib"):
         raise RefusedError(missing)

@@ -170,6 +170,27 @@ def test_llamacpp_keeps_the_embedding_on_the_cpu() -> None:
     assert sum(stage.weights for stage in stages) == one.weights
 
 
+def test_engines_convert_published_weights_in_fp32() -> None:
+    """Their logs say "Downcasting torch.float32 to torch.bfloat16" or "float16"."""
+    bf16, fp16 = "bf16, converted from fp32", "fp16, converted from fp32"
+    for engine, device, title in (
+        ("vllm", "h100", bf16),
+        ("vllm", "t4", fp16),
+        ("vllm@0.8", "h100", fp16),
+        ("sglang", "h100", fp16),
+        ("ideal", "h100", "fp32"),
+    ):
+        fit = answer("gpt2", device, engine=engine).fit
+        assert fit is not None
+        assert fit.tightest.shard.title == title
+        assert fit.tightest.shard.weights == (2 if title != "fp32" else 4) * 124_439_808
+    asked = answer("gpt2", "h100", weights=["fp32"])
+    assert asked.fit is not None
+    assert asked.fit.tightest.shard.title == "fp32"
+    assert asked.command is not None
+    assert "--dtype float32" in asked.command
+
+
 def test_llamacpp_loads_the_mxfp4_file_of_gpt_oss() -> None:
     """llama-bench prints 59.02 GiB for ggml-org/gpt-oss-120b-GGUF (community.frame.work/t/73280). The table of
     embeddings stays on the CPU."""

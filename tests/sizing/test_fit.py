@@ -321,9 +321,9 @@ def test_the_nearest_change_comes_first_and_each_change_suffices() -> None:
     assert "needs other files" in found[1].what
     tight = Sizer(load_bundled("llama3-8b"))
     many = msgspec.structs.replace(question, users=60)
-    nearest = changes(tight, tight.fit(many))[:2]
-    assert [change.option.split()[0] for change in nearest] == ["--seq", "--users"]
-    shorter, fewer = (int(change.option.split()[1]) for change in nearest)
+    nearest = changes(tight, tight.fit(many))[:3]
+    assert [change.option.split()[0] for change in nearest] == ["--kv-dtype", "--seq", "--users"]
+    shorter, fewer = (int(change.option.split()[1]) for change in nearest[1:])
     assert not tight.fit(msgspec.structs.replace(many, seq=shorter + 16)).fits
     assert not tight.fit(msgspec.structs.replace(many, users=fewer + 1)).fits
     turing = msgspec.structs.replace(question, device=find_device_head("t4"), users=1)

@@ -27,12 +27,13 @@ WEIGHTS = ("fp16", "fp8-channel", "w4a16")
 GGUF_WEIGHTS = ("gguf-q8-0", "gguf-q4-k-m", "gguf-q2-k")
 """Formats of weights that are proposed, the largest one first."""
 
-FREE, NOTICED, MORE_GPUS, OTHER_FILES, LARGE_CUT = range(5)
+FREE, FORMAT, CUT, MORE_GPUS, OTHER_FILES, LARGE_CUT = range(6)
 """The order of changes.
 
-FREE: a setting of the engine that takes nothing from the users. NOTICED: a setting that the users notice: a smaller
-format of the cache, and shorter or fewer requests, at least half of what was asked for. OTHER_FILES: weights in a
-format that the published files do not have. LARGE_CUT: requests that are less than half as long or as many.
+FREE: a setting of the engine that takes nothing from the users. FORMAT: a smaller format of the cache, or weights that
+the engine converts when it loads them. CUT: shorter or fewer requests, at least half of what was asked for.
+OTHER_FILES: weights in a format that the published files do not have. LARGE_CUT: requests that are less than half as
+long or as many.
 """
 
 
@@ -79,7 +80,7 @@ class Change(NamedTuple):
 def changes(sizer: Sizer, fit: Fit, *, own_layout: bool = False, pairs: bool = True) -> list[Change]:
     """Return the changes of one setting with which the model fits, the nearest one first.
 
-    The order is FREE, NOTICED, MORE_GPUS, OTHER_FILES, LARGE_CUT. Within one of them, the nearest change has the
+    The order is FREE, FORMAT, CUT, MORE_GPUS, OTHER_FILES, LARGE_CUT. Within one of them, the nearest change has the
     smallest factor: half as many users are as near as half the bytes of the cache. Of each setting, only the nearest
     change is returned. If no single change suffices, or only a LARGE_CUT, changes of two settings follow.
 
@@ -204,7 +205,7 @@ def _cache_format(sizer: Sizer, fit: Fit, asked: Question) -> Iterator[Proposal]
             ("--kv-dtype", cache),
             f"a cache in {cache}",
             _replace(question, kv=cache),
-            NOTICED,
+            FORMAT,
             lambda answer: answer.tightest.pool.request_bytes(question.seq) or 1,
         )
 
@@ -219,7 +220,7 @@ def _shorter(sizer: Sizer, fit: Fit, asked: Question) -> Iterator[Proposal]:
             ("--seq", str(shorter)),
             f"requests of at most {shorter:,} tokens",
             _replace(question, seq=shorter),
-            NOTICED if 2 * shorter >= asked.seq else LARGE_CUT,
+            CUT if 2 * shorter >= asked.seq else LARGE_CUT,
             lambda answer: answer.question.seq,
         )
 
@@ -232,7 +233,7 @@ def _fewer_users(sizer: Sizer, fit: Fit, asked: Question) -> Iterator[Proposal]:
             ("--users", str(fit.capacity)),
             f"{fit.capacity:,} users" if fit.capacity > 1 else "one user",
             _replace(question, users=fit.capacity),
-            NOTICED if 2 * fit.capacity >= asked.users else LARGE_CUT,
+            CUT if 2 * fit.capacity >= asked.users else LARGE_CUT,
             lambda answer: answer.question.users,
         )
 
@@ -287,7 +288,7 @@ def _weights(sizer: Sizer, fit: Fit, asked: Question) -> Iterator[Proposal]:
             ("--weights", name),
             f"weights in {name}, {'to which the engine converts them' if own else 'which needs other files'}",
             _replace(question, weights=name),
-            NOTICED if own else OTHER_FILES,
+            FORMAT if own else OTHER_FILES,
             lambda answer: answer.budgets[0].shard.weights,
         )
 

@@ -54,10 +54,16 @@ def _cache_flag(fit: Fit, names: dict[str, str]) -> list[str]:
     return [] if kv is None or _plain_cache(fit) else [f"--kv-cache-dtype {names.get(kv, kv)}"]
 
 
+def _dtype_flag(fit: Fit) -> list[str]:
+    """Return the flag for the number format of the weights, if the user named bf16, fp16 or fp32."""
+    names = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+    return [f"--dtype {names[weights]}"] if (weights := fit.question.weights) in names else []
+
+
 def _vllm(name: str, fit: Fit, seq: int, draft: str | None) -> list[str]:
     question, own, engine = fit.question, fit.tightest, fit.question.engine
     layout = question.layout
-    parts = ["vllm serve", shlex.quote(name), f"--max-model-len {seq}"]
+    parts = ["vllm serve", shlex.quote(name), f"--max-model-len {seq}", *_dtype_flag(fit)]
     parts += [f"--tensor-parallel-size {layout.tp}"] if layout.tp > 1 else []
     parts += [f"--pipeline-parallel-size {layout.pp}"] if layout.pp > 1 else []
     parts += [f"--data-parallel-size {layout.dp}"] if layout.dp > 1 else []
@@ -83,6 +89,7 @@ def _sglang(name: str, fit: Fit, seq: int, draft: str | None) -> list[str]:
     layout = question.layout
     gpus = layout.tp * layout.dp
     parts = ["python -m sglang.launch_server --model-path", shlex.quote(name), f"--context-length {seq}"]
+    parts += _dtype_flag(fit)
     parts += [f"--tp-size {gpus}"] if gpus > 1 else []
     parts += [f"--pp-size {layout.pp}"] if layout.pp > 1 else []
     parts += [f"--dp-size {layout.dp} --enable-dp-attention"] if layout.dp > 1 else []

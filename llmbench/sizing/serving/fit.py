@@ -121,11 +121,12 @@ class Sizer:
     def __init__(self, spec: ModelSpec, draft: ModelSpec | None = None) -> None:
         self.spec = spec
         self.draft = draft
-        self._shards: dict[tuple[str, str, str | None, str | None], list[Shard]] = {}
+        self._shards: dict[tuple[str | None, ...], list[Shard]] = {}
 
     def shards(self, question: Question) -> list[Shard]:
         """Return the parts of the model on one GPU of each stage."""
-        key = (question.engine.text, str(question.layout), question.weights, question.kv)
+        fp32 = question.engine.fp32_becomes(question.device)
+        key = (question.engine.text, str(question.layout), question.weights, question.kv, fp32)
         if key not in self._shards:
             self._shards[key] = shards(
                 self.spec,
@@ -134,6 +135,7 @@ class Sizer:
                 weights=question.weights,
                 kv=question.kv,
                 draft=self.draft,
+                fp32=fp32,
             )
         return self._shards[key]
 

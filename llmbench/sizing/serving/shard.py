@@ -135,11 +135,13 @@ def shards(
     weights: str | None = None,
     kv: str | None = None,
     draft: ModelSpec | None = None,
+    fp32: DType | None = None,
 ) -> list[Shard]:
     """Return the part of each pipeline stage on one GPU.
 
     weights: format such as `gptq,bits=8`. None: the published files. kv: format of the cache. None: that of the
         activations. draft: model for speculative decoding. The last stage has its published files and its cache.
+    fp32: format to which the engine converts published weights in fp32. None: it does not convert them.
 
     Raises SpecError for a model that does not decode or a draft model with another vocabulary, LayoutError if the
     layout does not divide the model, and UnsupportedError if the format of the published files is not known.
@@ -155,7 +157,8 @@ def shards(
             f"{engine.spec.title} has no cache in the format `{kv[:40]}`", hint=f"it has {', '.join(known)}"
         )
     _check_layout(engine, layout)
-    recipe = WeightRecipe(spec, weights or engine.spec.default_weights(spec.weights.format))
+    converted = weights is None and fp32 is not None and spec.weights.dtype == "fp32" and not spec.weights.format
+    recipe = WeightRecipe(spec, fp32 if converted else weights or engine.spec.default_weights(spec.weights.format))
     _check_loads(engine, recipe)
     plain = _plain(recipe)
     workload = Workload.prefill(1, activation_dtype=plain, weight_dtype=plain)
@@ -165,7 +168,12 @@ def shards(
     mtp = len({layer for op in ops if op.stack == "mtp" for layer in op.layers})
     cut = stages(spec, ops, divided(layout, spec.num_hidden_layers, mtp, engine.remainder))
     parts = [_shard(spec, stage, layout, engine, recipe, plain, kv or plain) for stage in cut]
-    return parts if draft is None else [*parts[:-1], _with_draft(parts[-1], draft, spec.vocab_size, layout, engine, kv)]
+    if converted:
+        parts = [msgspec.structs.replace(part, title=f"{part.title}, converted from fp32") for part in parts]
+    if draft is None:
+        return parts
+    _check_vocabulary(engine, spec, draft)
+    return [*parts[:-1], _with_draft(parts[-1], draft, layout, engine, kv, fp32)]
 
 
 def made_on_loading(spec: ModelSpec, weights: str | None) -> bool:
@@ -179,25 +187,28 @@ def made_on_loading(spec: ModelSpec, weights: str | None) -> bool:
     return weights in ("bf16", "fp16", "fp32") and not (own.format or own.overrides or own.unknown)
 
 
+def _check_vocabulary(engine: Engine, spec: ModelSpec, draft: ModelSpec) -> None:
+    """Raise SpecError if the engine refuses the vocabulary of a draft model."""
+    most, difference = engine.whole("draft_vocabulary"), abs(draft.vocab_size - spec.vocab_size)
+    if difference > most:
+        within = f"whose size differs by at most {most} tokens" if most else "of the same size"
+        raise SpecError(
+            f"draft model {draft.name}: its vocabulary has {draft.vocab_size:,} tokens, and that of {spec.name} has "
+            f"{spec.vocab_size:,}; {engine.spec.title} needs a vocabulary {within}",
+            hint="choose a smaller model with the same vocabulary, or, if your engine allows a difference, say "
+            f"--engine {engine.spec.name},draft_vocabulary={difference}",
+        )
+
+
 def _with_draft(
-    shard: Shard, draft: ModelSpec, vocabulary: int, layout: Layout, engine: Engine, kv: str | None
+    shard: Shard, draft: ModelSpec, layout: Layout, engine: Engine, kv: str | None, fp32: DType | None
 ) -> Shard:
     """Return the last stage with a draft model, which the GPUs of the stage split as they split the model itself.
 
-    Raises LayoutError, with the name of the draft model, if the layout does not divide it, and SpecError if its
-    vocabulary has another size.
+    Raises LayoutError, with the name of the draft model, if the layout does not divide it.
     """
-    most = engine.whole("draft_vocabulary")
-    if abs(draft.vocab_size - vocabulary) > most:
-        within = f"whose size differs by at most {most} tokens" if most else "of the same size"
-        raise SpecError(
-            f"draft model {draft.name}: its vocabulary has {draft.vocab_size:,} tokens, and that of the model has "
-            f"{vocabulary:,}; {engine.spec.title} needs a vocabulary {within}",
-            hint="choose a smaller model with the same vocabulary, or, if your engine allows a difference, say "
-            f"--engine {engine.spec.name},draft_vocabulary={abs(draft.vocab_size - vocabulary)}",
-        )
     try:
-        (small,) = shards(draft, serving_layout(f"tp={layout.tp},dp={layout.dp}"), engine, kv=kv)
+        (small,) = shards(draft, serving_layout(f"tp={layout.tp},dp={layout.dp}"), engine, kv=kv, fp32=fp32)
     except LayoutError as error:
         raise LayoutError(f"draft model {draft.name}: {error}", hint=error.hint) from None
     return msgspec.structs.replace(
