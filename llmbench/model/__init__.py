@@ -25,6 +25,7 @@ weights. `load(folder)` reads weights that transformers saved. The package has t
     implementations/      the implementations that compute a model
     weights/              reading weights from files
     create.py             `build` and `load`
+    initialise.py         the first values of the weights; sigma_reparam.py trains with σReparam
     generation.py         generation of new tokens
     attention_maps.py     the attention probabilities of each layer
     trace.py              FLOPs and saved bytes, traced without memory

@@ -6,11 +6,10 @@ with 7 billion parameters is ready in seconds.
 
 from __future__ import annotations
 
-import math
 import os
 from functools import reduce
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,25 +19,13 @@ from llmbench.model.arguments import dropout_share, whole_seed
 from llmbench.model.decoder import Decoder
 from llmbench.model.devices import device_of
 from llmbench.model.formats import weight_format
+from llmbench.model.initialise import Initialisation, initialise
 from llmbench.model.seq2seq import model_of
 from llmbench.model.weights import Checkpoint, fill, formats_of, refuse_missing_weights, table_of
 from llmbench.model.weights.config import is_multimodal, refuse_config
 from llmbench.spec.huggingface import load_config
 from llmbench.spec.model import ModelSpec
 from llmbench.spec.weights.multimodal import text_name
-
-Initialisation = Literal["gpt2", "scaled", "xavier", "empty"]
-"""How the weight matrices and embedding tables get their first values.
-
-- gpt2: normal distribution with standard deviation 0.02.
-- scaled: like gpt2, but the standard deviation of projections into the residual stream is divided by sqrt(2·layers)
-  (GPT-2's paper, section 2.3).
-- xavier: uniform distribution with a bound that depends on the number of inputs and outputs.
-- empty: no values. The memory stays uninitialised.
-"""
-
-_INTO_RESIDUAL = ("o_proj", "down_proj", "out_proj")
-"""Projections whose output is added to the residual stream."""
 
 _ALWAYS_FP32 = ("correction",)
 """Buffers that stay in fp32 in every model. Training changes the correction of a router by steps so small that bf16
@@ -57,6 +44,7 @@ def build(
 ) -> Decoder:
     """Build a model with random weights. Equal seeds give equal weights on the same device.
 
+    - `init`, `seed`: how the weights get their first values. See `llmbench.model.initialise`.
     - `impl`: the implementation. None: the first of `PREFERENCE` in `llmbench.model.implementations` that computes the
       model. `model.implementation.name` is its name.
     - `dropout`: the share of elements that become 0 in training: of the embedding, of the attention probabilities and
@@ -74,7 +62,7 @@ def build(
         raise unknown("initialisation", str(init), get_args(Initialisation))
     model = _on_meta(spec, impl)
     materialise(model, device=device, dtype=dtype)
-    if device.type != "meta" and init != "empty":
+    if device.type != "meta":
         initialise(model, init=init, seed=seed)
     model.dropout = dropout
     return model
@@ -144,36 +132,6 @@ def materialise(model: nn.Module, *, device: torch.device | str, dtype: torch.dt
         for name, buffer in list(module._buffers.items()):
             if buffer is not None and buffer.is_meta:
                 module._buffers[name] = memory(buffer, name)
-
-
-def initialise(model: Decoder, *, init: Initialisation, seed: int = 0) -> None:
-    """Fill a model with random weights. Matrices and tables follow `init`. Biases and other vectors become zero.
-
-    Afterwards, each llmbench module with a method `reset_parameters` (norms, decays) sets its own parameters.
-    """
-    layers = model.spec.num_hidden_layers
-    device = next(model.parameters()).device
-    generator = torch.Generator(device=device).manual_seed(seed)
-    done: set[int] = set()
-    with torch.no_grad():
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            if id(tensor) in done or not tensor.is_floating_point():
-                continue
-            done.add(id(tensor))
-            if tensor.dim() < 2 or (name.endswith("_bias") and "relative" not in name):
-                tensor.zero_()
-            elif init == "xavier":
-                bound = math.sqrt(6.0 / (tensor.shape[-1] + tensor.shape[-2]))
-                tensor.uniform_(-bound, bound, generator=generator)
-            else:
-                smaller = init == "scaled" and any(part in name for part in _INTO_RESIDUAL)
-                tensor.normal_(0.0, 0.02 / math.sqrt(2 * layers) if smaller else 0.02, generator=generator)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        for module in model.modules():
-            reset = getattr(module, "reset_parameters", None)
-            if reset is not None and type(module).__module__.startswith("llmbench."):
-                reset()
 
 
 def parameter_bytes(model: nn.Module) -> int:

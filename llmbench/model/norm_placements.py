@@ -89,8 +89,10 @@ class BlockParts(nn.Module):
     def add(self, x: Residual, out: Tensor) -> Residual:
         """Add a sublayer's output to the residual stream x: skip_scale · x + residual_scale · out.
 
-        Only Granite, MiniCPM and MiniMax have factors other than 1.
+        Only Granite, MiniCPM and MiniMax have factors other than 1. A skip_scale of 0 removes the residual connection.
         """
+        if self.layer.skip_scale == 0:
+            return Residual(times(out, self.layer.residual_scale))
         return Residual(times(x.whole(), self.layer.skip_scale), times(out, self.layer.residual_scale))
 
 

@@ -149,7 +149,8 @@ class Layer(Part, frozen=True):
     - cross_attention: attention to the output of the encoder. It stands between the mixer and the feed-forward (T5).
     - norm: the norm of this kind of layer, if it differs from the norm of the model.
     - residual_scale: factor on the output of each sublayer (Granite).
-    - skip_scale: factor on the residual stream before the output of a sublayer is added (MiniMax, DeepNorm's α).
+    - skip_scale: factor on the residual stream before the output of a sublayer is added (MiniMax, DeepNorm's α). 0: the
+      layer has no residual connections.
     - residual_from_norm: whether the output of a sublayer is added to the normalised input of the sublayer instead of
       the residual stream (MiniMax). It requires placement "pre".
     - output_scale: whether a stored number multiplies the output of the layer (Gemma 4).
@@ -171,7 +172,10 @@ class Layer(Part, frozen=True):
     extra: tuple[ExtraWeight, ...] = ()
 
     def faults(self) -> Iterator[Fault]:
-        yield from positive(self, "residual_scale", "skip_scale")
+        yield from positive(self, "residual_scale")
+        yield from not_negative(self, "skip_scale")
+        if self.skip_scale != 1.0 and self.placement in ("parallel", "parallel_two"):
+            yield Fault("skip_scale", f'is not supported with placement "{self.placement}"', "set skip_scale to 1")
         if self.residual_from_norm and self.placement != "pre":
             yield Fault("residual_from_norm", f'needs placement "pre", but placement is "{self.placement}"')
         cross = self.cross_attention

@@ -1,4 +1,4 @@
-"""Parts of the model against their formulas: feed-forwards and positions; initialisation and memory."""
+"""Parts of the model against their formulas: feed-forwards and positions."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ import transformers
 from torch import Tensor, nn
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from llmbench import model as models
 from llmbench.errors import SpecError
-from llmbench.model.create import Initialisation
 from llmbench.model.ffn import feed_forward
 from llmbench.model.implementations import implementation
 from llmbench.model.positions import (
@@ -25,9 +23,7 @@ from llmbench.model.positions import (
     rotation_of,
     sinusoids,
 )
-from llmbench.spec.catalog import load_bundled
 from llmbench.spec.ffn import Activation, Dense, Gated
-from llmbench.spec.override import override
 from llmbench.spec.position import RelativeBias, Rope, RopeScaling, SinusoidalPositions
 
 from . import small
@@ -268,66 +264,3 @@ def test_buckets_equal_transformers(bidirectional: bool) -> None:
     distance = keys[:, None, :] - queries[:, :, None]
     expected = T5Attention._relative_position_bucket(distance, bidirectional, num_buckets=32, max_distance=128)
     assert torch.equal(actual, expected)
-
-
-# Initialisation and memory
-
-
-def wide() -> Any:
-    """A spec of six layers, wide enough to measure the standard deviation of a matrix to a percent."""
-    shape = {"vocab_size": 512, "hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 32}
-    return override(load_bundled("gpt2"), shape | {"num_hidden_layers": 6, "layers.*.ffn.intermediate_size": 512})
-
-
-@pytest.mark.parametrize("init", ["gpt2", "scaled", "xavier"])
-def test_the_standard_deviation_of_every_matrix(init: Initialisation) -> None:
-    """It is 0.02, or 0.02 / √(2 · 6) into the residual stream with `scaled`; Xavier's variance is 2 / (in + out).
-    Biases are zero, norms the identity."""
-    model = models.build(wide(), init=init, seed=5)
-    seen = {"into": 0, "others": 0}
-    for name, tensor in model.named_parameters():
-        if tensor.dim() < 2:
-            assert torch.equal(
-                tensor, torch.ones_like(tensor) if "norm" in name and "weight" in name else tensor * 0
-            ), name
-            continue
-        into = name.endswith(("o_proj.weight", "down_proj.weight"))
-        seen["into" if into else "others"] += 1
-        expected = 0.02 / math.sqrt(12) if into and init == "scaled" else 0.02
-        if init == "xavier":
-            expected = math.sqrt(2 / (tensor.shape[0] + tensor.shape[1]))
-            assert tensor.abs().max() <= math.sqrt(3) * expected * 1.0001, name
-        # The standard deviation of n samples has a relative error of 1/√(2n), less if they are uniform. Five of these.
-        assert float(tensor.std()) == pytest.approx(expected, rel=5 / math.sqrt(2 * tensor.numel())), name
-        assert abs(float(tensor.mean())) <= 5 * expected / math.sqrt(tensor.numel()), name
-    assert seen == {"into": 12, "others": 6 * 4 + 2}
-
-
-@pytest.mark.parametrize("init", ["gpt2", "scaled", "xavier"])
-def test_the_seed_determines_all_weights(init: Initialisation) -> None:
-    state = torch.random.get_rng_state()
-    same, again, other = (dict(models.build(wide(), init=init, seed=seed).named_parameters()) for seed in (1, 1, 2))
-    assert torch.equal(state, torch.random.get_rng_state())
-    for name, tensor in same.items():
-        assert torch.equal(tensor, again[name]), name
-        if tensor.dim() > 1:
-            assert not torch.equal(tensor, other[name]), name
-
-
-def test_memory_is_allocated_once() -> None:
-    """Building allocates each parameter once, in its final format, and converts none from fp32."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Allocated(TorchDispatchMode):
-        bytes = 0
-
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            out = func(*args, **(kwargs or {}))
-            if isinstance(out, Tensor) and not out.is_meta and func._schema.name.startswith("aten::empty"):
-                Allocated.bytes += out.nbytes
-            return out
-
-    with Allocated():
-        model = models.build(wide(), dtype=torch.bfloat16)
-    nbytes = sum(p.nbytes for p in dict.fromkeys(model.parameters()))
-    assert nbytes <= Allocated.bytes <= nbytes * 1.01

@@ -173,7 +173,7 @@ def _layer(b: Builder, layer: Layer) -> None:
             assert layer.ffn is not None
             feed_forward(b, layer.ffn, inputs_saved=layer.placement == "parallel" and layer.mixer is not None)
         norms(sublayer, before=False)
-        if not parallel or sublayer == sublayers[-1]:
+        if layer.skip_scale != 0 and (not parallel or sublayer == sublayers[-1]):
             b.residual(f"{sublayer}_residual")
         if layer.placement == "post":
             b.norm(f"{sublayer}_norm", "norms", b.hidden, norm)
