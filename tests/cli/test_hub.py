@@ -24,7 +24,7 @@ from llmbench.errors import install_hint
 from llmbench.spec.catalog import load_bundled
 from llmbench.spec.huggingface import hub as reader
 from llmbench.spec.huggingface import hub_headers
-from llmbench.spec.huggingface.hub import TIMEOUT_S
+from llmbench.spec.huggingface.hub_requests import TIMEOUT_S
 
 from ..oracles.huggingface_export import to_config
 

@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-import logging
-import threading
-from collections.abc import Callable
-from contextlib import suppress
+import os
+import re
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from llmbench.errors import CannotRunError, LLMBenchError, SpecError, UnknownNameError, install_hint
+from llmbench.errors import CannotRunError, SpecError
 from llmbench.printable import printable
 from llmbench.spec.huggingface import load_config
+from llmbench.spec.huggingface.hub_requests import TIMEOUT_S, HubRequests
 from llmbench.spec.model import ModelSpec
-from llmbench.spec.reading import read_text
 from llmbench.spec.weights.on_hub import HUB
 from llmbench.spec.weights.tensors import has_all_files
-
-TIMEOUT_S = 1.5
-"""The longest time in seconds until the hub answers the first request."""
 
 FILE = "config.json"
 BESIDE = "hf_quant_config.json"
 """The file in which some repositories say how their weights are quantised."""
 
+_COMMIT = re.compile(r"[0-9a-f]{6,64}")
+
 
 def read_config(repository: str) -> ModelSpec:
-    """Return the model that the config.json of a repository describes. huggingface_hub downloads the file, or takes it
-    from its local cache. hf_quant_config.json is read too if the config does not say how the weights are stored.
+    """Return the model that the config.json of a repository describes. The file comes from the hub, or from the local
+    cache of huggingface_hub if the hub does not send it. hf_quant_config.json is read too if the config does not say
+    how the weights are stored.
 
     `weights.tensors_in` names the place of the headers of the files, which are not read: the folder of the cache if it
     has all files, else the repository.
@@ -38,98 +36,64 @@ def read_config(repository: str) -> ModelSpec:
     """
     if repository.count("/") != 1:
         raise SpecError(f"`hf:{repository[:80]}` does not have the form hf:organisation/name")
+    hub = HubRequests(repository)
     try:
-        import huggingface_hub as hub
-        from huggingface_hub import constants, errors
-    except ImportError:
-        raise CannotRunError("models from the Hugging Face hub need the extra `hf`", hint=install_hint("hf")) from None
-    # Below this level, huggingface_hub logs every retry.
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    try:
-        # Without a network, hf_hub_download tries again for half a minute. This request tries once.
-        url = hub.hf_hub_url(repository, FILE)
-        within(TIMEOUT_S, lambda: hub.get_hf_file_metadata(url, timeout=TIMEOUT_S))
-        file = hub.hf_hub_download(repository, FILE)
-        _download_beside(hub, repository, Path(file), errors)
-    except Exception as problem:  # huggingface_hub raises many error classes, also of its HTTP library
-        why = refusal(repository, problem, errors, constants.ENDPOINT, FILE)
-        cached = hub.try_to_load_from_cache(repository, FILE) if isinstance(why, CannotRunError) else None
-        if not isinstance(cached, str):
-            raise why from None
-        file = cached
-    spec = load_config(Path(file), name=repository.split("/")[1])
-    folder = Path(file).parent  # its name is the commit
+        folder = _download(hub, repository)
+    except CannotRunError:
+        cached = _cached(repository)
+        if cached is None:
+            raise
+        folder = cached
+    spec = load_config(folder, name=repository.split("/")[1])
     place = str(folder) if has_all_files(folder) else f"{HUB}{repository}@{folder.name}"
     return msgspec.structs.replace(spec, weights=msgspec.structs.replace(spec.weights, tensors_in=place))
 
 
-def _download_beside(hub: Any, repository: str, config: Path, errors: Any) -> None:
-    """Download hf_quant_config.json beside the config, if the repository has it and the config does not replace it."""
-    commit = config.parent.name
-    if '"quantization_config"' in read_text(config):
-        return
-    if hub.try_to_load_from_cache(repository, BESIDE, revision=commit) is None:  # not known whether it exists
-        with suppress(errors.EntryNotFoundError):
-            hub.hf_hub_download(repository, BESIDE, revision=commit)
+def _cached(repository: str) -> Path | None:
+    """Return the folder of the cache that has the config of a repository. Its name is the commit."""
+    import huggingface_hub
+
+    file: Any = huggingface_hub.try_to_load_from_cache(repository, FILE)
+    return Path(file).parent if isinstance(file, str) else None
 
 
-def within(seconds: float, call: Callable[[], object]) -> None:
-    """Run `call`, and raise what it raises. Raise TimeoutError if it takes longer than `seconds`.
-
-    The thread is needed because the look-up of a host's name has no time limit of its own.
-    """
-    raised: list[Exception] = []
-
-    def run() -> None:
-        try:
-            call()
-        except Exception as problem:
-            raised.append(problem)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if thread.is_alive():
-        raise TimeoutError
-    if raised:
-        raise raised[0]
-
-
-def refusal(repository: str, problem: Exception, errors: Any, endpoint: str, file: str) -> LLMBenchError:
-    """Return the error that says why a file cannot be read, and what the user can do.
-
-    errors: the error classes of huggingface_hub. file: name of the file.
-    """
-    page, named = f"{endpoint}/{repository}", "the config" if file == FILE else printable(file)
-    status = getattr(getattr(problem, "response", None), "status_code", None)
-    if isinstance(problem, errors.HFValidationError):
-        return SpecError(f"`hf:{repository[:80]}` is not the name of a repository", hint="write hf:organisation/name")
-    if isinstance(problem, errors.GatedRepoError) or status == 403:
-        return CannotRunError(
-            f"the repository `{repository}` is gated: only accounts with a permission can read its files",
-            hint=f"ask for the permission at {page}, and then run `hf auth login`",
-        )
-    if isinstance(problem, errors.EntryNotFoundError) and status == 404:
-        return SpecError(
-            f"the repository `{repository}` has no {file}",
+def _download(hub: HubRequests, repository: str) -> Path:
+    """Write the config of a repository, and the file beside it, into the cache. Return their folder."""
+    config = hub.whole(FILE, answer_s=TIMEOUT_S)
+    if config is None:
+        raise SpecError(
+            f"the repository `{repository}` has no {FILE}",
             hint="it can be a data set, or weights in another format; use the repository of the original model",
         )
-    if isinstance(problem, errors.RepositoryNotFoundError) or status in (401, 404):
-        return UnknownNameError(
-            f"there is no public repository `{repository}` at {endpoint}",
-            hint="check the name; for a private repository, run `hf auth login` first",
-        )
-    if isinstance(problem, errors.OfflineModeIsEnabled):
-        return CannotRunError(
-            f"{named} of `{repository}` is not in the local cache, and HF_HUB_OFFLINE forbids a download",
-            hint="unset HF_HUB_OFFLINE, or give the path of a config.json on this machine",
-        )
-    if status is not None:
-        return CannotRunError(
-            f"{endpoint} answered the request for {named} of `{repository}` with the status {status}",
-            hint="try again later, or give the path of a config.json on this machine",
-        )
-    return CannotRunError(
-        f"cannot reach {endpoint} to read {named} of `{repository}`",
-        hint="check the network, or give the path of a config.json on this machine",
-    )
+    if not _COMMIT.fullmatch(config.commit):
+        raise CannotRunError(f"{hub.endpoint} does not say the commit of {FILE}, and may be no Hugging Face hub")
+    files = {FILE: config.content}
+    if b'"quantization_config"' not in config.content:
+        beside = hub.whole(BESIDE)
+        files |= {} if beside is None else {BESIDE: beside.content}
+    try:
+        return _write(repository, config.commit, files)
+    except OSError as problem:
+        raise CannotRunError(
+            f"cannot write to the cache of the Hugging Face hub: {printable(str(problem))}",
+            hint="set HF_HOME to a folder that can be written",
+        ) from None
+
+
+def _write(repository: str, commit: str, files: dict[str, bytes]) -> Path:
+    """Write files into the cache of huggingface_hub, which reads them there too. Return their folder.
+
+    The form of the cache: https://huggingface.co/docs/huggingface_hub/guides/manage-cache
+    """
+    from huggingface_hub import constants
+
+    place = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+    folder, branches = place / "snapshots" / commit, place / "refs"
+    for each in (folder, branches):
+        each.mkdir(parents=True, exist_ok=True)
+    written = {folder / name: content for name, content in files.items()} | {branches / "main": commit.encode()}
+    for path, content in written.items():
+        part = path.with_name(f"{path.name}.{os.getpid()}.incomplete")
+        part.write_bytes(content)
+        part.replace(path)
+    return folder

@@ -97,7 +97,7 @@ def checked_index(content: bytes, where: str) -> Index:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as problem:  # msgspec 0.19 raises the second one
         raise SpecError(f"{where} is not an index of safetensors: {problem}") from None
     for name in set(index.weight_map.values()):
-        if Path(name).name != name:
+        if Path(name).name != name or name in ("", "..") or not name.isprintable():
             raise SpecError(f"{where}: `{short(name)}` is not the name of a file in the folder")
     return index
 

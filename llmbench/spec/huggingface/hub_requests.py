@@ -1,0 +1,266 @@
+"""Requests for the files of a repository of the Hugging Face hub, with one limit of time and one of size.
+
+Each request runs in a thread, because neither the look-up of a host's name nor a slow answer has a time limit of its
+own. A thread that is too late is left behind. It ends with its connection or with the program.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import quote, urlsplit
+
+from llmbench.errors import CannotRunError, LLMBenchError, SpecError, UnknownNameError, install_hint
+from llmbench.printable import printable
+from llmbench.spec.reading import MOST_BYTES
+
+__all__ = ["ALL_S", "TIMEOUT_S", "HubRequests", "Part", "Whole"]
+
+TIMEOUT_S = 1.5
+"""The longest time in seconds until the hub begins its first answer."""
+
+LATER_S = 10.0
+"""The longest time in seconds until the hub begins a later answer."""
+
+ALL_S = 60.0
+"""The longest time in seconds for all requests of one object together."""
+
+_DEFAULT_ENDPOINT = "https://huggingface.co"
+_ON_THIS_MACHINE = "give the path of a config.json on this machine"
+Result = TypeVar("Result")
+
+
+class Part(NamedTuple):
+    """Bytes of a file. size: bytes of the whole file."""
+
+    content: bytes
+    size: int
+
+
+class Whole(NamedTuple):
+    """A whole file. commit: the commit that the hub has read it from. Empty: the hub does not say it."""
+
+    content: bytes
+    commit: str
+
+
+class _Answer(NamedTuple):
+    """An answer of the hub. headers: also those of the answer that sent the request to another server."""
+
+    status: int
+    headers: dict[str, str]
+    chunks: Iterator[bytes]
+
+
+class HubRequests:
+    """The requests for the files of one revision of a repository, which share a limit of time.
+
+    The methods raise an LLMBenchError that says in one sentence why a file cannot be read: SpecError, UnknownNameError
+    or CannotRunError.
+    """
+
+    def __init__(self, repository: str, revision: str = "main") -> None:
+        # Below this level, huggingface_hub logs advice.
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+        self.repository, self.revision = repository, revision
+        try:
+            import huggingface_hub
+            from huggingface_hub import constants, errors, utils
+
+            self.endpoint, self._errors = _checked(constants.ENDPOINT or _DEFAULT_ENDPOINT), errors
+            self._url = _url(huggingface_hub.hf_hub_url, errors, repository, revision, self.endpoint)
+            tools: Any = utils  # it has both functions in every version, but does not declare them in all
+            self._sent = {**tools.build_hf_headers(), "Accept-Encoding": "identity"}  # the file as it is stored
+            self._session: Any = tools.get_session()
+        except LLMBenchError:
+            raise
+        except ImportError:
+            raise CannotRunError(
+                "models from the Hugging Face hub need the extra `hf`", hint=install_hint("hf")
+            ) from None
+        except Exception as problem:  # a wrong value of a variable such as HF_HOME or SSL_CERT_FILE
+            raise CannotRunError(
+                f"huggingface_hub cannot be used: {type(problem).__name__}: {printable(str(problem), most=300)}",
+                hint="check the variables of the environment that it reads, such as HF_HOME and HF_ENDPOINT",
+            ) from None
+        self._last = time.monotonic() + ALL_S
+
+    def whole(self, name: str, *, answer_s: float = LATER_S) -> Whole | None:
+        """Return a file of at most MOST_BYTES. None: the revision does not have the file.
+
+        answer_s: the longest time in seconds until the answer begins.
+        """
+
+        def read(answer: _Answer) -> Whole | None:
+            # A commit comes from an earlier answer, so the repository exists.
+            exists = self.revision != "main" or answer.headers.get("x-error-code") == "EntryNotFound"
+            if answer.status == 404 and exists:
+                return None
+            self._expect_success(answer, name)
+            content = self._joined(answer.chunks, MOST_BYTES + 1, name)
+            if len(content) > MOST_BYTES:
+                raise SpecError(f"cannot read {printable(name)}: it has more than {MOST_BYTES:,} bytes")
+            return Whole(content, answer.headers.get("x-repo-commit", ""))
+
+        return self._ask(name, read, answer_s)
+
+    def part(self, name: str, first: int, end: int) -> Part:
+        """Return the bytes from `first` to before `end` of a file, or to its end. The rest of an answer is not read."""
+
+        def read(answer: _Answer) -> Part:
+            if answer.status == 404:
+                raise SpecError(f"the repository `{self.repository}` has no {printable(name)}")
+            self._expect_success(answer, name)
+            place, _, size = answer.headers.get("content-range", "").partition("/")
+            if answer.status != 206 or not place.startswith(f"bytes {first}-") or not _is_size(size):
+                raise CannotRunError(f"{self.endpoint} does not answer requests for a part of a file")
+            wanted = min(end, int(size)) - first
+            content = self._joined(answer.chunks, wanted, name)
+            if len(content) < wanted:
+                raise CannotRunError(
+                    f"{self.endpoint} sent only {len(content):,} bytes of the header of {printable(name)}"
+                )
+            return Part(content, int(size))
+
+        return self._ask(name, read, LATER_S, Range=f"bytes={first}-{end - 1}")
+
+    def _ask(self, name: str, read: Callable[[_Answer], Result], answer_s: float, **headers: str) -> Result:
+        """Return what `read` makes of the answer to a request for a file."""
+        begun, ended = threading.Event(), threading.Event()
+        results: list[Result] = []
+        raised: list[Exception] = []
+
+        def run() -> None:
+            try:
+                with self._open(name, headers) as answer:
+                    begun.set()
+                    results.append(read(answer))
+            except Exception as problem:  # huggingface_hub raises many error classes, also of its HTTP library
+                raised.append(problem)
+            finally:
+                ended.set()
+                begun.set()
+
+        threading.Thread(target=run, daemon=True).start()
+        if not begun.wait(max(0.0, min(answer_s, self._left_s))):
+            raise self._unreached(name)
+        if not ended.wait(max(0.0, self._left_s)):
+            raise self._late(name)
+        if raised:
+            problem = raised[0]
+            raise (problem if isinstance(problem, LLMBenchError) else self._refusal(name, problem)) from None
+        return results[0]
+
+    @property
+    def _left_s(self) -> float:
+        return self._last - time.monotonic()
+
+    @contextmanager
+    def _open(self, name: str, headers: dict[str, str]) -> Iterator[_Answer]:
+        """Send one request. Both libraries leave out the token of the user if the hub sends the request to another
+        server."""
+        url = self._url + quote(name)
+        options: dict[str, Any] = {"headers": {**self._sent, **headers}, "timeout": LATER_S}
+        if callable(self._session.stream):  # httpx, since version 1 of huggingface_hub
+            with self._session.stream("GET", url, follow_redirects=True, **options) as answer:
+                yield _Answer(answer.status_code, _headers(answer), answer.iter_bytes(2**14))
+        else:  # requests
+            with self._session.get(url, stream=True, **options) as answer:
+                yield _Answer(answer.status_code, _headers(answer), answer.iter_content(2**14))
+
+    def _joined(self, chunks: Iterator[bytes], most: int, name: str) -> bytes:
+        """Return the first `most` bytes of an answer."""
+        content = bytearray()
+        for chunk in chunks:
+            content += chunk
+            if len(content) >= most:
+                break
+            if self._left_s < 0:
+                raise self._late(name)
+        return bytes(content[:most])
+
+    def _expect_success(self, answer: _Answer, name: str) -> None:
+        """Raise the error that says why the hub does not send a file."""
+        status, code = answer.status, answer.headers.get("x-error-code")
+        page = f"{self.endpoint}/{self.repository}"
+        if code == "GatedRepo" or status == 403:
+            raise CannotRunError(
+                f"the repository `{self.repository}` is gated: only accounts with a permission can read its files",
+                hint=f"ask for the permission at {page}, and then run `hf auth login`",
+            )
+        if status in (401, 404):
+            raise UnknownNameError(
+                f"there is no public repository `{self.repository}` at {self.endpoint}",
+                hint="check the name; for a private repository, run `hf auth login` first",
+            )
+        if status >= 300:
+            raise CannotRunError(
+                f"{self.endpoint} answered the request for {_named(name)} of `{self.repository}` with the status "
+                f"{status}",
+                hint=f"try again later, or {_ON_THIS_MACHINE}",
+            )
+
+    def _refusal(self, name: str, problem: Exception) -> LLMBenchError:
+        """Return the error for an error of huggingface_hub or of its HTTP library."""
+        if isinstance(problem, self._errors.OfflineModeIsEnabled):
+            return CannotRunError(
+                f"{_named(name)} of `{self.repository}` is not in the local cache, and HF_HUB_OFFLINE forbids a "
+                "download",
+                hint=f"unset HF_HUB_OFFLINE, or {_ON_THIS_MACHINE}",
+            )
+        return self._unreached(name)
+
+    def _unreached(self, name: str) -> LLMBenchError:
+        return CannotRunError(
+            f"cannot reach {self.endpoint} to read {_named(name)} of `{self.repository}`",
+            hint=f"check the network, or {_ON_THIS_MACHINE}",
+        )
+
+    def _late(self, name: str) -> LLMBenchError:
+        return CannotRunError(
+            f"{self.endpoint} did not send {_named(name)} of `{self.repository}` within {ALL_S:g} s",
+            hint=f"try again later, or {_ON_THIS_MACHINE}",
+        )
+
+
+def _url(hf_hub_url: Any, errors: Any, repository: str, revision: str, endpoint: str) -> str:
+    """Return the address of the files of a repository. Raises SpecError if the name of the repository is impossible."""
+    try:
+        url: str = hf_hub_url(repository, "FILE", revision=revision, endpoint=endpoint)
+    except errors.HFValidationError:
+        raise SpecError(
+            f"`hf:{repository[:80]}` is not the name of a repository", hint="write hf:organisation/name"
+        ) from None
+    return url.removesuffix("FILE")
+
+
+def _checked(endpoint: str) -> str:
+    """Return the address of a hub. Raises SpecError if it cannot be one."""
+    try:
+        parts = urlsplit(endpoint)
+        possible = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a wrong port, or a bracket without the other one
+        possible = False
+    if not possible or not endpoint.isprintable():
+        raise SpecError(
+            f"HF_ENDPOINT is {printable(endpoint[:80])}, which is no address of a server",
+            hint=f"unset HF_ENDPOINT, or write an address such as {_DEFAULT_ENDPOINT}",
+        )
+    return endpoint
+
+
+def _headers(answer: Any) -> dict[str, str]:
+    """Return the headers of an answer and of the answers that sent the request to another server, in lower case."""
+    return {name.lower(): value for each in (answer, *reversed(answer.history)) for name, value in each.headers.items()}
+
+
+def _is_size(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 20
+
+
+def _named(name: str) -> str:
+    return "the config" if name == "config.json" else printable(name)
