@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -133,6 +134,7 @@ def test_examples_of_the_help_run(
     (folder / "config.json").write_text(json.dumps(config))
     assert run(["specs", "import", "path/to/config.json", "-o", "my-model.toml"]) == 0
     capsys.readouterr()
+    shutil.copy(ROOT / "tests" / "learn" / "solutions.py", "my.py")
     if example.startswith("llmbench diff"):
         for name in ("before", "after"):
             (tmp_path / f"{name}.jsonl").write_bytes(b"".join(encode(line) + b"\n" for line in (header(), row())))

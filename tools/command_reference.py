@@ -20,6 +20,7 @@ from llmbench.bench.pieces import PIECES
 from llmbench.cli import completion
 from llmbench.cli.application import build
 from llmbench.kernels.registry import KERNELS
+from llmbench.learn.exercises import EXERCISES
 from llmbench.learn.worked import TOPICS
 from llmbench.model.implementations import IMPLEMENTATIONS
 from llmbench.sizing.dtypes import KVDType
@@ -46,6 +47,7 @@ Data goes to stdout. Errors, hints and progress go to stderr. The exit code is f
 | 1 | the second file has a regression | `diff` |
 | 1 | a row is INCORRECT or FAILED | `profile`, `bench`, `kernels bench` |
 | 1 | a kernel exceeds its error budget, or its compiled code has a fault | `kernels check`, `kernels inspect` |
+| 1 | an answer or a function is wrong | `exercise check` |
 | 1 | logits are not finite | `model` |
 | 1 | the loss or a gradient becomes NaN or infinite | `train` |
 | 2 | wrong usage or input | all |
@@ -97,6 +99,8 @@ NAMES: dict[str, list[str]] = {
     "kernels inspect names": [*KERNELS],
     "specs show name": ["<models>", "<devices>"],
     "worked topic": [*TOPICS],
+    "exercise show name": [*EXERCISES],
+    "exercise check target": [*EXERCISES],
 }
 """The names that a shell completes for a parameter, by its metavar, or by its command and its name."""
 

@@ -7,7 +7,7 @@
 An example is a fenced block marked `console`. Each command in it begins with one of PROMPTS. The output of a command
 (stdout, then stderr) follows the command, as in a terminal of 80 columns. A line that contains only `…` stands for any
 number of lines. The examples of a page run in order, in one temporary folder that has only links to benchmarks/ and
-docs/ at first. A block marked `json title="NAME"` or `toml title="NAME"` is first written to the file NAME in that
+docs/ at first. A block marked `json title="NAME"`, `toml …` or `python …` is first written to the file NAME in that
 folder.
 
 A block marked `console title="recorded"` shows measured times, which differ in every run, or figures that take long and
@@ -104,7 +104,7 @@ def actual(page: str, record: bool = False) -> str:
 
     def filled(match: re.Match[str]) -> str:
         info, body = match["info"].strip(), match["body"]
-        if named := re.fullmatch(r'(?:json|toml) title="(.+)"', info):
+        if named := re.fullmatch(r'(?:json|toml|python) title="(.+)"', info):
             Path(named[1]).parent.mkdir(parents=True, exist_ok=True)
             Path(named[1]).write_text(body, encoding="utf-8")
         if info not in runs:

@@ -33,6 +33,7 @@ GROUPS: dict[str, dict[str, str]] = {
     "Learn": {
         "train": "llmbench.cli.train",
         "worked": "llmbench.cli.worked",
+        "exercise": "llmbench.cli.exercise",
     },
     "Data": {
         "specs": "llmbench.cli.specs",

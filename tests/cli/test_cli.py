@@ -318,7 +318,7 @@ def test_every_command_has_a_module_and_help(capsys: Capture) -> None:
     for name in COMMANDS:
         text = answer(capsys, name, "--help")
         assert "Usage: llmbench" in text
-        if name not in ("specs", "kernels"):  # groups: their commands have the examples
+        if name not in ("specs", "kernels", "exercise"):  # groups: their commands have the examples
             assert f"llmbench {name}" in text.split("Examples:")[1]
     for name in ("list", "show", "import", "check"):
         assert f"llmbench specs {name}" in answer(capsys, "specs", name, "--help").split("Examples:")[1]
@@ -353,6 +353,9 @@ OPTIONS = {
     "specs show": "--set --output",
     "specs import": "--output",
     "specs check": "--format --output",
+    "exercise list": "--format --output",
+    "exercise show": "--seed --solution --format --output",
+    "exercise check": "--answer --seed --timeout --format --output",
     "worked": "--tokens --dim --seed --format --output",
 }
 

@@ -11,7 +11,17 @@ from llmbench.cli import COMMANDS, GROUPS, run
 from llmbench.cli.help import coloured
 
 Capture = pytest.CaptureFixture[str]
-PAGES = ["", *COMMANDS, "specs list", "specs show", "kernels check", "kernels bench", "kernels inspect"]
+PAGES = [
+    "",
+    *COMMANDS,
+    "specs list",
+    "specs show",
+    "kernels check",
+    "kernels bench",
+    "kernels inspect",
+    "exercise show",
+    "exercise check",
+]
 
 
 def page(command: str, width: int, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> str:

@@ -13,9 +13,9 @@ from llmbench.spec.position import Rope
 DEFAULT = Case(tokens=4, dim=4)
 
 
-def frequencies(dim: int, theta: float) -> Tensor:
-    """Return the frequencies θ^(−2i/D) [D/2] in fp64. The PyTorch model computes them in fp32, as transformers does."""
-    return theta ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+def frequencies(dim: int, theta: float, *, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Return the frequencies θ^(−2i/D) [D/2]. The PyTorch model computes them in fp32, as transformers does."""
+    return theta ** (-torch.arange(0, dim, 2, dtype=dtype) / dim)
 
 
 def work(case: Case) -> Worked:

@@ -1,0 +1,1 @@
+"""Accounting questions. The sizing code gives the right answers."""

@@ -1,0 +1,29 @@
+"""What is wrong with a function."""
+
+from __future__ import annotations
+
+import msgspec
+
+__all__ = ["Fault"]
+
+
+class Fault(msgspec.Struct, frozen=True, kw_only=True):
+    """What is wrong with a function.
+
+    `message`: the fault. `case`: the call. `output`: the result that is wrong, if there are several. `shape`: its
+    shape. `index`: the first element that differs. `expected`, `got`: its values.
+    `error`, `budget`: the error of the whole result and the largest accepted error, both relative to the reference.
+    `line`, `code`: the line of the student's file that raised an exception.
+    """
+
+    message: str
+    case: str = ""
+    output: str = ""
+    shape: tuple[int, ...] | None = None
+    index: tuple[int, ...] | None = None
+    expected: float | None = None
+    got: float | None = None
+    error: float | None = None
+    budget: float | None = None
+    line: int | None = None
+    code: str | None = None

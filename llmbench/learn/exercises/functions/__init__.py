@@ -1,0 +1,1 @@
+"""Function exercises. The reference of each is what the PyTorch model computes."""

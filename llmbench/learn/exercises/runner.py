@@ -1,0 +1,71 @@
+"""Run the check of a student's function in a process of its own, with a time limit."""
+
+from __future__ import annotations
+
+import ast
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from llmbench.errors import LLMBenchError
+from llmbench.learn.exercises import EXERCISES
+from llmbench.learn.exercises.child import REQUEST, RESULT, Reply, Request
+from llmbench.learn.exercises.fault import Fault
+
+__all__ = ["exercises_in", "run_check"]
+
+STDERR = 2
+"""The file descriptor to which the process of a student prints, so that stdout has the answer only."""
+
+
+def run_check(exercise: str, file: Path, *, seed: int, timeout_s: float) -> Reply:
+    """Check the function of `exercise` in `file`. A process that does not end in `timeout_s` seconds is stopped."""
+    with tempfile.TemporaryDirectory() as folder:
+        request = Request(exercise, os.fsencode(file), seed)
+        Path(folder, REQUEST).write_bytes(msgspec.msgpack.encode(request))
+        code = f"from llmbench.learn.exercises.child import main; main({folder!r})"
+        # -P: no module from the current folder takes the place of another one
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-c", code], stdin=subprocess.DEVNULL, stdout=STDERR, start_new_session=True
+        )
+        try:
+            process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return Reply(0, Fault(message=f"the function did not end within {timeout_s:g} s"))
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # also the processes that the function started
+            process.wait()
+        try:
+            return msgspec.msgpack.decode(Path(folder, RESULT).read_bytes(), type=Reply)
+        except (OSError, msgspec.MsgspecError):
+            how = f"signal {-process.returncode}" if process.returncode < 0 else f"exit code {process.returncode}"
+            return Reply(0, Fault(message=f"the process ended with {how} before the check was done"))
+
+
+def exercises_in(file: Path) -> list[str]:
+    """Return the exercises whose functions a file defines, in the order of `EXERCISES`.
+
+    Raises LLMBenchError if the file cannot be read, or defines no such function.
+    """
+    try:
+        tree = ast.parse(file.read_bytes())
+    except OSError as problem:
+        raise LLMBenchError(f"cannot read {file}: {problem.strerror}") from None
+    except (SyntaxError, ValueError) as problem:
+        line = getattr(problem, "lineno", None)
+        where = f"line {line}: " if line else ""
+        raise LLMBenchError(f"{file} is not valid Python: {where}{getattr(problem, 'msg', problem)}") from None
+    defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    names = {name for name, module in EXERCISES.items() if module.startswith("functions.")}
+    found = [name for name in EXERCISES if name in names and name.replace("-", "_") in defined]
+    if not found:
+        known = ", ".join(name.replace("-", "_") for name in EXERCISES if name in names)
+        raise LLMBenchError(f"{file} defines no function of an exercise", hint=f"the names are {known}")
+    return found

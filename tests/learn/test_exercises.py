@@ -1,0 +1,385 @@
+"""Exercises: right answers pass, common mistakes fail, and the answers are those of other sources."""
+
+from __future__ import annotations
+
+import json
+import math
+import unicodedata
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llmbench.cli import run
+from llmbench.errors import LLMBenchError
+from llmbench.learn.exercises import EXERCISES, load_exercise
+from llmbench.learn.exercises.answer import parse_answer
+from llmbench.learn.exercises.check import CaseError, check_cases
+from llmbench.learn.exercises.function import Function
+from llmbench.learn.exercises.question import Draw, Question, grade
+from tests.learn import solutions
+
+Capture = pytest.CaptureFixture[str]
+FUNCTIONS = [name for name in EXERCISES if isinstance(load_exercise(name), Function)]
+QUESTIONS = [name for name in EXERCISES if isinstance(load_exercise(name), Question)]
+SEEDS = (0, 1, 2, 3, 7)
+
+
+def asked(name: str, seed: int = 0) -> Any:
+    exercise = load_exercise(name)
+    assert isinstance(exercise, Question)
+    return exercise.ask(Draw(seed))
+
+
+# Questions
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_the_right_answer_passes_and_mistakes_fail(name: str) -> None:
+    for seed in SEEDS:
+        question = asked(name, seed)
+        exact = Fraction(question.answer)
+        text = str(exact) if exact.denominator == 1 else f"{question.answer:.15g}"
+        assert grade(question, text).passed
+        assert not grade(question, f"{question.answer * 1.5:.10f}").passed
+        for what, wrong in question.mistakes:
+            if abs(wrong / question.answer - 1) > (question.tolerance or 0):
+                assert not grade(question, f"{wrong:.12f}").passed, what
+        if question.tolerance:
+            assert grade(question, f"{question.answer * (1 + 0.9 * question.tolerance):.15f}").passed
+            assert not grade(question, f"{question.answer * (1 + 1.1 * question.tolerance):.15f}").passed
+        elif question.answer > 100:
+            assert not grade(question, str(int(question.answer) + 1)).passed
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_seeds_give_other_numbers(name: str) -> None:
+    """The same seed gives the same question. Twelve students get at least nine different questions."""
+    assert asked(name, 5) == asked(name, 5)
+    assert len({asked(name, seed).text for seed in range(12)}) >= 9
+    assert len({asked(name, seed).answer for seed in range(12)}) >= 9
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_the_command_of_a_solution_shows_the_figure(name: str, capsys: Capture) -> None:
+    """Where the JSON of the command has the answer itself."""
+    keys = {"parameters": "total", "moe-active": "active", "forward-flops": "total_flops", "kv-cache": "bytes_total"}
+    question = asked(name, 3)
+    assert run([*question.command.split()[1:], "--format", "json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    if name in keys:
+        (model,) = document["models"]
+        assert question.answer == {**model, **model.get("parameters", {})}[keys[name]]
+
+
+def test_answers_of_published_sources() -> None:
+    """CS336 of Stanford asks for GPT-2 XL: 1,557,611,200 parameters, and about 3.5 TFLOPs for 1,024 tokens."""
+    assert asked("parameters").answer == 1_557_611_200
+    assert asked("forward-flops").answer == pytest.approx(3.507e12, rel=1e-3)
+    assert asked("attention-share").answer == pytest.approx(48 * 4 * 1024**2 * 1600 / 3.5067e12, rel=1e-3)
+    assert asked("training-states").answer == 16 * 1_557_611_200
+    assert asked("moe-active").answer == 12_879_925_248  # Mixtral's report: 13B active parameters
+    assert asked("kv-cache").answer == 2 * 32 * 8 * 128 * 8192 * 2
+    assert asked("training-days").answer == pytest.approx(
+        3 * asked("forward-flops").answer * 1024 * 400_000 / (0.5 * 19.5e12 * 86400), rel=1e-9
+    )
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_largest_batch_follows_from_the_two_peaks(seed: int) -> None:
+    """A student has only the two peaks of the text. The answer is that of a search with the sizing code."""
+    question = asked("largest-batch", seed)
+    numbers = [int(word.replace(",", "")) for word in question.text.split() if word.replace(",", "").isdigit()]
+    peaks = [number for number in numbers if 5 * 10**9 < number < 8 * 10**10]
+    each = (peaks[1] - peaks[0]) / 4
+    assert math.floor(8 + (80e9 - peaks[0]) / each) == question.answer
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "value"),
+    [
+        ("1,557,611,200", "count", 1557611200),
+        ("1.5B", "count", 15 * 10**8),
+        ("1_000", "count", 1000),
+        ("1.5 billion", "count", 15 * 10**8),
+        ("124M params", "count", None),
+        ("1 GiB", "bytes", 2**30),
+        ("1.5gb", "bytes", 15 * 10**8),
+        ("1e3", "bytes", 1000),
+        ("28.5%", "share", Fraction(57, 200)),
+        ("0.285", "share", Fraction(57, 200)),
+        ("28.5", "share", None),
+        ("48h", "days", 2),
+        ("2", "days", 2),
+        ("4.2 ms", "seconds", Fraction(42, 10000)),
+        ("4.5 TFLOPs", "flops", 45 * 10**11),
+        ("4.5T", "flops", 45 * 10**11),
+        ("-1", "count", None),
+        ("1e999", "count", None),
+        ("12 apples", "count", None),
+        ("1 GiB", "count", None),
+        ("", "count", None),
+        ("1" * 200, "count", None),
+    ],
+)
+def test_answers_have_units(text: str, kind: Any, value: Any) -> None:
+    """None: the text is refused."""
+    if value is None:
+        with pytest.raises(LLMBenchError, match="--answer"):
+            parse_answer(text, kind)
+    else:
+        assert parse_answer(text, kind) == value
+
+
+def test_a_wrong_answer_says_what_is_wrong() -> None:
+    assert "GB and GiB" in grade(asked("kv-cache"), "1 GB").message
+    assert "12·L·D²" in grade(asked("parameters"), str(12 * 48 * 1600**2)).message
+    assert "must be exact" in grade(asked("parameters"), "1.5576B").message
+    assert "1557" not in grade(asked("parameters"), "1.5B").message
+
+
+# Functions
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_right_functions_pass(name: str) -> None:
+    exercise = load_exercise(name)
+    assert isinstance(exercise, Function)
+    for function, seed in ((getattr(solutions, exercise.name), 0), (exercise.reference, 1)):
+        count, difference = check_cases(exercise, function, seed=seed)
+        assert difference is None, difference
+        assert count >= 5
+
+
+def softmax_without_maximum(scores: torch.Tensor) -> torch.Tensor:
+    return scores.exp() / scores.exp().sum(-1, keepdim=True)
+
+
+def attention_with(change: str) -> Any:
+    """Causal attention with one mistake."""
+
+    def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        S, T = q.shape[-2], k.shape[-2]
+        if q.shape[1] != k.shape[1]:
+            copies = q.shape[1] // k.shape[1]
+            k, v = (x.repeat(1, copies, 1, 1) if change == "order" else x.repeat_interleave(copies, 1) for x in (k, v))
+        scores = q @ k.transpose(-1, -2) / (1 if change == "scale" else q.shape[-1] ** 0.5)
+        shift = 0 if change == "shift" else T - S
+        hidden = torch.ones(S, T, dtype=torch.bool).triu(shift + (0 if change == "strict" else 1))
+        scores = scores if change == "mask" else scores.masked_fill(hidden, -torch.inf)
+        return (softmax_without_maximum if change == "overflow" else torch.softmax)(scores, *(
+            () if change == "overflow" else (-1,)
+        )) @ v  # fmt: skip
+
+    return attention
+
+
+def wrong_rope(x: torch.Tensor, positions: torch.Tensor, theta: float) -> torch.Tensor:
+    """Neighbouring channels are a pair."""
+    mixed = torch.cat((x[..., 0::2], x[..., 1::2]), -1)
+    turned = solutions.rope(mixed, positions, theta)
+    return torch.stack(turned.chunk(2, -1), -1).flatten(-2)
+
+
+def block_softmax(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, block: int) -> torch.Tensor:
+    """The textbook's mistake: one softmax per block."""
+    parts = zip(k.split(block), v.split(block), strict=True)
+    return sum((q @ keys.T / q.shape[-1] ** 0.5).softmax(-1) @ values for keys, values in parts)
+
+
+def wrong_adamw(change: str) -> Any:
+    def step(w: Any, g: Any, m: Any, v: Any, t: int, lr: float, beta1: float, beta2: float, eps: float, decay: float):
+        if change == "coupled":
+            return solutions.adamw_step(w, g + decay * w, m, v, t, lr, beta1, beta2, eps, 0.0)
+        if change == "bias":
+            return solutions.adamw_step(w, g, m, v, 10**6, lr, beta1, beta2, eps, decay)
+        new, m, v = solutions.adamw_step(w, g, m, v, t, lr, beta1, beta2, 0.0, decay)
+        return new, m, v
+
+    return step
+
+
+MISTAKES = {
+    "rmsnorm: no eps": lambda x, weight, eps: solutions.rmsnorm(x, weight, 0.0),
+    "rmsnorm: eps outside": lambda x, weight, eps: x / (x.square().mean(-1, keepdim=True).sqrt() + eps) * weight,
+    "rmsnorm: LayerNorm": lambda x, weight, eps: torch.nn.functional.layer_norm(x, x.shape[-1:], weight, eps=eps),
+    "rmsnorm: first dimension": lambda x, weight, eps: x * torch.rsqrt(x.square().mean(0) + eps) * weight,
+    "rope: neighbours": wrong_rope,
+    "rope: other direction": lambda x, positions, theta: solutions.rope(x, -positions, theta),
+    "rope: positions from 0": lambda x, positions, theta: solutions.rope(x, torch.arange(x.shape[-2]), theta),
+    "rope: base is fixed": lambda x, positions, theta: solutions.rope(x, positions, 10000.0),
+    "alibi-slopes: powers only": lambda num_heads: [2 ** (-8 * (h + 1) / num_heads) for h in range(num_heads)],
+    "alibi-slopes: sign": lambda num_heads: [-slope for slope in solutions.alibi_slopes(num_heads)],
+    "causal-attention: scale": attention_with("scale"),
+    "causal-attention: mask": attention_with("mask"),
+    "causal-attention: shift": attention_with("shift"),
+    "causal-attention: strict": attention_with("strict"),
+    "causal-attention: overflow": attention_with("overflow"),
+    "gqa-attention: order": attention_with("order"),
+    "gqa-attention: mask": attention_with("mask"),
+    "flash-attention: softmax per block": block_softmax,
+    "swiglu: gate and up": lambda x, gate, up, down: solutions.swiglu(x, up, gate, down),
+    "swiglu: GELU": lambda x, gate, up, down: (torch.nn.functional.gelu(x @ gate.T) * (x @ up.T)) @ down.T,
+    "moe-routing: not normalised": lambda logits, k: torch.topk(logits.softmax(-1), k),
+    "moe-routing: order": lambda logits, k: tuple(x.flip(-1) for x in solutions.moe_routing(logits, k)),
+    "cross-entropy: sum": lambda logits, targets: solutions.cross_entropy(logits, targets) * len(targets),
+    "cross-entropy: overflow": lambda logits, targets: -softmax_without_maximum(logits)[
+        torch.arange(len(targets)), targets.clamp(min=0)
+    ].log()[targets >= 0].mean(),
+    "cross-entropy: ignored": lambda logits, targets: solutions.cross_entropy(logits, targets.clamp(min=0)),
+    "adamw-step: coupled decay": wrong_adamw("coupled"),
+    "adamw-step: no bias correction": wrong_adamw("bias"),
+    "adamw-step: no eps": wrong_adamw("eps"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_fail(mistake: str) -> None:
+    exercise = load_exercise(mistake.partition(":")[0])
+    assert isinstance(exercise, Function)
+    _, difference = check_cases(exercise, MISTAKES[mistake])
+    assert difference is not None
+    assert difference.case
+    assert "differ" in difference.message or "finite" in difference.message
+
+
+def test_every_function_has_a_mistake() -> None:
+    assert {mistake.partition(":")[0] for mistake in MISTAKES} == set(FUNCTIONS)
+
+
+def test_the_first_element_that_differs_is_shown() -> None:
+    exercise = load_exercise("rmsnorm")
+    assert isinstance(exercise, Function)
+
+    def one_wrong(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        out = solutions.rmsnorm(x, weight, eps)
+        if out.shape == (2, 3, 8):
+            out[1, 2, 5] += 0.01
+            out[1, 2, 7] += 0.5
+        return out
+
+    _, difference = check_cases(exercise, one_wrong)
+    assert difference is not None
+    assert difference.index == (1, 2, 5)
+    assert difference.shape == (2, 3, 8)
+    assert difference.got == pytest.approx(difference.expected + 0.01, abs=1e-6)
+    assert difference.message == "2 of 48 elements differ"
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda x, weight, eps: None, "returns None (a `return` may be missing)"),
+        (lambda x, weight, eps: solutions.rmsnorm(x, weight, eps)[..., :1], "returns shape [2, 3, 1], but [2, 3, 8]"),
+        (lambda x, weight, eps: solutions.rmsnorm(x, weight, eps).double(), "returns float64, but float32"),
+        (lambda x, weight, eps: "x", "returns a str"),
+        (lambda x, weight, eps: x.mul_(2), "the function changes its argument `x`"),
+    ],
+)
+def test_faults_beside_the_values(function: Any, message: str) -> None:
+    exercise = load_exercise("rmsnorm")
+    assert isinstance(exercise, Function)
+    _, difference = check_cases(exercise, function)
+    assert difference is not None
+    assert message in difference.message
+
+
+def test_lists_and_arrays_are_results_too() -> None:
+    exercise = load_exercise("rmsnorm")
+    assert isinstance(exercise, Function)
+    for convert in (torch.Tensor.tolist, torch.Tensor.numpy):
+        assert check_cases(exercise, lambda convert=convert, **inputs: convert(solutions.rmsnorm(**inputs)))[1] is None
+
+
+def test_an_exception_names_its_case() -> None:
+    exercise = load_exercise("rope")
+    assert isinstance(exercise, Function)
+    with pytest.raises(CaseError, match=r"x \[1, 1, 4, 8\]") as caught:
+        check_cases(exercise, lambda x, positions: x)
+    assert isinstance(caught.value.__cause__, TypeError)
+
+
+# The command
+
+
+def check(capsys: Capture, *arguments: str, code: int) -> Any:
+    assert run(["exercise", "check", *arguments, "--format", "json"]) == code
+    return json.loads(capsys.readouterr().out)["checks"]
+
+
+def test_a_file_is_checked_in_its_own_process(tmp_path: Path, capfd: Any) -> None:
+    file = tmp_path / "random.py"  # its name is that of a module of the standard library
+    file.write_text(
+        "import torch\n\nprint('text of the student')\n\n\ndef swiglu(x, gate, up, down):\n"
+        "    if x.dim() == 1:\n        return x @ gate\n"
+        "    return (torch.nn.functional.silu(x @ gate.T) * (x @ up.T)) @ down.T\n"
+    )
+    (row,) = check(capfd, f"{file}:swiglu", code=1)
+    assert (row["passed"], row["cases"], row["case"], row["line"]) == (False, 1, "one vector", 8)
+    assert row["code"] == "return x @ gate"
+    assert "RuntimeError" in row["message"]
+
+
+def test_a_process_that_ends_or_hangs_is_a_failure(tmp_path: Path, capsys: Capture) -> None:
+    file = tmp_path / "my.py"
+    file.write_text("import os\n\nos._exit(0)\n\n\ndef rope(x, positions, theta):\n    pass\n")
+    (row,) = check(capsys, str(file), code=1)
+    assert row["message"] == "the process ended with exit code 0 before the check was done"
+    (row,) = check(capsys, f"{file}:rope", "--timeout", "0.05", code=1)
+    assert row["message"] == "the function did not end within 0.05 s"
+
+
+def test_a_question_is_checked(capsys: Capture) -> None:
+    (row,) = check(capsys, "parameters", "--answer", "1,557,611,200", code=0)
+    assert (row["passed"], row["answer"], row["tolerance"]) == (True, 1557611200, 0)
+    (row,) = check(capsys, "parameters", "--answer", "1.56B", code=1)
+    assert row["message"] == "wrong, but near: the answer must be exact"
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_show_fits_into_80_columns(name: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run(["exercise", "show", name]) == 0
+    text = capsys.readouterr().out
+    lines = [[letter for letter in line if not unicodedata.combining(letter)] for line in text.splitlines()]
+    assert max(map(len, lines)) <= 80
+    assert "hint: " in text
+
+
+def test_the_solution_is_shown_on_request_only(capsys: Capture) -> None:
+    for format in ("table", "json"):
+        assert run(["exercise", "show", "parameters", "--format", format]) == 0
+        assert "1,557,611,200" not in capsys.readouterr().out.replace("1557611200", "1,557,611,200")
+    assert run(["exercise", "show", "parameters", "--solution"]) == 0
+    assert "1,557,611,200" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["check", "rope"], "rope is a function"),
+        (["check", "parameters"], "parameters is a question, so --answer is needed"),
+        (["check", "parameters", "--answer", "many"], "--answer many: this is not a number"),
+        (["check", "none.py"], "cannot read none.py: No such file or directory"),
+        (["check", "empty.py"], "empty.py defines no function of an exercise"),
+        (["check", "bad.py:rope"], "bad.py is not valid Python: line 1"),
+        (["check", "empty.py", "--answer", "1"], "--answer is for questions"),
+        (["check", "other.py:rope"], "other.py defines no function `rope`"),
+        (["check", "other.py:parameters"], "parameters is a question, not a function"),
+        (["check", "other.py:rpoe"], "unknown exercise `rpoe`"),
+        (["check", "other.py", "--timeout", "0"], "is not a number of seconds"),
+        (["show", "swigli"], "unknown exercise `swigli`"),
+        (["show", "rope", "--solution"], "--solution: rope is a function"),
+    ],
+)
+def test_wrong_input_is_refused(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty.py").write_text("x = 1\n")
+    Path("bad.py").write_text("def rope(:\n")
+    Path("other.py").write_text("def swiglu():\n    pass\n")
+    assert run(["exercise", *arguments]) == 2
+    assert message in capsys.readouterr().err
