@@ -20,6 +20,7 @@ from llmbench.sizing.weights import stored_weights
 from llmbench.sizing.workload import Layout
 from llmbench.spec.catalog import find_model
 from llmbench.spec.huggingface import from_config
+from llmbench.spec.model import ModelSpec
 
 SIZES = {"F32": 4, "BF16": 2, "F16": 2, "U8": 1, "I32": 4, "F8_E4M3": 1}
 LLAMA = {
@@ -247,13 +248,22 @@ def gguf(
     path: Path,
     tensors: Mapping[str, tuple[int, int, tuple[int, ...]]],
     architecture: str = "llama",
-    metadata: Mapping[str, int] = METADATA,
+    metadata: Mapping[str, int | float | str | bool] = METADATA,
 ) -> None:
     """Write a GGUF file. A tensor is given as (number of its type, bytes, shape)."""
     content = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), 2 + len(metadata))
     content += name_of("general.architecture") + struct.pack("<I", 8) + name_of(architecture)
     for key, value in metadata.items():
-        content += name_of(f"{architecture}.{key}") + struct.pack("<II", 4, value)
+        content += name_of(f"{architecture}.{key}")
+        match value:
+            case str():
+                content += struct.pack("<I", 8) + name_of(value)
+            case bool():
+                content += struct.pack("<I?", 7, value)
+            case float():
+                content += struct.pack("<If", 6, value)
+            case _:
+                content += struct.pack("<II", 4, value)
     content += name_of("tokenizer.ggml.tokens") + struct.pack("<IIQ", 9, 8, 2) + name_of("a") + name_of("b")
     at = 0
     for name, (kind, size, shape) in tensors.items():
@@ -399,3 +409,39 @@ def test_a_gguf_file_without_a_size_is_refused(tmp_path: Path) -> None:
         with pytest.raises(LLMBenchError, match=pattern) as refused:
             find_model(str(path))
         assert "--weights" in str(refused.value.hint)
+
+
+TABLE = {"token_embd.weight": (0, 4 * 128 * 256, (128, 256))}
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"attention.value_length": 32}, "value_length = 32"),
+        ({"expert_shared_count": 1}, "expert_shared_count = 1"),
+        ({"leading_dense_block_count": 1}, "leading_dense_block_count = 1"),
+        ({"rope.dimension_count": 32}, "rope.dimension_count = 32"),
+    ],
+)
+def test_a_size_in_a_gguf_file_that_the_spec_lacks_is_refused(more: dict[str, int], says: str, tmp_path: Path) -> None:
+    gguf(tmp_path / "x.gguf", TABLE, metadata=METADATA | more)
+    with pytest.raises(LLMBenchError, match=says):
+        find_model(str(tmp_path / "x.gguf"))
+
+
+def test_other_keys_of_a_gguf_file_are_read_or_make_the_figures_approximate(tmp_path: Path) -> None:
+    def spec_with(**more: str | float | bool) -> ModelSpec:
+        gguf(tmp_path / "x.gguf", TABLE, metadata=METADATA | {key.replace("__", "."): more[key] for key in more})
+        return find_model(str(tmp_path / "x.gguf"))
+
+    plain = spec_with()
+    assert not plain.approximate
+    usual = {"rope__freq_base": 10000.0, "attention__layer_norm_rms_epsilon": 1e-5, "rope__dimension_count": 64}
+    usual |= {"attention__key_length": 64, "attention__value_length": 64, "expert_count": 0, "attention__causal": True}
+    assert spec_with(**usual) == plain
+    other = spec_with(rope__freq_base=500000.0, rope__scaling__type="linear", rope__scaling__factor=8.0)
+    assert not other.approximate
+    assert "500000, linear" in other.positions.summary
+    for unread in ({"rope__scaling__type": "yarn"}, {"attention__sliding_window": 512}, {"attention__causal": False}):
+        (doubt,) = spec_with(**unread).approximate
+        assert next(iter(unread)).replace("__", ".") in doubt

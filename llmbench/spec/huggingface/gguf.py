@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,9 @@ def load_gguf(path: Path) -> ModelSpec:
         raise SpecError(f"{path}: has no matrix token_embd.weight, which says the size of the vocabulary")
     values["vocab_size"] = embedding.shape[0]
     values["tie_word_embeddings"] = "output.weight" not in tensors
-    width = metadata.get(f"{architecture}.attention.key_length")
+    prefix = f"{architecture}."
+    own = {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
+    width = own.get("attention.key_length")
     if width is not None and family != "phi3":
         values["head_dim"] = width
     if family == "llama":
@@ -89,11 +92,73 @@ def load_gguf(path: Path) -> ModelSpec:
         values["norm_topk_prob"] = True  # llama.cpp normalises the weights of the chosen experts of every such model
     if family == "gemma3_text":
         values |= _window_pattern(path, metadata)
-    window = metadata.get(f"{architecture}.attention.sliding_window")
-    if window is not None and family in ("gemma2", "phi3"):
-        values["sliding_window"] = window
+    if own.get("attention.sliding_window") is not None and family in _WINDOWED:
+        values["sliding_window"] = own["attention.sliding_window"]
+    rotated = own.get("rope.dimension_count")
+    if family == "phi3" and type(rotated) is int:
+        values["partial_rotary_factor"] = rotated * values["num_attention_heads"] / max(1, values["hidden_size"])
+    if "rope.freq_base" in own:
+        values["rope_theta"] = own["rope.freq_base"]
+    if own.get("rope.scaling.type") == "linear":
+        values["rope_scaling"] = {"rope_type": "linear", "factor": own.get("rope.scaling.factor")}
     spec = from_config(values, name=path.stem, source=str(path))
-    return msgspec.structs.replace(spec, weights=Weights(dtype="fp16", tensors_in=str(path)))
+    doubts = _doubts(path, family, spec, own)
+    return msgspec.structs.replace(
+        spec,
+        weights=Weights(dtype="fp16", tensors_in=str(path)),
+        approximate=(*spec.approximate, *doubts[:_MOST_DOUBTS]),
+    )
+
+
+_WINDOWED = ("gemma2", "gemma3_text", "gpt_oss", "phi3")
+_READ = {*_SIZES.values(), *_WIDTH.values(), "rope.freq_base", "attention.sliding_window_pattern"}
+_HARMLESS = re.compile(
+    r"vocab_size|tensor_data_layout|pooling_type|attention\.(?:scale|layer_norm(?:_rms)?_epsilon)"
+    r"|(?:attn|final)_logit_softcapping|expert_(?:weights_scale|weights_norm|gating_func)"
+    r"|(?:logit|embedding|residual)_scale|rope\.(?:local\.)?freq_base(?:_swa)?"
+    r"|rope\.scaling\.(?:attn_factor|finetuned|original_context_length|yarn_\w+)"
+)
+"""Matches keys that change no size of a model. The context length of the model is that of the metadata."""
+_SIZE = re.compile(r"(?:_|\.)(?:count|length|size|rank|dim|layers)(?:_\w+)?$")
+"""Matches keys whose names say that they are a size. The figures would be wrong without it."""
+_MOST_DOUBTS = 20
+
+
+def _doubts(path: Path, family: str, spec: ModelSpec, own: dict[str, Any]) -> list[str]:
+    """Return why the figures may be inexact: keys that change them, but that llmbench does not read.
+
+    own: the keys of the architecture, without its name. Raises UnsupportedError for a size that the spec does not have.
+    """
+    read = _READ | set(_FURTHER_SIZES.get(family, {}).values())
+    agree: dict[str, set[Any]] = {
+        "attention.causal": {True},
+        "attention.key_length": {mixer.key_dim for mixer in spec.attentions},
+        "attention.value_length": {mixer.value_dim for mixer in spec.attentions},
+        "rope.dimension_count": {mixer.rotated_heads.width for mixer in spec.attentions if mixer.rotated_heads},
+    }
+    if family in _WINDOWED:
+        read.add("attention.sliding_window")
+    if own.get("rope.scaling.type") == "linear":
+        read |= {"rope.scaling.type", "rope.scaling.factor"}
+    elif family == "gpt_oss":
+        agree |= _GPT_OSS_SCALING
+    doubts = []
+    for key, value in own.items():
+        off = value in (False, 0, "", "none") and key not in agree
+        if key in read or off or _HARMLESS.fullmatch(key) or agree.get(key) == {value}:
+            continue
+        shown = "an array" if value is None else short(str(value))
+        if _SIZE.search(key):
+            raise UnsupportedError(
+                f"{path}: llmbench does not read {short(key)} = {shown}, or the spec has another size",
+                hint=f"name the model, for example `llmbench params MODEL --weights {path}`",
+            )
+        doubts.append(f"key {short(key)} = {shown} of the GGUF file is not read")
+    return doubts
+
+
+_GPT_OSS_SCALING: dict[str, set[Any]] = {"rope.scaling.type": {"yarn"}, "rope.scaling.factor": {32.0}}
+"""The scaling of RoPE that the spec of gpt-oss has."""
 
 
 def _window_pattern(path: Path, metadata: dict[str, Any]) -> dict[str, int]:
