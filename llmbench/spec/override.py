@@ -106,6 +106,7 @@ class _Change:
 
     - tree: the fields of the changed spec. parts: all parts of the tree, or None if they have changed since the search.
     - changed: for each assigned field, its path and the key of the assignment.
+    - assigned: for each set of fields, the key that changed exactly these.
     - switches: the parts whose kind changed.
     - notes: texts that say what else an assignment changed.
     """
@@ -117,10 +118,12 @@ class _Change:
         self.changed: list[tuple[Path, str]] = []
         self.switches: list[kinds.Switch] = []
         self.notes: list[str] = []
+        self.assigned: dict[frozenset[Path], str] = {}
 
     def assign(self, key: str, value: Any) -> None:
         """Change one field, or the same field of several parts."""
         if field_paths.spec_name(key) == "num_hidden_layers":
+            self._claim([("pattern",)], key)
             self.tree["pattern"] = _repeated(self.spec, key, value)
             self.changed.append((("pattern",), key))
             return
@@ -138,6 +141,7 @@ class _Change:
             value = {"kind": value}
         if value is None or type(value) not in PLAIN or targets[0].field == "kind":
             self.parts = None
+        self._claim((target.path for target in targets), key)
         for target in targets:
             self.changed.append((target.path, key))
             place = target.place
@@ -166,6 +170,12 @@ class _Change:
         self.parts = None
         self.changed.append((("layers", new), key))
         self.notes.append(f"layers.{new} is a copy of layers.{source}")
+
+    def _claim(self, paths: Iterable[Path], key: str) -> None:
+        """Raise SpecError if another key changes exactly these fields: the later one would win without a word."""
+        first = self.assigned.setdefault(frozenset(paths), key)
+        if first != key:
+            raise SpecError(f"--set {first} and --set {key} change the same field")
 
     def result(self) -> ModelSpec:
         """Return the changed spec. Raises SpecError if it is invalid."""

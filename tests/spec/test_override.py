@@ -366,3 +366,17 @@ def test_hints(key: str, value: Any, says: list[str]) -> None:
     assert str(refusal.value).startswith(f"--set {key}")
     for text in says:
         assert text in (refusal.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    "assignments",
+    [
+        {"num_hidden_layers": 4, "n_layer": 5},
+        {"num_hidden_layers": 4, "pattern": "3*block"},
+        {"rope_theta": 1e4, "positions.theta": 1e5},
+        {"num_key_value_heads": 8, "layers.*.mixer.num_key_value_heads": 4},
+    ],
+)
+def test_two_keys_for_one_field_are_refused(assignments: dict[str, object]) -> None:
+    with pytest.raises(SpecError, match="change the same field"):
+        override(load_bundled("llama2-7b"), assignments)

@@ -12,11 +12,12 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from llmbench.errors import LLMBenchError
+from llmbench.errors import LLMBenchError, SpecError
 from llmbench.sizing.weights import WeightRecipe, stored_weights
 from llmbench.spec.files import parse_spec, write_spec
 from llmbench.spec.huggingface import from_config, load_config
 from llmbench.spec.model import ModelSpec
+from llmbench.spec.weights.formats import chosen
 from llmbench.spec.weights.patterns import Patterns, _literal, cost, faulty_pattern
 
 DENSE = {
@@ -296,3 +297,19 @@ def test_a_pattern_with_stars_matches_as_a_plain_search_does(pattern: str, name:
 def _whole(name: str, start: int, end: int) -> bool:
     """Whether a part of a dotted name begins and ends beside a dot or at an end of the name."""
     return (start == 0 or name[start - 1] == ".") and (end == len(name) or name[end] == ".")
+
+
+@pytest.mark.parametrize(
+    "text", ["nf4,double=7", "gptq,zero_bias=99999", "gptq,group=999999999", "fp8-block,scale_bits=65", "mlx,bits=0"]
+)
+def test_a_parameter_of_a_format_has_a_range(text: str) -> None:
+    with pytest.raises(SpecError, match="must be from"):
+        chosen(text)
+
+
+def test_two_spellings_of_a_key_are_named() -> None:
+    config = {"model_type": "gpt2", "n_layer": 2, "num_hidden_layers": 3}
+    for values in (config, dict(reversed(config.items()))):
+        (doubt,) = [text for text in from_config(values, name="t").approximate if "mean the same" in text]
+        assert "n_layer" in doubt
+        assert "num_hidden_layers" in doubt

@@ -60,11 +60,12 @@ class Config:
         self.notes: list[str] = []
         self._standard = {own: standard for standard, own in aliases.items()}
         self._values: dict[str, Any] = {}
+        spelled: dict[str, str] = {}
         for key, value in values.items():
-            if not _same(self._values.setdefault(self._name(key), value), value):
-                self.doubt(
-                    f"config keys {path}{key} and {path}{self._name(key)} mean the same but have different values"
-                )
+            name = self._name(key)
+            first = spelled.setdefault(name, key)
+            if not _same(self._values.setdefault(name, value), value):
+                self.doubt(f"config keys {path}{first} and {path}{key} mean the same but have different values")
         self._spelled = frozenset(values)
         self._defaults = {self._name(key): value for key, value in defaults.items()}
         self._read: set[str] = set()

@@ -244,9 +244,9 @@ def chosen(text: str) -> Chosen:
                 hint=f"for example {known},{key}={weight_format.parameters[key]}",
             )
         parameters[key] = int(value)
-    bits = parameters.get("bits")
-    if bits is not None and not 1 <= bits <= 16:
-        raise SpecError(f"weight format `{known}`: bits must be from 1 to 16, not {bits}")
+        least, most = _range(key)
+        if not least <= parameters[key] <= most:
+            raise SpecError(f"weight format `{known}`: {key} must be from {least} to {most:,}, not {value}")
     return Chosen(known, weight_format, parameters)
 
 
@@ -276,6 +276,13 @@ _BITS = {
     "8-bit": ("bnb-int8", "int8", "fp8-block"),
 }
 """The usual formats of a number of bits, for the hint on a text that names only the number."""
+
+
+def _range(parameter: str) -> tuple[int, int]:
+    """Return the smallest and the largest value of a parameter: bits, the size of a block, or on and off."""
+    if parameter.endswith("bits"):
+        return 1, 16 if parameter == "bits" else 64
+    return 0, 2**20 if parameter.startswith(("group", "block")) else 1
 
 
 def _named(text: str) -> str:
