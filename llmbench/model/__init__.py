@@ -28,6 +28,7 @@ weights. `load(folder)` reads weights that transformers saved. The package has t
     initialise.py         the first values of the weights; sigma_reparam.py trains with σReparam
     generation.py         generation of new tokens
     attention_maps.py     the attention probabilities of each layer
+    routing.py            the decisions of routers, and the loss that balances the load of experts
     trace.py              FLOPs and saved bytes, traced without memory
     describe.py           the figures that `llmbench model` prints
 
