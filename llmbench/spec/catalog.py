@@ -54,7 +54,7 @@ def find_model(text: str) -> ModelSpec:
         from llmbench.spec.huggingface.gguf import load_gguf
 
         return load_gguf(path)
-    if not text.strip() or (os.path.isdir(path) and not os.path.isfile(path / "config.json")):
+    if not text.strip() or (os.path.isdir(path) and not os.path.lexists(path / "config.json")):
         problem = f"no config.json in the folder `{path}` ({path.absolute()})" if text.strip() else "MODEL is empty"
         raise UnknownNameError(problem, hint="`llmbench specs list` shows the built-in models")
     if text.endswith((".toml", ".json")) or "/" in text or os.path.isdir(path):

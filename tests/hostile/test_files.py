@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -130,3 +131,36 @@ def test_a_header_of_a_shard_has_a_largest_size(tmp_path: Path) -> None:
     os.truncate(tmp_path / "model.safetensors", 2 * size)
     with quickly(), pytest.raises(LLMBenchError, match="its header has more than"):
         Checkpoint(tmp_path)
+
+
+def dangling(path: Path) -> None:
+    path.symlink_to(path.parent / "missing")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.index.json", "hf_quant_config.json"])
+@pytest.mark.parametrize("kind", [pipe, link_to_a_device, link_to_itself, dangling, folder])
+def test_a_file_beside_a_config_is_not_ignored_because_it_cannot_be_read(
+    name: str, kind: Callable[[Path], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    kind(tmp_path / name)
+    with quickly():
+        assert run(["params", str(tmp_path)]) == 2
+    assert f"cannot read {tmp_path / name}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", [pipe, link_to_a_device, link_to_itself, folder])
+def test_a_config_of_a_folder_that_cannot_be_read(
+    kind: Callable[[Path], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kind(tmp_path / "config.json")
+    with quickly():
+        assert run(["params", str(tmp_path)]) == 2
+    assert f"cannot read {tmp_path / 'config.json'}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/a", "../a", "a\x1b", "a\n"])
+def test_an_index_names_files_of_its_folder_only(name: str, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(LLMBenchError, match="is not the name of a file in the folder"):
+        read_tensors(str(tmp_path))

@@ -37,7 +37,7 @@ def load_config(path: Path, *, name: str | None = None) -> ModelSpec:
     file = path / "config.json" if os.path.isdir(path) else path
     values = _read_object(file)
     beside = file.parent / "hf_quant_config.json"
-    quantization = _read_object(beside) if file.name == "config.json" and os.path.isfile(beside) else None
+    quantization = _read_object(beside) if file.name == "config.json" and os.path.lexists(beside) else None
     stem = path.name if os.path.isdir(path) else path.parent.name if path.name == "config.json" else path.stem
     spec = from_config(values, name=name or stem or "model", source=str(path), quantization=quantization)
     if file.name != "config.json" or not has_weights(file.parent):

@@ -107,13 +107,13 @@ def files_of(folder: Path) -> list[Path]:
 
     Raises SpecError if the folder has neither model.safetensors nor an index, and if a file of the index is missing.
     """
-    if os.path.isfile(folder / INDEX):
+    if os.path.lexists(folder / INDEX):
         files = sorted(set(read_index(folder / INDEX).weight_map.values()))
         for name in files:
-            if not os.path.isfile(folder / name):
+            if not os.path.lexists(folder / name):
                 raise SpecError(f"{folder}: the index names {short(name)}, which is missing")
         return [folder / name for name in files]
-    if os.path.isfile(folder / SINGLE):
+    if os.path.lexists(folder / SINGLE):
         return [folder / SINGLE]
     raise SpecError(f"{folder} has no {SINGLE}", hint="llmbench reads weights only from safetensors files")
 

@@ -41,17 +41,16 @@ class FileTensors(NamedTuple):
 
 
 def has_weights(folder: Path) -> bool:
-    """Return whether a folder has safetensors files of a model, or an index of them."""
-    return os.path.isfile(folder / SINGLE) or os.path.isfile(folder / INDEX)
+    """Return whether a folder has a safetensors file of a model, or an index of such files. It may be unreadable."""
+    return os.path.lexists(folder / SINGLE) or os.path.lexists(folder / INDEX)
 
 
 def has_all_files(folder: Path) -> bool:
     """Return whether a folder has all safetensors files of a model."""
     try:
-        files_of(folder)
+        return all(map(os.path.isfile, files_of(folder)))
     except SpecError:
         return False
-    return True
 
 
 def read_tensors(place: str) -> FileTensors:
@@ -76,10 +75,10 @@ def read_tensors(place: str) -> FileTensors:
 
         _, blocks = read_gguf(folder)
         return FileTensors(blocks, sum(tensor.size for tensor in blocks.values()), gguf=True)
-    if os.path.isfile(folder / INDEX):
+    if os.path.lexists(folder / INDEX):
         index = read_index(folder / INDEX)
         files = sorted(set(index.weight_map.values()))
-        missing = [name for name in files if not os.path.isfile(folder / name)]
+        missing = [name for name in files if not os.path.lexists(folder / name)]
         if missing and len(missing) == len(files) and index.total_bytes is not None:
             return FileTensors(None, index.total_bytes)
         if missing:
