@@ -209,7 +209,7 @@ FIELDS: tuple[Field[Fitted], ...] = (
         "longest request",
         "count",
         key="longest_tokens",
-        spare=1,
+        spare=2,
         description="longest request, in tokens, that fits alone; at most the context length of the model, or "
         "`seq_len` if that is longer; 134,217,728 if the model has no context length and the cache no limit",
     ),
@@ -371,7 +371,7 @@ def fitted(
     return rows
 
 
-MOST_ROWS = 1024
+MOST_ROWS = 2048
 """The largest number of rows of a sweep."""
 
 

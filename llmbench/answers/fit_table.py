@@ -54,7 +54,7 @@ def _columns(shown: list[Fitted], *, swept: bool) -> list[Field[Fitted]]:
     columns += [fields[name] for name in ("fits", "gpus", "capacity", "longest_tokens", "filled", "price_per_hour")]
     if swept and shown[0].asked:
         columns.append(
-            Field("enough_gpus", "GPUs that suffice", "count", value=_enough, sparse=True, spare=2, in_json=False)
+            Field("enough_gpus", "GPUs that suffice", "count", value=_enough, sparse=True, spare=1, in_json=False)
         )
     if not shown or not shown[0].asked:
         columns.remove(fields["fits"])

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from llmbench.answers.validate import document, within
-from llmbench.cli.options import As, Output, answer, prints_tables
-from llmbench.errors import LLMBenchError
+from llmbench.cli.options import As, Output, answer, decimal_number, prints_tables
 from llmbench.validation.kinds import Kind, validate
 
 KindOf = Annotated[
@@ -29,12 +27,22 @@ By = Annotated[
     str | None,
     typer.Option("--by", metavar="COLUMN", help="Also show the metrics of each value of a column.", show_default=False),
 ]
+
+
+def _error_bound(text: str | float) -> float:
+    """Parse the value of --bound. Raises BadParameter unless it is a number of at least 0."""
+    bound = decimal_number(text)
+    if bound < 0:
+        raise typer.BadParameter(f"{bound} is not at least 0")
+    return bound
+
+
 Bound = Annotated[
     float | None,
     typer.Option(
         "--bound",
         metavar="X",
-        min=0,
+        parser=_error_bound,
         help="The largest allowed error of a row, as a fraction: 0.05 is 5%. The exit code is 1 if an error is larger.",
         show_default=False,
     ),
@@ -64,8 +72,6 @@ def command(
 
       llmbench validate memory benchmarks/published/training_runs.csv --by quantity --bound 0.2
     """
-    if bound is not None and math.isnan(bound):
-        raise LLMBenchError("--bound nan: must be a number of at least 0")
     validation = validate(kind, file, by)
     inputs = {"kind": kind, "file": str(file), "by": by, "bound": bound}
     answer(document(validation, inputs, bound=bound), format, output)

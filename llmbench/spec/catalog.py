@@ -118,7 +118,9 @@ def _device_name(text: str) -> str:
         near = suggestion(text, names)
         raise UnknownNameError(
             f"device `{text[:80]}` not found",
-            hint=(f"did you mean `{near}`? " if near else "") + "`llmbench specs list --devices` shows all devices",
+            hint="repeat the option for several devices, as in --device h100 --device l40s"
+            if "," in text
+            else (f"did you mean `{near}`? " if near else "") + "`llmbench specs list --devices` shows all devices",
         )
     return name
 

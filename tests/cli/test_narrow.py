@@ -41,6 +41,7 @@ SCREENS = [
     "fit gemma3-27b --engine sglang --device h200 --users 8",
     "fit llama3.3-70b --device h100 --users 4 --seq 16k",
     "fit qwen3-32b --seq 32k --users 16 --price 2.5",
+    "fit llama3.1-8b --device l40s --seq 8k,32k --users 1,16 --kv-dtype bf16,fp8 --price 3",
     "fit llama3.1-8b --engine llamacpp --device rtx-4090 --kv-dtype q8_0",
     "mfu llama3-8b --device h100 --gpus 64 --step-time 8.5s --batch 512 --seq 8k",
     "mfu mixtral-8x7b --device a100 --tokens-per-s 2000 --explain",
