@@ -138,7 +138,7 @@ def test_examples_of_the_help_run(
     if example.startswith("llmbench diff"):
         for name in ("before", "after"):
             (tmp_path / f"{name}.jsonl").write_bytes(b"".join(encode(line) + b"\n" for line in (header(), row())))
-    if example.startswith("llmbench train"):
+    if example.startswith(("llmbench train", "llmbench evaluate", "llmbench generate")):
         example = few_steps(example, tmp_path, monkeypatch)
     own_process = ("llmbench kernels inspect", "llmbench profile", "llmbench bench")
     if example.startswith(own_process):  # this process may run kernels in the interpreter
@@ -148,13 +148,16 @@ def test_examples_of_the_help_run(
 
 
 def few_steps(example: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Return an example of `train` with two steps on a short text. Write the text, and the run that is resumed."""
+    """Return an example with two steps on a short text. Write the text, and the run that the example reads."""
     text = "to be, or not to be: that is the question. " * 500
     (folder / "book.txt").write_text(text)
     monkeypatch.setattr("llmbench.learn.data.plays", text.encode)
     monkeypatch.setattr("llmbench.learn.session.measured_peak", lambda device, settings: (1e11, "fixed"))
     if "--resume" in example:
         assert run(["train", "nanogpt-cpu", "--steps", "2", "--stop-at", "1", "-o", "run2"]) == 0
+        return example
+    if not example.startswith("llmbench train"):
+        assert run(["train", "nanogpt-cpu", "--steps", "2", "-o", "run"]) == 0
         return example
     example = re.sub(r"--stop-at \d+", "--stop-at 1", example)
     return re.sub(r" --steps \d+", "", example) + " --steps 2"

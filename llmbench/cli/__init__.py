@@ -32,6 +32,8 @@ GROUPS: dict[str, dict[str, str]] = {
     },
     "Learn": {
         "train": "llmbench.cli.train",
+        "evaluate": "llmbench.cli.evaluate",
+        "generate": "llmbench.cli.generate",
         "worked": "llmbench.cli.worked",
         "exercise": "llmbench.cli.exercise",
     },

@@ -345,6 +345,8 @@ OPTIONS = {
     "diff": "--all --format --output",
     "train": "--data --steps --batch --seq --lr --warmup --schedule --optimizer --dtype --device --seed --setting "
     "--set --stop-at --resume --output --format",
+    "evaluate": "--text --tokens --seq --stride --by-position --device --dtype --format --output",
+    "generate": "--prompt --tokens --temperature --top-k --top-p --seed --device --dtype --format --output",
     "env": "--format --output",
     "kernels list": "--format --output",
     "kernels check": "--device --dtype --seeds --fuzz --seed --format --output",

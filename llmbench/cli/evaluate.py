@@ -1,0 +1,208 @@
+"""`llmbench evaluate`: the loss of a trained model on a text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import msgspec
+import typer
+
+from llmbench.cli.measured import Device, DType, need_torch, place
+from llmbench.cli.options import As, Output, answer, prints_tables, token_count, working
+from llmbench.errors import LLMBenchError
+from llmbench.report.describe import headline
+from llmbench.report.document import Block, Document, table
+from llmbench.report.fields import Field, records
+from llmbench.report.units import plural
+
+if TYPE_CHECKING:
+    from llmbench.learn.evaluate import Evaluation, PositionLoss
+    from llmbench.learn.tokenizer import Encoded
+    from llmbench.measure.environment import Environment
+    from llmbench.model.decoder import Decoder
+
+TrainedModel = Annotated[
+    Path,
+    typer.Argument(
+        metavar="FOLDER",
+        help="Folder of `llmbench train` or one of its checkpoints, or a Hugging Face folder with config.json, "
+        "safetensors files and tokenizer.json.",
+        show_default=False,
+    ),
+]
+Text = Annotated[
+    Path | None,
+    typer.Option(
+        "--text",
+        metavar="FILE",
+        help="Text to predict. Default for a folder of `llmbench train`: the validation part of its text.",
+        show_default=False,
+    ),
+]
+Tokens = Annotated[
+    Path | None,
+    typer.Option(
+        "--tokens",
+        metavar="FILE",
+        help="JSON list of token numbers to predict, in place of a text.",
+        show_default=False,
+    ),
+]
+Window = Annotated[
+    int | None,
+    typer.Option(
+        "--seq",
+        metavar="TOKENS",
+        help="Tokens per window. Default: the context length of the model, but at most 2048.",
+        parser=token_count,
+        show_default=False,
+    ),
+]
+Stride = Annotated[
+    int | None,
+    typer.Option(
+        "--stride",
+        metavar="TOKENS",
+        help="Distance of two windows. A smaller one gives each token more context, and takes longer. Default: --seq.",
+        parser=token_count,
+        show_default=False,
+    ),
+]
+ByPosition = Annotated[
+    bool, typer.Option("--by-position", help="Also show the loss by the number of tokens before the predicted one.")
+]
+LONGEST = 2048
+"""The largest default of --seq, in tokens."""
+
+
+FIELDS: tuple[Field[PositionLoss], ...] = (
+    Field("first", description="least number of tokens before the predicted one in its window"),
+    Field("last", description="largest number of tokens before the predicted one in its window"),
+    Field(
+        "context",
+        "tokens before",
+        value=lambda row: f"{row.first:,}" if row.first == row.last else f"{row.first:,}–{row.last:,}",
+        in_json=False,
+    ),
+    Field("tokens", "predicted tokens", "count", description="number of predicted tokens"),
+    Field(
+        "loss", "loss (nats)", "number", text=lambda row: f"{row.loss:.3f}", description="mean loss in nats per token"
+    ),
+)
+
+
+class Units(NamedTuple):
+    """A loss in the units that people use. `bits_per_byte`: None if the text of the tokens is unknown."""
+
+    loss: float
+    perplexity: float
+    bits_per_byte: float | None
+
+
+@prints_tables
+def command(
+    folder: TrainedModel,
+    text: Text = None,
+    tokens: Tokens = None,
+    seq: Window = None,
+    stride: Stride = None,
+    by_position: ByPosition = False,
+    device: Device = "auto",
+    dtype: DType = None,
+    format: As = "table",
+    output: Output = None,
+) -> None:
+    """Compute the loss of a trained model on a text: nats per token, perplexity and bits per byte.
+
+    The text is read in windows. Each token but the first is predicted once, from the tokens before it in its window.
+
+    Examples:
+
+      llmbench evaluate run --text book.txt
+
+      llmbench evaluate run --by-position --stride 16
+
+      llmbench evaluate run --text book.txt --format json
+    """
+    if text is not None and tokens is not None:
+        raise LLMBenchError("--text and --tokens cannot be used together")
+    need_torch("evaluate")
+    from llmbench.learn.evaluate import evaluate
+    from llmbench.learn.metrics import perplexity
+    from llmbench.learn.tokenizer import opened
+    from llmbench.measure.environment import environment
+    from llmbench.model.devices import device_of
+    from llmbench.model.formats import DTYPES
+
+    where = device_of(device)
+    model, tokenizer = opened(folder, device=where, dtype=None if dtype is None else DTYPES[dtype])
+    name, encoded = _encoded(folder, text, tokens, tokenizer)
+    window = seq or min(model.spec.max_position_embeddings or LONGEST, LONGEST)
+    with working(f"predicting {plural(len(encoded.tokens) - 1, 'token')}"):
+        found = evaluate(model, encoded.tokens, window=window, stride=stride)
+    units = Units(found.loss, perplexity(found.loss), found.bits_per_byte(encoded.scored_bytes))
+    inputs = {
+        "folder": str(folder),
+        "text": None if text is None else str(text),
+        "tokens": None if tokens is None else str(tokens),
+        "seq_len": window,
+        "stride": stride or window,
+        "by_position": by_position,
+        "device": str(where),
+        "dtype": str(model.embedding.weight.dtype).removeprefix("torch."),
+    }
+    answer(_document(model, found, units, name, inputs, environment(where), by_position), format, output)
+
+
+def _encoded(folder: Path, text: Path | None, tokens: Path | None, tokenizer: Any) -> tuple[str, Encoded]:
+    """Return the name of the text, and its tokens."""
+    from llmbench.learn import checkpoint
+    from llmbench.learn.data import corpus
+    from llmbench.learn.tokenizer import MOST_BYTES, ByteTokenizer, read_tokens
+    from llmbench.spec.reading import read_bytes
+
+    if tokens is not None:
+        return tokens.name, read_tokens(tokens)
+    if text is None and isinstance(tokenizer, ByteTokenizer):
+        data = corpus(checkpoint.read_state(checkpoint.newest(folder)).data)
+        return f"validation part of {data.name}", tokenizer.encode(bytes(data.validation.tolist()))
+    if text is None:
+        raise LLMBenchError("--text is missing", hint="give a file with text, or a file of token numbers with --tokens")
+    if tokenizer is None:
+        raise LLMBenchError(
+            f"{folder} has no tokenizer.json, so the text cannot become tokens",
+            hint="copy the file from the model's repository, or give a JSON list of token numbers with --tokens",
+        )
+    encoded: Encoded = tokenizer.encode(read_bytes(text, MOST_BYTES))
+    return text.name, encoded
+
+
+def _document(
+    model: Decoder,
+    found: Evaluation,
+    units: Units,
+    name: str,
+    inputs: dict[str, Any],
+    environment: Environment,
+    by_position: bool,
+) -> Document:
+    count, window, stride = len(found.losses), inputs["seq_len"], inputs["stride"]
+    rows = found.by_position() if by_position else []
+    bits = "" if units.bits_per_byte is None else f", {units.bits_per_byte:.3f} bits per byte"
+    block = Block(
+        answer=f"The loss on {name} is {units.loss:.4f} nats per token (perplexity {units.perplexity:.3f}{bits}).",
+        headline=f"{headline(model.spec)}\n{plural(count, 'predicted token')} · windows of {window:,} tokens, "
+        f"{stride:,} apart · {inputs['dtype']}",
+        table=table(FIELDS, rows) if rows else None,
+        lines=[place(environment)],
+    )
+    return Document(
+        command="evaluate",
+        inputs=inputs,
+        environment=msgspec.structs.asdict(environment),
+        also={**units._asdict(), "tokens": count},
+        rows_key="positions",
+        rows=records(FIELDS, rows),
+        blocks=[block],
+    )

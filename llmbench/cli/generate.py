@@ -1,0 +1,164 @@
+"""`llmbench generate`: continue a text with a trained model."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+from llmbench.cli.evaluate import TrainedModel
+from llmbench.cli.measured import Device, DType, need_torch
+from llmbench.cli.options import As, Output, answer, positive_integer, prints_tables
+from llmbench.errors import LLMBenchError
+from llmbench.printable import printable
+from llmbench.report.document import Block, Document, table
+from llmbench.report.fields import Field, records
+
+Prompt = Annotated[
+    str, typer.Option("--prompt", metavar="TEXT", help="Text to continue. Default: a line break.", show_default=False)
+]
+Count = Annotated[
+    int,
+    typer.Option("--tokens", metavar="N", help="Largest number of new tokens.", parser=positive_integer),
+]
+Temperature = Annotated[
+    float,
+    typer.Option(
+        "--temperature", metavar="T", help="Logits are divided by T. 0: always take the most likely token.", min=0.0
+    ),
+]
+TopK = Annotated[
+    int | None,
+    typer.Option(
+        "--top-k",
+        metavar="K",
+        help="Draw only from the K most likely tokens.",
+        parser=positive_integer,
+        show_default=False,
+    ),
+]
+TopP = Annotated[
+    float | None,
+    typer.Option(
+        "--top-p",
+        metavar="P",
+        help="Draw only from the most likely tokens whose probabilities sum to P.",
+        show_default=False,
+    ),
+]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Equal seeds give equal texts.")]
+
+
+class Continuation(NamedTuple):
+    """A continued text. `seconds`: the time of all new tokens together."""
+
+    prompt: str
+    text: str
+    tokens: int
+    seconds: float
+
+
+FIELDS: tuple[Field[Continuation], ...] = (
+    Field("prompt", "prompt", description="value of `--prompt`"),
+    Field("text", "text", description="the text after the prompt", wraps=True),
+    Field("tokens", "tokens", "count", description="number of new tokens"),
+    Field(
+        "tokens_per_s",
+        "tokens/s",
+        "number",
+        lambda row: row.tokens / row.seconds,
+        description="new tokens per second, the prompt included in the time",
+    ),
+)
+
+
+@prints_tables
+def command(
+    folder: TrainedModel,
+    prompt: Prompt = "\n",
+    tokens: Count = 500,
+    temperature: Temperature = 0.8,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: DType = None,
+    format: As = "table",
+    output: Output = None,
+) -> None:
+    """Continue a text with a trained model. The text appears as it is generated.
+
+    A Hugging Face model stops early at its end-of-text token. A model with learned positions that are used up reads the
+    last half of the text again, and goes on.
+
+    Examples:
+
+      llmbench generate run --prompt "KING RICHARD:" --tokens 200
+
+      llmbench generate run --temperature 0 --format json
+    """
+    need_torch("generate")
+    from llmbench.learn.continuation import continuation, stop_tokens
+    from llmbench.learn.tokenizer import opened
+    from llmbench.model.devices import device_of
+    from llmbench.model.formats import DTYPES
+
+    model, tokenizer = opened(folder, device=device_of(device), dtype=None if dtype is None else DTYPES[dtype])
+    if tokenizer is None:
+        raise LLMBenchError(
+            f"{folder} has no tokenizer.json, so the prompt cannot become tokens",
+            hint="copy the file from the model's repository",
+        )
+    before = tokenizer.encode(prompt.encode(errors="surrogateescape")).tokens
+    count = 0
+
+    def counted(numbers: Iterator[int]) -> Iterator[int]:
+        nonlocal count
+        for number in numbers:
+            count += 1
+            yield number
+
+    new = continuation(
+        model,
+        before,
+        count=tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        stops=stop_tokens(folder),
+    )
+    streams = format == "table" and output is None
+    parts: list[str] = []
+    start = time.perf_counter()
+    for part in tokenizer.decoded(counted(new), after=before.tolist()):
+        if streams and not parts:
+            sys.stdout.write(printable(prompt, lines=True))
+        parts.append(part)
+        if streams:
+            sys.stdout.write(printable(part, lines=True))
+            sys.stdout.flush()
+    if streams:
+        sys.stdout.write("\n")
+        return
+    row = Continuation(prompt, "".join(parts), count, time.perf_counter() - start)
+    inputs: dict[str, Any] = {
+        "folder": str(folder),
+        "prompt": prompt,
+        "tokens": tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "seed": seed,
+    }
+    document = Document(
+        command="generate",
+        inputs=inputs,
+        rows_key="continuations",
+        rows=records(FIELDS, [row]),
+        blocks=[Block(table=table(FIELDS, [row]))],
+    )
+    answer(document, format, output)

@@ -1,0 +1,139 @@
+"""The loss of a model on a text, in sliding windows, as in Hugging Face's guide on perplexity.
+
+A window has W input tokens, and the next one begins `stride` tokens later. Each token of the text but the first is the
+target of exactly one input: in the first window that contains the pair. With a stride below W, most targets have at
+least W − stride tokens before them, so the loss is lower, and the computation takes W / stride times as long.
+
+Dimensions: N tokens of the text, B windows, W tokens per window.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from llmbench.errors import LLMBenchError, UnsupportedError
+from llmbench.model.arguments import token_rows
+from llmbench.model.decoder import Decoder
+from llmbench.sizing.lengths import refuse_beyond_positions
+
+__all__ = ["Evaluation", "PositionLoss", "evaluate"]
+
+LOGITS = 2**26
+"""The largest number of logits of one forward pass. It decides how many windows share a pass."""
+
+
+class PositionLoss(NamedTuple):
+    """The mean loss of all targets that have from `first` to `last` tokens before them in their window, in nats."""
+
+    first: int
+    last: int
+    tokens: int
+    loss: float
+
+
+class Evaluation(NamedTuple):
+    """The losses [N − 1] of all tokens of a text but the first, in nats (fp64).
+
+    `context` [N − 1]: the number of tokens before each target in its window.
+    """
+
+    losses: Tensor
+    context: Tensor
+
+    @property
+    def loss(self) -> float:
+        """The mean loss, in nats per token."""
+        return float(self.losses.mean())
+
+    def bits_per_byte(self, scored_bytes: int | None) -> float | None:
+        """Return the bits that encode the text, per byte. `scored_bytes`: the bytes of all tokens but the first."""
+        return None if not scored_bytes else float(self.losses.sum()) / math.log(2.0) / scored_bytes
+
+    def by_position(self) -> list[PositionLoss]:
+        """Return the mean losses by the number of tokens before the target: 1, 2, 3–4, 5–8, 9–16 and so on."""
+        bins = torch.ceil(torch.log2(self.context.to(torch.float64))).to(torch.int64)
+        rows = []
+        for index in bins.unique().tolist():
+            chosen = bins == index
+            first, last = (1, 1) if index == 0 else (2 ** (index - 1) + 1, 2**index)
+            last = min(last, int(self.context.max()))
+            rows.append(PositionLoss(first, last, int(chosen.sum()), float(self.losses[chosen].mean())))
+        return rows
+
+
+@torch.no_grad()
+def evaluate(
+    model: Decoder,
+    tokens: Tensor,
+    *,
+    window: int,
+    stride: int | None = None,
+    on_tokens: Callable[[int], object] = lambda done: None,
+) -> Evaluation:
+    """Return the loss of each token of a text.
+
+    - `tokens` [N]: the text.
+    - `window`: the number of input tokens W of a window. `stride`: the distance of two windows. None: W.
+    - `on_tokens`: called with the number of targets so far, after each forward pass.
+
+    Raises UnsupportedError for a model that does not predict the next token, and SpecError or LLMBenchError for tokens,
+    a window or a stride that do not fit.
+    """
+    spec = model.spec
+    if model.has_encoder or not spec.decodes:
+        raise UnsupportedError(f"{spec.name} does not predict the next token from the tokens before it")
+    if len(tokens) < 2:
+        raise LLMBenchError(
+            f"the text has {len(tokens)} token(s); a loss needs at least 2, because the first token is not predicted"
+        )
+    stride = window if stride is None else stride
+    if not 1 <= stride <= window:
+        raise LLMBenchError(f"a stride of {stride:,} with windows of {window:,} tokens would leave out tokens")
+    refuse_beyond_positions(spec, min(window, len(tokens) - 1))
+    device = model.embedding.weight.device
+    tokens = token_rows("tokens", tokens[None].to(device), spec.vocab_size, device)[0]
+    model.eval()
+    losses = torch.empty(len(tokens) - 1, dtype=torch.float64)
+    context = torch.empty(len(tokens) - 1, dtype=torch.int64)
+    for first, starts, size in _passes(len(tokens) - 1, window, stride, max(1, LOGITS // (window * spec.vocab_size))):
+        places = starts[:, None] + torch.arange(size + 1)
+        rows = tokens[places.to(device)]
+        logits = model(rows[:, :-1])
+        each = F.cross_entropy(
+            logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32)),
+            rows[:, 1:].flatten(),
+            reduction="none",
+        )
+        new = places[:, :-1] >= first[:, None]  # the pairs that no earlier window had
+        losses[places[:, :-1][new]] = each.view(new.shape).cpu()[new].to(torch.float64)
+        context[places[:, :-1][new]] = (torch.arange(size).expand(new.shape) + 1)[new]
+        on_tokens(int(places[-1, -1]))
+    return Evaluation(losses, context)
+
+
+def _passes(pairs: int, window: int, stride: int, batch: int) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """Yield the forward passes over `pairs` pairs of an input and its target.
+
+    A pass has the first new pair of each window [B], the first pair of each window [B], and their common size. The last
+    window is shorter than the others if the text ends inside it, and then it has a pass of its own: so no window needs
+    padding.
+    """
+    windows: list[tuple[int, int, int]] = []
+    end = 0
+    for start in range(0, pairs, stride):
+        windows.append((end, start, min(window, pairs - start)))
+        end = start + windows[-1][2]
+        if end == pairs:
+            break
+    while windows:
+        size = windows[0][2]
+        count = next((index for index, each in enumerate(windows[:batch]) if each[2] != size), len(windows[:batch]))
+        first, starts, _ = zip(*windows[:count], strict=True)
+        yield torch.tensor(first), torch.tensor(starts), size
+        windows = windows[count:]
