@@ -34,7 +34,8 @@ class Fitted(AboutModel, kw_only=True):
     """A model on one device with one format of the weights.
 
     fit: the answer. None: no number of GPUs that was tried suffices. changes: what would make it fit.
-    asked: whether the user named the device. price: price of one GPU per hour, or None.
+    asked: whether the user named the device.
+    fixed: whether the user gave the number of GPUs. price: price of one GPU per hour, or None.
     files: name with which an engine finds the weights. None: there are no files, because the user changed the spec.
     draft: the model for speculative decoding, or None. draft_files: name with which an engine finds its weights.
     """
@@ -45,6 +46,7 @@ class Fitted(AboutModel, kw_only=True):
     fit: Fit | None
     changes: list[Change]
     asked: bool
+    fixed: bool
     price: float | None
     files: str | None
     draft: ModelSpec | None
@@ -361,6 +363,7 @@ def fitted(
                 fit=fit,
                 changes=found,
                 asked=bool(devices),
+                fixed=bool(layout) or gpus is not None,
                 price=prices.get(question.device.name, prices.get("")),
                 files=None if model is None else weights_of(spec, model),
                 draft=draft,

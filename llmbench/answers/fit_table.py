@@ -125,11 +125,17 @@ def _answer(rows: list[Fitted], questions: list[list[Fitted]]) -> str:
     if len(questions) == 1:
         return _smallest(first, [row for row in rows if row.fits])
     fitting = sum(any(row.fits for row in same) for same in questions)
-    best = "the cheapest choice" if any(row.price is not None for row in rows) else "the fewest GPUs"
+    best = "the smallest device" if first.fixed else f"the fewest GPUs of one kind, up to {COUNTS[-1]} of them"
+    if any(row.price is not None for row in rows):
+        best = "the cheapest choice"
     return (
-        f"{first.spec.name} fits on some built-in device in {fitting} of {plural(len(questions), 'case')}. Each row "
-        f"has {best} of one kind, up to {COUNTS[-1]} of them."
+        f"{first.spec.name} fits on some built-in device in {fitting} of {plural(len(questions), 'case')}. "
+        f"Each row has {best}."
     )
+
+
+NAMED = 4
+"""The largest number of equally cheap choices that the first sentence names."""
 
 
 def _cheapest(rows: list[Fitted]) -> str:
@@ -139,14 +145,16 @@ def _cheapest(rows: list[Fitted]) -> str:
         return ""
     least = min(cost for cost, _ in costs)
     several = len({row.question.weights for row in rows}) > 1
-    *others, last = [
+    cheapest = [
         f"{row.gpus} × {row.device.name}{f' with weights in {_format(row)}' if several else ''}"
         for cost, row in costs
         if cost == least
     ]
-    if not others:
-        return f"The cheapest choice is {last}, for {least:,.2f} per hour."
-    return f"The cheapest choices are {', '.join(others)} and {last}, for {least:,.2f} per hour each."
+    if len(cheapest) == 1:
+        return f"The cheapest choice is {cheapest[0]}, for {least:,.2f} per hour."
+    if len(cheapest) > NAMED:
+        cheapest[NAMED:] = [plural(len(cheapest) - NAMED, "other choice")]
+    return f"The cheapest choices are {', '.join(cheapest[:-1])} and {cheapest[-1]}, for {least:,.2f} per hour each."
 
 
 def _more_gpus(rows: list[Fitted]) -> list[str]:
@@ -179,6 +187,10 @@ def _doubts(rows: list[Fitted]) -> tuple[tuple[str, ...], list[str]]:
 def _smallest(first: Fitted, fitting: list[Fitted]) -> str:
     question = first.question
     users = f"{plural(question.users, 'request')} of {question.seq:,} tokens"
+    if first.fixed and fitting:
+        where = f"{fitting[0].gpus} × {fitting[0].device.name}" if fitting[0].gpus != 1 else fitting[0].device.name
+        larger = f", and on {plural(len(fitting) - 1, 'other device')}" if len(fitting) > 1 else ""
+        return f"{first.spec.name} with {users} fits on {where}{larger}."
     single = [row.device.name for row in fitting if row.gpus == 1]
     if single:
         return f"{first.spec.name} with {users} fits on one {single[0]}" + (
@@ -187,7 +199,8 @@ def _smallest(first: Fitted, fitting: list[Fitted]) -> str:
     if fitting:
         fewest = min(fitting, key=lambda row: row.gpus or 0)
         return f"{first.spec.name} with {users} needs several GPUs, for example {fewest.gpus} × {fewest.device.name}."
-    return f"{first.spec.name} with {users} fits on no built-in device, with up to {COUNTS[-1]} of them."
+    most = plural(first.gpus or 1, "GPU") if first.fixed else f"up to {COUNTS[-1]} GPUs"
+    return f"{first.spec.name} with {users} fits on no built-in device, with {most}."
 
 
 def _left_out(rows: list[Fitted], *, swept: bool) -> list[str]:
@@ -200,10 +213,11 @@ def _left_out(rows: list[Fitted], *, swept: bool) -> list[str]:
 
     lacking = [row for row in rows if row.fit is not None and row.fit.missing_format]
     other = [row for row in rows if row.fit is not None and not row.fit.runs and row not in lacking]
-    small = [] if swept else [row for row in rows if row.fit is None]
+    small = [] if swept else [row for row in rows if not row.fits and row not in lacking and row not in other]
+    most = rows[0].gpus if rows[0].fixed else COUNTS[-1]
     lines = []
     if small:
-        lines.append(f"{COUNTS[-1]} of these are not enough: {named(small)}")
+        lines.append(f"{most} of these are not enough: {named(small)}" if most != 1 else f"too small: {named(small)}")
     if other:
         lines.append(f"no profile of {rows[0].engine.spec.title} on these: {named(other)}")
     if lacking:

@@ -109,3 +109,14 @@ def test_a_longer_request_than_the_context_is_said_beside_the_command(capsys: Ca
     text = screen(capsys, "fit", "llama3-8b", "--device", "l4", "--seq", "32k")
     assert "vLLM refuses requests of more than 8,192 tokens" in text
     assert "--max-model-len 8192" in text
+
+
+def test_a_number_of_gpus_without_a_device_is_kept(capsys: Capture) -> None:
+    run(["fit", "llama3-70b", "--gpus", "4", "--format", "csv"])
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    fitting = [row["device"] for row in rows if row["fits"] == "true"]
+    assert {row["gpus"] for row in rows if row["device"] in fitting} == {"4"}
+    text = screen(capsys, "fit", "llama3-70b", "--gpus", "4")
+    assert f"fits on 4 × {fitting[0]}, and on {len(fitting) - 1} other devices" in text
+    assert "4 of these are not enough: rtx-4070" in text
+    assert "fits on no built-in device, with 1 GPU" in screen(capsys, "fit", "llama3.1-405b", "--gpus", "1")
