@@ -7,7 +7,7 @@ of queries, keys and values, is divided by their numbers of parameters.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from llmbench.sizing.dtypes import Tensors
@@ -16,12 +16,12 @@ from llmbench.sizing.op import Op
 from llmbench.sizing.weights import NEXT_TOKEN_PREDICTION, WeightRecipe, next_token_prediction_bytes
 from llmbench.sizing.workload import Workload
 from llmbench.spec.weights.safetensors import short
-from llmbench.spec.weights.tensors import FileTensor, FileTensors
+from llmbench.spec.weights.tensors import PLAIN, FileTensor, FileTensors
 
 if TYPE_CHECKING:
     from llmbench.spec.model import ModelSpec
 
-__all__ = ["OTHER", "FileWeights", "plain_dtype"]
+__all__ = ["OTHER", "FileWeights"]
 
 OTHER = "other_tensors"
 """The entry of the tensors that belong to no op, and to no part for another modality."""
@@ -32,17 +32,6 @@ _ENDING = re.compile(r"_(?:blocks|scales?|bias|scale_inv|packed|shape|zero_point
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d{1,9})\.")
 _OUTER = ("model", "language_model", "transformer", "decoder", "encoder")
 """Parts of names that contain the text part of a model."""
-
-
-def plain_dtype(tensors: Iterable[FileTensor]) -> str | None:
-    """Return the floating-point format of most bytes, `bf16`, `fp16` or `fp32`. None: there are no such tensors."""
-    sizes = dict.fromkeys(("bf16", "fp16", "fp32"), 0)
-    for tensor in tensors:
-        name = tensor.dtype.lower().replace("f", "fp").replace("bfp", "bf")
-        if name in sizes:
-            sizes[name] += tensor.size
-    most = max(sizes, key=lambda name: sizes[name])
-    return most if sizes[most] else None
 
 
 class _Instance(NamedTuple):
@@ -96,10 +85,14 @@ class FileWeights:
 
     @property
     def types(self) -> str:
-        """The formats of the tensors, with the most bytes first: `Q4_K, Q6_K, F32`."""
+        """The formats of the tensors, with the most bytes first: `bf16, fp32`, or `Q4_K, Q6_K, F32` of a GGUF file.
+
+        Empty: no headers were read.
+        """
         sizes: dict[str, int] = {}
         for tensor in (self.found.tensors or {}).values():
-            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.size
+            name = tensor.dtype if self.found.gguf else PLAIN.get(tensor.dtype, tensor.dtype)
+            sizes[name] = sizes.get(name, 0) + tensor.size
         return ", ".join(sorted(sizes, key=lambda name: -sizes[name]))
 
     def tensors(self, op: Op, layer: int | None) -> list[Tensors] | None:
@@ -175,11 +168,14 @@ class FileWeights:
         for members, stored in _groups(owners, modules):
             seen.update(members)
             own = [instances[index] for index in members]
+            plain = not spec.weights.unknown and all(expected.storage(op, layer) is None for op, layer in own)
             size = sum(tensor.size for tensor in stored)
-            if size == sum(_expected(each, expected) for each in own):
-                continue
-            self._divide(own, size)
-            difference = _difference(own, stored)
+            differs = size != sum(_expected(each, expected) for each in own)
+            if differs:
+                self._divide(own, size)
+            difference = _other_elements(own, stored, plain and not differs) or (
+                _other_bits(own, stored) if differs else ""
+            )
             if difference:
                 differences.append(difference)
         lost = [each for index, each in enumerate(instances) if index not in seen]
@@ -261,13 +257,36 @@ def _apart(spec: ModelSpec, expected: WeightRecipe) -> Iterator[tuple[str, int]]
     yield from ((tower.kind, tower.bytes) for tower in expected.towers())
 
 
-def _difference(own: list[_Instance], stored: list[FileTensor]) -> str:
-    """Return in words how the numbers of elements of tensors and ops differ. Empty: they agree."""
+def _other_elements(own: list[_Instance], stored: list[FileTensor], plain: bool) -> str:
+    """Return in words how the numbers of elements, or the shapes, of tensors and ops differ. Empty: they agree.
+
+    plain: whether the ops are not quantised. Otherwise only tensors of floating-point numbers say their elements: those
+    of quantised matrices contain several numbers each.
+    """
+    if not plain and not all(tensor.dtype in _FLOATS or tensor.block for tensor in stored):
+        return ""
     elements, names = sum(each.elements for each in own), ", ".join(each.name for each in own)
+    found = sum(tensor.elements for tensor in stored)
+    if found != elements:
+        return f"{names} has {found:,} elements in the files, {elements:,} by the config"
+    sides = {each.op.owned_matrix for each in own}
+    largest = max(stored, key=lambda tensor: tensor.elements)
+    if len(sides) != 1 or None in sides or len(own) > 1 or largest.block:
+        return ""
+    copies, inputs, outputs = next(filter(None, sides))
+    shape = sorted(length for length in largest.shape if length != 1)
+    if copies != 1 or shape == sorted(length for length in (inputs, outputs) if length != 1):
+        return ""
+    said = f"{inputs:,} inputs and {outputs:,} outputs by the config"
+    return f"{names} has the shape {list(largest.shape)} in the files, {said}"
+
+
+def _other_bits(own: list[_Instance], stored: list[FileTensor]) -> str:
+    """Return in words that tensors of quantised matrices have an impossible number of bits. Empty: they have not."""
+    names = ", ".join(each.name for each in own)
     if all(tensor.dtype in _FLOATS or tensor.block for tensor in stored):
-        found = sum(tensor.elements for tensor in stored)
-        return "" if found == elements else f"{names} has {found:,} elements in the files, {elements:,} by the config"
-    matrix = sum(_matrix_elements(each.op) for each in own) or elements
+        return ""
+    matrix = sum(_matrix_elements(each.op) for each in own) or sum(each.elements for each in own)
     sizes: dict[str, int] = {}
     for tensor in stored:
         sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + 8 * tensor.size

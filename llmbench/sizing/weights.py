@@ -168,15 +168,15 @@ class WeightRecipe:
 
     def _read_files(self, spec: ModelSpec) -> Weights:
         """Read the headers of the files, and return the format of the spec without what the files decide."""
-        from llmbench.sizing.files import FileWeights, plain_dtype  # most models have no files
+        from llmbench.sizing.files import FileWeights  # most models have no files
         from llmbench.spec.weights.tensors import read_tensors
 
         found = read_tensors(spec.weights.tensors_in)
         own = msgspec.structs.replace(spec.weights, tensors_in="")
         if own.unknown:
             own = type(own)(dtype=own.dtype)
-        if own.dtype is None and found.tensors is not None:
-            own = msgspec.structs.replace(own, dtype=plain_dtype(found.tensors.values()))
+        if own.dtype is None:
+            own = msgspec.structs.replace(own, dtype=found.plain_dtype)
         self.spec = msgspec.structs.replace(spec, weights=own)
         self.files = FileWeights(spec, found, WeightRecipe(self.spec))
         self.origin = "the files" if found.tensors is not None else "the index of the files"
@@ -191,9 +191,15 @@ class WeightRecipe:
 
     @cached_property
     def title(self) -> str:
-        """A description of the format: `fp8, one scale per block of 128 × 128`."""
+        """A description of the format: `fp8, one scale per block of 128 × 128`.
+
+        If headers of files were read, it names the formats of their tensors. It names the format of the config only if
+        the tensors of all ops have the bytes of this format.
+        """
         if self.name and self.files is not None:
             return f"GGUF, {self.files.types}"
+        if self.files is not None and self.files.types and (self.files.differ or not self.quantises):
+            return f"{self._plain}, converted from {self.files.types}" if self._converted else self.files.types
         formats: list[Chosen] = [] if self._format is None else [self._format]
         if self.published:
             formats += [_chosen(o.format) for o in self.spec.weights.overrides if o.format]
@@ -203,7 +209,9 @@ class WeightRecipe:
 
     @property
     def text(self) -> str:
-        """The format as `--weights` accepts it: `gptq,bits=8`."""
+        """The format as `--weights` accepts it: `gptq,bits=8`. In files, it is the format of most bytes."""
+        if self._format is None and self.files is not None and not self._converted:
+            return self.name or self.files.found.plain_dtype or self._plain
         return self.name or (self._plain if self._format is None else self._format.text)
 
     @property

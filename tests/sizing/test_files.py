@@ -107,6 +107,51 @@ def test_every_part_has_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "vision_tower 256 B" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("stated", ["bfloat16", None])
+@pytest.mark.parametrize(
+    ("dtypes", "title", "form"),
+    [
+        (("F32", "F32"), "fp32", "fp32"),
+        (("F16", "F16"), "fp16", "fp16"),
+        (("BF16", "F32"), "bf16, fp32", "bf16"),
+        (("U8", "U8"), "U8", "bf16"),
+    ],
+)
+def test_the_label_says_the_formats_of_the_files(
+    stated: str | None, dtypes: tuple[str, str], title: str, form: str, tmp_path: Path
+) -> None:
+    first, second = map(llama, dtypes)
+    checkpoint(tmp_path, LLAMA | {"torch_dtype": stated}, first | {k: v for k, v in second.items() if ".norm." in k})
+    stored = stored_weights(find_model(str(tmp_path)))
+    assert (stored.title, stored.format) == (title, form)
+
+
+def test_the_label_does_not_say_a_format_that_the_files_do_not_have(tmp_path: Path) -> None:
+    checkpoint(tmp_path, LLAMA | {"quantization_config": {"quant_method": "gptq"}}, llama())
+    assert stored_weights(find_model(str(tmp_path))).title == "bf16"
+
+
+Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "said"),
+    [
+        (Q_PROJ, ("U8", (64, 128)), "8,192 elements in the files, 4,096 by the config"),
+        (Q_PROJ, ("F32", (32, 64)), "2,048 elements in the files, 4,096 by the config"),
+        (Q_PROJ, ("BF16", (128, 32)), "the shape [128, 32] in the files, 64 inputs and 64 outputs by the config"),
+        (Q_PROJ, ("BF16", (64 * 64,)), "the shape [4096] in the files"),
+        ("model.norm.weight", ("F32", (32,)), "32 elements in the files, 64 by the config"),
+    ],
+)
+def test_other_shapes_are_said_although_the_bytes_agree(
+    name: str, tensor: tuple[str, tuple[int, ...]], said: str, tmp_path: Path
+) -> None:
+    checkpoint(tmp_path, LLAMA, llama() | {name: tensor})
+    (doubt,) = stored_weights(find_model(str(tmp_path))).doubts
+    assert said in doubt
+
+
 def test_experts_fused_and_packed_tensors(tmp_path: Path) -> None:
     experts = {
         "model_type": "qwen3_moe",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from llmbench.errors import LLMBenchError, SpecError
 from llmbench.spec.weights.on_hub import HUB
@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from llmbench.spec.weights.gguf_file import GgufNames
     from llmbench.spec.weights.modules import ModuleNames
 
-__all__ = ["FileTensor", "FileTensors", "has_all_files", "has_weights", "read_tensors"]
+__all__ = ["PLAIN", "FileTensor", "FileTensors", "has_all_files", "has_weights", "read_tensors"]
+
+
+PLAIN: dict[str, Literal["bf16", "fp16", "fp32"]] = {"BF16": "bf16", "F16": "fp16", "F32": "fp32"}
+"""The names in llmbench of the floating-point formats of files."""
 
 
 class FileTensors(NamedTuple):
@@ -28,6 +32,16 @@ class FileTensors(NamedTuple):
     tensors: Mapping[str, FileTensor] | None
     total_bytes: int
     gguf: bool = False
+
+    @property
+    def plain_dtype(self) -> Literal["bf16", "fp16", "fp32"] | None:
+        """The floating-point format of most bytes. None: there are no such tensors, or no headers were read."""
+        sizes = dict.fromkeys(PLAIN.values(), 0)
+        for tensor in (self.tensors or {}).values():
+            if tensor.dtype in PLAIN:
+                sizes[PLAIN[tensor.dtype]] += tensor.size
+        most = max(sizes, key=lambda name: sizes[name])
+        return most if sizes[most] else None
 
     def names(self, spec: ModelSpec) -> ModuleNames | GgufNames:
         """Return the names of the modules of a model in these files."""
