@@ -160,7 +160,8 @@ def test_every_format_reads_its_own_text() -> None:
         for alias in form.aliases:
             assert chosen(alias).name == name
         for key, value in form.parameters.items():
-            assert chosen(f"{name},{key}={value + 1}").text == f"{name},{key}={value + 1}"
+            other = 1 - value if value in (0, 1) else value + 1  # 0 and 1 are false and true
+            assert chosen(f"{name},{key}={other}").text == f"{name},{key}={other}"
 
 
 def test_stages_sum_to_the_whole_if_a_layer_is_stored_differently() -> None:
