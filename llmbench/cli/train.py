@@ -17,6 +17,7 @@ from llmbench.cli.messages import say
 from llmbench.cli.options import MODEL_HELP, Set, answer, load, positive_integer, prints_tables, token_count
 from llmbench.cli.train_document import document
 from llmbench.errors import LLMBenchError
+from llmbench.printable import printable
 from llmbench.report.render import Format
 
 if TYPE_CHECKING:
@@ -194,7 +195,7 @@ def command(
 
       llmbench train --resume run2
 
-      llmbench train smollm2-135m --set num_hidden_layers=2 --data book.txt --steps 50
+      llmbench train smollm2-135m --set num_hidden_layers=2 --data book.txt --seq 64 --steps 50
     """
     chosen = {
         "steps": steps, "batch": batch, "seq_len": seq, "lr": lr, "warmup": warmup, "schedule": schedule,
@@ -217,7 +218,7 @@ def command(
         session = resumed_session(resume, device=where, ranks=ranks)
     else:
         assert spec is not None
-        text, name = _corpus(data, ranks.first)
+        text = _corpus(data, ranks.first)
         if spec.vocab_size != text.vocab_size:
             vocabulary = (
                 f"vocabulary {spec.vocab_size:,} → {text.vocab_size:,} {'bytes' if text.floor is None else 'symbols'}"
@@ -225,11 +226,10 @@ def command(
         session = new_session(
             spec,
             text,
-            name,
             _settings(chosen, setting, spec.max_position_embeddings, where.type),
             device=where,
             folder=folder,
-            command=shlex.join(["llmbench", *sys.argv[1:]]),
+            command=printable(shlex.join(["llmbench", *sys.argv[1:]])),
             ranks=ranks,
         )
     start = session.state.step
@@ -251,17 +251,16 @@ def _refuse_with_resume(options: dict[str, Any]) -> None:
             )
 
 
-def _corpus(data: str | None, first: bool) -> tuple[Corpus, str]:
-    """Return the text, and the value of --data with which a resumed run finds it."""
+def _corpus(data: str | None, first: bool) -> Corpus:
+    """Return the text of --data. Without --data, a note on stderr says if the default text is missing."""
     from llmbench.learn.data import corpus, default_corpus
 
     if data is not None:
-        text = corpus(data)
-        return text, str(Path(data).absolute()) if Path(data).exists() and text.name != data else data
+        return corpus(data)
     text, reason = default_corpus()
     if reason is not None and first:
         say(f"note: {reason}")
-    return text, text.name
+    return text
 
 
 def _settings(chosen: dict[str, Any], others: list[str] | None, context: int | None, device: str) -> Settings:

@@ -20,6 +20,7 @@ from llmbench.learn.settings import Settings
 from llmbench.model.create import build
 from llmbench.model.decoder import Decoder
 from llmbench.model.weights.checkpoint import tensors_in, write_tensors
+from llmbench.sizing.params import count_parameters
 from llmbench.spec.model import ModelSpec
 from llmbench.spec.reading import read_bytes
 
@@ -28,8 +29,10 @@ __all__ = ["State", "checkpoints", "is_checkpoint", "load_model", "load_optimize
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 KEPT = 2
 """The number of checkpoints that a run keeps. The last one alone could be damaged by a failing disk."""
+MOST_THREADS = 4096
+"""The largest number of threads that a checkpoint may ask for."""
 
-_NAME = re.compile(r"step-(\d{8,})")
+_NAME = re.compile(r"step-([0-9]{8,12})")
 _TEMPORARY = ".unfinished-"
 
 
@@ -37,7 +40,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """What a checkpoint says beside its tensors.
 
     - `step`: the last finished step. `seconds`: the training time of all steps so far.
-    - `data`: the value of --data. `data_sha256`: the hash of its train part.
+    - `data`: the source of the text (see Corpus). `data_sha256`: the hash of its train part.
     - `threads`: the number of CPU threads. It decides the order of sums, so a resumed run keeps it.
     - `versions`: the versions of llmbench, Python and torch.
 
@@ -54,6 +57,12 @@ class State(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     threads: int
     command: str
     versions: dict[str, str]
+
+    def __post_init__(self) -> None:
+        if self.step < 0 or not 1 <= self.threads <= MOST_THREADS or not 0 <= self.seconds < float("inf"):
+            raise ValueError(
+                f"step {self.step}, {self.threads} threads and {self.seconds} seconds are no state of a run"
+            )
 
 
 def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> Path:
@@ -87,18 +96,22 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state
 
 def checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints of a run, the oldest first."""
-    steps = {int(match[1]): path for path in folder.glob("step-*") if (match := _NAME.fullmatch(path.name))}
+    try:
+        names = os.listdir(folder)
+    except (OSError, ValueError):  # ValueError: the path contains a character that no file name can have
+        return []
+    steps = {int(match[1]): folder / name for name in names if (match := _NAME.fullmatch(name))}
     return [steps[step] for step in sorted(steps)]
 
 
 def is_checkpoint(folder: Path) -> bool:
     """Return whether the folder is a checkpoint, or the folder of a run with checkpoints."""
-    return (folder / STATE).is_file() or bool(checkpoints(folder))
+    return os.path.isfile(folder / STATE) or bool(checkpoints(folder))
 
 
 def newest(folder: Path) -> Path:
     """Return `folder` if it is a checkpoint, else its last checkpoint. Raises LLMBenchError if it has none."""
-    if (folder / STATE).is_file():
+    if os.path.isfile(folder / STATE):
         return folder
     found = checkpoints(folder)
     if not found:
@@ -119,8 +132,13 @@ def read_state(checkpoint: Path) -> State:
 
 def load_model(checkpoint: Path, *, impl: str | None = None, device: torch.device | str = "cpu") -> Decoder:
     """Return the model of a checkpoint. Raises SpecError for a damaged file, and the errors of `build`."""
-    model = build(read_state(checkpoint).spec, impl=impl, device=device, init="empty")
-    _fill(_weights(model), tensors_in(checkpoint / MODEL), checkpoint / MODEL)
+    spec, path = read_state(checkpoint).spec, checkpoint / MODEL
+    tensors = tensors_in(path)
+    stored, described = sum(tensor.numel() for tensor in tensors.values()), count_parameters(spec).total
+    if 2 * stored < described:  # before a model is built, because a wrong spec can describe one of any size
+        raise SpecError(f"{path}: the file has {stored:,} weights, but the spec describes {described:,}")
+    model = build(spec, impl=impl, device=device, init="empty")
+    _fill(_weights(model), tensors, path)
     return model
 
 

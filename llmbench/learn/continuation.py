@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def stop_tokens(folder: Path) -> frozenset[int]:
     """
     for name in ("generation_config.json", "config.json"):
         path = folder / name
-        if not path.is_file():
+        if not os.path.isfile(path):
             continue
         try:
             config = msgspec.json.decode(read_bytes(path))

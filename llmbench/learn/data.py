@@ -10,6 +10,7 @@ Dimensions: B sequences, S tokens per sequence, N tokens of a text.
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import sysconfig
 from collections.abc import Sequence
@@ -45,7 +46,8 @@ PUBLISHED = (
 class Corpus:
     """A text as tokens, in a train part and a validation part.
 
-    - `name`: the value of --data, without the folder of a file.
+    - `name`: the name of the text for people: the value of --data, without the folder of a file.
+    - `source`: with this name, `corpus` returns the text again. It has the whole path of a file.
     - `train` [N], `validation` [N]: the tokens, one byte each (uint8).
     - `vocab_size`: the number of different tokens that can occur.
     - `unigram`: the entropy of the token frequencies of the whole text, in nats. A model that knows only how often each
@@ -55,6 +57,7 @@ class Corpus:
     """
 
     name: str
+    source: str
     train: Tensor
     validation: Tensor
     vocab_size: int
@@ -111,13 +114,13 @@ def corpus(name: str) -> Corpus:
         text = source.text(MARKOV_LENGTH)
         return corpus_of(name, text, vocab_size=source.symbols, floor=source.entropy_rate())
     path = Path(name)
-    if not path.exists():
+    if not os.path.exists(path):
         raise UnknownNameError(
             f"--data {name}: no such file", hint="give a file, or shakespeare, stdlib, markov:V,order,seed"
         )
     text = read_bytes(path, MOST_BYTES)
     published = PUBLISHED if hashlib.sha256(text).hexdigest() == TINYSHAKESPEARE else ()
-    return corpus_of(path.name, text, notes=published)
+    return corpus_of(path.name, text, source=str(path.absolute()), notes=published)
 
 
 def default_corpus() -> tuple[Corpus, str | None]:
@@ -133,11 +136,15 @@ def corpus_of(
     name: str,
     text: bytes,
     *,
+    source: str | None = None,
     vocab_size: int = BYTES,
     floor: float | None = None,
     notes: Sequence[str] = (),
 ) -> Corpus:
-    """Return a Corpus with the bytes of `text` as tokens. Raises LLMBenchError for a text without a single pair."""
+    """Return a Corpus with the bytes of `text` as tokens. `source`: see Corpus; None: `name`.
+
+    Raises LLMBenchError for a text that is too short to be split.
+    """
     cut = int(TRAIN_SHARE * len(text))
     if cut < 2 or len(text) - cut < 2:
         raise LLMBenchError(f"{name}: a text of {len(text):,} bytes is too short to train on")
@@ -145,6 +152,7 @@ def corpus_of(
     shares = torch.bincount(tokens, minlength=BYTES).to(torch.float64) / len(text)
     return Corpus(
         name=name,
+        source=name if source is None else source,
         train=tokens[:cut],
         validation=tokens[cut:],
         vocab_size=vocab_size,

@@ -76,7 +76,7 @@ class Metrics:
     def __init__(self, path: Path, *, after: int) -> None:
         """Open the file, and remove the rows of all steps after step `after`."""
         self.path = path
-        kept = [line for line, row in _rows(path) if row.get("step", 0) <= after] if path.exists() else []
+        kept = [line for line, row in _rows(path) if row.get("step", 0) <= after] if os.path.exists(path) else []
         try:
             temporary = path.with_name(f".{path.name}.new")
             temporary.write_bytes(b"".join(kept))

@@ -123,7 +123,6 @@ class Session:
 def new_session(
     spec: ModelSpec,
     data: Corpus,
-    data_name: str,
     settings: Settings,
     *,
     device: torch.device,
@@ -133,7 +132,7 @@ def new_session(
 ) -> Session:
     """Build the model with the vocabulary of the text, and prepare its training.
 
-    `data_name`: the value of --data. `folder`: a folder that does not exist. It gets the checkpoint of step 0 at once,
+    `folder`: a folder that does not exist. It gets the checkpoint of step 0 at once,
     so that it has a checkpoint at every moment.
 
     Raises LLMBenchError if the folder exists, or if the text or the model is too short for the sequences.
@@ -152,7 +151,7 @@ def new_session(
         seconds=0.0,
         spec=spec,
         settings=settings,
-        data=data_name,
+        data=data.source,
         data_sha256=_hash(data),
         threads=ranks.gathered(threads)[0],
         command=command,
@@ -210,9 +209,9 @@ def _create(folder: Path, session: Session) -> None:
         temporary.mkdir(parents=True)
         checkpoint.save(temporary, session.model, session.optimizer, session.state)
         os.rename(temporary, folder)
-    except OSError as problem:
+    except (OSError, ValueError) as problem:  # ValueError: a character that no file name can have
         shutil.rmtree(temporary, ignore_errors=True)
-        raise LLMBenchError(f"cannot create {folder}: {problem.strerror}") from None
+        raise LLMBenchError(f"cannot create {folder}: {getattr(problem, 'strerror', problem)}") from None
 
 
 def _hash(data: Corpus) -> str:

@@ -141,7 +141,7 @@ def test_a_trained_model_is_evaluated_and_continues_a_text(
 ) -> None:
     data = corpus(str(book))
     session = new_session(
-        spec(), data, str(book), settings(steps=80, lr=1e-2), device=torch.device("cpu"), folder=tmp_path / "run"
+        spec(), data, settings(steps=80, lr=1e-2), device=torch.device("cpu"), folder=tmp_path / "run"
     )
     last = session.run().validations[-1].validation_loss
     assert run(["evaluate", str(tmp_path / "run"), "--seq", "16", "--format", "json"]) == 0

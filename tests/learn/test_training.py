@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 
 
 def session(book: Path, folder: Path | None, **changes: Any) -> Session:
-    return new_session(spec(), corpus(str(book)), str(book), settings(**changes), device=CPU, folder=folder)
+    return new_session(spec(), corpus(str(book)), settings(**changes), device=CPU, folder=folder)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -185,9 +185,19 @@ def test_two_checkpoints_are_kept_and_damage_is_refused(book: Path, tmp_path: Pa
     tensors, model = load_file(last / "model.safetensors"), checkpoint.load_model(last)
     assert tensors.keys() == {name for name, _ in model.named_parameters()}
     assert all(torch.equal(tensors[name], weight) for name, weight in model.named_parameters())
-    (last / "model.safetensors").write_bytes((last / "model.safetensors").read_bytes()[:-4])
+    whole = (last / "model.safetensors").read_bytes()
+    (last / "model.safetensors").write_bytes(whole[:-4])
     with pytest.raises(SpecError, match="truncated or damaged"):
         checkpoint.load_model(last)
+    (last / "model.safetensors").write_bytes(whole)
+    state = json.loads((last / "state.json").read_bytes())
+    state["spec"]["hidden_size"] = 2**20
+    (last / "state.json").write_text(json.dumps(state))
+    with pytest.raises(SpecError, match="but the spec describes"):
+        checkpoint.load_model(last)
+    (last / "state.json").write_text(json.dumps(state | {"threads": 10**9}))
+    with pytest.raises(SpecError, match="1000000000 threads"):
+        checkpoint.read_state(last)
     (last / "state.json").write_text('{"step": 1}')
     with pytest.raises(SpecError, match="is not the state of a checkpoint"):
         checkpoint.read_state(last)
@@ -202,7 +212,7 @@ from llmbench.learn.data import corpus
 from llmbench.learn.session import new_session
 from tests.learn.small import settings, spec
 book, folder = sys.argv[1:]
-run = new_session(spec(), corpus(book), book, settings(steps=100_000, validate_every=1, validation_batches=1),
+run = new_session(spec(), corpus(book), settings(steps=100_000, validate_every=1, validation_batches=1),
                   device=torch.device("cpu"), folder=Path(folder))
 print("started", flush=True)
 run.run()
@@ -245,7 +255,7 @@ from llmbench.learn.session import new_session
 from llmbench.measure.ranks import join
 from tests.learn.small import settings, spec
 ranks, device = join("any", torch.device("cpu"), "train")
-run = new_session(spec(), corpus(sys.argv[1]), sys.argv[1], settings(steps=6, accumulate=2), device=device, ranks=ranks)
+run = new_session(spec(), corpus(sys.argv[1]), settings(steps=6, accumulate=2), device=device, ranks=ranks)
 trained = run.run()
 print(json.dumps([trained.losses, [row.validation_loss for row in trained.validations]]))
 """

@@ -208,7 +208,7 @@ def grammars() -> Attempt:
     return attempt
 
 
-SLOW = ("bench", "profile", "model", "kernels", "env")
+SLOW = ("bench", "profile", "model", "kernels", "env", "train", "evaluate", "generate")
 """Commands that may measure. Their options are tried with a first argument that no command accepts."""
 
 
