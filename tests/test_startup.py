@@ -54,6 +54,7 @@ COMMANDS = [
     ["env"],
     ["kernels", "list"],
     ["worked"],
+    ["choose", "--goal", "serve", "--context", "32k"],
     ["exercise", "list"],
     ["exercise", "show", "training-days", "--seed", "3", "--solution"],
     ["exercise", "check", "parameters", "--answer", "1557611200"],

@@ -87,6 +87,7 @@ NAMES: dict[str, list[str]] = {
     "DEVICE": ["auto", "cpu", "cuda"],
     "model device": ["auto", "cpu", "cuda", "meta"],
     "memory device": ["<devices>"],
+    "choose device": ["<devices>"],
     "fit device": ["<devices>"],
     "mfu device": ["<devices>"],
     "ENGINE": ["<engines>"],

@@ -36,6 +36,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "generate": "llmbench.cli.generate",
         "worked": "llmbench.cli.worked",
         "exercise": "llmbench.cli.exercise",
+        "choose": "llmbench.cli.choose",
     },
     "Data": {
         "specs": "llmbench.cli.specs",

@@ -355,6 +355,7 @@ OPTIONS = {
     "specs show": "--set --output",
     "specs import": "--output",
     "specs check": "--format --output",
+    "choose": "--goal --context --device --params --spec --format --output",
     "exercise list": "--format --output",
     "exercise show": "--seed --solution --format --output",
     "exercise check": "--answer --seed --timeout --format --output",

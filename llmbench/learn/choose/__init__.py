@@ -1,0 +1,121 @@
+"""Choose the parts of a model for a goal, a context length, a device and a number of parameters.
+
+Each decision compares a few alternatives by arithmetic. All alternatives of a decision have the same number of
+parameters: the width of the feed-forward makes up for the difference. What arithmetic cannot settle, the quality of the
+trained model, is cited from papers and labelled so.
+
+The rule is the same for every decision. The alternatives stand in the order of their reported quality. The first one is
+chosen, unless a later one has a goal figure that is at least GAIN times better, and papers report a quality close to
+that of the first one. An alternative for which papers report a clear loss is shown, but never chosen.
+"""
+
+from __future__ import annotations
+
+import math
+from importlib import import_module
+from typing import NamedTuple
+
+from llmbench.learn.choose.blueprint import Blueprint, first_blueprint
+from llmbench.learn.choose.candidate import Candidate, Setting
+from llmbench.learn.choose.decision import Alternative, Decision
+from llmbench.learn.choose.goals import GOALS, Goal
+
+__all__ = ["DECISIONS", "GAIN", "Choice", "Decided", "Option", "choose"]
+
+DECISIONS = ("shape", "positions", "kv_heads", "feed_forward", "window", "experts")
+"""The decisions, in the order in which they are taken. The file of a decision has its name."""
+
+GAIN = 1.25
+"""The least improvement of the goal figure for which an alternative with a close quality is chosen."""
+
+
+class Option(NamedTuple):
+    """An alternative and the model that it leads to. `chosen`: whether the rule chooses it."""
+
+    alternative: Alternative
+    candidate: Candidate
+    chosen: bool
+
+
+class Decided(NamedTuple):
+    """A decision with its alternatives. `why`: the reason for the choice, with the figures."""
+
+    name: str
+    decision: Decision
+    options: list[Option]
+    why: str
+
+    @property
+    def chosen(self) -> Option:
+        """The alternative that the rule chooses."""
+        return next(option for option in self.options if option.chosen)
+
+
+class Choice(NamedTuple):
+    """All decisions, and the model that they lead to."""
+
+    goal: Goal
+    setting: Setting
+    decided: list[Decided]
+    candidate: Candidate
+
+
+def choose(goal: str, setting: Setting) -> Choice:
+    """Take all decisions. Raises LLMBenchError if no model has so few or so many parameters."""
+    chosen_goal = GOALS[goal]
+    blueprint = first_blueprint(setting.parameters, setting.context)
+    setting = setting.on_enough_devices(Candidate(blueprint, setting))
+    decided = []
+    for name in DECISIONS:
+        decision: Decision = import_module(f"llmbench.learn.choose.decisions.{name}").DECISION
+        taken = _decide(name, decision, blueprint, chosen_goal, setting)
+        blueprint = taken.chosen.candidate.blueprint
+        decided.append(taken)
+    return Choice(chosen_goal, setting, decided, Candidate(blueprint, setting))
+
+
+def _decide(name: str, decision: Decision, blueprint: Blueprint, goal: Goal, setting: Setting) -> Decided:
+    alternatives = decision.alternatives(blueprint, setting)
+    candidates = [Candidate(blueprint.changed(**each.change), setting) for each in alternatives]
+    figures = [goal.figure(candidate) for candidate in candidates]
+    chosen = 0
+    for place, alternative in enumerate(alternatives):
+        if alternative.quality == "close" and goal.gain(figures[chosen], figures[place]) >= GAIN:
+            chosen = place
+    options = [
+        Option(alternative, candidate, place == chosen)
+        for place, (alternative, candidate) in enumerate(zip(alternatives, candidates, strict=True))
+    ]
+    return Decided(name, decision, options, _reason(alternatives, figures, chosen, goal))
+
+
+def _reason(alternatives: list[Alternative], figures: list[float], chosen: int, goal: Goal) -> str:
+    first, taken = alternatives[0], alternatives[chosen]
+    if len(alternatives) == 1:
+        return f"{first.name}: there is no alternative at this size"
+    if chosen:
+        gain = goal.gain(figures[0], figures[chosen])
+        return f"{taken.name}: {_better(gain, goal)} than {first.name}, and papers report a quality close to it"
+    others = range(1, len(alternatives))
+    allowed = [place for place in others if alternatives[place].quality == "close"]
+    refused = [place for place in others if alternatives[place].quality == "loss"]
+    parts = [f"{first.name}: the best quality in papers"]
+    if allowed:
+        gain = max(goal.gain(figures[0], figures[place]) for place in allowed)
+        parts.append(
+            f"no alternative of close quality is {GAIN:g}× better for the goal (the best: {_floor(gain):.2f}×)"
+        )
+    best = max(refused, key=lambda place: goal.gain(figures[0], figures[place]), default=None)
+    if best is not None and goal.gain(figures[0], figures[best]) >= GAIN:
+        gain = goal.gain(figures[0], figures[best])
+        parts.append(f"{alternatives[best].name} would be {_better(gain, goal)}, but papers report a loss")
+    return ". ".join(part[0].upper() + part[1:] if number else part for number, part in enumerate(parts))
+
+
+def _floor(gain: float) -> float:
+    """Round down to two decimals, so that a gain below GAIN does not look equal to it."""
+    return math.floor(100 * gain) / 100
+
+
+def _better(gain: float, goal: Goal) -> str:
+    return f"{gain:.2f}× better for the goal" if math.isfinite(gain) else f"the only one with {goal.noun}"
