@@ -6,7 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmbench.bench.results.metrics import METRICS, Line, MachineLimits, as_json, compared_with
-from llmbench.cli.measured import IMPLEMENTATION, extra_field, machine, machine_notes, one_table, place, speedup_note
+from llmbench.cli.measured import (
+    IMPLEMENTATION,
+    extra_field,
+    machine,
+    machine_notes,
+    one_table,
+    paired_notes,
+    place,
+    speedup_note,
+)
 from llmbench.report.document import Block, Document, table
 from llmbench.report.fields import Field, fitted
 
@@ -85,7 +94,7 @@ def document(
                 answer=" ".join(filter(None, (title, *sentences))),
                 headline="" if blocks else question,
                 table=table(fields, [lines[row.key] for row in sheet.rows]),
-                notes=list(remarks(sheet.rows)),
+                notes=[*paired_notes(lines[row.key] for row in sheet.rows), *remarks(sheet.rows)],
             )
         )
     if curves:

@@ -84,6 +84,7 @@ FIELDS: tuple[Field[Change], ...] = (
         "noise",
         "noise",
         "percent",
+        text=lambda change: ">100%" if change.noise is not None and change.noise > 1 else None,
         description="largest relative change that can be noise, in the direction of `ratio`; null if unknown",
     ),
     Field(
@@ -179,7 +180,8 @@ def _block(difference: Difference, damaged: list[str], *, everything: bool) -> B
     lines = [f"only in the first file: {'; '.join(gone[:NAMED])}{more}"] if gone else []
     notes = [*difference.notes, *damaged]
     if any(change.verdict == "unclear" for change in difference.changes):
-        notes.append("unclear: the noise could hide a change by 1.3×; measure again on an idle machine or for longer")
+        unclear = "unclear: the noise could hide a change by 1.3×; measure again on an idle machine or for longer"
+        notes.insert(0, unclear)
     return Block(
         answer=about_changes(difference),
         headline=" · ".join(common),

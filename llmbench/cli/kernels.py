@@ -82,19 +82,27 @@ CHECK: tuple[Field[CheckResult], ...] = (
         text=lambda row: _short(row.dtype),
         description="number format of the inputs",
     ),
-    Field("checks", "checks", "count", description="number of tensors that were compared, over all cases and seeds"),
+    Field(
+        "checks",
+        "checks",
+        "count",
+        description="number of tensors that were compared, over all cases and seeds",
+        spare=1,
+    ),
     Field(
         "worst_case",
         "worst case",
         value=lambda row: row.case,
         wraps=True,
         description="case with the largest error relative to its budget",
+        spare=4,
     ),
     Field(
         "tensor",
         "tensor",
         value=lambda row: row.worst.tensor,
         description="tensor with the largest error in the worst case: an output or a gradient",
+        spare=2,
     ),
     Field(
         "error",
@@ -109,6 +117,7 @@ CHECK: tuple[Field[CheckResult], ...] = (
         "scientific",
         lambda row: row.worst.plain_error,
         description="error of plain torch for `tensor` in the same number format",
+        spare=3,
     ),
     Field(
         "budget",

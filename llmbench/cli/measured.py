@@ -211,6 +211,28 @@ def speedup_note(baseline: str, candidate: str) -> str:
     )
 
 
+VISIBLE = 1.1
+"""The speed-up and the ratio of the median times differ visibly if one is larger by this factor."""
+
+
+def paired_notes(lines: Iterable[Line]) -> list[str]:
+    """Return a note on the rows whose speed-up differs visibly from the ratio of the two times in the table."""
+
+    def differs(line: Line) -> bool:
+        if not line.speedup or not line.seconds or line.baseline is None or not line.baseline.seconds:
+            return False
+        quotient = line.speedup / (line.baseline.seconds / line.seconds)
+        return not 1 / VISIBLE <= quotient <= VISIBLE
+
+    names = list(dict.fromkeys(line.row.implementation for line in lines if differs(line)))
+    if not names:
+        return []
+    return [
+        f"the speed-up of {', '.join(names)} is not the ratio of the times: it is the median over pairs of samples, "
+        "which were taken one after the other, and the speed of the machine changed between pairs"
+    ]
+
+
 def machine_notes(limits: MachineLimits, rows: Iterable[Row]) -> list[str]:
     """Return notes on rows that exceed their limit, and on disturbed reference measurements."""
     from llmbench.measure.measurement import merged_remarks

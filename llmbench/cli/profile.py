@@ -25,6 +25,7 @@ from llmbench.cli.measured import (
     machine_notes,
     need_torch,
     one_table,
+    paired_notes,
 )
 from llmbench.cli.messages import say
 from llmbench.cli.options import As, Output, Set, answer, positive_integer, prints_tables, token_count, working
@@ -199,7 +200,15 @@ def _title(piece: Piece, target: Target) -> str:
     """Return the lines that describe what is timed: the model and the shape."""
     setting = target.setting
     tokens = plural(setting.seq_len, "token")
-    shape = [piece.name, target.layer, setting.direction, f"batch {setting.batch:,}", tokens, setting.dtype]
+    shape = [
+        piece.name,
+        piece.of(setting.spec),
+        target.layer,
+        setting.direction,
+        f"batch {setting.batch:,}",
+        tokens,
+        setting.dtype,
+    ]
     return f"{headline(target.model)}\n{' · '.join(filter(None, shape))}: {piece.what}"
 
 
@@ -213,7 +222,7 @@ def _block(piece: Piece, target: Target, measured: Profile, lines: list[Line]) -
         below.append(f"work: {first.work_bytes:,} bytes, {products}; limited by {bound} on this machine")
     below += [f"{row.implementation} ran {', '.join(row.kernels)}" for row in measured.rows if row.kernels]
     machines = machine_notes(measured.limits, measured.rows)
-    notes = [*target.notes, *target.model.notes, *measured.notes, *machines]
+    notes = [*paired_notes(lines), *target.notes, *target.model.notes, *measured.notes, *machines]
     return Block(
         answer=f"{target.change} {about_table(lines, measured.rows[-1].implementation)}".lstrip(),
         headline=_title(piece, target),

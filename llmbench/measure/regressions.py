@@ -327,15 +327,18 @@ def _notes(before: Results, after: Results, common: Mapping[Case, float], pairs:
 
 
 def _note_of_common_changes(common: Mapping[Case, float]) -> list[str]:
-    """Return a note if there are cases in which all implementations became slower, or faster, by a noticeable ratio."""
+    """Return a note if there are cases in which all implementations became slower, or faster, by a noticeable ratio.
+
+    The ratio is relative to the other cases (see `_common_changes`), so it is not a ratio of times in the table.
+    """
     noticeable = [change for change in common.values() if abs(change) > math.log(DETECTABLE) / 2]
     if not noticeable:
         return []
     cases, most = _counted(len(noticeable), "case"), math.exp(max(abs(change) for change in noticeable))
     direction = "slower" if min(noticeable) > 0 else "faster" if max(noticeable) < 0 else "slower or faster"
     return [
-        f"in {cases} every implementation became {direction} together (up to {most:.1f}×). "
-        "This is treated as machine noise; a change in shared code would look the same"
+        f"compared with the other cases, the candidates of {cases} became {direction} together, by up to {most:.1f}×. "
+        "This part of their change counts as noise of the machine; a change in shared code would look the same"
     ]
 
 

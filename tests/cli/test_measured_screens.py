@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
@@ -12,14 +14,16 @@ from llmbench.bench.experiments import EXPERIMENTS, find_experiment, heads
 from llmbench.bench.experiments.experiment import Ask, Shape
 from llmbench.bench.pieces import PIECES, find_piece
 from llmbench.bench.profile import Profile, target_of
-from llmbench.bench.results.metrics import MachineLimits
+from llmbench.bench.results.metrics import Line, MachineLimits
 from llmbench.cli import diff as diff_command
 from llmbench.cli.bench_document import Measured, document
+from llmbench.cli.kernels import CHECK
+from llmbench.cli.measured import paired_notes
 from llmbench.cli.profile import _document as profile_document
 from llmbench.measure.memory import MemoryPeak
 from llmbench.measure.regressions import diff
 from llmbench.measure.results import Row
-from llmbench.report.document import Document, View
+from llmbench.report.document import Block, Document, View, table
 from llmbench.report.render import render
 from llmbench.spec.catalog import load_bundled
 from tests.measure.rows import ENVIRONMENT, references, results, timed
@@ -110,6 +114,41 @@ def test_a_screen_of_profile_fits_the_terminal(name: str, monkeypatch: pytest.Mo
     assert answer.blocks[0].answer.endswith(".")
     text = " ".join(lines_of(answer, 80, monkeypatch))
     assert all(heading in text for heading in ESSENTIAL)
+    subject = {"norm": "RMSNorm of 4,096 values", "add_norm": "RMSNorm of", "glu": "SwiGLU 11008"}
+    assert subject.get(name, "") in text
+
+
+def test_a_speed_up_that_is_not_the_ratio_of_the_times_has_a_note() -> None:
+    """The machine is ten times slower during most samples of one row."""
+    case = {"seq_len": 64}
+    steady, slowed = (
+        Row(experiment="attention", case=case, implementation=name, status="ok", measurement=timed(*samples))
+        for name, samples in (("standard", [1e-3] * 10), ("flash", [0.5e-3] * 4 + [5e-3] * 2 + [0.5e-3] * 4))
+    )
+    drifting = msgspec.structs.replace(
+        steady, implementation="drifting", measurement=timed(*[1e-3] * 4, *[3e-3] * 2, *[2e-3] * 4)
+    )
+    limits = MachineLimits(references(), None)
+    assert paired_notes([Line(row, limits, steady) for row in (steady, slowed)]) == []
+    base = msgspec.structs.replace(steady, measurement=timed(*[1e-3] * 6, *[9e-3] * 4))
+    (note,) = paired_notes([Line(row, limits, base) for row in (base, drifting)])
+    assert note.startswith("the speed-up of drifting is not the ratio of the times")
+
+
+def test_the_check_of_kernels_keeps_the_verdict_at_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    worst = SimpleNamespace(tensor="dweight", error=3.5e-3, plain_error=2.4e-3, budget=4.7e-3)
+    case = "rows=2, width=300, weights=wbf, residual=True"
+    row = SimpleNamespace(
+        kernel="linear_cross_entropy", dtype=torch.bfloat16, checks=27, case=case, worst=worst, passed=True
+    )
+    rows: list[Any] = [row]
+    answer = Document(
+        command="kernels.check", inputs={}, rows_key="kernels", rows=[], blocks=[Block(table=table(CHECK, rows))]
+    )
+    text = "\n".join(lines_of(answer, 80, monkeypatch))
+    for essential in ("verdict", "within budget", "error", "3.5e-03", "budget", "4.7e-03"):
+        assert essential in text, essential
+    fits(answer, monkeypatch)
 
 
 def test_a_screen_of_diff_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

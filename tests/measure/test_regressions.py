@@ -136,7 +136,7 @@ def test_a_common_change_of_one_case_is_the_machine() -> None:
     assert [change.verdict for change in one_case.changes] == ["same"] * 6 + ["unclear"] * 3 + ["same"] * 3
     (note,) = one_case.notes
     assert note.startswith(
-        "in 1 case every implementation became slower together (up to 1.5×). This is treated as machine noise"
+        "compared with the other cases, the candidates of 1 case became slower together, by up to 1.5×. "
     )
     assert verdicts(before, slowed(before, 1.5)) == ["slower"] * 12
     slower, faster = (

@@ -121,6 +121,7 @@ class Piece:
     - `default_change`: in words, how the default model on a CPU differs from the model with its name, and why; "" if it
       does not differ.
     - `check_seq`: the tokens per sequence in the fp64 check.
+    - `of(spec)` says which module of the model the piece is, with its size: `RMSNorm of 4,096 values`. "" says nothing.
     - `name`, `what`: the name and the description.
     - `impl`, `cpu_impl`: the default implementation on a GPU and on a CPU.
 
@@ -138,6 +139,7 @@ class Piece:
     impl: str = "fused"
     cpu_impl: str = "standard"
     check_seq: int = 256
+    of: Callable[[ModelSpec], str] = lambda spec: ""
     backward_only: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     fuses: bool = False

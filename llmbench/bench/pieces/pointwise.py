@@ -13,6 +13,7 @@ from llmbench.bench.pieces.reduce import attention_of, ffn_of, layer_of, with_la
 from llmbench.model.implementations.interface import Implementation
 from llmbench.model.positions import rotation_of
 from llmbench.sizing.op import Op
+from llmbench.spec.base import plural
 from llmbench.spec.ffn import Gated
 from llmbench.spec.mixer import AttentionKind
 from llmbench.spec.model import Layer, ModelSpec
@@ -57,6 +58,10 @@ def _with_norm(spec: ModelSpec) -> ModelSpec:
     if layer.placement != "sandwich":
         return reduced
     return msgspec.structs.replace(reduced, layers={name: msgspec.structs.replace(layer, placement="pre")})
+
+
+def _norm_of(spec: ModelSpec) -> str:
+    return f"{(layer_of(spec).norm or spec.norm).label} of {plural(spec.hidden_size, 'value')}"
 
 
 def _is_norm(op: Op) -> bool:
@@ -121,12 +126,14 @@ ADD_NORM = Piece(
     outputs=(SUM,),
     fuses=True,
     build=_add_norm,
+    of=_norm_of,
 )
 
 NORM = Piece(
     reduce=_with_norm,
     has=_is_norm,
     build=_norm,
+    of=_norm_of,
     shapes={"cuda": ("llama2-7b", {}, 4, 4096), "cpu": ("llama2-7b", {}, 1, 512)},
 )
 
@@ -141,5 +148,6 @@ GLU = Piece(
     reduce=_with_gate,
     has=lambda op: op.name == "layers.{}.ffn.act",
     build=_glu,
+    of=lambda spec: ffn_of(spec, Gated).summary,
     shapes={"cuda": ("llama2-7b", {}, 4, 4096), "cpu": ("llama2-7b", {}, 1, 512)},
 )

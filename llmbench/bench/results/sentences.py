@@ -171,9 +171,10 @@ def _undecided(compared: Sequence[Comparison], baseline: str) -> str:
         one = compared[0]
         what = f"took {one.factor} as long as" if one.longer else f"was {one.factor} faster than"
         name = _names([one.row.implementation])
-        return f"Not decided: {name} {what} {baseline}, but the noise of this run is as large. {AGAIN}"
+        return f"Not decided: {name} {what} {baseline}, but the noise of this run is as large as that. {AGAIN}"
     speedups = _with_ratios((one.row.implementation, shown(one.speedup.median, "ratio")) for one in compared)
-    return f"Not decided: the speed-ups of {speedups}, because the noise of this run is as large. {AGAIN}"
+    reason = "because the noise of this run is as large as the differences"
+    return f"Not decided: the speed-ups of {speedups}, {reason}. {AGAIN}"
 
 
 def _undecided_cases(who: str, baseline: str) -> str:
@@ -230,21 +231,21 @@ def _share(value: float) -> str:
 
 
 def _limit(lines: Sequence[Line]) -> Iterator[str]:
-    """Yield a sentence on the limit of the machine, if the rows have a share of it. The sentence is left out if the row
-    with the largest share is noisy, because the share is then not reliable."""
+    """Yield a sentence on the limit of the machine, if the rows have a share of it. If the row with the largest share
+    is noisy, the share is not reliable: the sentence is left out, or says so if there is only one row."""
     shares = {line.row.implementation: line.share_of_limit for line in lines if line.share_of_limit is not None}
     if not shares:
         return
     best = max(shares, key=lambda name: shares[name] or 0.0)
     most = shares[best] or 0.0
-    if any(line.row.implementation == best and (line.spread or 0.0) >= NOISY_SPREAD for line in lines):
-        return
-    if most > 1:
+    noisy = any(line.row.implementation == best and (line.spread or 0.0) >= NOISY_SPREAD for line in lines)
+    if noisy:
+        if len(shares) == 1 and most <= 1:
+            yield f"{best} reaches about {most:.0%} of the limit of this machine, but its times vary widely."
+    elif most > 1:
         yield f"{best} exceeds its limit ({percent(most)} of it); a note says why."
-    elif most >= FAR:
+    elif most >= FAR or len(shares) == 1:
         yield f"{best} reaches {percent(most)} of the limit of this machine."
-    elif len(shares) == 1:
-        yield f"It is far from the limit of this machine ({percent(most)} of it)."
     else:
         who = "Both are" if len(shares) == 2 else "All are"
         yield f"{who} far from the limit of this machine (at most {percent(most)} of it)."
