@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,8 +14,7 @@ from llmbench.cli.options import As, Output, answer, prints_tables, token_count,
 from llmbench.errors import LLMBenchError
 from llmbench.learn.choose import Choice, Decided, Option, choose
 from llmbench.learn.choose.candidate import Candidate, Setting
-from llmbench.learn.choose.goals import GOALS, Goal
-from llmbench.learn.exercises.answer import parse_answer
+from llmbench.learn.choose.goals import GOALS, Goal, GoalName
 from llmbench.report.document import Block, Document, Table, table, transposed
 from llmbench.report.fields import Field, fitted, record, records
 from llmbench.report.units import plural
@@ -27,43 +27,31 @@ MOST_CONTEXT = 2**24
 """The largest number of tokens. The longest context of a bundled model is 10 million tokens."""
 
 
-def _goal(text: str) -> str:
-    """Parse the value of --goal. Raises BadParameter for an unknown goal."""
-    if text not in GOALS:
-        raise typer.BadParameter(f"{text!r} is not one of {', '.join(map(repr, GOALS))}")
-    return text
-
-
 def _parameters(text: str | int) -> int:
     """Parse the value of --params, such as 7b. Raises BadParameter for another text."""
-    try:
-        return round(parse_answer(str(text), "count"))
-    except LLMBenchError:
-        raise typer.BadParameter(f"{text!r} is not a number of parameters, such as 7b or 350m") from None
-
-
-class _GoalParser:
-    """Parse a goal. The shell completes `choices`."""
-
-    __name__ = "goal"
-    choices = tuple(GOALS)
-
-    def __call__(self, text: str) -> str:
-        return _goal(text)
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?(?:e[0-9]{1,2})?)([kmbt]?)", str(text)[:30].lower())
+    if match is None:
+        raise typer.BadParameter(f"{text!r} is not a number of parameters, such as 7b or 350m")
+    return round(float(match[1]) * {"": 1, "k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}[match[2]])
 
 
 GoalOption = Annotated[
-    str,
+    GoalName,
     typer.Option(
         "--goal",
         metavar="GOAL",
         help="What matters most: " + "; ".join(f"{name}: {goal.wish}" for name, goal in GOALS.items()) + ".",
-        parser=_GoalParser(),
     ),
 ]
 Context = Annotated[
     int,
-    typer.Option("--context", metavar="TOKENS", help="Tokens of a request, for example 32k.", parser=token_count),
+    typer.Option(
+        "--context",
+        metavar="TOKENS",
+        help="Tokens of a request, for example 32k. Default: 8k.",
+        parser=token_count,
+        show_default=False,
+    ),
 ]
 DeviceOption = Annotated[
     str, typer.Option("--device", metavar="DEVICE", help="Device: a name from `llmbench specs list --devices`.")
@@ -71,7 +59,11 @@ DeviceOption = Annotated[
 Parameters = Annotated[
     int,
     typer.Option(
-        "--params", metavar="N", help="Number of parameters in total, for example 350m or 7b.", parser=_parameters
+        "--params",
+        metavar="N",
+        help="Number of parameters in total, for example 350m. Default: 7b.",
+        parser=_parameters,
+        show_default=False,
     ),
 ]
 SpecFile = Annotated[
@@ -242,7 +234,7 @@ def command(
     answer(document(goal, choice, inputs, str(spec) if spec else FILE), format, output)
 
 
-def document(goal: str, choice: Choice, inputs: dict[str, Any], file: str) -> Document:
+def document(goal: GoalName, choice: Choice, inputs: dict[str, Any], file: str) -> Document:
     """Return the answer. `goal`: name of the goal. `inputs`: the options. `file`: name of the model's file."""
     rows = records(DECIDED, choice.decided)
     for row in rows:

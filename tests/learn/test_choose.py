@@ -157,6 +157,7 @@ def test_csv_has_a_row_per_alternative(capsys: Capture) -> None:
     ("arguments", "message"),
     [
         (["--goal", "win"], "'win' is not one of 'serve'"),
+        (["--seq", "8k"], "did you mean `--context`"),
         (["--params", "many"], "'many' is not a number of parameters, such as 7b"),
         (["--params", "1m"], "--params 1,000,000: must be from 10,000,000 to"),
         (["--params", "10m", "--context", "1m"], "are too few for this model"),

@@ -18,7 +18,7 @@ from llmbench.model.positions import inverse_frequencies
 from llmbench.spec.position import Rope
 
 Capture = pytest.CaptureFixture[str]
-SIZES = [(None, None, 0), (1, 2, 1), (2, 8, 2), (8, 8, 3), (5, 6, 4)]
+SIZES = [(None, None, 0), (1, 2, 1), (8, 8, 3), (5, 6, 4)]
 
 
 def values(worked: Any, name: str) -> torch.Tensor:
@@ -138,6 +138,19 @@ def test_json_and_csv_have_every_value(capsys: Capture) -> None:
     cells = sum(len(row) for step in document["steps"] for row in step["values"])
     assert run(["worked", "moe", "--format", "csv"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == cells + 1
+
+
+def test_the_selection_of_experts_is_never_a_tie() -> None:
+    """One channel and drawn numbers with one decimal give many equal logits."""
+    for seed in range(20):
+        (check,) = work("moe", tokens=8, dim=1, seed=seed).checks
+        assert check.difference < 1e-5
+
+
+def test_without_torch_the_command_says_so(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setattr("llmbench.cli.measured.util.find_spec", lambda name: None)
+    assert run(["worked", "rope"]) == 3
+    assert "`llmbench worked` needs PyTorch" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

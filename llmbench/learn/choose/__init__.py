@@ -18,7 +18,7 @@ from typing import NamedTuple
 from llmbench.learn.choose.blueprint import Blueprint, first_blueprint
 from llmbench.learn.choose.candidate import Candidate, Setting
 from llmbench.learn.choose.decision import Alternative, Decision
-from llmbench.learn.choose.goals import GOALS, Goal
+from llmbench.learn.choose.goals import GOALS, Goal, GoalName
 
 __all__ = ["DECISIONS", "GAIN", "Choice", "Decided", "Option", "choose"]
 
@@ -60,7 +60,7 @@ class Choice(NamedTuple):
     candidate: Candidate
 
 
-def choose(goal: str, setting: Setting) -> Choice:
+def choose(goal: GoalName, setting: Setting) -> Choice:
     """Take all decisions. Raises LLMBenchError if no model has so few or so many parameters."""
     chosen_goal = GOALS[goal]
     blueprint = first_blueprint(setting.parameters, setting.context)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from llmbench.learn.choose.candidate import Candidate
 
-__all__ = ["GOALS", "Goal"]
+__all__ = ["GOALS", "Goal", "GoalName"]
+
+GoalName = Literal["serve", "latency", "long-context", "train", "small-device"]
 
 
 class Goal(NamedTuple):
@@ -33,7 +35,7 @@ class Goal(NamedTuple):
         return better / worse
 
 
-GOALS = {
+GOALS: dict[GoalName, Goal] = {
     "serve": Goal("serve as many users as possible", "users", "users that fit", large=True),
     "latency": Goal("answer one user as fast as possible", "token_s", "milliseconds per token", large=False),
     "long-context": Goal(

@@ -62,10 +62,23 @@ def exercises_in(file: Path) -> list[str]:
         line = getattr(problem, "lineno", None)
         where = f"line {line}: " if line else ""
         raise LLMBenchError(f"{file} is not valid Python: {where}{getattr(problem, 'msg', problem)}") from None
-    defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    defined = set().union(*map(_names, tree.body))
     names = {name for name, module in EXERCISES.items() if module.startswith("functions.")}
     found = [name for name in EXERCISES if name in names and name.replace("-", "_") in defined]
     if not found:
         known = ", ".join(name.replace("-", "_") for name in EXERCISES if name in names)
         raise LLMBenchError(f"{file} defines no function of an exercise", hint=f"the names are {known}")
     return found
+
+
+def _names(node: ast.stmt) -> set[str]:
+    """Return the names that a statement defines: of functions, classes, imports and plain variables."""
+    match node:
+        case ast.FunctionDef() | ast.ClassDef():
+            return {node.name}
+        case ast.ImportFrom() | ast.Import():
+            return {alias.asname or alias.name for alias in node.names}
+        case ast.Assign():
+            return {target.id for target in node.targets if isinstance(target, ast.Name)}
+        case _:
+            return set()

@@ -19,12 +19,9 @@ def work(case: Case) -> Worked:
     """Route T tokens, compute their experts, and add the weighted outputs."""
     T, D, seed = case
     generator = torch.Generator().manual_seed(seed)
-    x, router = draw(generator, T, D), draw(generator, EXPERTS, D, scale=0.7)
+    x, router = _drawn(generator, T, D)
     up, down = draw(generator, EXPERTS, WIDTH, D, scale=0.7), draw(generator, EXPERTS, D, WIDTH, scale=0.7)
     logits = x @ router.T
-    while ((gaps := _gaps(logits)) < 0.01).any():  # a tie would make the selection a matter of rounding
-        x = torch.where(gaps[:, None] < 0.01, draw(generator, T, D), x)
-        logits = x @ router.T
     probabilities = logits.softmax(-1)
     top, chosen = probabilities.topk(TOP_K, dim=-1)
     weights = top / top.sum(-1, keepdim=True)
@@ -144,10 +141,13 @@ def work(case: Case) -> Worked:
     )
 
 
-def _gaps(logits: torch.Tensor) -> torch.Tensor:
-    """Return the distance between the last selected and the first unselected logit of each token."""
-    top = logits.topk(TOP_K + 1, dim=-1).values
-    return top[:, TOP_K - 1] - top[:, TOP_K]
+def _drawn(generator: torch.Generator, tokens: int, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return tokens [T, D] and router [E, D] with which no selection is a tie, which rounding would decide."""
+    while True:
+        x, router = draw(generator, tokens, dim), draw(generator, EXPERTS, dim, scale=0.7)
+        top = (x @ router.T).topk(TOP_K + 1, dim=-1).values
+        if bool((top[:, TOP_K - 1] - top[:, TOP_K] > 0.005).all()):  # the logits are multiples of 0.01
+            return x, router
 
 
 def _model_output(x: torch.Tensor, router: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
