@@ -46,6 +46,7 @@ fields = tool("spec_reference")
 answers = tool("json_reference")
 examples = tool("doc_examples")
 components = tool("component_models")
+textbook = tool("textbook_page")
 COMMANDS = {name: (command, text) for name, command, text in reference.commands()}
 HELP_EXAMPLES = sorted(
     {
@@ -63,7 +64,9 @@ def in_own_process(words: list[str]) -> subprocess.CompletedProcess[str]:
     return run_module(*words, imported="torch" if words[1] == interpreting else "torch._dynamo")
 
 
-@pytest.mark.parametrize("module", [reference, fields, answers], ids=["commands", "spec-fields", "read-the-json"])
+@pytest.mark.parametrize(
+    "module", [reference, fields, answers, textbook], ids=["commands", "spec-fields", "read-the-json", "textbook"]
+)
 def test_references_are_up_to_date(module: ModuleType) -> None:
     assert module.TARGET.read_text(encoding="utf-8") == module.reference(), f"run python {module.__file__}"
 

@@ -53,6 +53,7 @@ COMMANDS = [
     ["specs", "check", "specs/models/gpt2.toml"],
     ["env"],
     ["kernels", "list"],
+    ["textbook"],
     ["worked"],
     ["choose", "--goal", "serve", "--context", "32k"],
     ["exercise", "list"],
@@ -109,7 +110,8 @@ FLOORS = {
     "kernels": {"errors"},
     "model": {"errors", "spec", "sizing", "kernels"},
     "measure": {"errors", "printable", "_version", "spec", "sizing", "model", "kernels"},
-    "bench": {"errors", "_version", "spec", "sizing", "model", "kernels", "measure", "report"},
+    "textbook": {"errors", "spec", "sizing", "report"},
+    "bench": {"textbook", "errors", "_version", "spec", "sizing", "model", "kernels", "measure", "report"},
     "report": {"errors", "printable", "_version", "spec"},
     "validation": {"errors", "spec", "sizing"},
     "learn": {"errors", "_version", "spec", "sizing", "model", "measure", "kernels"},
@@ -118,7 +120,7 @@ FLOORS = {
     "__init__": {"_version", "api"},
     "cli": {
         *("errors", "printable", "_version", "spec", "sizing", "report"),
-        *("validation", "answers", "model", "kernels", "measure", "bench", "learn"),
+        *("validation", "answers", "model", "kernels", "measure", "bench", "learn", "textbook"),
     },
 }
 """Each part of the package and what it may import beside itself: the parts below it."""
@@ -129,6 +131,7 @@ THIRD_PARTY = {
     "validation": {"msgspec"},
     "report": {"msgspec", "matplotlib"},
     "answers": {"msgspec"},
+    "textbook": {"msgspec"},
     "api": set(),
     "cli": {"typer", "rich", "msgspec", "pynvml"},
     "errors": set(),

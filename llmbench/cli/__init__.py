@@ -37,6 +37,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "worked": "llmbench.cli.worked",
         "exercise": "llmbench.cli.exercise",
         "choose": "llmbench.cli.choose",
+        "textbook": "llmbench.cli.textbook",
     },
     "Data": {
         "specs": "llmbench.cli.specs",

@@ -1,4 +1,5 @@
-"""The textbook's claims: analytic ones compared with figures worked out by hand, measured ones with given rows."""
+"""The textbook's measured claims: their figures are read from given rows, and the runs have the settings of the
+claims."""
 
 from __future__ import annotations
 
@@ -10,104 +11,61 @@ import pytest
 import torch
 
 from llmbench.bench.experiments.experiment import Ask, run
-from llmbench.bench.experiments.synthetic import progressions
+from llmbench.bench.experiments.synthetic import model_of, progressions, trained
 from llmbench.bench.experiments.textbook import EXPERIMENT, groups, outcomes, summary
-from llmbench.bench.experiments.textbook.claims import (
-    CLAIMS,
-    Claim,
-    memory_change,
-    outcome,
-    runs,
-    time_change,
-    time_ratio,
-)
+from llmbench.bench.experiments.textbook.readings import read
 from llmbench.bench.experiments.textbook.runs import RUNS, is_own
 from llmbench.measure.clock import CpuClock
 from llmbench.measure.measurement import Measurement, MemoryPeak
 from llmbench.measure.reference import Sizes, measure_references
 from llmbench.measure.results import Row
+from llmbench.model import build
+from llmbench.textbook import CLAIMS
+from llmbench.textbook.claim import Reading
 
 CPU = torch.device("cpu")
-BY_NAME = {claim.name: claim for claim in CLAIMS}
+OWN: dict[str, Any] = {"run": "norm forward", "batch": 32, "seq_len": 1024, "hidden_size": 4096, "dtype": "bf16"}
 
 
 def row(name: str, *samples: float, **fields: Any) -> Row:
     defaults: dict[str, Any] = {"status": "OOM", "reason": "no room"}
     if samples:
         defaults = {"status": "ok", "measurement": Measurement(samples_s=samples, clock="cpu")}
-    return Row(experiment="textbook", case={"run": "a"}, implementation=name, **{**defaults, **fields})
+    return Row(experiment="textbook", implementation=name, **{"case": OWN, **defaults, **fields})
 
 
 def rows(*all_rows: Row) -> dict[str, Row]:
     return {one.implementation: one for one in all_rows}
 
 
-def claim(value: Any, claimed: float, **fields: Any) -> Claim:
-    return Claim(name="a", says="a", claimed=claimed, at="here", source="a test", run="a", value=value, **fields)
+def reading(kind: Any, of: str, over: str = "", **fields: Any) -> Reading:
+    return Reading("norm forward", kind, of, over, **fields)
 
 
 SLOW, FAST = row("slow", 3.0, 3.3, 3.0), row("fast", 1.0, 1.1, 1.0)
 
 
+def with_memory(before: Row, added: int) -> Row:
+    memory = MemoryPeak(added_bytes=added, by="tensors")
+    return row(before.implementation, 1.0, memory=memory, extra={"input_bytes": 100, "loss_of_guessing": 0.25})
+
+
 @pytest.mark.parametrize(
-    ("statement", "measured", "verdict"),
+    ("how", "figure"),
     [
-        (claim(time_ratio("slow", "fast"), 3.2), 3.0, "holds"),
-        (claim(time_ratio("slow", "fast"), 3.4), 3.0, "does not"),
-        (claim(time_ratio("slow", "fast"), 2.7), 3.0, "does not"),
-        # for a gain, a larger gain is no refutation
-        (claim(time_ratio("slow", "fast"), 2.7, bound="or better"), 3.0, "holds"),
-        (claim(time_ratio("slow", "fast"), 3.2, bound="or better"), 3.0, "holds"),
-        (claim(time_ratio("slow", "fast"), 3.4, bound="or better"), 3.0, "does not"),
-        (claim(time_change("fast", "slow"), -0.6, shown="change", bound="or better"), -2 / 3, "holds"),
-        (claim(time_change("fast", "slow"), -0.75, shown="change", bound="or better"), -2 / 3, "does not"),
-        (claim(time_ratio("slow", "fast"), 2.7, bound="at least"), 3.0, "holds"),
-        (claim(time_ratio("slow", "fast"), 2.7, bound="at most"), 3.0, "does not"),
-        # a ratio of 1/3: within a tenth of 0.35, but not of 0.4
-        (claim(time_change("fast", "slow"), -0.65, shown="change"), -2 / 3, "holds"),
-        (claim(time_change("fast", "slow"), -0.6, shown="change"), -2 / 3, "does not"),
+        (reading("time ratio", "slow", "fast"), 3.0),
+        (reading("time change", "fast", "slow"), 1 / 3 - 1),
+        (reading("memory change", "small", "big"), 200 / 400 - 1),
+        (reading("loss", "small"), 0.25),
+        (reading("runs", "fast"), 1.0),
+        (reading("runs", "refused"), 0.0),
     ],
 )
-def test_verdicts(statement: Claim, measured: float, verdict: str) -> None:
-    result = outcome(statement, rows(SLOW, FAST))
-    assert result.measured == pytest.approx(measured)
-    assert result.verdict == verdict
-
-
-def test_another_setting_decides_nothing() -> None:
-    """A claim that holds for every size is decided by a small model."""
-    statement = claim(time_ratio("slow", "fast"), 3.0)
-    result = outcome(statement, rows(SLOW, FAST), own_setting=False)
-    assert (result.verdict, result.measured, result.reason) == (
-        "n/a here",
-        3.0,
-        "not comparable: the run was smaller than the setting of the claim",
-    )
-    assert outcome(replace(statement, any_size=True), rows(SLOW, FAST), own_setting=False).verdict == "holds"
-    assert outcome(replace(statement, run=None), rows(SLOW, FAST), own_setting=False).verdict == "holds"  # analytic
-
-
-@pytest.mark.parametrize("run", RUNS)
-def test_a_gpu_measures_at_the_claims_own_setting(run: str) -> None:
-    on_gpu = Ask(quick=True, device=torch.device("cuda"), dtype="fp16")
-    assert is_own(RUNS[run](on_gpu).case)
-    case = RUNS[run](Ask(quick=True, device=CPU, dtype="fp32")).case
-    assert not is_own(case)
-    assert is_own(RUNS[run](on_gpu).case | {"dtype": "fp32"})
-
-
-def test_memory_is_inputs_and_what_was_added() -> None:
-    big, small = (replace_memory(original, added, 100) for original, added in ((SLOW, 300), (FAST, 100)))
-    assert outcome(claim(memory_change("fast", "slow"), -0.5, shown="change"), rows(big, small)).measured == -0.5
-
-
-def replace_memory(before: Row, added: int, inputs: int) -> Row:
-    return row(
-        before.implementation,
-        1.0,
-        memory=MemoryPeak(added_bytes=added, by="tensors"),
-        extra={"input_bytes": inputs},
-    )
+def test_figures_of_rows(how: Reading, figure: float) -> None:
+    big, small = with_memory(row("big", 1.0), 300), with_memory(row("small", 1.0), 100)
+    measured = read(how, rows(SLOW, FAST, big, small, row("refused", status="n/a", reason="why")))
+    assert measured.figure == pytest.approx(figure)
+    assert not measured.reason
 
 
 @pytest.mark.parametrize(
@@ -118,52 +76,51 @@ def replace_memory(before: Row, added: int, inputs: int) -> Row:
         ([FAST, row("slow", 1.0)], "cannot pair 1 samples with 3"),
     ],
 )
-def test_a_claim_without_figures_is_open(known_rows: list[Row], reason: str) -> None:
-    result = outcome(claim(time_ratio("slow", "fast"), 3.0), rows(*known_rows))
-    assert (result.verdict, result.measured) == ("n/a", None)
-    assert result.reason.startswith(reason)
+def test_rows_without_a_figure(known_rows: list[Row], reason: str) -> None:
+    measured = read(reading("time ratio", "slow", "fast"), rows(*known_rows))
+    assert measured.figure is None
+    assert measured.reason.startswith(reason)
 
 
-def test_a_refusal_is_an_answer_and_a_failure_is_none() -> None:
-    refused, failed = (row("x", status=status, reason="why", measurement=None) for status in ("n/a", "FAILED"))
-    statement = claim(runs("x"), 0.0, bound="at most", shown="yes")
-    assert outcome(statement, rows(refused)).verdict == "holds"
-    assert outcome(statement, rows(row("x", 1.0))).verdict == "does not"
-    assert outcome(statement, rows(failed)).verdict == "n/a"
+def test_a_failure_is_no_refusal() -> None:
+    failed = row("x", status="FAILED", reason="why")
+    assert read(reading("runs", "x"), rows(failed)).figure is None
 
 
-def test_analytic_claims_by_hand() -> None:
-    outcomes_by_name = {
-        name: outcome(BY_NAME[name], {})
-        for name in ("GQA cache", "MQA cache", "MoE top-1", "MoE top-2", "standard 8192")
-    }
-    assert outcomes_by_name["GQA cache"].measured == pytest.approx(4 / 12 - 1)
-    assert outcomes_by_name["MQA cache"].measured == pytest.approx(1 / 12 - 1)
-    assert {name: result.verdict for name, result in outcomes_by_name.items()} == {
-        "GQA cache": "holds",
-        "MQA cache": "holds",
-        "MoE top-1": "holds",
-        "MoE top-2": "does not",
-        "standard 8192": "holds",
-    }
-    # Mistral-7B with two feed-forwards instead of one, its other products and the scores of 2,048 tokens
-    ffn, others = 32 * 3 * 4096 * 14336, 32 * (2 * 4096 + 2 * 1024) * 4096 + 32000 * 4096
-    scores = 32 * 2 * 32 * 128 * 1024.5
-    assert outcomes_by_name["MoE top-2"].measured == pytest.approx(
-        (2 * ffn + others + scores) / (ffn + others + scores), rel=1e-3
-    )
-    # scores alone: 12 layers, 8 sequences, 12 heads, 8,192² of at least an fp32 softmax
-    assert outcomes_by_name["standard 8192"].measured > 12 * 8 * 12 * 8192**2 * 4
+def test_another_setting_decides_nothing() -> None:
+    """A claim that holds for every size is decided by a small model."""
+    small = rows(*(replace_case(each, batch=2) for each in (SLOW, FAST)))
+    measured = read(reading("time ratio", "slow", "fast"), small)
+    assert measured.figure == pytest.approx(3.0)
+    assert measured.reason == "this run was smaller than the setting of the claim: batch 2, 1,024 tokens, hidden 4096"
+    assert not read(reading("runs", "slow", any_size=True), small).reason
 
 
-def test_every_claim_has_a_source_and_a_value() -> None:
-    assert len(BY_NAME) == len(CLAIMS) == len({claim.says for claim in CLAIMS})
-    for statement in CLAIMS:
-        assert statement.source
-        assert statement.at
-        assert (statement.value is None) == bool(statement.unavailable) == (statement.claimed is None)
-        assert statement.run is None or statement.run in RUNS
-    assert {statement.run for statement in CLAIMS} - {None} == set(RUNS)
+def replace_case(before: Row, **changes: Any) -> Row:
+    assert before.measurement is not None
+    return row(before.implementation, *before.measurement.samples_s, case=OWN | changes)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_gpu_measures_at_the_claims_own_setting(name: str) -> None:
+    on_gpu = Ask(quick=True, device=torch.device("cuda"), dtype="fp16")
+    assert is_own(RUNS[name](on_gpu).case)
+    assert is_own(RUNS[name](on_gpu).case | {"dtype": "fp32"})
+    assert not is_own(RUNS[name](Ask(quick=True, device=CPU, dtype="fp32")).case)
+
+
+def test_a_cpu_decides_the_claims_about_learning() -> None:
+    for name in ("depth", "length"):
+        assert is_own(RUNS[name](Ask(quick=False, device=CPU, dtype="fp32")).case)
+
+
+def test_every_reading_has_its_run_and_its_candidates() -> None:
+    ask = Ask(quick=True, device=CPU, dtype="fp32")
+    names = {name: set(make(ask).names) for name, make in RUNS.items()}
+    readings = [each for claim in CLAIMS for each in claim.readings]
+    assert {each.run for each in readings} == set(RUNS)
+    for each in readings:
+        assert {each.of, each.over} - {""} <= names[each.run]
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -192,29 +149,40 @@ def test_progressions_continue() -> None:
     assert 1 <= int(strides.min()) <= int(strides.max()) <= 7
 
 
+def test_warm_up_scales_the_first_updates() -> None:
+    """AdamW's first update has the size of the learning rate."""
+    spec = model_of("one", 16, vocab=8)
+    moved = []
+    for warmup in (0, 10):
+        before = build(spec, device=CPU, init="xavier")
+        after, _ = trained(spec, steps=1, length=4, device=CPU, warmup=warmup)
+        moved.append(after.lm_head.weight - before.lm_head.weight)
+    assert torch.allclose(moved[1], moved[0] / 10, atol=1e-6)
+
+
 def test_the_cheap_runs_decide_their_claims(monkeypatch: pytest.MonkeyPatch) -> None:
     """The verdicts on measured rows. The test of the command has the other runs."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     ask = Ask(quick=True, device=CPU, dtype="fp32")
     references = measure_references(CpuClock(), torch.float32, budget_s=0.01, sizes=Sizes(64, 2**16, 10))
-    chosen = [RUNS[name](ask) for name in ("length", "decode 1", "norm forward", "style decode")]
+    chosen = [RUNS[name](ask) for name in ("length", "norm forward", "style forward", "style decode")]
     measured_rows = list(
         run([replace(group, pace=ask.pace) for group in chosen], clock=CpuClock(), references=references)
     )
     by_name = {result.claim.name: result for result in outcomes(measured_rows)}
     assert {by_name[f"{kind} length"].verdict for kind in ("learned", "RoPE", "ALiBi")} == {"holds"}
-    assert by_name["RMSNorm forward"].verdict == "n/a here"
+    assert by_name["RMSNorm forward"].verdict == "needs a GPU"
     samples = {
         timed_row.implementation: timed_row.measurement.samples_s
         for timed_row in measured_rows
         if timed_row.case["run"] == "norm forward" and timed_row.measurement is not None
     }
     pairs = zip(samples["LayerNorm"], samples["RMSNorm"], strict=True)
-    assert by_name["RMSNorm forward"].measured == pytest.approx(median(layer / rms for layer, rms in pairs))
-    assert by_name["flash 512"].verdict == "n/a"
+    assert by_name["RMSNorm forward"].results[0].figure == pytest.approx(median(layer / rms for layer, rms in pairs))
+    assert len(by_name["LLaMA forward"].results) == 1
+    assert (by_name["flash 512"].verdict, by_name["flash 512"].reason) == ("needs a GPU", "not run")
     answer = summary(ask, measured_rows)
     assert answer.key == "claims"
     assert [line["claim"] for line in answer.rows] == [claim.name for claim in CLAIMS]
     assert len(answer.table.rows) == len(CLAIMS)
-    assert "flash 512: n/a, not run" in answer.notes
     assert EXPERIMENT.summary is summary

@@ -21,7 +21,7 @@ from llmbench.spec.mixer import Attention, Mixer
 from llmbench.spec.model import Layer, ModelSpec, Norm
 from llmbench.spec.position import Positions, Rope
 
-__all__ = ["ROUTINGS", "TAIL", "Routing", "choices", "heads", "model_of", "progressions", "trained"]
+__all__ = ["LEARNING_RATE", "ROUTINGS", "TAIL", "Routing", "choices", "heads", "model_of", "progressions", "trained"]
 
 # Small models
 
@@ -65,6 +65,9 @@ def model_of(
 
 # A task that a small model learns in a few steps
 
+LEARNING_RATE = 1e-3
+"""The learning rate of a training, unless said."""
+
 TAIL = 10
 """The final loss of a training is the mean loss of its last `TAIL` steps."""
 
@@ -84,14 +87,25 @@ def progressions(vocab_size: int, batch: int, length: int, seed: int, device: to
 
 
 def trained(
-    spec: ModelSpec, *, steps: int, length: int, device: torch.device, batch: int = 8, learning_rate: float = 1e-3
+    spec: ModelSpec,
+    *,
+    steps: int,
+    length: int,
+    device: torch.device,
+    batch: int = 8,
+    learning_rate: float = LEARNING_RATE,
+    warmup: int = 0,
 ) -> tuple[Decoder, list[float]]:
-    """Train a model in fp32 on progressions, with `steps` steps of AdamW and no warm-up. Return the model and its loss
-    at each step."""
+    """Train a model in fp32 on progressions, with `steps` steps of AdamW. Return the model and its loss at each step.
+
+    `warmup`: the number of first steps in which the learning rate grows linearly.
+    """
     model = build(spec, device=device, init="xavier")
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
     losses = []
     for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * min(1.0, (step + 1) / max(1, warmup))
         tokens, targets = progressions(spec.vocab_size, batch, length, step, device)
         loss = model(tokens, targets=targets)
         loss.backward()

@@ -1,5 +1,5 @@
 """The runs that decide the textbook's measured claims. On a GPU, a run uses the setting that the claim states. On a
-CPU, most runs use a smaller setting.
+CPU, most runs use a smaller setting. The short trainings (`depth`) have one setting, which a CPU runs in a minute.
 
 A run is a group with the candidates that a claim compares. The case of the group is the setting that the run used.
 """
@@ -7,10 +7,10 @@ A run is a group with the candidates that a claim compares. The case of the grou
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import torch
@@ -18,8 +18,7 @@ import torch
 from llmbench.bench.candidates import Entry, entry_group, piece_group
 from llmbench.bench.experiments import activations, generate, train
 from llmbench.bench.experiments.experiment import Ask, Group
-from llmbench.bench.experiments.synthetic import TAIL, heads, model_of, progressions, trained
-from llmbench.bench.experiments.textbook.claims import gpt2_small
+from llmbench.bench.experiments.synthetic import LEARNING_RATE, TAIL, heads, model_of, progressions, trained
 from llmbench.bench.experiments.train.step import TrainStep
 from llmbench.bench.pieces import find_piece
 from llmbench.bench.pieces import moe as moe_pieces
@@ -28,17 +27,17 @@ from llmbench.measure.check_and_time import Candidate
 from llmbench.measure.clock import Call
 from llmbench.measure.reference import ReferenceMeasurements
 from llmbench.measure.results import Scalar
-from llmbench.sizing.kvcache import as_heads
 from llmbench.sizing.work import Pass
 from llmbench.spec.catalog import load_bundled
 from llmbench.spec.ffn import Dense, Gated
 from llmbench.spec.model import ModelSpec, Norm
+from llmbench.spec.override import override
 from llmbench.spec.position import Alibi, LearnedPositions, Positions, Rope
+from llmbench.textbook.models import gpt2, shared_heads, style
 
 __all__ = ["RUNS", "is_own"]
 
 LAYER_NORM = Norm(kind="layernorm", bias=True)
-KINDS: tuple[Literal["gqa", "mqa"], ...] = ("gqa", "mqa")
 Setup = Mapping[str, Scalar]
 
 
@@ -53,7 +52,7 @@ def flash(length: int, ask: Ask) -> Group:
     sixteenth).
     """
     if ask.on_gpu:
-        spec, batch, tokens = gpt2_small(8192), 8, length
+        spec, batch, tokens = gpt2(8192), 8, length
     else:
         tokens = length // (16 if ask.quick else 8)
         positions = LearnedPositions(num_positions=tokens)
@@ -74,15 +73,18 @@ def decode(batch: int, ask: Ask) -> Group:
     if ask.on_gpu:
         spec, context, impl = load_bundled("llama2-7b"), 2048, "flash"
     else:
-        spec = model_of("four layers", 256, mixer=heads(8, 8, 32), ffn=Gated(intermediate_size=704), layers=4)
-        context, impl = 256, "sdpa"
-    specs = {"MHA": spec}
-    for kind in KINDS:
-        fewer = as_heads(spec, kind, groups=8 if ask.on_gpu else 2)
-        assert fewer is not None
-        specs[kind.upper()] = fewer
+        spec, context, impl = _narrow(), 256, "sdpa"
     case = _case(f"decode {batch}", ask, model=spec.name, batch=batch, context=context)
-    return _steps(case, specs, impl, batch, context, ask)
+    return _steps(case, _with_fewer_heads(spec, 8 if ask.on_gpu else 2), impl, batch, context, ask)
+
+
+def _narrow() -> ModelSpec:
+    return model_of("four layers", 256, mixer=heads(8, 8, 32), ffn=Gated(intermediate_size=704), layers=4)
+
+
+def _with_fewer_heads(spec: ModelSpec, groups: int) -> dict[str, ModelSpec]:
+    """Return the model, and the model with `groups` key-value heads and with one."""
+    return {"MHA": spec, "GQA": shared_heads(spec, groups), "MQA": shared_heads(spec, 1)}
 
 
 def _steps(
@@ -126,11 +128,11 @@ def norm(direction: Pass, ask: Ask) -> Group:
     return entry_group(entries, case=case, pace=ask.pace)
 
 
-def glu(direction: Pass, ask: Ask) -> Group:
-    """Return the group that compares a GELU and a SwiGLU feed-forward in plain torch."""
+def glu(direction: Pass, names: Sequence[str], ask: Ask) -> Group:
+    """Return the group that compares feed-forwards with equal parameters in plain torch."""
     tokens, hidden = (8192, 4096) if ask.on_gpu else (32, 192) if ask.quick else (256, 768)
     shapes, entries = activations.shapes(activations.equal_widths(hidden)), []
-    for name in ("GELU", "SwiGLU"):
+    for name in names:
         spec = model_of(name, hidden, ffn=shapes[name][0])
         setting = ask.setting(spec, seq_len=tokens, direction=direction)
         entries.append(Entry(label=name, piece=moe_pieces.FFN, setting=setting, impl="standard"))
@@ -139,22 +141,34 @@ def glu(direction: Pass, ask: Ask) -> Group:
 
 
 def _styles(layers: int) -> dict[str, ModelSpec]:
-    """Return a GPT-2-style and a LLaMA-style model with 1.8M parameters per layer. With six layers, the GPT-2-style
-    model has the size of nanoGPT's Shakespeare model."""
-    gpt2: dict[str, Any] = {"mixer": heads(6, 6, 64), "ffn": Dense(intermediate_size=1536), "norm": LAYER_NORM}
-    llama: dict[str, Any] = {"mixer": heads(6, 2, 64), "ffn": Gated(intermediate_size=1024), "norm": Norm()}
-    gpt2["positions"], llama["positions"] = LearnedPositions(num_positions=256), Rope()
-    return {
-        f"{name} style": model_of(f"{name} style", 384, layers=layers, vocab=65, **parts)
-        for name, parts in (("GPT-2", gpt2), ("LLaMA", llama))
-    }
+    """Return a GPT-2-style and a LLaMA-style model, which has 2 key-value heads."""
+    specs = style("GPT-2", layers=layers), style("LLaMA", kv_heads=2, layers=layers)
+    return {spec.name: spec for spec in specs}
 
 
 def style_train(ask: Ask) -> Group:
     """Return the group that compares a training step of a GPT-2-style and a LLaMA-style model, with torch's
     attention."""
     layers, batch, tokens = (6, 64, 256) if ask.on_gpu else (2, 1, 64) if ask.quick else (6, 2, 128)
-    specs = _styles(layers)
+    case = _case("style train", ask, layers=layers, batch=batch, seq_len=tokens)
+    return _training(case, _styles(layers), batch, tokens, ask)
+
+
+def train_heads(ask: Ask) -> Group:
+    """Return the group that compares a training step with MHA, GQA and MQA, with torch's attention.
+
+    On a GPU, the model has four layers of LLaMA-2-7B, so that the states of three models fit. On a CPU, it is narrow.
+    """
+    if ask.on_gpu:
+        spec, batch, tokens = override(load_bundled("llama2-7b"), {"num_hidden_layers": 4}), 1, 2048
+    else:
+        spec, batch, tokens = _narrow(), 1, 32 if ask.quick else 128
+    case = _case("train heads", ask, model=spec.name, batch=batch, seq_len=tokens)
+    return _training(case, _with_fewer_heads(spec, 8 if ask.on_gpu else 2), batch, tokens, ask)
+
+
+def _training(case: Setup, specs: Mapping[str, ModelSpec], batch: int, tokens: int, ask: Ask) -> Group:
+    """Return the group that compares a training step of each model."""
 
     def candidates(references: ReferenceMeasurements) -> list[Candidate]:
         built = []
@@ -164,7 +178,24 @@ def style_train(ask: Ask) -> Group:
             built.append(replace(train.candidate(setting, TrainStep("sdpa"), ask, references, trainer), name=name))
         return built
 
-    return _group(_case("style train", ask, layers=layers, batch=batch, seq_len=tokens), list(specs), candidates, ask)
+    return _group(case, list(specs), candidates, ask)
+
+
+def style_forward(ask: Ask) -> Group:
+    """Return the group that compares a forward pass of a GPT-2-style and a LLaMA-style model, with torch's
+    attention."""
+    layers, batch, tokens = (6, 64, 256) if ask.on_gpu else (2, 1, 64) if ask.quick else (6, 2, 128)
+    entries = [
+        Entry(
+            label=name,
+            piece=find_piece("model"),
+            setting=ask.setting(spec, batch=batch, seq_len=tokens),
+            impl="sdpa",
+        )
+        for name, spec in _styles(layers).items()
+    ]
+    case = _case("style forward", ask, layers=layers, batch=batch, seq_len=tokens)
+    return entry_group(entries, case=case, pace=ask.pace)
 
 
 def style_decode(ask: Ask) -> Group:
@@ -176,29 +207,43 @@ def style_decode(ask: Ask) -> Group:
 
 
 def depth(ask: Ask) -> Group:
-    """Return the group that compares short trainings of a pre-norm and a post-norm model."""
-    hidden, layers, steps = (64, 26, 60) if ask.quick and not ask.on_gpu else (64, 30, 120)
-    names = {"pre-norm": "pre", "post-norm": "post"}
+    """Return the group of short trainings that differ in the place of the norms, the warm-up, the rate and the depth.
+
+    The full preset has the same setting on each device.
+    """
+    layers, steps, warmup = (4, 12, 4) if ask.quick and not ask.on_gpu else (12, 250, 100)
+    arms: dict[str, tuple[str, int, dict[str, Any]]] = {
+        "pre-norm": ("pre", layers, {}),
+        "post-norm": ("post", layers, {}),
+        "post-norm, warm-up": ("post", layers, {"warmup": warmup}),
+        "post-norm, rate / 3": ("post", layers, {"learning_rate": LEARNING_RATE / 3}),
+        "post-norm, half the layers": ("post", layers // 2, {}),
+    }
 
     def candidates(references: ReferenceMeasurements) -> list[Candidate]:
-        return [_learner(name, placed(placement), steps, ask) for name, placement in names.items()]
+        return [
+            _learner(name, _placed(placement, count), steps, ask, batch=16, **settings)
+            for name, (placement, count, settings) in arms.items()
+        ]
 
-    def placed(placement: str) -> ModelSpec:
-        spec = model_of(
-            "deep",
-            hidden,
-            mixer=heads(4, 4, hidden // 4),
-            ffn=Dense(intermediate_size=4 * hidden),
-            norm=LAYER_NORM,
-            positions=LearnedPositions(num_positions=32),
-            layers=layers,
-            vocab=64,
-        )
-        block = msgspec.structs.replace(spec.layers["block"], placement=placement)
-        return msgspec.structs.replace(spec, layers={"block": block}, final_norm=placement == "pre")
+    case = _case("depth", ask, layers=layers, hidden_size=64, steps=steps) | {"dtype": "fp32"}
+    return _group(case, list(arms), candidates, ask)
 
-    case = _case("depth", ask, layers=layers, hidden_size=hidden, steps=steps) | {"dtype": "fp32"}
-    return _group(case, list(names), candidates, ask)
+
+def _placed(placement: str, layers: int) -> ModelSpec:
+    """Return a model of width 64 with this placement of norms."""
+    spec = model_of(
+        "deep",
+        64,
+        mixer=heads(4, 4, 16),
+        ffn=Dense(intermediate_size=256),
+        norm=LAYER_NORM,
+        positions=LearnedPositions(num_positions=32),
+        layers=layers,
+        vocab=64,
+    )
+    block = msgspec.structs.replace(spec.layers["block"], placement=placement)
+    return msgspec.structs.replace(spec, layers={"block": block}, final_norm=placement == "pre")
 
 
 def length(ask: Ask) -> Group:
@@ -217,8 +262,9 @@ def length(ask: Ask) -> Group:
     return _group(case, list(kinds), candidates, ask)
 
 
-def _learner(name: str, spec: ModelSpec, steps: int, ask: Ask, *, read: int = 32) -> Candidate:
+def _learner(name: str, spec: ModelSpec, steps: int, ask: Ask, *, read: int = 32, **settings: Any) -> Candidate:
     """Return a candidate that trains a model on sequences of 32 tokens and then times it on sequences of `read` tokens.
+    `settings`: further arguments of `trained`.
 
     The row gets two extra figures. `loss_of_guessing`: the final training loss as a share of ln V, the loss of uniform
     guessing among V tokens. `loss_at_length`: the loss on the sequences of `read` tokens, as a share of ln V.
@@ -227,7 +273,7 @@ def _learner(name: str, spec: ModelSpec, steps: int, ask: Ask, *, read: int = 32
     guessing = math.log(spec.vocab_size)
 
     def prepare() -> Call:
-        model, losses = trained(spec, steps=steps, length=32, device=ask.device)
+        model, losses = trained(spec, steps=steps, length=32, device=ask.device, **settings)
         extra["loss_of_guessing"] = sum(losses[-TAIL:]) / TAIL / guessing
         tokens, targets = progressions(spec.vocab_size, 8, read, steps, ask.device)
 
@@ -249,13 +295,16 @@ RUNS: dict[str, Callable[[Ask], Group]] = {
     **{f"flash {tokens}": partial(flash, tokens) for tokens in (512, 1024, 2048, 4096)},
     **{f"decode {batch}": partial(decode, batch) for batch in (1, 16)},
     **{f"norm {direction}": partial(norm, direction) for direction in ("forward", "backward")},
-    **{f"glu {direction}": partial(glu, direction) for direction in ("forward", "backward")},
+    "glu forward": partial(glu, "forward", ("ReLU", "GELU", "SiLU", "GEGLU", "SwiGLU")),
+    "glu backward": partial(glu, "backward", ("GELU", "SwiGLU")),
+    "train heads": train_heads,
     "style train": style_train,
+    "style forward": style_forward,
     "style decode": style_decode,
     "depth": depth,
     "length": length,
 }
-"""The runs, by the names that claims use (`Claim.run`)."""
+"""The runs, by the names that claims use (`Reading.run`)."""
 
 
 def is_own(case: Setup) -> bool:

@@ -1,0 +1,155 @@
+"""Claims about position encodings: frequencies, slopes, and sequences longer than those in training."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from random import Random
+
+from llmbench.spec.position import Rope
+from llmbench.textbook.claim import Claim, Figure, Reading
+
+__all__ = ["CLAIMS", "frequency", "slope"]
+
+ROPE = "RoPE, arXiv 2104.09864"
+ALIBI = "ALiBi, arXiv 2108.12409"
+LENGTH = f"{ROPE}; {ALIBI}"
+HEAD_DIM = 64
+
+
+def frequency(index: int, head_dim: int = HEAD_DIM) -> float:
+    """Return RoPE's frequency of a pair of dimensions: base^(−2·index / head_dim), in radians per token."""
+    return math.pow(Rope().theta, -2 * index / head_dim)
+
+
+def slope(head: int, heads: int) -> float:
+    """Return ALiBi's slope of a head, counted from 0 (arXiv 2108.12409, section 3 and appendix).
+
+    Let n be the largest power of two up to `heads`. The first n slopes are 2^(−8·i/n). The others are every second one
+    of those of 2n heads.
+    """
+    below = 2 ** int(math.log2(heads))
+    return math.exp2(-8 * (head + 1) / below if head < below else -4 * (2 * (head - below) + 1) / below)
+
+
+def largest_shift(distance: int) -> float:
+    """Return how much the rotated score of a query and a key at this distance changes with their position, at most.
+
+    The query and the key are random vectors of 64 elements. The pair is moved by up to 1,000 tokens.
+    """
+    random = Random(0)
+    q, k = ([random.gauss(0, 1) for _ in range(HEAD_DIM)] for _ in range(2))
+
+    def rotated(vector: list[float], position: int) -> list[float]:
+        half = HEAD_DIM // 2
+        angles = [position * frequency(index) for index in range(half)]
+        first = [vector[i] * math.cos(a) - vector[i + half] * math.sin(a) for i, a in enumerate(angles)]
+        second = [vector[i] * math.sin(a) + vector[i + half] * math.cos(a) for i, a in enumerate(angles)]
+        return first + second
+
+    def score(position: int) -> float:
+        pairs = zip(rotated(q, position), rotated(k, position - distance), strict=True)
+        return sum(a * b for a, b in pairs)
+
+    scores = [score(distance + shift) for shift in (0, 1, 10, 100, 1000)]
+    return max(scores) - min(scores)
+
+
+CLAIMS = (
+    *(
+        Claim(
+            name=f"RoPE θ{index}",
+            says=f"RoPE's frequency θ{index} of a head of 64 dims is {claimed}",
+            claimed=claimed,
+            unit="number",
+            at="base 10,000; θ0 = 1",
+            source=ROPE,
+            figures=(Figure(f"10,000^(−2·{index}/64)", partial(frequency, index)),),
+            why=why,
+            command="llmbench worked rope",
+        )
+        for index, claimed, why in (
+            (1, 0.891, "The printed numbers do not follow from the printed formula."),
+            (2, 0.794, "The printed numbers are powers of the wrong θ1."),
+            (31, 0.001, "The slowest pair turns much more slowly, so it can tell positions apart over long texts."),
+        )
+    ),
+    Claim(
+        name="RoPE distance",
+        says="a score of rotated queries and keys depends only on their distance",
+        claimed=1e-9,
+        unit="number",
+        bound="at most",
+        at="the largest change of a score, if query and key move by 1 to 1,000 tokens",
+        source=ROPE,
+        figures=(Figure("max − min of R(m)q · R(m−5)k over m", lambda: largest_shift(5)),),
+        why="Two rotations by m·θ and n·θ leave an angle of (m − n)·θ. Only rounding remains.",
+        command="llmbench worked rope",
+    ),
+    Claim(
+        name="ALiBi slopes",
+        says="ALiBi's slopes are 2^(−8/n), 2^(−16/n), … so that the last slope is 2^(−8) = 0.0039",
+        claimed=2**-8,
+        unit="number",
+        at="the slope of the last of n heads",
+        source=ALIBI,
+        figures=(
+            Figure("2^(−8·8/8)", lambda: slope(7, 8), "8 heads"),
+            Figure("every second slope of 16 heads", lambda: slope(11, 12), "12 heads"),
+            Figure("2^(−8·16/16)", lambda: slope(15, 16), "16 heads"),
+        ),
+        why="The rule needs a power of two. With 12 heads, the first 8 have the slopes of 8 heads, and the last 4 take"
+        " every second slope of 16 heads.",
+        command="llmbench profile attention --set positions.kind=alibi",
+    ),
+    *(
+        Claim(
+            name=f"{kind} length",
+            says=f"a model with {kind} positions can{'not' * (not can)} read sequences longer than those in training",
+            claimed=float(can),
+            at="twice the length",
+            source=LENGTH,
+            unit="yes",
+            bound="at least" if can else "at most",
+            readings=(Reading("length", "runs", kind, any_size=True),),
+            needs="CPU",
+            command="llmbench bench textbook",
+            why="A table of learned positions has no rows for later positions."
+            if not can
+            else "The encoding is a formula, so it exists for every position. Whether the model still predicts well is"
+            " another question.",
+        )
+        for kind, can in (("learned", False), ("RoPE", True), ("ALiBi", True))
+    ),
+    *(
+        Claim(
+            name=f"{kind} perplexity",
+            says=f"{kind}: the perplexity grows by a factor of {long / short:.2f} ({short} to {long}) at longer texts",
+            claimed=long / short,
+            at="trained on short texts; the textbook states no model and no text",
+            source=LENGTH,
+            needs="CPU",
+            why="The figure depends on the model and on the text. The order of the encodings can be settled by a short"
+            " training.",
+        )
+        for kind, short, long in (("learned", 15.2, 89.2), ("RoPE", 14.8, 35.7), ("ALiBi", 14.9, 19.4))
+    ),
+    *(
+        Claim(
+            name=f"{kind} extension",
+            says=f"{kind} raises the perplexity past the training length by {claimed:.0%}",
+            claimed=claimed,
+            unit="change",
+            at="without further training; the textbook states no model and no length",
+            source=source,
+            needs="CPU",
+            why="The figure depends on the model, on the text and on the factor of the extension.",
+        )
+        for kind, claimed, source in (
+            ("interpolation", 1.50, "position interpolation, arXiv 2306.15595"),
+            ("NTK-aware scaling", 0.20, "YaRN, arXiv 2309.00071"),
+            ("YaRN", 0.03, "YaRN, arXiv 2309.00071"),
+        )
+    ),
+)
+"""All claims of this topic."""
