@@ -141,13 +141,16 @@ def test_examples_of_the_help_run(
     if example.startswith("llmbench diff"):
         for name in ("before", "after"):
             (tmp_path / f"{name}.jsonl").write_bytes(b"".join(encode(line) + b"\n" for line in (header(), row())))
-    if example.startswith(("llmbench train", "llmbench evaluate", "llmbench generate")):
+    if example.startswith(TRAINING):
         example = few_steps(example, tmp_path, monkeypatch)
     own_process = ("llmbench kernels inspect", "llmbench profile", "llmbench bench")
     if example.startswith(own_process):  # this process may run kernels in the interpreter
         in_own_process(shlex.split(example)).check_returncode()
         return
     assert run(shlex.split(example)[1:]) == 0, capsys.readouterr().err
+
+
+TRAINING = tuple(f"llmbench {name}" for name in ("train", "evaluate", "generate", "dynamics", "extrapolate"))
 
 
 def few_steps(example: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -159,6 +162,9 @@ def few_steps(example: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> st
     if "--resume" in example:
         assert run(["train", "nanogpt-cpu", "--steps", "2", "--stop-at", "1", "-o", "run2"]) == 0
         return example
+    if example.startswith(("llmbench dynamics", "llmbench extrapolate")):
+        example = re.sub(r"--seeds \d+|--layers \S+|--steps \d+", "", example)
+        return f"{example} --steps 1 --batch 1" + " --layers 1" * example.startswith("llmbench dynamics")
     if not example.startswith("llmbench train"):
         assert run(["train", "nanogpt-cpu", "--steps", "2", "-o", "run"]) == 0
         return example

@@ -63,7 +63,9 @@ def output_of(command: str) -> str:
         return done.stdout + done.stderr
     kernels = tuple(f"llmbench kernels {name}" for name in ("bench", "check", "inspect"))
     # The imports of these commands decide whether kernels run in the interpreter, so each command needs a new process.
-    if command.startswith(("llmbench profile", "llmbench bench", "llmbench train", *kernels)):
+    if command.startswith(
+        ("llmbench profile", "llmbench bench", "llmbench train", "llmbench dynamics", "llmbench extrapolate", *kernels)
+    ):
         done = in_own_process(shlex.split(command))
         return done.stdout + done.stderr
     text = io.StringIO()

@@ -34,6 +34,8 @@ GROUPS: dict[str, dict[str, str]] = {
         "train": "llmbench.cli.train",
         "evaluate": "llmbench.cli.evaluate",
         "generate": "llmbench.cli.generate",
+        "dynamics": "llmbench.cli.dynamics",
+        "extrapolate": "llmbench.cli.extrapolate",
         "worked": "llmbench.cli.worked",
         "exercise": "llmbench.cli.exercise",
         "choose": "llmbench.cli.choose",

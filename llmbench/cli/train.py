@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from llmbench.cli.help import OUTPUT
+from llmbench.cli.learning import Data, corpus_of_option, progress
 from llmbench.cli.measured import Device, need_torch
-from llmbench.cli.messages import say
 from llmbench.cli.options import MODEL_HELP, Set, answer, load, positive_integer, prints_tables, token_count
 from llmbench.cli.train_document import document
 from llmbench.errors import LLMBenchError
@@ -21,8 +19,6 @@ from llmbench.printable import printable
 from llmbench.report.render import Format
 
 if TYPE_CHECKING:
-    from llmbench.learn.data import Corpus
-    from llmbench.learn.metrics import StepRow
     from llmbench.learn.settings import Settings
 
 OTHERS = (
@@ -39,16 +35,6 @@ OTHERS = (
 )
 """The settings that only --setting sets."""
 Model = Annotated[str | None, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)]
-Data = Annotated[
-    str | None,
-    typer.Option(
-        "--data",
-        metavar="TEXT",
-        help="Text to train on: shakespeare, stdlib (the sources of Python's standard library), markov:V,order,seed (a "
-        "synthetic text with V symbols and a known entropy), or a file. Default: shakespeare.",
-        show_default=False,
-    ),
-]
 Steps = Annotated[
     int | None,
     typer.Option(
@@ -218,7 +204,7 @@ def command(
         session = resumed_session(resume, device=where, ranks=ranks)
     else:
         assert spec is not None
-        text = _corpus(data, ranks.first)
+        text = corpus_of_option(data, first=ranks.first)
         if spec.vocab_size != text.vocab_size:
             vocabulary = (
                 f"vocabulary {spec.vocab_size:,} → {text.vocab_size:,} {'bytes' if text.floor is None else 'symbols'}"
@@ -232,9 +218,9 @@ def command(
             command=printable(shlex.join(["llmbench", *sys.argv[1:]])),
             ranks=ranks,
         )
-    start = session.state.step
-    with _progress(start, stop_at or session.state.settings.steps, shown=ranks.first) as advance:
-        trained = session.run(stop_at=stop_at, on_step=advance)
+    last = stop_at or session.state.settings.steps
+    with progress(last, start=session.state.step, shown=ranks.first) as advance:
+        trained = session.run(stop_at=stop_at, on_step=lambda row: advance(f"loss {row.loss:.3f}"))
     if not ranks.first:
         return
     inputs = {"model": model, "resume": None if resume is None else str(resume), "stop_at": stop_at, "set": set or []}
@@ -249,18 +235,6 @@ def _refuse_with_resume(options: dict[str, Any]) -> None:
                 f"--{names.get(name, name)} cannot be used with --resume: a resumed run keeps its settings",
                 hint="only --stop-at and --device can be given with --resume",
             )
-
-
-def _corpus(data: str | None, first: bool) -> Corpus:
-    """Return the text of --data. Without --data, a note on stderr says if the default text is missing."""
-    from llmbench.learn.data import corpus, default_corpus
-
-    if data is not None:
-        return corpus(data)
-    text, reason = default_corpus()
-    if reason is not None and first:
-        say(f"note: {reason}")
-    return text
 
 
 def _settings(chosen: dict[str, Any], others: list[str] | None, context: int | None, device: str) -> Settings:
@@ -288,18 +262,3 @@ def _settings(chosen: dict[str, Any], others: list[str] | None, context: int | N
         return msgspec.convert(values, Settings)
     except msgspec.ValidationError as problem:
         raise LLMBenchError(f"--setting: {problem}") from None
-
-
-@contextmanager
-def _progress(start: int, end: int, *, shown: bool) -> Iterator[Callable[[StepRow], object]]:
-    """Show a progress bar on stderr until the block ends. Do nothing if stderr is not a terminal."""
-    if not shown or not sys.stderr.isatty():
-        yield lambda row: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("training", total=end, completed=start)
-        yield lambda row: bar.update(task, completed=row.step, description=f"loss {row.loss:.3f}")

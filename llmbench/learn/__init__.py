@@ -13,4 +13,6 @@ metrics.py        the figures of each step, in a file
 checkpoint.py     the state of a run, in a folder
 session.py        a training run that keeps its checkpoints and metrics in a folder
 evaluate.py       the loss of a model on a text
+probes/           figures about the inside of a model while it trains
+experiments/      comparisons of small models that train on the same batches
 """

@@ -33,6 +33,11 @@ from llmbench.sizing.workload import Workload
 __all__ = ["Moment", "Probe", "Trained", "optimizer_for", "train", "validation_loss"]
 
 
+VALIDATION_TOKENS = 4096
+"""The tokens of one forward pass of a validation, if the batches of the training are smaller. Many passes over few
+tokens would take longer than the training."""
+
+
 class Moment(NamedTuple):
     """What a probe sees of a step. `tokens`, `targets` [B, S]: the last micro-batch of this rank. `loss`: in nats."""
 
@@ -197,11 +202,10 @@ def validation_loss(model: Decoder, data: Corpus, settings: Settings, *, whole: 
     """
     device = model.embedding.weight.device
     most = None if whole else settings.validation_batches * settings.batch
+    rows = max(settings.batch, VALIDATION_TOKENS // settings.seq_len)
     model.eval()
     total, count = 0.0, 0
-    for tokens, targets in zip(
-        *(part.split(settings.batch) for part in data.windows(settings.seq_len, most)), strict=True
-    ):
+    for tokens, targets in zip(*(part.split(rows) for part in data.windows(settings.seq_len, most)), strict=True):
         with _autocast(settings, device):
             total += float(model(tokens.to(device), targets=targets.to(device))) * tokens.numel()
         count += tokens.numel()

@@ -6,6 +6,8 @@ from typing import Any
 
 import msgspec
 
+from llmbench.learn.data import Corpus, corpus_of
+from llmbench.learn.markov import markov_source
 from llmbench.learn.settings import Settings
 from llmbench.spec.catalog import load_bundled
 from llmbench.spec.model import ModelSpec
@@ -23,3 +25,9 @@ def spec(**changes: Any) -> ModelSpec:
 def settings(**changes: Any) -> Settings:
     """The short settings with some fields changed."""
     return msgspec.structs.replace(SETTINGS, **changes)
+
+
+def text() -> Corpus:
+    """A short synthetic text with eight symbols."""
+    source = markov_source("8,2,0")
+    return corpus_of("markov:8,2,0", source.text(20_000), vocab_size=source.symbols, floor=source.entropy_rate())

@@ -1,0 +1,335 @@
+"""`llmbench dynamics`: which placements of norms train, at which learning rates, and what happens inside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from statistics import fmean
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import msgspec
+import typer
+
+from llmbench.cli.learning import Data, about_training, corpus_of_option, progress
+from llmbench.cli.measured import need_torch, place
+from llmbench.cli.options import As, Counts, Output, Set, answer, load, positive_integer, prints_tables, sequence_counts
+from llmbench.errors import LLMBenchError
+from llmbench.report.document import Block, Document, Table, table
+from llmbench.report.fields import Field, records
+from llmbench.report.units import plural
+
+if TYPE_CHECKING:
+    from llmbench.learn.experiments.norms import Outcome
+    from llmbench.measure.environment import Environment
+
+MODEL = "nanogpt-cpu"
+
+Model = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[MODEL]",
+        help="Model whose norms and depth are changed. Default: nanogpt-cpu with width 64, 4 heads and an untied head.",
+        show_default=False,
+    ),
+]
+Arms = Annotated[
+    str,
+    typer.Option(
+        "--arms",
+        metavar="LIST",
+        help="Variants, separated by commas: pre, post, post-warmup, deepnorm, sandwich, qk-norm, sigma-reparam, "
+        "pre-gpt2, post-gpt2.",
+    ),
+]
+Layers = Annotated[Counts, typer.Option("--layers", metavar="N", help="Numbers of layers.", parser=sequence_counts)]
+Rates = Annotated[str, typer.Option("--lr", metavar="LIST", help="Learning rates, separated by commas.")]
+Seeds = Annotated[
+    int,
+    typer.Option(
+        "--seeds", metavar="N", help="Trainings of each variant, with the seeds 0 to N - 1.", parser=positive_integer
+    ),
+]
+Steps = Annotated[
+    int, typer.Option("--steps", metavar="N", help="Training steps of each model.", parser=positive_integer)
+]
+Batch = Annotated[
+    int, typer.Option("--batch", metavar="N", help="Sequences per training step.", parser=positive_integer)
+]
+Seq = Annotated[int, typer.Option("--seq", metavar="TOKENS", help="Length of the sequences.", parser=positive_integer)]
+MOST_TRAININGS = 1000
+
+
+@prints_tables
+def command(
+    model: Model = None,
+    arms: Arms = "pre,post,post-warmup,deepnorm",
+    layers: Layers = Counts((12,)),
+    lr: Rates = "3e-4,1e-3,3e-3",
+    seeds: Seeds = 1,
+    data: Data = None,
+    steps: Steps = 400,
+    batch: Batch = 16,
+    seq: Seq = 64,
+    set: Set = None,
+    format: As = "table",
+    output: Output = None,
+) -> None:
+    """Train deep models with norms at different places, and show which learning rates they survive.
+
+    A variant fails if its loss stays at that of guessing each token by its frequency. The optimizer is AdamW with a
+    constant rate, without weight decay and clipping. The first weights are those of the original Transformer, except in
+    deepnorm, pre-gpt2 and post-gpt2.
+
+    During each training, probes look inside the model: gradients, attention, and how different the tokens are. JSON has
+    all of their figures.
+
+    The presets train 12 models on one CPU core, in about 15 minutes.
+
+    Examples:
+
+      llmbench dynamics
+
+      llmbench dynamics --arms pre,post --layers 6,12,24 --lr 1e-3 --seeds 3
+
+      llmbench dynamics --arms post,post-gpt2,deepnorm --lr 1e-3 -o norms.json
+    """
+    spec = load(model or MODEL, set)
+    rates = _rates(lr)
+    names = [name.strip() for name in arms.split(",")]
+    count = len(names) * len(layers) * len(rates) * seeds
+    if count > MOST_TRAININGS:
+        raise LLMBenchError(f"{count:,} trainings are more than {MOST_TRAININGS:,}")
+    need_torch("dynamics")
+    import torch
+
+    from llmbench.learn.experiments.norms import NARROW, SETTINGS, arms_of, dynamics
+    from llmbench.measure.environment import environment
+    from llmbench.spec.override import override
+
+    arms_of(names, layers[0])
+    text = corpus_of_option(data)
+    settings = msgspec.structs.replace(
+        SETTINGS, steps=steps, batch=batch, seq_len=seq, validate_every=max(1, steps // 4), lr=rates[0]
+    )
+    base = override(spec, {**({} if model else NARROW), "vocab_size": text.vocab_size, "max_position_embeddings": seq})
+    with progress(count * steps) as advance:
+        outcomes = dynamics(
+            base,
+            text,
+            settings,
+            names,
+            layers,
+            rates,
+            range(seeds),
+            on_step=lambda name, row: advance(f"{name}: loss {row.loss:.3f}"),
+        )
+    inputs = {
+        "model": model,
+        "arms": names,
+        "layers": list(layers),
+        "lr": rates,
+        "seeds": seeds,
+        "data": text.name,
+        "settings": settings,
+        "set": set or [],
+    }
+    about = about_training(base, text, settings)
+    answer(document(outcomes, text.unigram, inputs, about, environment(torch.device("cpu"))), format, output)
+
+
+def _rates(text: str) -> list[float]:
+    """Return the values of --lr, in rising order."""
+    try:
+        rates = sorted({float(part) for part in text.split(",")})
+    except ValueError:
+        raise LLMBenchError(f"--lr {text}: not a list of numbers", hint="for example --lr 3e-4,1e-3") from None
+    if not all(0 < rate < float("inf") for rate in rates):
+        raise LLMBenchError(f"--lr {text}: a learning rate must be above 0 and finite")
+    return rates
+
+
+class Row(NamedTuple):
+    """One training, with plain values. Losses are in nats."""
+
+    arm: str
+    layers: int
+    lr: float
+    seed: int
+    loss: float | None
+    failed: bool
+    losses: list[tuple[int, float]]
+    warnings: list[dict[str, Any]]
+    diverged: str
+    seconds: float
+    probes: dict[int, Any]
+
+
+FIELDS: tuple[Field[Row], ...] = (
+    Field("arm", "variant", description="name of the variant"),
+    Field("layers", "layers", "count", description="number of layers"),
+    Field("lr", "learning rate", "number", description="learning rate after the warm-up"),
+    Field("seed", "seed", "count", description="seed of the first weights and the batches"),
+    Field("loss", "loss", "number", description="last validation loss in nats; null if the training stopped"),
+    Field("failed", "failed", description="whether the model learned hardly more than the frequencies of the tokens"),
+    Field("losses", None, description="pairs of a step and the validation loss after it"),
+    Field("warnings", None, description="`name`, first `step` and `text` of each rule that fired"),
+    Field("diverged", None, description="why the training stopped before its end; empty if it did not"),
+    Field("seconds", None, "number", description="time of all steps, without validations"),
+    Field("probes", None, description="the figures of the probes by step: one number per layer, or per head and layer"),
+)
+
+
+def _row(outcome: Outcome, unigram: float) -> Row:
+    from llmbench.learn.experiments.norms import failed
+
+    return Row(
+        outcome.arm,
+        outcome.layers,
+        outcome.lr,
+        outcome.seed,
+        outcome.loss,
+        failed(outcome, unigram),
+        outcome.losses,
+        [warning._asdict() for warning in outcome.warnings],
+        outcome.diverged,
+        outcome.seconds,
+        outcome.observations,
+    )
+
+
+def document(
+    outcomes: Sequence[Outcome], unigram: float, inputs: dict[str, Any], about: str, found: Environment
+) -> Document:
+    """Return the document of all trainings. `unigram`: the loss of guessing by frequency, in nats. `about`: the model,
+    the text and the settings."""
+    rows = [_row(outcome, unigram) for outcome in outcomes]
+    losses = Block(
+        answer=" ".join(_findings(rows)),
+        headline=about,
+        table=_losses(rows),
+        lines=[
+            f"validation loss in nats at each learning rate; guessing by frequency has {unigram:.3f}",
+            place(found),
+        ],
+    )
+    inside = Block(
+        headline="inside the models, at the last observed step, in the mean over seeds",
+        table=table(INSIDE, list(_inside(rows))),
+        lines=[
+            "cosine: mean cosine of two tokens of a sequence, after the last layer; 1: the tokens are equal",
+            "rank: effective rank of the tokens of a sequence, after the last layer",
+            "gradient: norm of the gradient of the first layer, as a multiple of that of the last layer",
+            "entropy: of the sharpest head, 1 if it gives all keys equal weight",
+        ],
+        notes=[f"{text}, from step {step}: {name}" for name, step, text in _fired(rows)],
+    )
+    return Document(
+        command="dynamics",
+        inputs=inputs,
+        environment=msgspec.structs.asdict(found),
+        also={"unigram": unigram},
+        rows_key="trainings",
+        rows=records(FIELDS, rows),
+        blocks=[losses, inside],
+    )
+
+
+def _groups(rows: Sequence[Row]) -> dict[tuple[int, str], dict[float, list[Row]]]:
+    """Return the rows of all seeds by (layers, variant) and learning rate."""
+    groups: dict[tuple[int, str], dict[float, list[Row]]] = {}
+    for row in rows:
+        groups.setdefault((row.layers, row.arm), {}).setdefault(row.lr, []).append(row)
+    return groups
+
+
+def _losses(rows: Sequence[Row]) -> Table:
+    """Return the table of losses: a row for each variant and depth, a column for each learning rate."""
+    rates = sorted({row.lr for row in rows})
+    columns: list[Field[Any]] = [
+        Field("layers", "layers", "count"),
+        Field("arm", "variant"),
+        *(Field(f"lr {rate:g}", f"lr {rate:g}") for rate in rates),
+    ]
+    cells = [
+        [layers, arm, *(_cell(by_rate[rate]) for rate in rates)] for (layers, arm), by_rate in _groups(rows).items()
+    ]
+    return Table(columns=columns, rows=cells)
+
+
+def _cell(rows: Sequence[Row]) -> str:
+    """Return the mean loss of all seeds, and how many of them failed."""
+    losses = [row.loss for row in rows if row.loss is not None]
+    failures = sum(row.failed for row in rows)
+    mean = f"{fmean(losses):.3f}" if losses else "not finite"
+    if not failures:
+        return mean
+    return f"{mean} fails" if failures == len(rows) else f"{mean} ({failures} of {len(rows)} fail)"
+
+
+def _findings(rows: Sequence[Row]) -> Iterator[str]:
+    """Yield one sentence for each depth and variant: at which rates does it train?"""
+    for (layers, arm), by_rate in _groups(rows).items():
+        bad = [rate for rate, found in by_rate.items() if any(row.failed for row in found)]
+        good = [rate for rate in by_rate if rate not in bad]
+        at = f"With {plural(layers, 'layer')}, {arm}"
+        if not bad:
+            yield f"{at} trains at all rates."
+        elif not good:
+            yield f"{at} fails at all rates."
+        else:
+            yield f"{at} trains up to {max(good):g} and fails at {', '.join(f'{rate:g}' for rate in bad)}."
+
+
+class Inside(NamedTuple):
+    """The figures of the probes at the last observed step, in the mean over seeds."""
+
+    layers: int
+    arm: str
+    lr: float
+    cosine: float
+    rank: float
+    gradient: float
+    entropy: float
+    warnings: str
+
+
+INSIDE: tuple[Field[Inside], ...] = (
+    Field("layers", "layers", "count"),
+    Field("arm", "variant"),
+    Field("lr", "lr", text=lambda row: f"{row.lr:g}"),
+    Field("cosine", "cosine", text=lambda row: f"{row.cosine:.3f}"),
+    Field("rank", "rank", text=lambda row: f"{row.rank:.1f}"),
+    Field("gradient", "gradient", text=lambda row: f"{row.gradient:.2g}"),
+    Field("entropy", "entropy", text=lambda row: f"{row.entropy:.2f}"),
+    Field("warnings", "warnings"),
+)
+
+
+def _inside(rows: Sequence[Row]) -> Iterator[Inside]:
+    for (layers, arm), by_rate in _groups(rows).items():
+        for rate, found in by_rate.items():
+            last = [row.probes[max(row.probes)] for row in found if row.probes]
+            if not last:
+                continue
+            names = dict.fromkeys(warning["name"] for row in found for warning in row.warnings)
+            yield Inside(
+                layers,
+                arm,
+                rate,
+                fmean(seen["token_cosine"][-1] for seen in last),
+                fmean(seen["token_rank"][-1] for seen in last),
+                fmean(seen["gradient_norm"][0] / (seen["gradient_norm"][-1] or 1.0) for seen in last),
+                fmean(min(min(heads, default=1.0) for heads in seen["normalised_entropy"]) for seen in last),
+                ", ".join(names),
+            )
+
+
+def _fired(rows: Sequence[Row]) -> Iterator[tuple[str, int, str]]:
+    """Yield each rule that fired: the variants, the first step, and the meaning."""
+    by_rule: dict[str, list[Row]] = {}
+    for row in rows:
+        for warning in row.warnings:
+            by_rule.setdefault(warning["name"], []).append(row)
+    for name, found in by_rule.items():
+        fired = [warning for row in found for warning in row.warnings if warning["name"] == name]
+        arms = dict.fromkeys(f"{row.arm} at {row.lr:g}" for row in found)
+        yield ", ".join(arms), min(warning["step"] for warning in fired), f"{name}: {fired[0]['text']}"

@@ -1,0 +1,245 @@
+"""`llmbench extrapolate`: compare position encodings on sequences that are longer than those of the training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import msgspec
+import typer
+
+from llmbench.cli.learning import Data, Lr, Seed, about_training, corpus_of_option, progress
+from llmbench.cli.measured import need_torch, place
+from llmbench.cli.options import As, Counts, Output, Set, answer, load, positive_integer, prints_tables, token_counts
+from llmbench.report.document import Block, Document, Table
+from llmbench.report.fields import Field, records
+from llmbench.report.units import plural, signed
+
+if TYPE_CHECKING:
+    from llmbench.learn.experiments.lengths import Method, Score
+    from llmbench.measure.environment import Environment
+
+Methods = Annotated[
+    str | None,
+    typer.Option(
+        "--methods",
+        metavar="LIST",
+        help="Methods, separated by commas: learned, sinusoidal, rope, interpolation, ntk, yarn, alibi, none. Default: "
+        "all.",
+        show_default=False,
+    ),
+]
+Lengths = Annotated[
+    Counts,
+    typer.Option(
+        "--lengths",
+        metavar="TOKENS",
+        help="Lengths of the sequences that the trained models read.",
+        parser=token_counts,
+    ),
+]
+Steps = Annotated[
+    int, typer.Option("--steps", metavar="N", help="Training steps of each model.", parser=positive_integer)
+]
+Batch = Annotated[
+    int, typer.Option("--batch", metavar="N", help="Sequences per training step.", parser=positive_integer)
+]
+Seq = Annotated[
+    int, typer.Option("--seq", metavar="TOKENS", help="Length of the training sequences.", parser=positive_integer)
+]
+
+
+@prints_tables
+def command(
+    model: Annotated[
+        str, typer.Argument(metavar="[MODEL]", help="Model whose positions are replaced.")
+    ] = "nanogpt-cpu",
+    methods: Methods = None,
+    lengths: Lengths = Counts((96, 128, 256, 512)),
+    seq: Seq = 64,
+    data: Data = None,
+    steps: Steps = 600,
+    batch: Batch = 24,
+    lr: Lr = 1e-3,
+    seed: Seed = 0,
+    set: Set = None,
+    format: As = "table",
+    output: Output = None,
+) -> None:
+    """Train a small model once for each position encoding, and let it read sequences longer than in training.
+
+    The same tokens are scored at every length: the last 32 tokens of 64 sequences. So the losses of a method differ by
+    the context alone. interpolation, ntk and yarn use the weights that were trained with rope, without more training.
+
+    The presets train five models on one CPU core, in about 10 minutes.
+
+    Examples:
+
+      llmbench extrapolate
+
+      llmbench extrapolate --methods rope,ntk,alibi --lengths 128,256
+
+      llmbench extrapolate nanogpt-cpu --steps 2000 --seed 1 -o lengths.json
+    """
+    spec = load(model, set)
+    need_torch("extrapolate")
+    import torch
+
+    from llmbench.learn.experiments.lengths import METHODS, extrapolate, methods_of
+    from llmbench.learn.settings import Settings
+    from llmbench.measure.environment import environment
+    from llmbench.spec.override import override
+
+    chosen = list(METHODS) if methods is None else methods_of([name.strip() for name in methods.split(",")])
+    text = corpus_of_option(data)
+    settings = Settings(steps=steps, batch=batch, seq_len=seq, lr=lr, warmup=steps // 10, seed=seed)
+    base = override(spec, {"vocab_size": text.vocab_size})
+    trainings = len({str(method.trained(seq)) for method in chosen})
+    with progress(trainings * steps) as advance:
+        scores = extrapolate(
+            base, text, settings, chosen, lengths, on_step=lambda name, row: advance(f"{name}: loss {row.loss:.3f}")
+        )
+    inputs = {
+        "model": model,
+        "methods": [method.name for method in chosen],
+        "lengths": list(lengths),
+        "data": text.name,
+        "settings": settings,
+        "set": set or [],
+    }
+    found = environment(torch.device("cpu"))
+    about = about_training(base, text, settings)
+    answer(document(scores, chosen, seq, inputs, about, text.unigram, found), format, output)
+
+
+class Row(NamedTuple):
+    """One method at one length, with plain values. Losses are in nats."""
+
+    method: str
+    about: str
+    length: int
+    loss: float | None
+    change: float | None
+    low: float | None
+    high: float | None
+    p: float | None
+    verdict: str
+    reason: str
+
+
+FIELDS: tuple[Field[Row], ...] = (
+    Field("method", "method", description="name of the position encoding"),
+    Field("about", "about", description="what the method does"),
+    Field("length", "length", "count", description="tokens of a sequence"),
+    Field("loss", "loss", "number", description="mean loss of the scored tokens in nats; null if the model cannot"),
+    Field("change", "change", "number", description="`loss` minus that at the training length; null at this length"),
+    Field("low", None, "number", description="lower end of the 95% interval of `change`"),
+    Field("high", None, "number", description="upper end of the 95% interval of `change`"),
+    Field("p", None, "number", description="two-sided p-value of a true change of 0"),
+    Field("verdict", "verdict", description="trained length, better, worse, within noise, or cannot read"),
+    Field("reason", None, description="why there is no loss; empty if there is one"),
+)
+
+VERDICTS = {"lower": "better", "higher": "worse", "within noise": "within noise"}
+
+
+def _row(score: Score, about: str) -> Row:
+    change = score.change
+    verdict = "trained length" if change is None else VERDICTS[change.verdict]
+    verdict = "cannot read" if score.loss is None else verdict
+    mean, low, high, p = (None,) * 4 if change is None else change
+    return Row(score.method, about, score.length, score.loss, mean, low, high, p, verdict, score.reason)
+
+
+def document(
+    scores: Sequence[Score],
+    methods: Sequence[Method],
+    trained: int,
+    inputs: dict[str, Any],
+    about: str,
+    unigram: float,
+    found: Environment,
+) -> Document:
+    """Return the document of all scores. `trained`: the training length. `about`: the model, text and settings.
+    `unigram`: the loss in nats of a model that knows only how often each token occurs."""
+    rows = [_row(score, next(m.about for m in methods if m.name == score.method)) for score in scores]
+    block = Block(
+        answer=_finding(rows, trained),
+        headline=about,
+        table=_losses(rows, trained),
+        lines=[
+            "losses of the same tokens, in nats",
+            f"Δ: the loss minus that at {trained} tokens, ± half of its 95% interval",
+            place(found),
+        ],
+        notes=[*_warnings(rows, trained, unigram), *dict.fromkeys(row.reason for row in rows if row.reason)],
+    )
+    return Document(
+        command="extrapolate",
+        inputs=inputs,
+        environment=msgspec.structs.asdict(found),
+        rows_key="scores",
+        rows=records(FIELDS, rows),
+        blocks=[block],
+    )
+
+
+def _losses(rows: Sequence[Row], trained: int) -> Table:
+    """Return the table for people: a row for each method, and a column for each length."""
+    lengths = sorted({row.length for row in rows})
+    by_place = {(row.method, row.length): row for row in rows}
+    longest = lengths[-1]
+    columns: list[Field[Any]] = [
+        Field("method", "method"),
+        *(Field(str(length), f"{length}", "text") for length in lengths),
+        Field("change", f"Δ at {longest}", "text"),
+        Field("verdict", f"at {longest} tokens", "text"),
+    ]
+    cells = []
+    for method in dict.fromkeys(row.method for row in rows):
+        last = by_place[method, longest]
+        losses = [by_place[method, length].loss for length in lengths]
+        change = None
+        if last.change is not None and last.high is not None:
+            change = signed(f"{last.change:+.2f} ± {last.high - last.change:.2f}")
+        cells.append([method, *(None if loss is None else f"{loss:.3f}" for loss in losses), change, last.verdict])
+    return Table(columns=columns, rows=cells)
+
+
+def _finding(rows: Sequence[Row], trained: int) -> str:
+    """Return the sentences that answer the question: which methods keep their loss at the longest length?"""
+    longest = max(row.length for row in rows)
+    last = [row for row in rows if row.length == longest]
+    kept = [row for row in last if row.verdict in ("better", "within noise")]
+    worse = sorted((row for row in last if row.verdict == "worse"), key=lambda row: row.change or 0.0)
+    refused = [row.method for row in last if row.loss is None]
+    sentences = []
+    if kept:
+        sentences.append(
+            f"Trained on {plural(trained, 'token')}, {_names([row.method for row in kept])} "
+            f"{'predicts' if len(kept) == 1 else 'predict'} at least as well with {longest} tokens."
+        )
+    elif worse:
+        sentences.append(
+            f"No method that was trained on {plural(trained, 'token')} keeps its loss with {longest} tokens."
+        )
+    if worse:
+        losses = ", ".join(f"{row.method} by {row.change:.2f} nats" for row in worse)
+        sentences.append(f"Worse with {longest} tokens: {losses}.")
+    if refused:
+        sentences.append(f"{_names(refused)} cannot read {longest} tokens.")
+    return " ".join(sentences)
+
+
+def _warnings(rows: Sequence[Row], trained: int, unigram: float) -> Iterator[str]:
+    """Yield a note about models that have learned less than the frequencies of the tokens."""
+    untrained = [row.method for row in rows if row.length == trained and (row.loss or 0.0) >= unigram]
+    if untrained:
+        yield (
+            f"{_names(untrained)}: the training is too short to tell anything. Even at {trained} tokens, the loss is "
+            f"above {unigram:.3f} nats, which a model gets that knows only how often each token occurs"
+        )
+
+
+def _names(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -1,0 +1,75 @@
+"""Code that the commands which train models share: options, the text, the progress bar, and the headline."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llmbench.cli.messages import say
+from llmbench.report.describe import headline
+from llmbench.spec.model import ModelSpec
+
+if TYPE_CHECKING:
+    from llmbench.learn.data import Corpus
+    from llmbench.learn.settings import Settings
+
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="TEXT",
+        help="Text to train on: shakespeare, stdlib (the sources of Python's standard library), markov:V,order,seed (a "
+        "synthetic text with V symbols and a known entropy), or a file. Default: shakespeare.",
+        show_default=False,
+    ),
+]
+Lr = Annotated[float, typer.Option("--lr", metavar="RATE", help="Highest learning rate.", min=1e-12, max=1e3)]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Decides the first weights and the batches.")]
+
+
+def corpus_of_option(data: str | None, *, first: bool = True) -> Corpus:
+    """Return the text of --data. If the default text is missing, the sources of the standard library take its place.
+
+    `first`: whether this process says so on stderr.
+    """
+    from llmbench.learn.data import corpus, default_corpus
+
+    if data is not None:
+        return corpus(data)
+    text, reason = default_corpus()
+    if reason is not None and first:
+        say(f"note: {reason}")
+    return text
+
+
+@contextmanager
+def progress(total: int, *, start: int = 0, shown: bool = True) -> Iterator[Callable[[str], None]]:
+    """Show a progress bar on stderr until the block ends. Do nothing if stderr is not a terminal.
+
+    Yields a function that is called after each step, with a text about the step.
+    """
+    if not shown or not sys.stderr.isatty():
+        yield lambda text: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("training", total=total, completed=start)
+        yield lambda text: bar.update(task, advance=1, description=text)
+
+
+def about_training(spec: ModelSpec, text: Corpus, settings: Settings) -> str:
+    """Return lines about the model, the text and the settings, for the headline of an answer."""
+    chosen = settings
+    return (
+        f"{headline(spec)}\n"
+        f"{text.name}: {len(text.train):,} bytes for training, {len(text.validation):,} for validation\n"
+        f"{chosen.optimizer} · {chosen.steps:,} steps · batch {chosen.batch} × {chosen.seq_len} · learning rate "
+        f"{chosen.lr:g}, {chosen.schedule}, warm-up {chosen.warmup} · {chosen.precision} · seed {chosen.seed}"
+    )

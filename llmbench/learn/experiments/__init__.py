@@ -1,0 +1,1 @@
+"""Experiments that train small models and compare them. Each experiment has one file."""

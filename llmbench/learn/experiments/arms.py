@@ -1,0 +1,62 @@
+"""The arms of an experiment: variants of one model that train on the same batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from llmbench.learn.data import Corpus
+from llmbench.learn.loop import Probe, Trained, train
+from llmbench.learn.metrics import StepRow, Validation
+from llmbench.learn.settings import Settings
+from llmbench.model.create import build
+from llmbench.model.decoder import Decoder
+from llmbench.model.initialise import Initialisation
+from llmbench.model.sigma_reparam import reparametrise
+from llmbench.spec.model import ModelSpec
+from llmbench.spec.override import override
+
+__all__ = ["Arm", "trained_arm"]
+
+
+class Arm(NamedTuple):
+    """A variant of a model.
+
+    - `changes`: the fields of the spec that differ, as in `--set`.
+    - `init`: how the weights get their first values.
+    - `settings`: the settings of the training that differ.
+    - `reparametrised`: whether the matrices are trained with σReparam.
+    """
+
+    name: str
+    changes: Mapping[str, Any] = {}
+    init: Initialisation = "scaled"
+    settings: Mapping[str, Any] = {}
+    reparametrised: bool = False
+
+    def spec(self, base: ModelSpec) -> ModelSpec:
+        """Return the spec of this arm. Raises SpecError if the model has no such variant."""
+        return override(base, self.changes)
+
+
+def trained_arm(
+    base: ModelSpec,
+    arm: Arm,
+    data: Corpus,
+    settings: Settings,
+    *,
+    probes: Sequence[Probe] = (),
+    on_step: Callable[[StepRow], object] = lambda row: None,
+    on_validation: Callable[[Validation], object] = lambda validation: None,
+) -> tuple[Decoder, Trained]:
+    """Build and train the model of an arm. Equal seeds give equal batches in all arms.
+
+    Raises DivergedError if the loss is not finite, and the errors of `build`.
+    """
+    settings = msgspec.structs.replace(settings, **arm.settings)
+    model = build(arm.spec(base), init=arm.init, seed=settings.seed)
+    if arm.reparametrised:
+        reparametrise(model)
+    return model, train(model, data, settings, probes=probes, on_step=on_step, on_validation=on_validation)

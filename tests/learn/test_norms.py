@@ -1,0 +1,94 @@
+"""`dynamics`: variants of the norms at several learning rates."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+import pytest
+
+from llmbench.cli import run
+from llmbench.learn.data import Corpus
+from llmbench.learn.experiments.norms import ARMS, SETTINGS, Outcome, arms_of, base_of, dynamics, failed
+from llmbench.model.create import build
+from tests.learn.small import spec, text
+
+SMALL = msgspec.structs.replace(SETTINGS, steps=50, batch=8, seq_len=16, validate_every=30)
+
+
+@pytest.fixture(scope="module")
+def data() -> Corpus:
+    return text()
+
+
+def test_every_arm_trains_a_shallow_model(data: Corpus) -> None:
+    """With two layers, no variant fails at a moderate rate, and 50 steps gain at least 0.05 nats."""
+    base = spec(vocab_size=data.vocab_size)
+    outcomes = dynamics(base, data, SMALL, list(ARMS), [2], [3e-3], [0])
+    assert [outcome.arm for outcome in outcomes] == list(ARMS)
+    for outcome in outcomes:
+        assert [step for step, _ in outcome.losses] == [0, 30, 50]
+        assert not failed(outcome, data.unigram), outcome
+        assert outcome.warnings == []
+
+
+def test_a_training_that_diverges_is_an_outcome(data: Corpus) -> None:
+    base = spec(vocab_size=data.vocab_size)
+    (outcome,) = dynamics(base, data, SMALL, ["post"], [1], [1e30], [0])
+    assert outcome.loss is None
+    assert "step" in outcome.diverged
+    assert failed(outcome, data.unigram)
+
+
+def test_the_arms_are_what_they_say() -> None:
+    base = base_of(spec(), 8)
+    placements = {arm.name: arm.spec(base).layers["block"].placement for arm in arms_of(list(ARMS), 8)}
+    assert {name for name, placement in placements.items() if placement == "post"} == {
+        "post",
+        "post-warmup",
+        "deepnorm",
+        "post-gpt2",
+    }
+    assert placements["sandwich"] == "sandwich"
+    (deepnorm,) = arms_of(["deepnorm"], 8)
+    assert deepnorm.spec(base).layers["block"].skip_scale == pytest.approx(16**0.25)
+    assert sum(p.numel() for p in build(deepnorm.spec(base), init=deepnorm.init).parameters()) > 0
+
+
+def outcome(loss: float) -> Outcome:
+    return Outcome("pre", 2, 1e-3, 0, [(10, loss)], "", {}, [], 1.0)
+
+
+def test_a_model_that_only_counts_bytes_has_failed() -> None:
+    assert failed(outcome(3.18), 3.147)
+    assert failed(outcome(3.13), 3.147)
+    assert not failed(outcome(2.9), 3.147)
+
+
+def test_the_command_answers_in_words_and_in_json(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--data", "markov:8,2,0", "--steps", "60", "--batch", "2", "--seq", "16", "--layers", "1"]
+    assert run(["dynamics", "--arms", "pre", "--lr", "1e-3,1e30", *options]) == 0
+    shown = capsys.readouterr().out
+    assert "With 1 layer, pre " in shown
+    assert "not finite fails" in shown
+    assert run(["dynamics", "--arms", "pre", "--lr", "1e-3", *options, "--format", "json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["schema"] == "llmbench.dynamics/1"
+    (training,) = answer["trainings"]
+    assert set(training["probes"]) == {"1", "2", "5", "10", "20", "50"}
+    assert len(training["probes"]["50"]["token_cosine"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--arms", "before"], "choose from pre, post"),
+        (["--lr", "fast"], "not a list of numbers"),
+        (["--lr", "0"], "above 0"),
+        (["--seeds", "1000"], "trainings are more than"),
+        (["mamba-130m", "--arms", "qk-norm"], "qk_norm"),
+    ],
+)
+def test_bad_input_is_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["dynamics", "--data", "markov:8,2,0", *arguments]) == 2
+    assert message in capsys.readouterr().err
