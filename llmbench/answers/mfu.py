@@ -175,7 +175,7 @@ def document(rows: list[Utilized], inputs: dict[str, Any], *, explain: bool = Fa
         return answer
     row = rows[0]
     by_key = {each.convention.key: each for each in rows}
-    first, full, hardware = (by_key[key].utilization for key in ("model_causal", "model_full", "hardware_causal"))
+    first, full, hardware = (by_key[key].utilization for key in IN_THE_ANSWER)
     shown = [field for field in FIELDS if field.heading and field.name != "model"]
     if explain:
         shown.append(
@@ -187,13 +187,20 @@ def document(rows: list[Utilized], inputs: dict[str, Any], *, explain: bool = Fa
                 wraps=True,
             )
         )
+    answered = [by_key[key] for key in IN_THE_ANSWER]
+    doubtful = _warning(answered)
+    others = "" if doubtful else _warning(rows)
     block = model_block(
         row,
         context=_context(row),
         table=table(shown, rows),
-        lines=[*_repeated(by_key["hardware_causal"]), *_lines(row, explain)],
+        lines=[
+            *_repeated(by_key["hardware_causal"]),
+            *_lines(row, explain),
+            *([f"warning: {others}"] if others else []),
+        ],
     )
-    block.answer = _warning(rows) + (
+    block.answer = (f"Warning: {doubtful}.\n" if doubtful else "") + (
         f"{row.spec.name} on {plural(row.gpus, 'GPU')} ({row.device}): MFU {first:.1%} with the pairs inside the mask, "
         f"{full:.1%} with all pairs; HFU {hardware:.1%}."
     )
@@ -230,8 +237,12 @@ def _repeated(row: Utilized) -> list[str]:
     return [f"HFU also counts the FLOPs of a sequence that are computed again: {row.convention.repeated}"]
 
 
+IN_THE_ANSWER = ("model_causal", "model_full", "hardware_causal")
+"""The conventions whose utilization the first sentence states."""
+
+
 def _warning(rows: list[Utilized]) -> str:
-    """Return a sentence that begins the answer if a convention gives more than the peak, or an empty text."""
+    """Return a text about the convention that exceeds the peak most, or an empty text if none does."""
     over = [row for row in rows if row.utilization > 1]
     if not over:
         return ""
@@ -240,6 +251,4 @@ def _warning(rows: list[Utilized]) -> str:
         causes = "the time, --gpus, --batch (all GPUs together), --seq or the device does not match the run"
     else:
         causes = "this convention counts more FLOPs than were computed, or an option does not match the run"
-    if all(each.utilization > 1 for each in rows):
-        return f"Warning: more than 100% of the peak is not possible: {causes}.\n"
-    return f"Warning: {row.convention.name} gives {row.utilization:.0%} of the peak, which is not possible: {causes}.\n"
+    return f"{row.convention.name} gives {row.utilization:,.0%} of the peak, which is not possible: {causes}"

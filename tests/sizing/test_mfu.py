@@ -175,9 +175,13 @@ def test_wrong_input(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_share_above_one_is_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["mfu", "llama3-8b", "--device", "h100", "--step-time", "1ms", "--batch", "4"]) == 0
-    assert capsys.readouterr().out.startswith("Warning: more than 100% of the peak is not possible: the time,")
+    assert "which is not possible: the time, --gpus" in " ".join(capsys.readouterr().out.partition("\n\n")[0].split())
     assert run(["mfu", "llama2-7b", "--device", "h100", "--tokens-per-s", "22k"]) == 0
-    assert capsys.readouterr().out.startswith("Warning: 6·N + full attention gives 104% of the peak")
+    assert capsys.readouterr().out.startswith("Warning: model FLOPs, full gives 102% of the peak")
+    assert run(["mfu", "mixtral-8x7b", "--device", "a100", "--tokens-per-s", "2000"]) == 0
+    answer, _, below = capsys.readouterr().out.partition("\n\n")
+    assert answer.startswith("mixtral-8x7b on 1 GPU")  # only a count of all experts exceeds the peak
+    assert "warning: 6·N, N: all parameters gives 180% of the peak" in below
     assert run(["mfu", "llama2-7b", "--device", "h100", "--tokens-per-s", "2k"]) == 0
     assert "Warning" not in capsys.readouterr().out
 
