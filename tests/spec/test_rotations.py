@@ -88,6 +88,7 @@ def test_the_key_that_the_class_has_precedes_that_of_rope_scaling() -> None:
         {"rope_theta": "1e6"},
         {"rope_theta": [1e6]},
         {"rope_type": 5},
+        {"type": 5},
         {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": -1},
     ],
     ids=str,
@@ -98,6 +99,23 @@ def test_a_wrong_value_of_rope_is_refused(key: str, inner: dict[str, Any]) -> No
 
 
 @pytest.mark.parametrize("key", ["head_dim", "original_max_position_embeddings", "max_position_embeddings"])
-def test_a_negative_size_is_refused(key: str) -> None:
+@pytest.mark.parametrize("size", [-1, 0])
+def test_an_impossible_size_is_refused(key: str, size: int) -> None:
     with pytest.raises(SpecError, match=f"{key}: must be a whole number"):
-        from_config({"model_type": "llama", "rope_scaling": YARN, key: -1}, name="x")
+        from_config({"model_type": "llama", "rope_scaling": YARN, key: size}, name="x")
+
+
+@pytest.mark.parametrize("value", [True, 5, [], "x"])
+def test_the_rope_of_a_layer_type_is_an_object(value: Any) -> None:
+    with pytest.raises(SpecError, match=r"rope_parameters.sliding_attention: must be an object"):
+        from_config({"model_type": "gemma3_text", "rope_parameters": {"sliding_attention": value}}, name="x")
+
+
+@pytest.mark.parametrize(("model_type", "key"), [("mamba", "time_step_rank"), ("jamba", "mamba_dt_rank")])
+def test_a_rank_is_a_number_or_auto(model_type: str, key: str) -> None:
+    assert from_config({"model_type": model_type, key: "auto"}, name="x") == from_config(
+        {"model_type": model_type}, name="x"
+    )
+    for wrong in ("x", True, 0, -1, []):
+        with pytest.raises(SpecError, match=f"{key}: must be"):
+            from_config({"model_type": model_type, key: wrong}, name="x")

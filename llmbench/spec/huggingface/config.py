@@ -133,6 +133,14 @@ class Config:
             return int(default)
         return self._whole(key, value, 1)
 
+    def size_or_none(self, key: str) -> int | None:
+        """Return the value of `key`, a whole number of at least 1. Return None if it is null or absent."""
+        return None if self.get(key) is None else self.size(key)
+
+    def size_or_auto(self, key: str, automatic: int) -> int:
+        """Return the value of `key`, a whole number of at least 1. Return `automatic` if it is "auto", null or absent."""
+        return automatic if self.get(key) in ("auto", None) else self.size(key)
+
     def optional_size(self, key: str) -> int | None:
         """Return the value of `key`, a whole number of at least 1. Return None if it is null, absent or 0."""
         return self.count(key) or None

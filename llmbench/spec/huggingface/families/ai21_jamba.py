@@ -27,12 +27,11 @@ def jamba(c: Config) -> ModelSpec:
     """Jamba has seven Mamba layers for each attention layer, and no position encoding. Every second layer has
     experts."""
     hidden = c.size("hidden_size")
-    rank = c.get("mamba_dt_rank")
     ssm = Mamba(
         intermediate_size=c.size("mamba_expand") * hidden,
         state_size=c.size("mamba_d_state"),
         conv_kernel=c.size("mamba_d_conv"),
-        time_step_rank=rank if isinstance(rank, int) and rank > 0 else math.ceil(hidden / 16),
+        time_step_rank=c.size_or_auto("mamba_dt_rank", math.ceil(hidden / 16)),
         conv_bias=c.flag("mamba_conv_bias", True),
         proj_bias=c.flag("mamba_proj_bias"),
         inner_norms="weighted",

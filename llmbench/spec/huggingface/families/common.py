@@ -120,10 +120,10 @@ def _stated_rotation(c: Config, layer_type: str | None) -> Config:
         return c.nested("rope_scaling", scaling) if scaling else c.nested("rope_parameters", parameters)
     if parameters and not any(isinstance(value, dict) for value in parameters.values()):
         c.unbuildable("rope_parameters states one RoPE, but the class of the model reads one for each layer type")
-    of_type = parameters.get(layer_type)
-    if isinstance(of_type, dict):
-        return c.nested(f"rope_parameters.{layer_type}", of_type)
-    return c.nested("rope_parameters", parameters)
+    all_types = c.nested("rope_parameters", parameters)
+    if parameters.get(layer_type) is not None:
+        return c.nested(f"rope_parameters.{layer_type}", all_types.table(layer_type))
+    return all_types
 
 
 def expect_stated_rotation(c: Config) -> None:
@@ -159,7 +159,7 @@ _ROPE_KINDS = ("linear", "dynamic", "yarn", "llama3", "longrope", "proportional"
 
 
 def _rope_kind(scaling: Config) -> str:
-    kind = scaling.first_text("rope_type", "type", default="default")
+    kind = scaling.text("type", "default") if scaling.get("rope_type") is None else scaling.text("rope_type")
     return {"su": "longrope", "ntk": "dynamic", "mrope": "default"}.get(kind, kind)
 
 
@@ -170,7 +170,7 @@ def _rope_scaling(c: Config, kind: str, scaling: Config) -> RopeScaling | None:
         c.unbuildable(f"the RoPE scaling `{kind[:40]}` is unknown; known are {', '.join(_ROPE_KINDS)}")
         return None
     original = _original_length(c, kind, scaling)
-    longest, factor = c.optional_size("max_position_embeddings"), scaling.optional_number("factor")
+    longest, factor = c.size_or_none("max_position_embeddings"), scaling.optional_number("factor")
     if factor is None and kind == "yarn" and original and longest:
         factor = longest / original
     return RopeScaling(
@@ -196,7 +196,7 @@ def _original_length(c: Config, kind: str, scaling: Config) -> int | None:
     A class of transformers ignores the key outside `scaling`, unless the class itself has it, as that of Phi-3.
     """
     key = "original_max_position_embeddings"
-    own, outer = scaling.optional_size(key), c.optional_size(key)
+    own, outer = scaling.size_or_none(key), c.size_or_none(key)
     if c.declares(key):
         return outer or own if kind in ("llama3", "yarn", "longrope") else own
     return own if c.has_class or key in scaling else outer
@@ -204,7 +204,7 @@ def _original_length(c: Config, kind: str, scaling: Config) -> int | None:
 
 def head_dim_of(c: Config) -> int:
     """Return the number of dimensions per head: `head_dim`, or hidden_size / num_attention_heads if it is missing."""
-    explicit = c.optional_size("head_dim")
+    explicit = c.size_or_none("head_dim")
     if explicit is not None:
         return explicit
     hidden, heads = c.size("hidden_size"), c.size("num_attention_heads")
@@ -244,7 +244,7 @@ def latent_attention(c: Config, **fields: Any) -> LatentAttention:
     bias = fields.pop("bias", None)
     bias = c.flag("attention_bias") if bias is None else bias
     c.ignore("num_key_value_heads", "qk_head_dim")
-    head_dim, rotated = c.optional_size("head_dim"), c.get("qk_rope_head_dim")
+    head_dim, rotated = c.size_or_none("head_dim"), c.get("qk_rope_head_dim")
     share = c.table("rope_parameters").get("partial_rotary_factor", 1)
     if "head_dim" in c and head_dim and head_dim * share != rotated and not c.get("replaces_head_dim"):
         c.unbuildable(f"head_dim {head_dim} differs from qk_rope_head_dim {rotated}")
@@ -583,7 +583,7 @@ def decoder(
         pattern=pattern,
         vocab_size=fields.pop("vocab_size", None) or c.size("vocab_size"),
         hidden_size=fields.pop("hidden_size", None) or c.size("hidden_size"),
-        max_position_embeddings=c.optional_size("max_position_embeddings"),
+        max_position_embeddings=c.size_or_none("max_position_embeddings"),
         norm=norm,
         positions=positions,
         **fields,

@@ -22,12 +22,11 @@ def mamba(
     - norm_eps: the epsilon of these norms. None: the epsilon of the model's norm.
     """
     hidden = c.size("hidden_size")
-    rank = c.get("time_step_rank")
     mixer = Mamba(
         intermediate_size=c.size("intermediate_size", c.size("expand", 2) * hidden),
         state_size=c.size("state_size"),
         conv_kernel=c.size("conv_kernel"),
-        time_step_rank=rank if isinstance(rank, int) and rank > 0 else math.ceil(hidden / 16),
+        time_step_rank=c.size_or_auto("time_step_rank", math.ceil(hidden / 16)),
         conv_bias=c.flag("use_conv_bias", True),
         proj_bias=c.flag("use_bias"),
         inner_norms=inner_norms,

@@ -35,13 +35,12 @@ def zamba(c: Config) -> ModelSpec:
     Before each Mamba layer of type "hybrid", the shared block runs. Its weights are the same each time.
     """
     hidden, count = c.size("hidden_size"), num_layers(c)
-    rank = c.get("mamba_dt_rank")
     # x_proj and dt_proj have the same total size for every number of Mamba heads. The spec describes a single head.
     ssm = Mamba(
         intermediate_size=c.size("mamba_expand") * hidden,
         state_size=c.size("mamba_d_state"),
         conv_kernel=c.size("mamba_d_conv"),
-        time_step_rank=rank if isinstance(rank, int) and rank > 0 else math.ceil(hidden / 16),
+        time_step_rank=c.size_or_auto("mamba_dt_rank", math.ceil(hidden / 16)),
         conv_bias=c.flag("mamba_conv_bias", True),
         proj_bias=c.flag("mamba_proj_bias"),
     )
