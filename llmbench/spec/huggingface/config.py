@@ -138,7 +138,7 @@ class Config:
         return None if self.get(key) is None else self.size(key)
 
     def size_or_auto(self, key: str, automatic: int) -> int:
-        """Return the value of `key`, a whole number of at least 1. Return `automatic` if it is "auto", null or absent."""
+        """Return the value of `key`, a whole number of at least 1. "auto", null and absent mean `automatic`."""
         return automatic if self.get(key) in ("auto", None) else self.size(key)
 
     def optional_size(self, key: str) -> int | None:

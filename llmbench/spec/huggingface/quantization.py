@@ -59,6 +59,13 @@ class _Keys:
             raise SpecError(f"config {self.path}.{key}: must be a whole number, not {_shown(value)}")
         return value
 
+    def group(self, key: str, default: int) -> int:
+        """Return the elements of a group that has one scale. -1: all inputs of an output."""
+        value = self.whole(key, default)
+        if value == 0 and key in self.values:
+            raise SpecError(f"config {self.path}.{key}: must be -1 or at least 1, not 0")
+        return value
+
     def flag(self, key: str, default: bool = False) -> int:
         """Return 1 for true and 0 for false."""
         value = self.get(key, default)
@@ -68,7 +75,7 @@ class _Keys:
 
     def either(self, key: str, older: str, default: int) -> int:
         """Return the whole number of a key that has an older name. Raises SpecError if both have different values."""
-        value, other = self.whole(key, default), self.whole(older, default)
+        value, other = self.group(key, default), self.group(older, default)
         if key in self.values and older in self.values and value != other:
             raise SpecError(f"config {self.path}: {key} = {value} and {older} = {other} mean the same but differ")
         return value if key in self.values else other
@@ -261,7 +268,7 @@ def _gptq(keys: _Keys, family: str) -> Weights:
             keys.unknown(key, keys.get(key))
     if keys.flag("is_marlin_format"):  # the older key of the same format
         keys.unknown("is_marlin_format", True)
-    bits, group = keys.whole("bits", 4), keys.whole("group_size", 128)
+    bits, group = keys.whole("bits", 4), keys.group("group_size", 128)
     # AutoGPTQ of 2023 stored a bias of zeros for every matrix. It named the file of the weights, but not its format.
     old = int("model_file_base_name" in keys.values and not {"checkpoint_format", "format"} & set(keys.values))
     keeps: list[str] = []
@@ -271,7 +278,7 @@ def _gptq(keys: _Keys, family: str) -> Weights:
             keeps.append(f"re:{pattern[2:]}")
             continue
         own.harmless("desc_act sym damp_percent mse static_groups")
-        text = _text("gptq", bits=own.whole("bits", bits), group=own.whole("group_size", group), zero_bias=old)
+        text = _text("gptq", bits=own.whole("bits", bits), group=own.group("group_size", group), zero_bias=old)
         overrides.append(ModuleFormat(modules=(f"re:{pattern.removeprefix('+:')}",), format=text))
         own.doubt_unread()
     text = _text("gptq", bits=bits, group=group, zero_bias=old)
@@ -322,7 +329,7 @@ def _mlx(keys: _Keys, family: str) -> Weights:
             own.unknown("mode", mode)
         name = _MLX_MODES[mode]
         usual = {"mlx": (4, 64), "mlx-mxfp4": (4, 32), "mlx-nvfp4": (4, 16), "mlx-mxfp8": (8, 32)}[name]
-        bits, group = own.whole("bits", usual[0]), own.whole("group_size", usual[1])
+        bits, group = own.whole("bits", usual[0]), own.group("group_size", usual[1])
         return _text(name, bits=bits, group=group, **({"predicate": 0} if name == "mlx" else {}))
 
     keeps: list[str] = []
@@ -359,6 +366,8 @@ def _modelopt(keys: _Keys, family: str) -> Weights:
     algorithm = keys.get("quant_algo", "")
     if algorithm == "MIXED_PRECISION":
         keys.harmless("group_size")
+        if not keys.table("quantized_layers").values:
+            raise SpecError(f"config {keys.path}.quantized_layers: is missing or empty, but quant_algo = {algorithm}")
         by_format: dict[str, list[str]] = {}
         for module, own in keys.tables("quantized_layers").items():
             by_format.setdefault(_algorithm(own), []).append(module)
@@ -372,7 +381,7 @@ def _algorithm(keys: _Keys) -> str:
     if not isinstance(algorithm, str) or algorithm.upper() not in _MODELOPT:
         keys.unknown("quant_algo", algorithm)
     text = _MODELOPT[algorithm.upper()]
-    group = keys.whole("group_size", 0)
+    group = keys.group("group_size", 0)
     return _text(text, group=group) if group and text.startswith(("nvfp4", "mxfp8")) else text
 
 
@@ -392,6 +401,8 @@ def _compressed_tensors(keys: _Keys, family: str) -> Weights:
         text = _compressed_group(own, own.text("format") or written)
         targets = own.names("targets")
         own.doubt_unread()
+        if not targets:
+            raise SpecError(f"config {own.path}.targets: is missing or empty")
         if "Linear" in targets:
             whole.append(text)
         named = tuple(target for target in targets if target.startswith("re:") or "." in target or target == "lm_head")
@@ -410,7 +421,7 @@ def _compressed_group(group: _Keys, written: str) -> str:
     weights, inputs = group.table("weights"), group.table("input_activations")
     weights.harmless("dynamic observer observer_kwargs scale_dtype zp_dtype")
     bits, kind, strategy = weights.whole("num_bits", 8), weights.text("type", "int"), weights.text("strategy", "tensor")
-    size = weights.whole("group_size", -1) if strategy in ("group", "tensor_group") else -1
+    size = weights.group("group_size", -1) if strategy in ("group", "tensor_group") else -1
     dynamic = inputs.get("dynamic", False)
     if not isinstance(dynamic, bool) and dynamic != "local":
         raise SpecError(f"config {inputs.path}.dynamic: must be true, false or local, not {_shown(dynamic)}")

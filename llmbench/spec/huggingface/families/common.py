@@ -244,7 +244,7 @@ def latent_attention(c: Config, **fields: Any) -> LatentAttention:
     bias = fields.pop("bias", None)
     bias = c.flag("attention_bias") if bias is None else bias
     c.ignore("num_key_value_heads", "qk_head_dim")
-    head_dim, rotated = c.size_or_none("head_dim"), c.get("qk_rope_head_dim")
+    head_dim, rotated = c.optional_size("head_dim"), c.get("qk_rope_head_dim")
     share = c.table("rope_parameters").get("partial_rotary_factor", 1)
     if "head_dim" in c and head_dim and head_dim * share != rotated and not c.get("replaces_head_dim"):
         c.unbuildable(f"head_dim {head_dim} differs from qk_rope_head_dim {rotated}")
