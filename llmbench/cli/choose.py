@@ -117,7 +117,7 @@ FIGURES: tuple[Field[Candidate], ...] = (
         "activation_bytes",
         "activations",
         "gib",
-        description="bytes that a training step with one sequence saves for its backward pass, with flash attention",
+        description="bytes that a training step with one sequence saves for its backward pass",
     ),
     Field(
         "train_peak_bytes",
@@ -321,11 +321,13 @@ def _model_block(choice: Choice, file: str, *, written: bool) -> Block:
     fields = fitted([msgspec.structs.replace(_FIGURE[name], scale=name) for name in MODEL], [choice.candidate])
     setting, model = choice.setting, shlex.quote(file)
     gpus = f" --gpus {setting.devices}" if setting.devices > 1 else ""
+    verdict = "fits on" if choice.candidate.trains_on_one_device else "does not fit on"
     where = f"{model} --seq {setting.context} --device {setting.device}"
     return Block(
         headline="The chosen model",
         table=transposed(fields, [("value", choice.candidate)]),
         lines=[
+            f"a training step with one sequence {verdict} one {setting.device}",
             "check it:" if written else f"write it with --spec {model}, then check it:",
             f"llmbench fit {where}{gpus} --engine ideal --weights bf16",
             f"llmbench memory {where}",

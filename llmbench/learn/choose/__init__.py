@@ -22,7 +22,7 @@ from llmbench.learn.choose.goals import GOALS, Goal, GoalName
 
 __all__ = ["DECISIONS", "GAIN", "Choice", "Decided", "Option", "choose"]
 
-DECISIONS = ("shape", "positions", "kv_heads", "feed_forward", "window", "experts")
+DECISIONS = ("shape", "positions", "kv_heads", "feed_forward", "window", "experts", "attention")
 """The decisions, in the order in which they are taken. The file of a decision has its name."""
 
 GAIN = 1.25
@@ -99,7 +99,7 @@ def _reason(alternatives: list[Alternative], figures: list[float], chosen: int, 
     others = range(1, len(alternatives))
     allowed = [place for place in others if alternatives[place].quality == "close"]
     refused = [place for place in others if alternatives[place].quality == "loss"]
-    parts = [f"{first.name}: the best quality in papers"]
+    parts = [f"{first.name}: no alternative has a better quality in papers"]
     if allowed:
         gain = max(goal.gain(figures[0], figures[place]) for place in allowed)
         parts.append(

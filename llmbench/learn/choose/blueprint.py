@@ -36,6 +36,7 @@ class Blueprint(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     `local`, `window`: number of layers with a window before each layer that sees all tokens, and this window. A window
     without local layers is in all layers. `experts`: number of experts; 0: no mixture. `per_token`: experts per token.
+    `flash`: whether training uses flash attention, which does not change the spec.
     """
 
     parameters: int
@@ -53,6 +54,7 @@ class Blueprint(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     window: int | None = None
     experts: int = 0
     per_token: int = 0
+    flash: bool = True
 
     def changed(self, **fields: Any) -> Blueprint:
         """Return the blueprint with other values of some fields."""

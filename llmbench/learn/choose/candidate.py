@@ -9,9 +9,11 @@ import msgspec
 
 from llmbench.errors import LayoutError, LLMBenchError
 from llmbench.learn.choose.blueprint import Blueprint
+from llmbench.sizing.devices import device_fit
 from llmbench.sizing.flops import count_flops
 from llmbench.sizing.kvcache import kv_cache
 from llmbench.sizing.lower import lower
+from llmbench.sizing.memory import Memory
 from llmbench.sizing.params import count_parameters
 from llmbench.sizing.serving.fit import Fit, Question, Sizer, split
 from llmbench.sizing.training import training_memory
@@ -137,15 +139,26 @@ class Candidate:
         """FLOPs of a training step per token, without recomputation."""
         return count_flops(self.spec, Workload.train(self.setting.context)).per_token
 
-    @cached_property
+    @property
     def train_peak_bytes(self) -> int:
-        """Peak bytes of a training step with one sequence on one device: mixed precision, AdamW, flash attention."""
-        return training_memory(self.spec, self.setting.context).peak_bytes
+        """Peak bytes of a training step with one sequence on one device: mixed precision, AdamW."""
+        return self._training.peak_bytes
 
-    @cached_property
+    @property
     def activation_bytes(self) -> int:
         """Bytes of the activations that this training step saves for its backward pass."""
-        return training_memory(self.spec, self.setting.context).full_bytes["activations"]
+        return self._training.full_bytes["activations"]
+
+    @property
+    def trains_on_one_device(self) -> bool:
+        """Whether this training step fits on one device that computes bf16."""
+        return device_fit(find_device_head(self.setting.device), self._training.needed_bytes, "bf16").fits
+
+    @cached_property
+    def _training(self) -> Memory:
+        if self.blueprint.flash:
+            return training_memory(self.spec, self.setting.context)
+        return training_memory(self.spec, self.setting.context, attention="standard", kernels="eager")
 
     @cached_property
     def score_share(self) -> float:

@@ -16,8 +16,8 @@ def alternatives(blueprint: Blueprint, setting: Setting) -> list[Alternative]:
             "first",
             "the loss hardly depends on the shape (Kaplan, arXiv 2001.08361, figure 5)",
         ),
-        ("deeper", 2.0, "close", "as good or better (Tay, arXiv 2109.10686)"),
-        ("wider", 0.5, "loss", "worse on tasks (Tay, arXiv 2109.10686)"),
+        ("deeper", 2.0, "close", "as good or better after fine-tuning (Tay, arXiv 2109.10686)"),
+        ("wider", 0.5, "loss", "worse after fine-tuning (Tay, arXiv 2109.10686)"),
     ]
     found: list[Alternative] = []
     for name, factor, quality, report in options:

@@ -12,7 +12,7 @@ def alternatives(blueprint: Blueprint, setting: Setting) -> list[Alternative]:
     found = [
         Alternative("full attention", {"local": 0, "window": None}, "first", "each token reaches every other token")
     ]
-    mixed = "the perplexity hardly changes (Gemma 3, arXiv 2503.19786, section 5.2)"
+    mixed = "the perplexity hardly changes (Gemma 3 report, arXiv 2503.19786)"
     for local, window in ((1, 4096), (5, 1024)):
         if window < setting.context and local < blueprint.layers:
             name = f"{local} of {local + 1} layers: window {window:,}"
