@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,7 +15,7 @@ from llmbench.cli.learning import Data, corpus_of_option, progress
 from llmbench.cli.measured import Device, need_torch
 from llmbench.cli.options import MODEL_HELP, Set, answer, load, positive_integer, prints_tables, token_count
 from llmbench.cli.train_document import document
-from llmbench.errors import LLMBenchError
+from llmbench.errors import CannotRunError, LLMBenchError
 from llmbench.printable import printable
 from llmbench.report.render import Format
 
@@ -138,6 +139,9 @@ Folder = Annotated[
         show_default=False,
     ),
 ]
+TensorBoard = Annotated[
+    bool, typer.Option("--tensorboard", help="Also write event files for TensorBoard into the folder of the run.")
+]
 As = Annotated[Format, typer.Option("--format", "-f", help="Format of the answer.", rich_help_panel=OUTPUT)]
 LONGEST = 256
 """The largest default of --seq, in tokens."""
@@ -162,6 +166,7 @@ def command(
     stop_at: StopAt = None,
     resume: Resume = None,
     folder: Folder = None,
+    tensorboard: TensorBoard = False,
     format: As = "table",
 ) -> None:
     """Train a model on a text, and show how well it predicts a part of the text that it has not read.
@@ -191,8 +196,14 @@ def command(
         raise LLMBenchError("give either a MODEL or --resume FOLDER", hint="for example `llmbench train nanogpt-cpu`")
     if resume is not None:
         _refuse_with_resume({**chosen, "data": data, "setting": setting, "set": set, "output": folder})
+    if tensorboard and folder is None and resume is None:
+        raise LLMBenchError("--tensorboard needs a folder for the event files", hint="add -o FOLDER")
     spec = None if model is None else load(model, set)
     need_torch("train")
+    if tensorboard and find_spec("tensorboard") is None:
+        raise CannotRunError(
+            "--tensorboard needs the package tensorboard, which is not installed", hint="run `pip install tensorboard`"
+        )
     from llmbench.learn.session import new_session, resumed_session
     from llmbench.measure.environment import environment
     from llmbench.measure.ranks import join
@@ -220,7 +231,9 @@ def command(
         )
     last = stop_at or session.state.settings.steps
     with progress(last, start=session.state.step, shown=ranks.first) as advance:
-        trained = session.run(stop_at=stop_at, on_step=lambda row: advance(f"loss {row.loss:.3f}"))
+        trained = session.run(
+            stop_at=stop_at, tensorboard=tensorboard, on_step=lambda row: advance(f"loss {row.loss:.3f}")
+        )
     if not ranks.first:
         return
     inputs = {"model": model, "resume": None if resume is None else str(resume), "stop_at": stop_at, "set": set or []}
@@ -233,7 +246,7 @@ def _refuse_with_resume(options: dict[str, Any]) -> None:
         if value is not None:
             raise LLMBenchError(
                 f"--{names.get(name, name)} cannot be used with --resume: a resumed run keeps its settings",
-                hint="only --stop-at and --device can be given with --resume",
+                hint="only --stop-at, --device and --tensorboard can be given with --resume",
             )
 
 
@@ -254,11 +267,13 @@ def _settings(chosen: dict[str, Any], others: list[str] | None, context: int | N
         "validate_every": min(defaults.validate_every, -(-steps // 8)),
         **given,
     }
+    kinds = {field.name: field.type for field in msgspec.structs.fields(Settings)}
+    words = {int: "a whole number", float: "a number", bool: "true or false"}
     for name, value in parse_assignments(others or []).items():
         if name not in OTHERS:
             raise LLMBenchError(f"--setting {name}: unknown setting", hint=f"choose from {', '.join(OTHERS)}")
-        values[name] = value
-    try:
-        return msgspec.convert(values, Settings)
-    except msgspec.ValidationError as problem:
-        raise LLMBenchError(f"--setting: {problem}") from None
+        try:
+            values[name] = msgspec.convert(value, kinds[name])
+        except msgspec.ValidationError:
+            raise LLMBenchError(f"--setting {name}: {value!r} is not {words[kinds[name]]}") from None
+    return Settings(**values)

@@ -1,18 +1,20 @@
-"""The figures of a training run: one JSON object per line, for each step and each validation."""
+"""The figures of a training run, for each step and each validation: in a file with one JSON object per line, and on
+request also in event files of TensorBoard."""
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from llmbench.errors import LLMBenchError
+from llmbench.errors import CannotRunError, LLMBenchError
 
-__all__ = ["Metrics", "StepRow", "Validation", "bits_per_byte", "perplexity"]
+__all__ = ["EventFiles", "Metrics", "StepRow", "Validation", "bits_per_byte", "perplexity"]
 
 
 def perplexity(loss: float) -> float:
@@ -100,6 +102,33 @@ class Metrics:
     def read(path: Path) -> list[dict[str, Any]]:
         """Return the rows of a file. An incomplete last line is left out."""
         return [row for _, row in _rows(path)]
+
+
+class EventFiles:
+    """Event files of TensorBoard. Trackio and other viewers import them too.
+
+    Raises CannotRunError if the package tensorboard is not installed.
+    """
+
+    def __init__(self, folder: Path, *, after: int) -> None:
+        """Begin a new file in `folder`. Viewers then ignore what earlier files have for steps after step `after`."""
+        try:
+            writer: Any = import_module("torch.utils.tensorboard").SummaryWriter
+        except ImportError:
+            raise CannotRunError(
+                "event files need the package tensorboard, which is not installed", hint="run `pip install tensorboard`"
+            ) from None
+        self._writer = writer(str(folder), purge_step=after + 1)
+
+    def write(self, row: StepRow | Validation) -> None:
+        """Write the numbers of a row."""
+        for name, value in row.as_json().items():
+            if name != "step" and isinstance(value, (int, float)):
+                self._writer.add_scalar(name, value, row.step)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._writer.close()
 
 
 def _rows(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:

@@ -19,7 +19,7 @@ from llmbench.learn import checkpoint
 from llmbench.learn.checkpoint import State
 from llmbench.learn.data import Corpus, corpus
 from llmbench.learn.loop import Probe, Trained, optimizer_for, train
-from llmbench.learn.metrics import Metrics, StepRow, Validation
+from llmbench.learn.metrics import EventFiles, Metrics, StepRow, Validation
 from llmbench.learn.settings import Settings
 from llmbench.learn.threads import choose_threads
 from llmbench.measure.clock import clock_for
@@ -37,6 +37,7 @@ from llmbench.spec.override import override
 __all__ = ["METRICS", "Session", "measured_peak", "new_session", "resumed_session"]
 
 METRICS = "metrics.jsonl"
+EVENTS = "tensorboard"
 
 
 @dataclass(kw_only=True)
@@ -62,10 +63,15 @@ class Session:
         *,
         stop_at: int | None = None,
         probes: Sequence[Probe] = (),
+        tensorboard: bool = False,
         on_step: Callable[[StepRow], object] = lambda row: None,
         on_validation: Callable[[Validation], object] = lambda validation: None,
     ) -> Trained:
-        """Train until step `stop_at`, or until the end of the schedule. Raises LLMBenchError if the run is finished."""
+        """Train until step `stop_at`, or until the end of the schedule.
+
+        `tensorboard`: whether to write event files into the folder too. Raises LLMBenchError if the run is finished,
+        and CannotRunError if a package is missing.
+        """
         last = self.state.settings.steps if stop_at is None else stop_at
         if not self.state.step < last <= self.state.settings.steps:
             raise LLMBenchError(
@@ -74,19 +80,19 @@ class Session:
                 if stop_at is not None
                 else f"the run is finished: it has all of its {last:,} steps"
             )
-        metrics = self._open_metrics()
+        files = self._open_files(tensorboard)
         seconds = self.state.seconds
 
         def step_done(row: StepRow) -> None:
             nonlocal seconds
             seconds = row.seconds
-            if metrics is not None:
-                metrics.write(row)
+            for file in files:
+                file.write(row)
             on_step(row)
 
         def validated(validation: Validation) -> None:
-            if metrics is not None:
-                metrics.write(validation)
+            for file in files:
+                file.write(validation)
             on_validation(validation)
 
         def save(step: int, optimizer: torch.optim.Optimizer) -> None:
@@ -111,13 +117,15 @@ class Session:
                 ranks=self.ranks,
             )
         finally:
-            if metrics is not None:
-                metrics.close()
+            for file in files:
+                file.close()
 
-    def _open_metrics(self) -> Metrics | None:
+    def _open_files(self, tensorboard: bool) -> list[Metrics | EventFiles]:
+        """Return the open files that get every row. Only the first rank writes files."""
         if self.folder is None or not self.ranks.first:
-            return None
-        return Metrics(self.folder / METRICS, after=self.state.step)
+            return []
+        events = [EventFiles(self.folder / EVENTS, after=self.state.step)] if tensorboard else []
+        return [*events, Metrics(self.folder / METRICS, after=self.state.step)]
 
 
 def new_session(
