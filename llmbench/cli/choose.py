@@ -79,7 +79,10 @@ FIGURES: tuple[Field[Candidate], ...] = (
     Field("layers", "layers", "count", description="number of layers"),
     Field("width", "width", "count", description="width of the feed-forward, or of one expert"),
     Field(
-        "position_parameters", "table", "count", description="number of parameters of the table of learned positions"
+        "position_parameters",
+        "position table",
+        "count",
+        description="number of parameters of the table of learned positions",
     ),
     Field(
         "longest_position",
@@ -246,7 +249,7 @@ def document(goal: GoalName, choice: Choice, inputs: dict[str, Any], file: str) 
         answer=_sentence(title),
         table=table([field for field in DECIDED if field.name in ("question", "choice")], choice.decided),
         lines=[
-            f"goal: {choice.goal.noun}, as {'many' if choice.goal.large else 'few'} as possible",
+            f"goal figure: {choice.goal.noun}; {'more' if choice.goal.large else 'less'} is better",
             "* marks the choice. Figures are computed; quality is cited from papers",
         ],
     )

@@ -9,6 +9,18 @@ def rmsnorm(x, weight, eps):
     return weight * (x * (x.pow(2).sum(-1, keepdim=True) / x.shape[-1] + eps) ** -0.5)
 
 
+def layernorm(x, weight, bias, eps):
+    centred = x - x.mean(-1, keepdim=True)
+    return centred * torch.rsqrt(centred.pow(2).mean(-1, keepdim=True) + eps) * weight + bias
+
+
+def sinusoidal_positions(positions, width):
+    angles = positions[:, None] / 10000 ** (torch.arange(0, width, 2) / width)
+    out = torch.empty(len(positions), width)
+    out[:, 0::2], out[:, 1::2] = angles.sin(), angles.cos()
+    return out
+
+
 def rope(x, positions, theta):
     half = x.shape[-1] // 2
     inverse = torch.exp(-math.log(theta) * torch.arange(half).float() / half)

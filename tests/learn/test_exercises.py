@@ -62,7 +62,7 @@ def test_seeds_give_other_numbers(name: str) -> None:
     assert len({asked(name, seed).answer for seed in range(12)}) >= 9
 
 
-@pytest.mark.parametrize("name", QUESTIONS)
+@pytest.mark.parametrize("name", [name for name in QUESTIONS if asked(name).command])
 def test_the_command_of_a_solution_shows_the_figure(name: str, capsys: Capture) -> None:
     """Where the JSON of the command has the answer itself."""
     keys = {"parameters": "total", "moe-active": "active", "forward-flops": "total_flops", "kv-cache": "bytes_total"}
@@ -82,6 +82,8 @@ def test_answers_of_published_sources() -> None:
     assert asked("training-states").answer == 16 * 1_557_611_200
     assert asked("moe-active").answer == 12_879_925_248  # Mixtral's report: 13B active parameters
     assert asked("kv-cache").answer == 2 * 32 * 8 * 128 * 8192 * 2
+    assert asked("score-bytes").answer == 12 * 8 * 12 * 1024**2 * 4
+    assert asked("lora-parameters").answer == 6_815_744  # peft prints this number for Llama 3 8B, r=16, q and v
     assert asked("training-days").answer == pytest.approx(
         3 * asked("forward-flops").answer * 1024 * 400_000 / (0.5 * 19.5e12 * 86400), rel=1e-9
     )
@@ -206,6 +208,18 @@ MISTAKES = {
     "rmsnorm: eps outside": lambda x, weight, eps: x / (x.square().mean(-1, keepdim=True).sqrt() + eps) * weight,
     "rmsnorm: LayerNorm": lambda x, weight, eps: torch.nn.functional.layer_norm(x, x.shape[-1:], weight, eps=eps),
     "rmsnorm: first dimension": lambda x, weight, eps: x * torch.rsqrt(x.square().mean(0) + eps) * weight,
+    "layernorm: variance of samples": lambda x, weight, bias, eps: (
+        (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True) + eps).sqrt() * weight + bias
+    ),
+    "layernorm: eps outside": lambda x, weight, bias, eps: (
+        (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True, correction=0) + eps) * weight + bias
+    ),
+    "sinusoidal-positions: halves": lambda positions, width: torch.cat(
+        [solutions.sinusoidal_positions(positions, width)[:, start::2] for start in (0, 1)], -1
+    ),
+    "sinusoidal-positions: from 0": lambda positions, width: solutions.sinusoidal_positions(
+        torch.arange(len(positions)).float(), width
+    ),
     "rope: neighbours": wrong_rope,
     "rope: other direction": lambda x, positions, theta: solutions.rope(x, -positions, theta),
     "rope: positions from 0": lambda x, positions, theta: solutions.rope(x, torch.arange(x.shape[-2]), theta),

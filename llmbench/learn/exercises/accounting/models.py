@@ -43,6 +43,6 @@ def llama_text(model: Model) -> str:
     kv_heads = model.changes.get("num_key_value_heads", 8)
     return (
         f"A Llama model has {spec.num_hidden_layers} layers, hidden size {spec.hidden_size:,}, 32 query heads and "
-        f"{kv_heads} KV heads of width 128, a SwiGLU of width 14,336 and "
-        f"{spec.vocab_size:,} tokens in its vocabulary. There are no biases. Embedding and head are two matrices."
+        f"{kv_heads} KV heads of width 128, a SwiGLU of width 14,336 and {spec.vocab_size:,} tokens in its vocabulary. "
+        "There are no biases. Embedding and head are two matrices."
     )
