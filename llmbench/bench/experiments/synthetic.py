@@ -15,6 +15,7 @@ from torch import Tensor
 from llmbench.model import build
 from llmbench.model.decoder import Decoder
 from llmbench.model.ffn import MixtureLayer
+from llmbench.model.routing import balance_loss, record_routing
 from llmbench.spec.catalog import load_bundled
 from llmbench.spec.ffn import FFN, MoE
 from llmbench.spec.mixer import Attention, Mixer
@@ -95,10 +96,12 @@ def trained(
     batch: int = 8,
     learning_rate: float = LEARNING_RATE,
     warmup: int = 0,
+    balance: float = 0.0,
 ) -> tuple[Decoder, list[float]]:
     """Train a model in fp32 on progressions, with `steps` steps of AdamW. Return the model and its loss at each step.
 
     `warmup`: the number of first steps in which the learning rate grows linearly.
+    `balance`: the multiple of the balance loss of the experts that is added to the loss.
     """
     model = build(spec, device=device, init="xavier")
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
@@ -107,8 +110,9 @@ def trained(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * min(1.0, (step + 1) / max(1, warmup))
         tokens, targets = progressions(spec.vocab_size, batch, length, step, device)
-        loss = model(tokens, targets=targets)
-        loss.backward()
+        with record_routing(model) as routings:
+            loss = model(tokens, targets=targets)
+        (loss + balance * balance_loss(routings.values()) if balance else loss).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         losses.append(loss.detach())
@@ -117,7 +121,7 @@ def trained(
 
 # Expert choices
 
-Routing = Literal["even", "skewed", "trained"]
+Routing = Literal["even", "skewed", "trained", "balanced"]
 ROUTINGS: tuple[Routing, ...] = get_args(Routing)
 
 STEPS, LENGTH, VOCABULARY = 100, 32, 64
@@ -130,13 +134,14 @@ def choices(routing: Routing, experts: int, top_k: int, tokens: int) -> Tensor:
 
     `even`: all experts have the same chance. `skewed`: expert e, counted from 0, has a chance proportional to 1 / (e +
     1). Both draw without replacement. `trained`: the choices of the last router of a small model after 100 training
-    steps on progressions without a balance loss.
+    steps on progressions without a balance loss. `balanced`: the same, with 0.1 times the balance loss. The usual 0.01
+    needs more steps.
     """
-    if routing != "trained":
+    if routing in ("even", "skewed"):
         chances = torch.arange(1, experts + 1, dtype=torch.float64) ** -(1.0 if routing == "skewed" else 0.0)
         generator = torch.Generator().manual_seed(7)
         return torch.multinomial(chances.expand(tokens, -1), top_k, generator=generator)
-    model = _trained_mixture(experts, top_k)
+    model = _trained_mixture(experts, top_k, 0.1 if routing == "balanced" else 0.0)
     unseen, _ = progressions(VOCABULARY, -(-tokens // LENGTH), LENGTH, STEPS, CPU)
     with torch.no_grad():
         model(unseen)
@@ -147,7 +152,7 @@ def choices(routing: Routing, experts: int, top_k: int, tokens: int) -> Tensor:
 
 
 @cache
-def _trained_mixture(experts: int, top_k: int) -> Decoder:
+def _trained_mixture(experts: int, top_k: int, balance: float) -> Decoder:
     ffn = MoE(num_experts=experts, num_experts_per_tok=top_k, intermediate_size=32)
     spec = model_of("router", 64, mixer=heads(4, 4, 16), ffn=ffn, layers=2, vocab=VOCABULARY)
-    return trained(spec, steps=STEPS, length=LENGTH, device=CPU)[0]
+    return trained(spec, steps=STEPS, length=LENGTH, device=CPU, balance=balance)[0]
