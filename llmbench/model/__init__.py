@@ -16,6 +16,7 @@ weights. `load(folder)` reads weights that transformers saved. The package has t
     recurrent/            mixers with a state of fixed size; state.py there has the state of one layer
     mixers.py             the module and the cache of each kind of mixer
     ffn.py                dense and gated feed-forwards, and mixtures of experts
+    expert_parallel.py    experts that are divided among processes
     gemma4.py, rwkv.py    layers that only Gemma 4 or RWKV has
     step.py               the inputs that all layers of a forward pass share
     context.py            the keys and values that the tokens of a forward pass see

@@ -24,7 +24,7 @@ from llmbench.sizing.lower import lower
 from llmbench.sizing.params import count_parameters
 from llmbench.sizing.training import training_run
 from llmbench.sizing.workload import Layout, Workload
-from tests.bench.two_ranks import SPEC, STEPS
+from tests.bench.two_ranks import EXPERTS, SPEC, STEPS
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,6 +63,34 @@ def test_a_sharded_model_has_the_loss_and_gradients_of_one_process(results_of_ra
         assert [(check["tensor"], check["passed"]) for check in row["checks"]] == [("loss", True), ("gradients", True)]
         assert row["extra"]["tokens"] == 4 * 24
         assert row["case"]["ranks"] == 2
+
+
+def test_expert_parallelism_has_the_loss_and_gradients_of_one_process(results_of_ranks: dict[str, Any]) -> None:
+    """Also with recomputation, which repeats the exchanges in the backward pass."""
+    rows = results_of_ranks["experts"]
+    assert [(row["implementation"], row["status"], row["reason"]) for row in rows] == [
+        ("sdpa EP", "ok", None),
+        ("sdpa EP recompute", "ok", None),
+    ]
+    for row in rows:
+        assert [(check["tensor"], check["passed"]) for check in row["checks"]] == [("loss", True), ("gradients", True)]
+        # 2 sequences × 24 tokens × 2 experts × 32 channels × 4 bytes, for inputs, outputs and their gradients.
+        assert row["extra"]["exchanged_bytes"] == 4 * 2 * 24 * 2 * 32 * 4
+
+
+def test_each_rank_sends_the_bytes_of_the_op_table(results_of_ranks: dict[str, Any]) -> None:
+    """On average over the ranks. The router decides how many rows the experts of each rank send back."""
+    for when in ("forward", "backward"):
+        predicted = [
+            collective.bytes
+            for op in lower(EXPERTS, Workload.train(24, 2, activation_dtype="fp32"), Layout(dp=2, ep=2))
+            for collective in op.collectives
+            if collective.kind == "all_to_all" and collective.when == when
+            for _ in op.layers
+        ]
+        first, second = (sent[when] for sent in results_of_ranks["exchanged"])
+        assert [(a + b) / 2 for a, b in zip(first, second, strict=True)] == predicted
+        assert len(predicted) == 4
 
 
 def test_fsdp_splits_weights_evenly(results_of_ranks: dict[str, Any]) -> None:

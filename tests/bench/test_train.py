@@ -17,14 +17,15 @@ from llmbench.bench.experiments.train import step as training
 from llmbench.bench.experiments.train.step import Trainer, TrainStep, verdicts
 from llmbench.bench.pieces.piece import Setting
 from llmbench.bench.results.metrics import MachineLimits
-from llmbench.errors import LLMBenchError
+from llmbench.errors import LLMBenchError, UnsupportedError
 from llmbench.measure.clock import CpuClock
+from llmbench.measure.ranks import Ranks
 from llmbench.measure.reference import Limits, ReferenceMeasurements, Sizes, measure_references
 from llmbench.measure.results import Row
 from llmbench.model import build
 from llmbench.model.implementations import implementation
 from llmbench.sizing.params import count_parameters
-from llmbench.spec.ffn import Gated
+from llmbench.spec.ffn import Gated, MoE
 from llmbench.spec.model import Norm
 from llmbench.spec.position import LearnedPositions
 
@@ -163,6 +164,20 @@ def test_oom_is_a_row_with_its_need(references: ReferenceMeasurements) -> None:
     assert row.status == "OOM"
     memory = memory_of(huge, TrainStep("sdpa"), 1)
     assert row.need_bytes == memory.peak_bytes - memory.parts_bytes["overhead"]
+
+
+def test_experts_that_the_ranks_cannot_divide_are_refused_in_their_row_only(references: ReferenceMeasurements) -> None:
+    """Three ranks of which only this one exists: the refusal comes before any of them communicates."""
+    ffn = MoE(num_experts=4, num_experts_per_tok=2, intermediate_size=16)
+    spec = model_of("experts", 32, mixer=heads(4, 2, 8), ffn=ffn, layers=1, vocab=98)
+    ask = Ask(quick=True, device=CPU, dtype="fp32", ranks=Ranks(size=3))
+    names = [step.name for step in train.steps(ask, spec)]
+    assert names == ["sdpa FSDP", "sdpa FSDP recompute", "sdpa EP"]
+    setting = SETTING.changed(spec=spec, batch=3)
+    *possible, refused = group_of(setting, train.steps(ask, spec), ask).candidates(references)
+    assert all(candidate.need_bytes for candidate in possible)
+    with pytest.raises(UnsupportedError, match="4 experts are not divisible by 3"):
+        refused.prepare()
 
 
 def test_fp16_is_refused() -> None:

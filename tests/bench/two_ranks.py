@@ -13,6 +13,7 @@ from unittest.mock import patch
 import msgspec
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather, DefaultReduceScatter
@@ -36,16 +37,25 @@ from llmbench.measure.ranks import Ranks, join
 from llmbench.measure.reference import ReferenceMeasurements, Sizes, measure_references
 from llmbench.model import build
 from llmbench.model.decoder import Decoder
-from llmbench.spec.ffn import Gated
+from llmbench.spec.ffn import Gated, MoE, SharedExperts
 
 CPU = torch.device("cpu")
 SPEC = model_of("tiny", 32, mixer=heads(4, 2, 8), ffn=Gated(intermediate_size=48), layers=3, vocab=98)
+EXPERTS = model_of(
+    "experts",
+    32,
+    mixer=heads(4, 2, 8),
+    ffn=MoE(num_experts=6, num_experts_per_tok=2, intermediate_size=24, shared=SharedExperts(intermediate_size=16)),
+    layers=2,
+    vocab=98,
+)
 SETTING = Setting(spec=SPEC, batch=4, seq_len=24, dtype="fp32", device=CPU, direction="both")
 STEPS = [
     TrainStep("sdpa", sharding="fsdp"),
     TrainStep("sdpa", recompute=True, sharding="fsdp"),
     TrainStep("sdpa", sharding="tp"),
 ]
+EXPERT_STEPS = [TrainStep("sdpa", sharding="ep"), TrainStep("sdpa", recompute=True, sharding="ep")]
 
 
 def rows_of(groups: list[Group], ranks: Ranks, references: ReferenceMeasurements) -> list[Any]:
@@ -84,6 +94,26 @@ def moved(ranks: Ranks) -> dict[str, int]:
     gather = recorded("all_gather", "output_tensor", DefaultAllGather.__call__)
     split = recorded("reduce_scatter", "input_tensor", DefaultReduceScatter.__call__)
     with patch.object(DefaultAllGather, "__call__", gather), patch.object(DefaultReduceScatter, "__call__", split):
+        loss = model(tokens, targets=tokens)
+        when = "backward"
+        loss.backward()
+    return sizes
+
+
+def exchanged(ranks: Ranks) -> dict[str, list[int]]:
+    """Bytes that this rank sends in each exchange of rows between the experts, in a forward and a backward pass."""
+    model = build(EXPERTS, impl="sdpa")
+    shard(model, "ep", init_device_mesh("cpu", (ranks.size,)))
+    tokens = SETTING.tokens(98, 2, 24, seed=ranks.rank)
+    sizes: dict[str, list[int]] = {"forward": [], "backward": []}
+    when, usual = "forward", dist.all_to_all_single
+
+    def recorded(out: Tensor, rows: Tensor, *sizes_of_parts: Any, **options: Any) -> Any:
+        if rows.dim() == 2:  # not the numbers of rows
+            sizes[when].append(rows.nbytes)
+        return usual(out, rows, *sizes_of_parts, **options)
+
+    with patch.object(dist, "all_to_all_single", recorded):
         loss = model(tokens, targets=tokens)
         when = "backward"
         loss.backward()
@@ -193,6 +223,8 @@ def main(out: str) -> None:
         ),
         "sent": sent(ranks),
         "moved": moved(ranks),
+        "experts": rows_of([train.group_of(SETTING.changed(spec=EXPERTS), EXPERT_STEPS, ask)], ranks, references),
+        "exchanged": ranks.gathered(exchanged(ranks)),
         "uneven": uneven(ranks),
         "faults": alone(ranks, references),
     }

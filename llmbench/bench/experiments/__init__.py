@@ -85,7 +85,8 @@ EXPERIMENTS: dict[str, AboutExperiment] = {
         batch="sequences",
     ),
     "train": AboutExperiment(
-        "training steps: plain, with recomputation, compiled; under torchrun, with FSDP2 or tensor parallelism",
+        "training steps: plain, with recomputation, compiled; under torchrun, with FSDP2, and with tensor or expert "
+        "parallelism",
         model="the whole model",
         seq="tokens per sequence",
         batch="sequences per rank",

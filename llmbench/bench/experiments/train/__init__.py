@@ -8,19 +8,20 @@ mask allows are counted.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any
 
 from llmbench.bench.experiments.experiment import Ask, Column, Experiment, Group
 from llmbench.bench.experiments.synthetic import heads, model_of
-from llmbench.bench.experiments.train.sharding import Sharding
+from llmbench.bench.experiments.train.sharding import DATA_PARALLEL, Sharding
 from llmbench.bench.experiments.train.step import Trainer, TrainStep, verdicts
 from llmbench.bench.extra_candidates.compiled import forget_compiled
 from llmbench.bench.pieces.blocks import decoder_of, decoder_only
 from llmbench.bench.pieces.piece import Setting
 from llmbench.bench.results.metrics import MachineLimits
-from llmbench.errors import LLMBenchError
+from llmbench.errors import LayoutError, LLMBenchError, UnsupportedError
 from llmbench.measure.check_and_time import Candidate
 from llmbench.measure.clock import Call
 from llmbench.measure.ranks import Ranks
@@ -47,12 +48,14 @@ def layout_of(step: TrainStep, ranks: int) -> Layout:
     """Return the parallel layout of a step on `ranks` GPUs."""
     if step.sharding == "fsdp":
         return Layout(dp=ranks, zero=3 if ranks > 1 else 0)  # one rank has nothing to split
+    if step.sharding == "ep":
+        return Layout(dp=ranks, ep=ranks)
     return Layout(tp=ranks) if step.sharding == "tp" else Layout()
 
 
 def workload(setting: Setting, step: TrainStep, ranks: int) -> Workload:
     """Return the workload of one GPU in a step. Each data-parallel rank has an equal part of the batch."""
-    batch = setting.batch // ranks if step.sharding == "fsdp" else setting.batch
+    batch = setting.batch // ranks if step.sharding in DATA_PARALLEL else setting.batch
     return _workload(setting, batch, **described(step.impl).traits.computed("train"))
 
 
@@ -82,6 +85,16 @@ def flops_of(setting: Setting, step: TrainStep) -> Flops:
     """Return the FLOPs of a step on the whole batch. Only the score pairs that the mask allows are counted."""
     needed = _workload(setting, setting.batch, attention=workload(setting, step, 1).attention)
     return count_flops(setting.spec, needed, recompute="full" if step.recompute else "none")
+
+
+def exchanged_bytes(setting: Setting, step: TrainStep, ranks: int) -> int:
+    """Return the mean bytes that a rank sends in the all-to-all exchanges of a layer in a step: the inputs and outputs
+    of the experts, and the gradients of both. If the kinds of layers differ, return the largest number. 0: no layer has
+    such an exchange."""
+    by_layer: Counter[str] = Counter()
+    for op in lower(setting.spec, workload(setting, step, ranks), layout_of(step, ranks)):
+        by_layer[op.layer] += sum(each.bytes for each in op.collectives if each.kind == "all_to_all")
+    return max(by_layer.values())
 
 
 def bytes_of(setting: Setting) -> int:
@@ -162,7 +175,10 @@ def candidate(
     """Return a training step as a candidate. `trainer(sharding)` returns the trainer that all steps with this sharding
     share."""
     ranks = ask.ranks.size
-    flops, memory = flops_of(setting, step), memory_of(setting, step, ranks)
+    try:
+        flops, memory = flops_of(setting, step), memory_of(setting, step, ranks)
+    except LayoutError as problem:
+        return Candidate(name=step.name, prepare=partial(_refuse, str(problem)))
     # memory.peak_bytes includes the workspace of cuBLAS. A CPU has no such workspace, so it is subtracted there.
     workspace = 0 if ask.on_gpu else memory.parts_bytes["overhead"]
     extra: dict[str, Scalar] = {
@@ -170,6 +186,9 @@ def candidate(
         "ranks": ranks,
         "hardware_flops": (flops.total + flops.recompute) // ranks,
     }
+    exchanged = exchanged_bytes(setting, step, ranks)
+    if exchanged:
+        extra["exchanged_bytes"] = exchanged
 
     def build() -> tuple[Trainer, Call]:
         built = trainer(step.sharding)
@@ -194,6 +213,10 @@ def candidate(
     )
 
 
+def _refuse(reason: str) -> Call:
+    raise UnsupportedError(reason)
+
+
 def derived(row: Row, limits: MachineLimits) -> Mapping[str, Scalar]:
     """Return MFU and HFU of a row, as shares of the datasheet's peak FLOP/s. Without a datasheet, return shares of the
     matrix-product rate that was measured on this machine."""
@@ -214,7 +237,7 @@ def groups(ask: Ask) -> list[Group]:
     for index, (batch, seq_len) in enumerate(shapes):
         setting = ask.setting(spec, batch=batch * ask.ranks.size, seq_len=seq_len, direction="both")
         # Compiled steps run at the first shape only, because their compilation takes minutes.
-        all_groups.append(group_of(setting, [step for step in steps(ask) if not (step.compiled and index)], ask))
+        all_groups.append(group_of(setting, [step for step in steps(ask, spec) if not (step.compiled and index)], ask))
     return all_groups
 
 
@@ -240,15 +263,17 @@ def _preset(ask: Ask) -> tuple[ModelSpec, tuple[tuple[int, int], ...]]:
     return load_bundled("smollm2-135m"), ((1, 256),)
 
 
-def steps(ask: Ask) -> list[TrainStep]:
+def steps(ask: Ask, spec: ModelSpec) -> list[TrainStep]:
     """Return the steps that a preset compares: first each implementation, then steps with recomputation and compiled
-    steps. Under torchrun, return sharded steps instead. The quick preset has no compiled steps, because compilation
+    steps. Under torchrun, return sharded steps instead: a mixture of experts has expert parallelism instead of tensor
+    parallelism. The quick preset has no compiled steps, because compilation
     takes minutes on a CPU."""
     plain, recomputed = (partial(TrainStep, recompute=recompute) for recompute in (False, True))
     if ask.ranks.size > 1:
         impls = ("sdpa", "fused") if ask.on_gpu else ("sdpa",)
         sharded = [plain(impl, sharding="fsdp") for impl in impls]
-        return [*sharded, recomputed("sdpa", sharding="fsdp"), plain("sdpa", sharding="tp")]
+        other: Sharding = "ep" if spec.is_moe else "tp"
+        return [*sharded, recomputed("sdpa", sharding="fsdp"), plain("sdpa", sharding=other)]
     if not ask.on_gpu:
         variants = [plain("standard"), plain("sdpa"), plain("flash"), recomputed("sdpa")]
         return variants if ask.quick else [*variants, plain("sdpa", compiled=True)]
@@ -261,7 +286,11 @@ EXPERIMENT = Experiment(
     question="how fast does a model train, and how much memory does it need?",
     groups=groups,
     baseline="sdpa",
-    columns=(Column("mfu", "MFU", "percent", spare=0), Column("hfu", "HFU", "percent")),
+    columns=(
+        Column("mfu", "MFU", "percent", spare=0),
+        Column("hfu", "HFU", "percent"),
+        Column("exchanged_bytes", "all-to-all per layer", "mib"),
+    ),
     derived=derived,
     processes="any",
     notes=(
@@ -273,7 +302,9 @@ EXPERIMENT = Experiment(
         " attention, and layers with recomputation",
         "predicted peak: the peak memory that `llmbench memory` predicts",
         "predicted time: the sum of the roofline times of all ops, without communication",
-        "batch: the number of sequences of all ranks together. FSDP gives each rank an equal part of the batch. Tensor"
-        " parallelism (TP) gives the whole batch to every rank",
+        "batch: the number of sequences of all ranks together. FSDP and expert parallelism (EP) give each rank an equal"
+        " part of the batch. Tensor parallelism (TP) gives the whole batch to every rank",
+        "all-to-all per layer: the bytes that a rank sends in a step, on average, to exchange the inputs and outputs of"
+        " the experts of a layer, and their gradients",
     ),
 )

@@ -1,7 +1,8 @@
-"""Shard a model over processes with FSDP2 or with tensor parallelism.
+"""Shard a model over processes with FSDP2, with tensor parallelism or with expert parallelism.
 
 FSDP2 splits weights, gradients and optimizer states over the data-parallel ranks. Tensor parallelism splits the heads,
-the width of the feed-forward and the vocabulary, as Megatron does (arXiv 1909.08053, section 3).
+the width of the feed-forward and the vocabulary, as Megatron does (arXiv 1909.08053, section 3). Expert parallelism
+splits the experts over the data-parallel ranks, and each rank has all other weights (arXiv 2006.16668, section 3.2).
 """
 
 from __future__ import annotations
@@ -23,22 +24,31 @@ from torch.distributed.tensor.parallel import (
 from llmbench.errors import UnsupportedError
 from llmbench.model.attention import AttentionLayer
 from llmbench.model.decoder import Decoder
+from llmbench.model.expert_parallel import split_experts
 from llmbench.model.ffn import DenseLayer, GatedLayer
 from llmbench.model.norm_placements import BlockParts
 from llmbench.spec.mixer import Attention
 
-__all__ = ["Sharding", "shard"]
+__all__ = ["DATA_PARALLEL", "Sharding", "shard"]
 
-Sharding = Literal["fsdp", "tp"]
+Sharding = Literal["fsdp", "tp", "ep"]
+
+DATA_PARALLEL: tuple[Sharding, ...] = ("fsdp", "ep")
+"""The shardings in which each rank has its own part of the batch."""
 
 
 def shard(model: Decoder, sharding: Sharding, mesh: DeviceMesh) -> None:
-    """Shard the model over the mesh, in place. Raises UnsupportedError for a layer that tensor parallelism does not
-    support."""
+    """Shard the model over the mesh, in place.
+
+    Raises UnsupportedError for a layer that the sharding does not support.
+    """
     if sharding == "fsdp":
         for block in model.layers:
             fully_shard(block, mesh=mesh)
         fully_shard(model, mesh=mesh)
+        return
+    if sharding == "ep":
+        split_experts(model, mesh)
         return
     for block in model.layers:
         assert isinstance(block, BlockParts)

@@ -16,11 +16,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import loss_parallel
 from torch.utils.checkpoint import checkpoint
 
 from llmbench.bench.correctness import check_factor
-from llmbench.bench.experiments.train.sharding import Sharding, shard
+from llmbench.bench.experiments.train.sharding import DATA_PARALLEL, Sharding, shard
 from llmbench.bench.extra_candidates.compiled import compiled
 from llmbench.bench.pieces.blocks import decoder_of
 from llmbench.bench.pieces.piece import Setting
@@ -74,7 +75,7 @@ class Trainer:
         ranks: Ranks = ALONE,
     ) -> None:
         self.model, self.sharding = model, sharding
-        if sharding == "fsdp":
+        if sharding in DATA_PARALLEL:
             tokens, targets = (part.chunk(ranks.size)[ranks.rank] for part in (tokens, targets))
         self.tokens, self.targets = tokens, targets
         if sharding:
@@ -101,6 +102,7 @@ class Trainer:
         def run() -> None:
             with self._context():
                 loss().backward()
+            self._average_gradients()
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
 
@@ -131,6 +133,19 @@ class Trainer:
             else:
                 block.__dict__.pop("forward", None)
 
+    def _average_gradients(self) -> None:
+        """With expert parallelism, average the gradients over the ranks. FSDP does so itself.
+
+        The rank of an expert already has the sum over the tokens of all ranks.
+        """
+        if self.sharding != "ep":
+            return
+        for weight in self.parameters:
+            if weight.grad is not None:
+                if not isinstance(weight, DTensor):
+                    dist.all_reduce(weight.grad)
+                _local(weight.grad).div_(dist.get_world_size())
+
     def _context(self) -> AbstractContextManager[Any]:
         """Return the context manager for a step. With tensor parallelism, the loss is computed on shards of the
         logits."""
@@ -142,10 +157,11 @@ class Trainer:
         with self._context():
             mean = self.loss_call(step)()
             mean.backward()
+        self._average_gradients()
         grads = [_whole(weight.grad).flatten() for weight in self.parameters if weight.grad is not None]
         self.optimizer.zero_grad(set_to_none=True)
         loss = _whole(mean.detach()).clone()
-        if self.sharding == "fsdp":
+        if self.sharding in DATA_PARALLEL:
             dist.all_reduce(loss)
             loss /= dist.get_world_size()
         return loss, torch.cat(grads)
