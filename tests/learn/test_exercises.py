@@ -211,6 +211,10 @@ MISTAKES = {
     "layernorm: variance of samples": lambda x, weight, bias, eps: (
         (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True) + eps).sqrt() * weight + bias
     ),
+    "layernorm: mean of squares": lambda x, weight, bias, eps: (
+        (x - x.mean(-1, keepdim=True))
+        / ((x * x).mean(-1, keepdim=True) - x.mean(-1, keepdim=True) ** 2 + eps).sqrt() * weight + bias
+    ),
     "layernorm: eps outside": lambda x, weight, bias, eps: (
         (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True, correction=0) + eps) * weight + bias
     ),

@@ -29,7 +29,7 @@ def cases(random: Random) -> Iterator[tuple[str, Inputs]]:
         ("[2, 2, 3, 64]", (2, 2, 3, 64), 3.0, 0.0, 1e-5),
         ("small values, for which eps matters", (3, 16), 1e-3, 0.0, 1e-5),
         ("equal values, whose variance is 0", (2, 4), 0.0, 1.0, 1e-5),
-        ("mean far from 0", (3, 16), 1.0, 100.0, 1e-5),
+        ("mean far from 0", (16, 128), 1.0, 100.0, 1e-5),
     ):
         inputs = {"x": random.normal(*shape, scale=scale) + shift, "eps": eps}
         yield label, {**inputs, "weight": 1 + random.normal(shape[-1], scale=0.3), "bias": random.normal(shape[-1])}
