@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import msgspec
 import typer
 
-from llmbench.cli.learning import Data, about_training, corpus_of_option, progress
+from llmbench.cli.learning import Data, Plot, about_training, check_files, corpus_of_option, progress
 from llmbench.cli.measured import need_torch, place
 from llmbench.cli.options import As, Counts, Output, Set, answer, load, positive_integer, prints_tables, sequence_counts
 from llmbench.errors import LLMBenchError
 from llmbench.report.document import Block, Document, Table, table
 from llmbench.report.fields import Field, records
+from llmbench.report.plots import Panel, Series
 from llmbench.report.units import plural
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def command(
     batch: Batch = 16,
     seq: Seq = 64,
     set: Set = None,
+    plot: Plot = None,
     format: As = "table",
     output: Output = None,
 ) -> None:
@@ -106,6 +108,7 @@ def command(
     from llmbench.spec.override import override
 
     arms_of(names, layers[0])
+    check_files(output, plot)
     text = corpus_of_option(data)
     settings = msgspec.structs.replace(
         SETTINGS, steps=steps, batch=batch, seq_len=seq, validate_every=max(1, steps // 4), lr=rates[0]
@@ -133,6 +136,10 @@ def command(
         "set": set or [],
     }
     about = about_training(base, text, settings)
+    if plot is not None:
+        from llmbench.report.plots import save
+
+        save(panels(outcomes, text.unigram), plot, title="Which learning rates does a model survive?", caption=about)
     answer(document(outcomes, text.unigram, inputs, about, environment(torch.device("cpu"))), format, output)
 
 
@@ -231,6 +238,24 @@ def document(
         rows=records(FIELDS, rows),
         blocks=[losses, inside],
     )
+
+
+def panels(outcomes: Sequence[Outcome], unigram: float) -> list[Panel]:
+    """Return a plot of the loss against the learning rate for each depth. A loss is the mean over seeds."""
+    rates = sorted({outcome.lr for outcome in outcomes})
+    rows = [_row(outcome, unigram) for outcome in outcomes]
+    result = []
+    for layers in dict.fromkeys(row.layers for row in rows):
+        curves = []
+        for (depth, arm), by_rate in _groups(rows).items():
+            losses = {rate: [row.loss for row in found if row.loss is not None] for rate, found in by_rate.items()}
+            if depth == layers:
+                stopped = [f"{rate:g}" for rate in rates if not losses[rate]]
+                missing = f"not finite at {', '.join(stopped)}" if stopped else ""
+                curves.append(Series(arm, [(rate, fmean(losses[rate])) for rate in rates if losses[rate]], missing))
+        curves.append(Series("guessing by frequency", [(rate, unigram) for rate in rates]))
+        result.append(Panel("validation loss (nats)", plural(layers, "layer"), "learning rate", "nats", curves))
+    return result
 
 
 def _groups(rows: Sequence[Row]) -> dict[tuple[int, str], dict[float, list[Row]]]:

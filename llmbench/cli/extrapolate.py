@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import msgspec
 import typer
 
-from llmbench.cli.learning import Data, Lr, Seed, about_training, corpus_of_option, progress
+from llmbench.cli.learning import Data, Lr, Plot, Seed, about_training, check_files, corpus_of_option, progress
 from llmbench.cli.measured import need_torch, place
 from llmbench.cli.options import As, Counts, Output, Set, answer, load, positive_integer, prints_tables, token_counts
 from llmbench.report.document import Block, Document, Table
 from llmbench.report.fields import Field, records
+from llmbench.report.plots import Panel, Series
 from llmbench.report.units import plural, signed
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def command(
     lr: Lr = 1e-3,
     seed: Seed = 0,
     set: Set = None,
+    plot: Plot = None,
     format: As = "table",
     output: Output = None,
 ) -> None:
@@ -91,6 +93,7 @@ def command(
     from llmbench.spec.override import override
 
     chosen = list(METHODS) if methods is None else methods_of([name.strip() for name in methods.split(",")])
+    check_files(output, plot)
     text = corpus_of_option(data)
     settings = Settings(steps=steps, batch=batch, seq_len=seq, lr=lr, warmup=steps // 10, seed=seed)
     base = override(spec, {"vocab_size": text.vocab_size})
@@ -109,6 +112,10 @@ def command(
     }
     found = environment(torch.device("cpu"))
     about = about_training(base, text, settings)
+    if plot is not None:
+        from llmbench.report.plots import save
+
+        save([panel(scores)], plot, title=f"Trained on {seq} tokens, read with more", caption=about)
     answer(document(scores, chosen, seq, inputs, about, text.unigram, found), format, output)
 
 
@@ -182,6 +189,16 @@ def document(
         rows=records(FIELDS, rows),
         blocks=[block],
     )
+
+
+def panel(scores: Sequence[Score]) -> Panel:
+    """Return a plot of the losses of the same tokens against the length of the sequence."""
+    curves = []
+    for method in dict.fromkeys(score.method for score in scores):
+        losses = [(score.length, score.loss) for score in scores if score.method == method]
+        points = [(float(length), loss) for length, loss in losses if loss is not None]
+        curves.append(Series(method, points, "cannot read more" if len(points) < len(losses) else ""))
+    return Panel("loss (nats)", "the same tokens at each length", "tokens of the sequence", "nats", curves)
 
 
 def _losses(rows: Sequence[Row], trained: int) -> Table:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llmbench.cli.measured import check_file
 from llmbench.cli.messages import say
 from llmbench.report.describe import headline
 from llmbench.spec.model import ModelSpec
@@ -26,6 +28,10 @@ Data = Annotated[
         "synthetic text with V symbols and a known entropy), or a file. Default: shakespeare.",
         show_default=False,
     ),
+]
+Plot = Annotated[
+    Path | None,
+    typer.Option("--plot", metavar="FILE", help="Draw the losses into a .png, .svg or .pdf file.", show_default=False),
 ]
 Lr = Annotated[float, typer.Option("--lr", metavar="RATE", help="Highest learning rate.", min=1e-12, max=1e3)]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Decides the first weights and the batches.")]
@@ -73,3 +79,13 @@ def about_training(spec: ModelSpec, text: Corpus, settings: Settings) -> str:
         f"{chosen.optimizer} · {chosen.steps:,} steps · batch {chosen.batch} × {chosen.seq_len} · learning rate "
         f"{chosen.lr:g}, {chosen.schedule}, warm-up {chosen.warmup} · {chosen.precision} · seed {chosen.seed}"
     )
+
+
+def check_files(output: Path | None, plot: Path | None) -> None:
+    """Raise LLMBenchError if a file of --output or --plot cannot be written. A command calls this before it trains."""
+    from llmbench.report.plots import check_plot
+
+    check_file("--output", output)
+    check_file("--plot", plot)
+    if plot is not None:
+        check_plot(plot)

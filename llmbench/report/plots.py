@@ -38,7 +38,7 @@ class Series(NamedTuple):
 class Panel(NamedTuple):
     """A plot with one pair of axes and several curves.
 
-    `y`: the name of the plotted quantity, for example time. `unit`: the base unit of `y`: "s" or "B" (bytes).
+    `y`: the name of the plotted quantity, for example time. `unit`: the base unit of `y`: "s", "B" (bytes) or "nats".
     `x`: the label of the x axis. `case`: the setting of the measurement.
     """
 
@@ -93,7 +93,7 @@ def _forget_backend() -> None:
     os.environ.pop("MPLBACKEND", None)
 
 
-_SHOWN_IN: dict[str, Unit] = {"s": "ms", "B": "gib"}
+_SHOWN_IN: dict[str, Unit] = {"s": "ms", "B": "gib", "nats": "number"}
 """The display unit of each base unit, before `fitting` adapts the display unit to the values."""
 
 
@@ -159,7 +159,8 @@ def _draw(axes: Any, panel: Panel, styles: dict[str, dict[str, Any]]) -> None:
     if measured:
         axes.set_xscale("log")
         axes.set_yscale("log")
-        axes.set_xticks(measured, [f"{x:,.0f}" for x in measured], rotation=30 if len(measured) > MOST_TICKS else 0)
+        labels = [f"{x:,.0f}" if x >= 1 else f"{x:g}" for x in measured]
+        axes.set_xticks(measured, labels, rotation=30 if len(measured) > MOST_TICKS else 0)
         ticks = _ticks([y for _, y in points], panel.unit)
         axes.set_yticks(ticks, [_plain(shown(y, unit)) for y in ticks])
         margin = (ticks[-1] / ticks[0]) ** 0.02  # space for the markers at both ends
@@ -178,6 +179,7 @@ def _plain(number: str) -> str:
 
 _GRIDS: dict[str, tuple[tuple[int, tuple[float, ...]], ...]] = {
     "s": ((10, (1, 1.5, 2, 3, 4, 5, 6, 8)), (10, (1, 2, 5)), (10, (1,)), (100, (1,))),
+    "nats": ((10, (1, 1.2, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 8)), (10, (1, 2, 5)), (10, (1,)), (100, (1,))),
     "B": ((2, (1, 1.5)), (2, (1,)), (4, (1,)), (16, (1,))),
 }
 """Grids of tick values for each base unit, the finest grid first.
@@ -233,9 +235,11 @@ def _span(values: list[float]) -> tuple[float, float]:
 
 
 def _amount(value: float, unit: str) -> str:
-    """Return the text of a value in seconds or bytes, in the largest unit in which the value is at least one."""
+    """Return the text of a value in seconds, bytes or nats, in the largest unit in which the value is at least one."""
     if unit == "B":
         return size(value)
+    if unit == "nats":
+        return f"{value:.3g} nats"
     for scale, name in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
         if value >= scale:
             return f"{value / scale:.3g} {name}"

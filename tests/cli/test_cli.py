@@ -345,8 +345,8 @@ OPTIONS = {
     "diff": "--all --format --output",
     "train": "--data --steps --batch --seq --lr --warmup --schedule --optimizer --dtype --device --seed --setting "
     "--set --stop-at --resume --output --tensorboard --format",
-    "dynamics": "--arms --layers --lr --seeds --data --steps --batch --seq --set --format --output",
-    "extrapolate": "--methods --lengths --seq --data --steps --batch --lr --seed --set --format --output",
+    "dynamics": "--arms --layers --lr --seeds --data --steps --batch --seq --set --plot --format --output",
+    "extrapolate": "--methods --lengths --seq --data --steps --batch --lr --seed --set --plot --format --output",
     "evaluate": "--text --tokens --seq --stride --by-position --device --dtype --format --output",
     "generate": "--prompt --tokens --temperature --top-k --top-p --seed --device --dtype --format --output",
     "env": "--format --output",

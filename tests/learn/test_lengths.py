@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -85,12 +86,14 @@ def test_lengths_that_cannot_be_scored_are_refused(base: ModelSpec, data: Corpus
         extrapolate(base, data, SETTINGS, METHODS, [10**6])
 
 
-def test_the_command_answers_in_words_and_in_json(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_answers_in_words_and_in_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--data", "markov:8,2,0", "--steps", "2", "--batch", "2", "--seq", "32", "--lengths", "48"]
     small = ["--set", "num_hidden_layers=1", "--methods", "learned,alibi"]
     assert run(["extrapolate", *options, *small]) == 0
     assert "learned cannot read 48 tokens" in capsys.readouterr().out
-    assert run(["extrapolate", *options, *small, "--format", "json"]) == 0
+    picture = tmp_path / "lengths.svg"
+    assert run(["extrapolate", *options, *small, "--plot", str(picture), "--format", "json"]) == 0
+    assert "<svg" in picture.read_text()
     answer = json.loads(capsys.readouterr().out)
     assert answer["schema"] == "llmbench.extrapolate/1"
     assert [(row["method"], row["length"], row["verdict"]) for row in answer["scores"]][:2] == [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -65,13 +66,16 @@ def test_a_model_that_only_counts_bytes_has_failed() -> None:
     assert not failed(outcome(2.9), 3.147)
 
 
-def test_the_command_answers_in_words_and_in_json(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_answers_in_words_and_in_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--data", "markov:8,2,0", "--steps", "60", "--batch", "2", "--seq", "16", "--layers", "1"]
     assert run(["dynamics", "--arms", "pre", "--lr", "1e-3,1e30", *options]) == 0
     shown = capsys.readouterr().out
     assert "With 1 layer, pre " in shown
     assert "not finite fails" in shown
-    assert run(["dynamics", "--arms", "pre", "--lr", "1e-3", *options, "--format", "json"]) == 0
+    picture = tmp_path / "norms.svg"
+    shown = ["--plot", str(picture), "--format", "json"]
+    assert run(["dynamics", "--arms", "pre", "--lr", "1e-3", *options, *shown]) == 0
+    assert "<svg" in picture.read_text()
     answer = json.loads(capsys.readouterr().out)
     assert answer["schema"] == "llmbench.dynamics/1"
     (training,) = answer["trainings"]
