@@ -59,7 +59,7 @@ def document(
     sentence on its rows. `curves`: whether the terminal shows the first curve."""
     import msgspec
 
-    from llmbench.bench.results.sentences import about_cases, about_table
+    from llmbench.bench.results.sentences import about_cases, about_table, advice_once
     from llmbench.bench.results.sheets import baseline_of, remarks, sheets
 
     rows, environment = measured.rows, measured.environment
@@ -97,6 +97,8 @@ def document(
                 notes=[*paired_notes(lines[row.key] for row in sheet.rows), *remarks(sheet.rows)],
             )
         )
+    for block, answer in zip(blocks, advice_once([block.answer for block in blocks]), strict=True):
+        block.answer = answer
     if curves:
         blocks += _curve(experiment, rows)
     notes = [*measured.notes, *machine_notes(limits, rows), *_notes(experiment, ask, every)]

@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmbench.bench.results.metrics import METRICS, Line, MachineLimits, as_json
-from llmbench.bench.results.sentences import SMALL, about_cases, about_changes, about_kernels, about_table, comparison
+from llmbench.bench.results.sentences import (
+    SMALL,
+    about_cases,
+    about_changes,
+    about_kernels,
+    about_table,
+    advice_once,
+    comparison,
+)
 from llmbench.measure.measurement import Measurement, quantile
 from llmbench.measure.memory import MemoryPeak
 from llmbench.measure.regressions import NOISE_FLOOR, diff
@@ -106,6 +114,15 @@ def test_a_clear_difference_is_claimed_with_its_memory_and_limit() -> None:
     work["work_flops"] = 2 * 10**9
     limited = [Row(**{name: getattr(one, name) for name in one.__struct_fields__} | work) for one in (standard, flash)]
     assert about(*limited).endswith(" flash exceeds its limit (200.0% of it); a note says why.")
+
+
+def test_the_advice_to_measure_again_is_given_once() -> None:
+    undecided = about(row("standard", 1e-3), row("flash", NOISY))
+    clear = about(row("standard", 1e-3), row("flash", 5e-3))
+    first, second, third = advice_once([clear, undecided, undecided])
+    assert (first, second) == (clear, undecided)
+    assert undecided == f"{third} Measure again on an idle machine."
+    assert advice_once([clear, clear]) == [clear, clear]
 
 
 def test_the_share_of_a_noisy_row_is_marked_or_left_out() -> None:

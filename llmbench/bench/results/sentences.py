@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from llmbench.measure.regressions import Change, Difference
     from llmbench.measure.results import Row, Status
 
-__all__ = ["Comparison", "about_cases", "about_changes", "about_kernels", "about_table", "comparison"]
+__all__ = ["Comparison", "about_cases", "about_changes", "about_kernels", "about_table", "advice_once", "comparison"]
 
 FAR = 0.5
 """A row with a smaller share of its limit is called far from the limit."""
@@ -159,6 +159,12 @@ def _equally_fast(who: str, baseline: str, count: int = 1) -> str:
 
 
 AGAIN = "Measure again on an idle machine."
+
+
+def advice_once(answers: Sequence[str]) -> list[str]:
+    """Return the answers of one screen with the advice to measure again only in the first that has it."""
+    first = next((place for place, answer in enumerate(answers) if AGAIN in answer), len(answers))
+    return [*answers[: first + 1], *(answer.replace(f" {AGAIN}", "") for answer in answers[first + 1 :])]
 
 
 def _undecided(compared: Sequence[Comparison], baseline: str) -> str:
