@@ -57,6 +57,37 @@ def damaged(tree: Any, rng: random.Random) -> Any:
     return tree
 
 
+def pattern(rng: random.Random) -> str:
+    """Return a name of modules: a plain one, one with stars, or a random regular expression, which can be slow."""
+    parts = ["model.layers.", "0", ".", "mlp", "gate", "*", "self_attn", "lm_head"]
+    if rng.random() < 0.3:
+        return "".join(rng.choices(parts, k=rng.randint(0, 8)))
+    pieces = [*parts, *"()|+?", ".*", ".*?", "\\w+", "(a|a)*", "(\\w+\\.?)+", "[a-z]", "{1,9}", "(?x)", "(?=", "\\1"]
+    return rng.choice(["re:", "-:", "+:"]) + "".join(rng.choices(pieces, k=rng.randint(1, 12)))
+
+
+def quantization(rng: random.Random) -> dict[str, Any]:
+    """Return a quantization_config with patterns, and with one damaged value now and then."""
+    names = [pattern(rng) for _ in range(rng.choice([0, 1, 3, 300]))]
+    config = rng.choice(
+        [
+            {"quant_method": "fp8", "ignored_layers": names, "weight_block_size": [128, 128]},
+            {"quant_method": "gptq", "bits": 4, "group_size": 128, "dynamic": {name: {"bits": 8} for name in names}},
+            {"quant_method": "awq", "bits": 4, "modules_to_not_convert": names},
+            {"quant_method": "modelopt", "quant_algo": "NVFP4", "exclude_modules": names},
+            {
+                "quant_method": "compressed-tensors",
+                "format": "pack-quantized",
+                "ignore": names,
+                "config_groups": {
+                    "0": {"targets": ["Linear", *names[:1]], "weights": {"num_bits": 4, "group_size": 32}}
+                },
+            },
+        ]
+    )
+    return dict(near(config, rng)) if rng.random() < 0.3 else config
+
+
 def configs() -> Attempt:
     """Damaged configs of every class of transformers, for every sizing command."""
     from llmbench.spec.huggingface.facts import facts
@@ -67,6 +98,8 @@ def configs() -> Attempt:
         config = damaged(rng.choice(valid), rng)
         if isinstance(config, dict) and rng.random() < 0.2:
             config[rng.choice(WORDS)] = rng.choice(WORDS)
+        if isinstance(config, dict) and rng.random() < 0.2:
+            config["quantization_config"] = quantization(rng)
         text = broken(as_json(config), rng)
         if rng.random() < 0.1:  # a key twice
             text = text[:-1] + b',"hidden_size":64,"hidden_size":128}'
@@ -131,7 +164,13 @@ def assignments() -> Attempt:
 
 
 GRAMMARS: dict[str, list[str]] = {
-    "--layout": ["tp=8,sp,pp=4,interleave=2,dp=2,cp=2,zero=1", "pp=4,first=3,last=4", "stages=Et*3|t*4|t*4mL,pp=3"],
+    "--layout": [
+        "tp=8,sp,pp=4,interleave=2,dp=2,cp=2,zero=1",
+        "pp=4,first=3,last=4",
+        "stages=Et*3|t*4|t*4mL,pp=3",
+        "pp=2,interleave=2,stages=E(t*2|)*3(t*4)*3L",
+        "pp=8,interleave=16,first=3",
+    ],
     "--recipe": [
         "step=foreach,states=bf16,offload=states+weights",
         "recompute=mlp+moe_act,fp8=cached,imbalance=1.2,mtp",
@@ -161,7 +200,7 @@ GRAMMARS: dict[str, list[str]] = {
 
 def varied(value: str, rng: random.Random) -> str:
     """Return a text with parts that are repeated, removed, exchanged, or replaced by extreme numbers."""
-    parts = re.split(r"([,=|+*.@:]|\d+)", value)
+    parts = re.split(r"([,=|+*.@:()]|\d+)", value)
     for _ in range(rng.choice([0, 1, 1, 2, 3])):
         at = rng.randrange(len(parts))
         match rng.randrange(8):
@@ -175,7 +214,23 @@ def varied(value: str, rng: random.Random) -> str:
                 parts[at] = rng.choice(WORDS)[:5000].replace("\0", "")
             case 4 | 5:
                 parts[at] = rng.choice(
-                    ["0", "-1", "1", "3", "7", "2147483647", "1e400", "nan", "inf", "9" * 30, "9" * 5000, "0.5", "１"]
+                    [
+                        "0",
+                        "-1",
+                        "1",
+                        "3",
+                        "7",
+                        "2147483647",
+                        "1e400",
+                        "1e308",
+                        "1e-300",
+                        "nan",
+                        "inf",
+                        "9" * 30,
+                        "9" * 5000,
+                        "0.5",
+                        "１",
+                    ]
                 )
             case 6:
                 parts[at] = parts[at].upper()
@@ -319,6 +374,21 @@ GGUF_SIZES = {
 }
 """The metadata of a small GGUF file that decides the sizes of its model."""
 
+GGUF_OTHERS = [
+    "attention.key_length",
+    "attention.value_length",
+    "attention.causal",
+    "rope.dimension_count",
+    "rope.freq_base",
+    "rope.scaling.type",
+    "rope.scaling.factor",
+    "expert_shared_count",
+    "attention.sliding_window",
+    "leading_dense_block_count",
+    "unknown",
+]
+"""Further keys of the metadata, which the spec has, which must agree with it, or which llmbench does not read."""
+
 
 def gguf_file(rng: random.Random) -> tuple[bytes, int]:
     """Return the header of a small GGUF file that lies about sizes, counts, types and offsets, and the file's size."""
@@ -338,6 +408,11 @@ def gguf_file(rng: random.Random) -> tuple[bytes, int]:
     entries += [text(f"{architecture}.{name}") + lie(4, 32) + lie(value, 32) for name, value in GGUF_SIZES.items()]
     if rng.random() < 0.3:
         entries.append(text("llama.expert_count") + lie(4, 32) + lie(4, 32))
+    for _ in range(rng.choice([0, 0, 1, 3])):
+        value = rng.choice(
+            [lie(4, 32) + lie(rng.choice([0, 1, 64]), 32), lie(8, 32) + text("yarn"), lie(7, 32) + b"\1"]
+        )
+        entries.append(text(f"{architecture}.{rng.choice(GGUF_OTHERS)}") + value)
     if rng.random() < 0.3:
         entries.append(text("tokenizer.ggml.tokens") + lie(9, 32) + lie(8, 32) + lie(3, 64) + text("a") * 3)
     layer = {"attn_q": (256, 256), "attn_k": (256, 128), "attn_v": (256, 128), "attn_output": (256, 256)}
@@ -405,6 +480,8 @@ def tables() -> Attempt:
             at = rng.randrange(len(row))
             other = rng.choice([*WORDS, rng.choice(rng.choice(rows))])
             row[at] = varied(row[at], rng) if row[at] and rng.random() < 0.7 else other
+        if "quantization_config" in rows[0] and rng.random() < 0.5:
+            rng.choice(rows[1:])[rows[0].index("quantization_config")] = json.dumps(quantization(rng))
         text = io.StringIO()
         csv.writer(text).writerows(rows)
         (folder / "x.csv").write_bytes(broken(text.getvalue().encode("utf-8", "surrogateescape"), rng))
