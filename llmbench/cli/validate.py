@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from llmbench.answers.validate import document, within
-from llmbench.cli.options import As, Output, answer, decimal_number, prints_tables
+from llmbench.cli.options import As, Output, answer, decimal_number, prints_tables, working
 from llmbench.validation.kinds import Kind, validate
 
 KindOf = Annotated[
@@ -72,7 +72,8 @@ def command(
 
       llmbench validate memory benchmarks/published/training_runs.csv --by quantity --bound 0.2
     """
-    validation = validate(kind, file, by)
+    with working("comparing the rows"):
+        validation = validate(kind, file, by)
     inputs = {"kind": kind, "file": str(file), "by": by, "bound": bound}
     answer(document(validation, inputs, bound=bound), format, output)
     if validation.bug is not None:

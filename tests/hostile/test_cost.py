@@ -188,3 +188,25 @@ FILES = (("one", "ab"), ("two", "cd"))
 def test_a_name_that_occurs_twice_in_a_header_is_found(header: bytes) -> None:
     with pytest.raises(SpecError, match="twice"):
         checked_header(header, 8 + len(header) + 4, "x")
+
+
+@pytest.mark.parametrize(
+    "quantization",
+    [
+        {"quant_method": "gptq", "bits": 4, "dynamic": {f"+:a{i}": {"bits": 8} for i in range(50_000)}},
+        {"bits": 4, "group_size": 64, **{f"a{i}.b": {"bits": 4, "group_size": i + 1} for i in range(20_000)}},
+        {"quant_method": "compressed-tensors", "config_groups": {str(i): {} for i in range(50_000)}},
+    ],
+)
+def test_the_modules_with_another_format_have_a_limit(quantization: dict[str, object]) -> None:
+    with quickly(), pytest.raises(SpecError, match="more than 2,000"):
+        from_config(CONFIG | {"quantization_config": quantization}, name="x")
+
+
+def test_many_plain_names_of_modules_are_matched_at_once() -> None:
+    names = [f"model.layers.{i}.mlp.experts.{j}.up_proj" for i in range(90) for j in range(256)]
+    layers = {name: {"quant_algo": "FP8"} for name in names}
+    mixed = {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION", "quantized_layers": layers}
+    for quantization in (mixed, {"quant_method": "fp8", "ignored_layers": names}):
+        with quickly():
+            stored_weights(from_config(CONFIG | {"quantization_config": quantization}, name="x"))

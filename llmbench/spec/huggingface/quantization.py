@@ -13,7 +13,7 @@ from typing import Any, Literal, NoReturn
 
 from llmbench.errors import SpecError
 from llmbench.printable import printable
-from llmbench.spec.weights.stored import ModuleFormat, Weights
+from llmbench.spec.weights.stored import MOST_OVERRIDES, ModuleFormat, Weights
 
 _DTYPES: dict[str, Literal["fp32", "bf16", "fp16"]] = {
     "bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "half": "fp16", "float": "fp32",
@@ -109,16 +109,18 @@ class _Keys:
             raise SpecError(f"config {self.path}.{key}: must be a list of lists of names, not {_shown(value)}")
         return tuple(names)
 
-    def table(self, key: str) -> _Keys:
-        """Return an object inside the config. It is empty if the key is absent or null."""
+    def table(self, key: str, most: int | None = None) -> _Keys:
+        """Return an object inside the config. It is empty if the key is absent or null. most: its largest length."""
         value = self.get(key, {})
         if not isinstance(value, dict):
             raise SpecError(f"config {self.path}.{key}: must be an object, not {_shown(value)}")
+        if most is not None and len(value) > most:
+            raise SpecError(f"config {self.path}.{key}: has {len(value):,} entries, more than {most:,}")
         return _Keys(value, f"{self.path}.{key}", self.doubts)
 
-    def tables(self, key: str) -> dict[str, _Keys]:
-        """Return the objects inside an object, by their keys."""
-        inside = self.table(key)
+    def tables(self, key: str, most: int | None = None) -> dict[str, _Keys]:
+        """Return the objects inside an object, by their keys. most: the largest number of them."""
+        inside = self.table(key, most)
         return {name: inside.table(name) for name in inside.values}
 
     def harmless(self, keys: str) -> None:
@@ -273,7 +275,7 @@ def _gptq(keys: _Keys, family: str) -> Weights:
     old = int("model_file_base_name" in keys.values and not {"checkpoint_format", "format"} & set(keys.values))
     keeps: list[str] = []
     overrides: list[ModuleFormat] = []
-    for pattern, own in keys.tables("dynamic").items():
+    for pattern, own in keys.tables("dynamic", MOST_OVERRIDES).items():
         if pattern.startswith("-:"):
             keeps.append(f"re:{pattern[2:]}")
             continue
@@ -393,7 +395,7 @@ def _compressed_tensors(keys: _Keys, family: str) -> Weights:
     written = keys.text("format")
     whole: list[str] = []
     overrides: list[ModuleFormat] = []
-    groups = keys.tables("config_groups")
+    groups = keys.tables("config_groups", MOST_OVERRIDES)
     if not groups and written not in ("", "dense"):
         raise SpecError(f"config {keys.path}.config_groups: is missing, but format = {_shown(written)}")
     for own in groups.values():

@@ -13,6 +13,7 @@ import math
 import re
 import warnings
 from collections.abc import Iterable
+from functools import lru_cache
 
 from llmbench.errors import SpecError
 
@@ -177,6 +178,7 @@ class Patterns:
             else:
                 self._plain.add(pattern)
         self._stripped = {pattern.strip("."): pattern for pattern in self._plain}
+        self._names = frozenset(self._stripped)
         self._costs = {pattern: cost(pattern) for pattern in self._searched}
         self._work = work or _Work()
 
@@ -202,8 +204,9 @@ class Patterns:
                 if compiled.match(name):
                     self.matched.add(pattern)
                     found = True
-            for run in _runs(name) if self._stripped else ():
-                if run in self._stripped:
+            if self._names:
+                self._work.add(1)
+                for run in self._names & _runs(name):
                     self.matched.add(self._stripped[run])
                     found = True
         return found
@@ -235,7 +238,8 @@ def _parts(pattern: str) -> re.Pattern[str]:
     return re.compile(rf"(?>(?:|.*?\.){first}){between}.*?{last}(?:\..*)?$")
 
 
-def _runs(name: str) -> Iterable[str]:
+@lru_cache(maxsize=2**14)  # every list of patterns asks for the same names
+def _runs(name: str) -> frozenset[str]:
     """Return every run of whole parts of a dotted name: `a.b.c` gives a, a.b, a.b.c, b, b.c and c."""
     parts = name.split(".")
-    return (".".join(parts[i:j]) for i in range(len(parts)) for j in range(i + 1, len(parts) + 1))
+    return frozenset(".".join(parts[i:j]) for i in range(len(parts)) for j in range(i + 1, len(parts) + 1))

@@ -8,6 +8,9 @@ from typing import Literal
 from llmbench.errors import SpecError
 from llmbench.spec.base import Fault, Part
 
+MOST_OVERRIDES = 2_000
+"""The largest number of entries of `overrides`. Each of them can name any number of modules."""
+
 
 class ModuleFormat(Part, frozen=True):
     """Modules that are stored in another format than the rest.
@@ -57,6 +60,10 @@ class Weights(Part, frozen=True):
     def faults(self) -> Iterator[Fault]:
         if not (self.format or self.keeps or self.overrides):
             return  # most models need no tables of formats
+
+        if len(self.overrides) > MOST_OVERRIDES:
+            yield Fault("overrides", f"has {len(self.overrides):,} entries, more than {MOST_OVERRIDES:,}")
+            return
 
         from llmbench.errors import LLMBenchError
         from llmbench.spec.weights.formats import chosen
