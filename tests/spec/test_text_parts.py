@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from llmbench.errors import UnsupportedError
+from llmbench.errors import SpecError, UnsupportedError
 from llmbench.sizing.params import count_parameters
 from llmbench.spec.huggingface import from_config
 from llmbench.spec.huggingface.facts import facts
@@ -160,3 +160,19 @@ def test_a_composite_gives_values_to_keys_that_its_text_part_lacks() -> None:
     assert from_config(config, name="x").positions == Rope(theta=1234.0)
     config = {"model_type": "paligemma", "text_config": {**SMALL, "model_type": "gemma"}}
     assert any("causal attention" in reason for reason in from_config(config, name="x").approximate)
+
+
+@pytest.mark.parametrize("key", ["text_config", "llm_config", "thinker_config"])
+@pytest.mark.parametrize("wrong", [5, "x", [], True, [1]])
+def test_a_text_part_that_is_no_object_is_refused(key: str, wrong: object) -> None:
+    """The class of the model would otherwise give its default sizes."""
+    with pytest.raises(SpecError, match=f"config {key}: must be an object"):
+        from_config({"model_type": "gemma3", key: wrong}, name="x")
+
+
+def test_a_part_that_the_class_does_not_know_is_said() -> None:
+    config = {"model_type": "gemma3", "text_config": {}, "vision_config": {}}
+    usual = from_config(config, name="x").towers
+    more = from_config({**config, "audio_config": {"hidden_size": 7}}, name="x").towers
+    (audio,) = (tower for tower in more if tower not in usual)
+    assert (audio.name, audio.parameters) == ("audio_config", None)

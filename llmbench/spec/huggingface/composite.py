@@ -64,8 +64,15 @@ def parts_with_text(values: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _text_key(values: dict[str, Any]) -> str | None:
-    """Return the config key of the text part of a config. None: it has no such key."""
-    return next((key for key in TEXT_KEYS if isinstance(values.get(key), dict)), None)
+    """Return the config key of the text part of a config. None: it has no such key.
+
+    Raises SpecError for a text part that is no object.
+    """
+    stated = [key for key in TEXT_KEYS if values.get(key) is not None]
+    for key in stated:
+        if not isinstance(values[key], dict):
+            raise SpecError(f"config {key}: must be an object, not {str(values[key])[:60]!r}")
+    return next(iter(stated), None)
 
 
 def text_part(values: dict[str, Any], notes: list[str], depth: int = 0) -> dict[str, Any]:

@@ -96,6 +96,11 @@ class Config:
         """Return whether the class of the config has a default value for the key."""
         return self._defaults.get(self._name(key)) is not None
 
+    @property
+    def read(self) -> frozenset[str]:
+        """The keys that were read, by their standard names."""
+        return frozenset(self._read)
+
     def put(self, key: str, value: Any) -> None:
         """Set the value of a key. Importers use it if they derive the value from other keys."""
         self._values[self._name(key)] = value

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,12 @@ class Whole:
                 return layer.ffn.intermediate_size
         raise SpecError("the text part has no dense feed-forward")
 
+    def unread(self, keys: Iterable[str]) -> list[str]:
+        """Return the keys that state an object that neither the class nor the formulas of the parts know."""
+        known = self._record.get("parts", {}).keys() | self._parts.keys() | self.config.read
+        stated = [key for key in keys if self._values.get(key) and isinstance(self._values[key], dict)]
+        return [key for key in stated if key not in known and re.fullmatch(r"\w{1,60}", key)]
+
     def part(self, key: str) -> Config | None:
         """Return the config of the part under `key`. None: the model has no such part."""
         if key not in self._parts:
@@ -191,6 +197,7 @@ def _parts(values: dict[str, Any], spec: ModelSpec, *, inside: bool) -> Iterator
         elif parameters:
             yield Tower(name=name, parameters=parameters, doubts=doubts)
             doubts = ()
+    yield from map(_unknown, whole.unread(left_out))
 
 
 def _named(values: dict[str, Any], keys: list[str]) -> list[str]:
