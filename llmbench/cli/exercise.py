@@ -318,12 +318,12 @@ def _details(row: Checked) -> list[str]:
     if fault.case:
         lines.append(f"{row.exercise}: case: {fault.case}")
     if fault.index is not None:
-        where = f"[{', '.join(map(str, fault.index))}]"
         which = f"{fault.output}, " if fault.output else ""
         shape = f"[{', '.join(map(str, fault.shape or ()))}]"
+        place = f"index [{', '.join(map(str, fault.index))}]" if fault.index else "the only element"
         lines.append(
-            f"{row.exercise}: first difference at {which}index {where} of shape {shape}: expected "
-            f"{_number(fault.expected)}, got {_number(fault.got)}"
+            f"{row.exercise}: first difference at {which}{place} of shape {shape}: expected {_number(fault.expected)}, "
+            f"got {_number(fault.got)}"
         )
         lines.append(f"{row.exercise}: error {fault.error:.1e}, budget {fault.budget:.1e}, relative to the reference")
     if fault.line is not None:

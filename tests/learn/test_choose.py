@@ -138,6 +138,14 @@ def test_a_large_model_uses_the_devices_that_it_needs(capsys: Capture) -> None:
     assert document["model"]["users"] >= 1
 
 
+def test_an_impossible_alternative_is_left_out(capsys: Capture) -> None:
+    """A learned table of a million rows has more parameters than the whole model."""
+    document = answer(capsys, "--params", "10m", "--context", "1m")
+    positions = next(decision for decision in document["decisions"] if decision["decision"] == "positions")
+    assert [option["name"].partition(",")[0] for option in positions["options"]] == ["RoPE", "ALiBi"]
+    assert positions["why"].endswith("Not possible with these parameters and devices: learned table")
+
+
 def test_the_answer_fits_into_80_columns(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     for goal in GOALS:
@@ -164,7 +172,6 @@ def test_csv_has_a_row_per_alternative(capsys: Capture) -> None:
         (["--seq", "8k"], "did you mean `--context`"),
         (["--params", "many"], "'many' is not a number of parameters, such as 7b"),
         (["--params", "1m"], "--params 1,000,000: must be from 10,000,000 to"),
-        (["--params", "10m", "--context", "1m"], "are too few for this model"),
         (["--params", "900b", "--device", "t4"], "do not fit on 64 × t4"),
         (["--context", "1000m"], "--context 1,048,576,000: at most"),
         (["--device", "h1000"], "device `h1000` not found"),

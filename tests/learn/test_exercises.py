@@ -139,6 +139,7 @@ def test_a_wrong_answer_says_what_is_wrong() -> None:
     assert "GB and GiB" in grade(asked("kv-cache"), "1 GB").message
     assert "12·L·D²" in grade(asked("parameters"), str(12 * 48 * 1600**2)).message
     assert "must be exact" in grade(asked("parameters"), "1.5576B").message
+    assert "by a factor of 2" in grade(asked("score-bytes"), str(asked("score-bytes").answer * 2)).message
     assert "1557" not in grade(asked("parameters"), "1.5B").message
 
 
@@ -353,7 +354,7 @@ def test_a_question_is_checked(capsys: Capture) -> None:
     (row,) = check(capsys, "parameters", "--answer", "1,557,611,200", code=0)
     assert (row["passed"], row["answer"], row["tolerance"]) == (True, 1557611200, 0)
     (row,) = check(capsys, "parameters", "--answer", "1.56B", code=1)
-    assert row["message"] == "wrong, but near: the answer must be exact"
+    assert row["message"] == "wrong: near, but the answer must be exact"
 
 
 @pytest.mark.parametrize("name", EXERCISES)

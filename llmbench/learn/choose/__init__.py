@@ -15,6 +15,7 @@ import math
 from importlib import import_module
 from typing import NamedTuple
 
+from llmbench.errors import LLMBenchError
 from llmbench.learn.choose.blueprint import Blueprint, first_blueprint
 from llmbench.learn.choose.candidate import Candidate, Setting
 from llmbench.learn.choose.decision import Alternative, Decision
@@ -75,9 +76,18 @@ def choose(goal: GoalName, setting: Setting) -> Choice:
 
 
 def _decide(name: str, decision: Decision, blueprint: Blueprint, goal: Goal, setting: Setting) -> Decided:
-    alternatives = decision.alternatives(blueprint, setting)
-    candidates = [Candidate(blueprint.changed(**each.change), setting) for each in alternatives]
-    figures = [goal.figure(candidate) for candidate in candidates]
+    alternatives, candidates, figures, impossible = [], [], [], []
+    for alternative in decision.alternatives(blueprint, setting):
+        try:
+            candidate = Candidate(blueprint.changed(**alternative.change), setting)
+            figures.append(goal.figure(candidate))
+        except LLMBenchError:  # a table is larger than the model, or the devices cannot share the heads
+            if alternative.quality == "first":
+                raise
+            impossible.append(alternative)
+            continue
+        alternatives.append(alternative)
+        candidates.append(candidate)
     chosen = 0
     for place, alternative in enumerate(alternatives):
         if alternative.quality == "close" and goal.gain(figures[chosen], figures[place]) >= GAIN:
@@ -86,7 +96,9 @@ def _decide(name: str, decision: Decision, blueprint: Blueprint, goal: Goal, set
         Option(alternative, candidate, place == chosen)
         for place, (alternative, candidate) in enumerate(zip(alternatives, candidates, strict=True))
     ]
-    return Decided(name, decision, options, _reason(alternatives, figures, chosen, goal))
+    why = [_reason(alternatives, figures, chosen, goal)]
+    why += [f"Not possible with these parameters and devices: {alternative.name}" for alternative in impossible]
+    return Decided(name, decision, options, ". ".join(why))
 
 
 def _reason(alternatives: list[Alternative], figures: list[float], chosen: int, goal: Goal) -> str:

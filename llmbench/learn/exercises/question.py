@@ -75,44 +75,47 @@ class Question(msgspec.Struct, frozen=True):
 
 
 class Grade(NamedTuple):
-    """The grade of an answer. `answer`: the answer in base units. `error`: (answer − right answer) / right answer."""
+    """The grade of an answer. `answer`: the answer in base units."""
 
     passed: bool
     answer: float
-    error: float
     message: str
 
 
 def grade(asked: Asked, text: str) -> Grade:
-    """Grade the answer `text`, such as `1.56B` or `12.5 GiB`.
-
-    The message says neither the right answer nor, for an exact question, the size of the error.
+    """Grade the answer `text`, such as `1.56B` or `12.5 GiB`. The message does not say the right answer.
 
     Raises LLMBenchError for a text that is not an answer of this kind.
     """
     given, right = parse_answer(text, asked.kind), Fraction(asked.answer)
-    error = float(abs(given - right) / right)
-    signed = float((given - right) / right)
-    if error <= asked.tolerance:
-        return Grade(True, float(given), signed, "right")
+    passed = abs(given - right) <= Fraction(asked.tolerance) * right
+    return Grade(passed, float(given), "right" if passed else f"wrong: {_reason(asked, given, right)}")
+
+
+NEAR = Fraction(1, 1000)
+"""How near an answer must be to a common mistake, relative to it, if the right answer must be exact."""
+
+
+def _reason(asked: Asked, given: Fraction, right: Fraction) -> str:
+    """Return why a wrong answer is wrong: the common mistake that leads to it, or else its direction."""
+    margin = Fraction(asked.tolerance) or NEAR
     for what, wrong in asked.mistakes:
         distance = abs(given - Fraction(wrong))
-        if distance <= Fraction(asked.tolerance or 1e-3) * Fraction(wrong) and distance < abs(given - right):
-            return Grade(False, float(given), signed, f"wrong: {what}")
-    ratio = given / right
-    for factor, what in _FACTORS:
-        if asked.kind == "bytes" and abs(float(ratio) / factor - 1) <= max(asked.tolerance, 1e-3):
-            return Grade(False, float(given), signed, f"wrong: {what}")
-    near = error < 0.02
-    if not asked.tolerance and near:
-        return Grade(False, float(given), signed, "wrong, but near: the answer must be exact")
-    return Grade(False, float(given), signed, "wrong: too large" if given > right else "wrong: too small")
+        if distance <= margin * Fraction(wrong) and distance < abs(given - right):
+            return what
+    for factor, what in _FACTORS if asked.kind == "bytes" else ():
+        if abs(given - factor * right) <= margin * factor * right:
+            return what
+    if not asked.tolerance and abs(given - right) < right / 50:
+        return "near, but the answer must be exact"
+    return "too large" if given > right else "too small"
 
 
+_GIB = Fraction(2**30, 10**9)
 _FACTORS = (
-    (2.0**30 / 1e9, "GB and GiB are mixed up: 1 GiB is 1.074 GB"),
-    (1e9 / 2.0**30, "GB and GiB are mixed up: 1 GiB is 1.074 GB"),
-    (2.0, "twice the right answer"),
-    (0.5, "half of the right answer"),
+    (_GIB, "GB and GiB are mixed up: 1 GiB is 1.074 GB"),
+    (1 / _GIB, "GB and GiB are mixed up: 1 GiB is 1.074 GB"),
+    (Fraction(2), "by a factor of 2"),
+    (Fraction(1, 2), "by a factor of 2"),
 )
 """Factors between a wrong and the right number of bytes, and their reasons."""

@@ -27,11 +27,7 @@ def work(case: Case) -> Worked:
         step("keys", "k", k, row="key", column="ch."),
         step("values", "v", v, row="key", column="ch."),
     ]
-    largest, total, output = (
-        torch.tensor(-math.inf, dtype=torch.float64),
-        torch.zeros((), dtype=torch.float64),
-        0 * v[0],
-    )
+    largest, total, output = v.new_tensor(-math.inf), v.new_zeros(()), v.new_zeros(D)
     wrong = torch.zeros_like(output)
     for block, start in enumerate(range(0, T, BLOCK)):
         keys = range(start, min(start + BLOCK, T))
@@ -109,9 +105,8 @@ def _block_update(block: int, before: State, after: State, factor: torch.Tensor,
     old_values = [None if block == 0 else float(m), None, float(total), *before[2].tolist()]
     new_values = [float(new), float(factor), float(more), *added.tolist()]
     old = f"{number(total)} × {number(factor)} + " if block else ""
-    note = "The first block has nothing to rescale." if block == 0 else (
-        f"f = exp({number(m)} − {term(new)}) = {number(factor)} corrects what earlier blocks added with the old m."
-    )  # fmt: skip
+    correction = f"f = exp({number(m)} − {term(new)}) = {number(factor)} corrects what earlier blocks added with the "
+    "old m."
     return step(
         f"block {block}: update",
         "f = exp(m − m'), l' = l f + Σ p, a' = a f + p v",
@@ -120,5 +115,5 @@ def _block_update(block: int, before: State, after: State, factor: torch.Tensor,
         rows=["m", "f", "l", *(f"a[{channel}]" for channel in range(len(added)))],
         columns=["before", "after"],
         example=f"l' = {old}{joined(powers)} = {number(more)}",
-        note=note,
+        note=correction if block else "The first block has nothing to rescale.",
     )
