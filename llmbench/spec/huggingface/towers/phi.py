@@ -51,6 +51,7 @@ def phi4_audio(c: Config) -> int:
 @composite("phi3_v")
 def phi3_vision(w: Whole) -> dict[str, int | None]:
     """Phi-3-vision joins four patches of CLIP. Its config names the tower, whose sizes are those of the name."""
+    w.config.ignore("embd_layer")  # the parts are fixed
     named = w.config.nested("img_processor", w.config.table("img_processor"))
     if not named.text("model_name").endswith("clip-vit-large-patch14-336"):
         return {"vision_embed_tokens": None}
@@ -66,6 +67,7 @@ def phi4mm(w: Whole) -> dict[str, int | None]:
 
     The vision tower is always SigLIP for images of 448 × 448. Each modality has adapters on all products of a layer.
     """
+    w.config.ignore("embd_layer", "img_processor")  # the parts are fixed
     image = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "image_size": 448}
     vision = w.config.nested("vision", {**image, "patch_size": 14, "num_channels": 3})
     listed = w.config.nested("audio_processor", w.config.table("audio_processor")).table("config")
