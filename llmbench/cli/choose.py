@@ -91,7 +91,12 @@ FIGURES: tuple[Field[Candidate], ...] = (
         text=lambda candidate: "no end" if candidate.longest_position is None else None,
         description="the last position that the encoding has, counted from 1; null: it has no end",
     ),
-    Field("kv_bytes_per_token", "cache per token", "kib", description="bytes that one more token adds to the cache"),
+    Field(
+        "kv_bytes_per_token",
+        "cache per token",
+        "kib",
+        description="bytes that one more token adds to the cache of `context` tokens",
+    ),
     Field("cache_bytes", "cache", "gib", description="bytes of the cache of one request"),
     Field(
         "footprint_bytes", "weights + cache", "gib", description="bytes of the weights and of the cache of one request"

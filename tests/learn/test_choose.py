@@ -71,11 +71,11 @@ def test_figures_follow_from_the_sizes() -> None:
         for option in decided.options:
             model, blueprint = option.candidate, option.candidate.blueprint
             row = 2 * blueprint.kv_heads * blueprint.head_dim * 2
-            assert model.kv_bytes_per_token == blueprint.layers * row
             local = blueprint.layers - blueprint.layers // (blueprint.local + 1) if blueprint.window else 0
             local = blueprint.layers if blueprint.window and not blueprint.local else local
             kept = local * min(setting.context, blueprint.window or 0) + (blueprint.layers - local) * setting.context
             assert model.cache_bytes == row * kept
+            assert model.kv_bytes_per_token == (blueprint.layers - local) * row
             embedding = blueprint.vocab * blueprint.hidden
             assert model.position_parameters == (
                 setting.context * blueprint.hidden if blueprint.positions == "learned" else 0

@@ -103,8 +103,11 @@ class Candidate:
 
     @cached_property
     def kv_bytes_per_token(self) -> int:
-        """Bytes that one more token adds to the cache, in bf16."""
-        return kv_cache(self.spec, self.setting.context).bytes_per_token
+        """Bytes that one more token adds to the cache, in bf16. A layer whose window is full needs none."""
+        cache = kv_cache(self.spec, self.setting.context)
+        window = self.blueprint.window
+        full = window is not None and window <= self.setting.context
+        return cache.bytes_per_token_beyond_windows if full else cache.bytes_per_token
 
     @cached_property
     def cache_bytes(self) -> int:
