@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import msgspec
 import typer
 
-from llmbench.cli.learning import Data, Plot, about_training, check_files, corpus_of_option, progress
+from llmbench.cli.learning import Data, Plot, about_training, check_files, corpus_of_option, learning_rate, progress
 from llmbench.cli.measured import need_torch, place
 from llmbench.cli.options import As, Counts, Output, Set, answer, load, positive_integer, prints_tables, sequence_counts
 from llmbench.errors import LLMBenchError
@@ -42,7 +42,20 @@ Arms = Annotated[
     ),
 ]
 Layers = Annotated[Counts, typer.Option("--layers", metavar="N", help="Numbers of layers.", parser=sequence_counts)]
-Rates = Annotated[str, typer.Option("--lr", metavar="LIST", help="Learning rates, separated by commas.")]
+
+
+class Rates(tuple[float, ...]):
+    """One or several learning rates, in rising order."""
+
+
+def learning_rates(text: str | Rates) -> Rates:
+    """Parse learning rates that are separated by commas."""
+    return text if isinstance(text, Rates) else Rates(sorted({learning_rate(part) for part in text.split(",")}))
+
+
+Lr = Annotated[
+    Rates, typer.Option("--lr", metavar="LIST", help="Learning rates, separated by commas.", parser=learning_rates)
+]
 Seeds = Annotated[
     int,
     typer.Option(
@@ -64,7 +77,7 @@ def command(
     model: Model = None,
     arms: Arms = "pre,post,post-warmup,deepnorm",
     layers: Layers = Counts((12,)),
-    lr: Rates = "3e-4,1e-3,3e-3",
+    lr: Lr = Rates((3e-4, 1e-3, 3e-3)),
     seeds: Seeds = 1,
     data: Data = None,
     steps: Steps = 400,
@@ -95,7 +108,7 @@ def command(
       llmbench dynamics --arms post,post-gpt2,deepnorm --lr 1e-3 -o norms.json
     """
     spec = load(model or MODEL, set)
-    rates = _rates(lr)
+    rates = list(lr)
     names = [name.strip() for name in arms.split(",")]
     count = len(names) * len(layers) * len(rates) * seeds
     if count > MOST_TRAININGS:
@@ -141,17 +154,6 @@ def command(
 
         save(panels(outcomes, text.unigram), plot, title="Which learning rates does a model survive?", caption=about)
     answer(document(outcomes, text.unigram, inputs, about, environment(torch.device("cpu"))), format, output)
-
-
-def _rates(text: str) -> list[float]:
-    """Return the values of --lr, in rising order."""
-    try:
-        rates = sorted({float(part) for part in text.split(",")})
-    except ValueError:
-        raise LLMBenchError(f"--lr {text}: not a list of numbers", hint="for example --lr 3e-4,1e-3") from None
-    if not all(0 < rate < float("inf") for rate in rates):
-        raise LLMBenchError(f"--lr {text}: a learning rate must be above 0 and finite")
-    return rates
 
 
 class Row(NamedTuple):

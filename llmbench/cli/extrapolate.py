@@ -8,9 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import msgspec
 import typer
 
-from llmbench.cli.learning import Data, Lr, Plot, Seed, about_training, check_files, corpus_of_option, progress
+from llmbench.cli.learning import Data, Lr, Plot, about_training, check_files, corpus_of_option, progress
 from llmbench.cli.measured import need_torch, place
-from llmbench.cli.options import As, Counts, Output, Set, answer, load, positive_integer, prints_tables, token_counts
+from llmbench.cli.options import (
+    As,
+    Counts,
+    Output,
+    Seed,
+    Set,
+    answer,
+    load,
+    positive_integer,
+    prints_tables,
+    token_counts,
+)
 from llmbench.report.document import Block, Document, Table
 from llmbench.report.fields import Field, records
 from llmbench.report.plots import Panel, Series
@@ -143,18 +154,30 @@ FIELDS: tuple[Field[Row], ...] = (
     Field("low", None, "number", description="lower end of the 95% interval of `change`"),
     Field("high", None, "number", description="upper end of the 95% interval of `change`"),
     Field("p", None, "number", description="two-sided p-value of a true change of 0"),
-    Field("verdict", "verdict", description="trained length, better, worse, within noise, or cannot read"),
+    Field(
+        "verdict",
+        "verdict",
+        description="trained length, as well (within 0.05 nats), better, worse, within noise, cannot read",
+    ),
     Field("reason", None, description="why there is no loss; empty if there is one"),
 )
 
-VERDICTS = {"lower": "better", "higher": "worse", "within noise": "within noise"}
+VERDICTS = {"lower": "better", "higher": "worse", "within noise": "within noise", "one pair": "unknown"}
+EQUAL = 0.05
+"""A method reads a length as well as the training length if the whole interval of the change lies within ± this loss in
+nats. Such a change is 5% of the perplexity."""
 
 
 def _row(score: Score, about: str) -> Row:
     change = score.change
-    verdict = "trained length" if change is None else VERDICTS[change.verdict]
-    verdict = "cannot read" if score.loss is None else verdict
     mean, low, high, p = (None,) * 4 if change is None else change
+    if score.loss is None:
+        verdict = "cannot read"
+    elif change is None:
+        verdict = "trained length"
+    else:
+        equal = low is not None and high is not None and low >= -EQUAL and high <= EQUAL
+        verdict = "as well" if equal else VERDICTS[change.verdict]
     return Row(score.method, about, score.length, score.loss, mean, low, high, p, verdict, score.reason)
 
 
@@ -179,7 +202,7 @@ def document(
             f"Δ: the loss minus that at {trained} tokens, ± half of its 95% interval",
             place(found),
         ],
-        notes=[*_warnings(rows, trained, unigram), *dict.fromkeys(row.reason for row in rows if row.reason)],
+        notes=list(_warnings(rows, trained, unigram)),
     )
     return Document(
         command="extrapolate",
@@ -227,24 +250,24 @@ def _finding(rows: Sequence[Row], trained: int) -> str:
     """Return the sentences that answer the question: which methods keep their loss at the longest length?"""
     longest = max(row.length for row in rows)
     last = [row for row in rows if row.length == longest]
-    kept = [row for row in last if row.verdict in ("better", "within noise")]
+    kept = [row for row in last if row.verdict in ("as well", "better")]
     worse = sorted((row for row in last if row.verdict == "worse"), key=lambda row: row.change or 0.0)
     refused = [row.method for row in last if row.loss is None]
     sentences = []
     if kept:
         sentences.append(
             f"Trained on {plural(trained, 'token')}, {_names([row.method for row in kept])} "
-            f"{'predicts' if len(kept) == 1 else 'predict'} at least as well with {longest} tokens."
+            f"{'reads' if len(kept) == 1 else 'read'} {longest} tokens as well or better."
         )
     elif worse:
         sentences.append(
             f"No method that was trained on {plural(trained, 'token')} keeps its loss with {longest} tokens."
         )
     if worse:
-        losses = ", ".join(f"{row.method} by {row.change:.2f} nats" for row in worse)
-        sentences.append(f"Worse with {longest} tokens: {losses}.")
+        losses = ", ".join(f"{row.method} {row.change:.2f}" for row in worse)
+        sentences.append(f"The loss rises at {longest} tokens by, in nats: {losses}.")
     if refused:
-        sentences.append(f"{_names(refused)} cannot read {longest} tokens.")
+        sentences.append(f"{_names(refused)} cannot read more than {trained} tokens.")
     return " ".join(sentences)
 
 

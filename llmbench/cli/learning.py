@@ -19,6 +19,18 @@ if TYPE_CHECKING:
     from llmbench.learn.data import Corpus
     from llmbench.learn.settings import Settings
 
+
+def learning_rate(text: str | float) -> float:
+    """Parse the value of an option as a learning rate. Raises BadParameter unless it is above 0 and finite."""
+    try:
+        rate = float(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a number, such as 1e-3") from None
+    if not 0 < rate < float("inf"):
+        raise typer.BadParameter(f"{text} is not above 0 and finite")
+    return rate
+
+
 Data = Annotated[
     str | None,
     typer.Option(
@@ -33,8 +45,7 @@ Plot = Annotated[
     Path | None,
     typer.Option("--plot", metavar="FILE", help="Draw the losses into a .png, .svg or .pdf file.", show_default=False),
 ]
-Lr = Annotated[float, typer.Option("--lr", metavar="RATE", help="Highest learning rate.", min=1e-12, max=1e3)]
-Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Decides the first weights and the batches.")]
+Lr = Annotated[float, typer.Option("--lr", metavar="RATE", help="Highest learning rate.", parser=learning_rate)]
 
 
 def corpus_of_option(data: str | None, *, first: bool = True) -> Corpus:

@@ -169,7 +169,9 @@ def _draw(axes: Any, panel: Panel, styles: dict[str, dict[str, Any]]) -> None:
     axes.tick_params(labelsize=8)
     axes.grid(visible=True, color="#DDDDDD", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=7.5, frameon=False)
+    # Beside the axes, many names hide no curve.
+    beside = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)} if len(panel.series) > MOST_INSIDE else {}
+    axes.legend(fontsize=7.5, frameon=False, **beside)
 
 
 def _plain(number: str) -> str:
@@ -187,6 +189,8 @@ _GRIDS: dict[str, tuple[tuple[int, tuple[float, ...]], ...]] = {
 A grid is a pair (base, digits). Its ticks are all products of a digit and a power of the base.
 """
 MOST_TICKS = 9
+MOST_INSIDE = 4
+"""The largest number of curves whose names stand inside the axes."""
 
 
 def _ticks(values: list[float], unit: str) -> list[float]:

@@ -87,7 +87,7 @@ def test_the_command_answers_in_words_and_in_json(tmp_path: Path, capsys: pytest
     ("arguments", "message"),
     [
         (["--arms", "before"], "choose from pre, post"),
-        (["--lr", "fast"], "not a list of numbers"),
+        (["--lr", "fast"], "not a number, such as 1e-3"),
         (["--lr", "0"], "above 0"),
         (["--seeds", "1000"], "trainings are more than"),
         (["mamba-130m", "--arms", "qk-norm"], "qk_norm"),
