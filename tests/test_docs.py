@@ -155,21 +155,22 @@ TRAINING = tuple(f"llmbench {name}" for name in ("train", "evaluate", "generate"
 
 def few_steps(example: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Return an example with two steps on a short text. Write the text, and the run that the example reads."""
-    text = "to be, or not to be: that is the question. " * 500
+    compares = example.startswith(("llmbench dynamics", "llmbench extrapolate"))
+    text = "to be, or not to be: that is the question. " * (500 if compares else 100)
     (folder / "book.txt").write_text(text)
     monkeypatch.setattr("llmbench.learn.data.plays", text.encode)
     monkeypatch.setattr("llmbench.learn.session.measured_peak", lambda device, settings: (1e11, "fixed"))
     if "--resume" in example:
-        assert run(["train", "nanogpt-cpu", "--steps", "2", "--stop-at", "1", "-o", "run2"]) == 0
+        assert run(["train", "nanogpt-cpu", "--batch", "1", "--steps", "2", "--stop-at", "1", "-o", "run2"]) == 0
         return example
-    if example.startswith(("llmbench dynamics", "llmbench extrapolate")):
+    if compares:
         example = re.sub(r"--seeds \d+|--layers \S+|--steps \d+", "", example)
         return f"{example} --steps 1 --batch 1" + " --layers 1" * example.startswith("llmbench dynamics")
     if not example.startswith("llmbench train"):
-        assert run(["train", "nanogpt-cpu", "--steps", "2", "-o", "run"]) == 0
+        assert run(["train", "nanogpt-cpu", "--batch", "1", "--steps", "1", "-o", "run"]) == 0
         return example
     example = re.sub(r"--stop-at \d+", "--stop-at 1", example)
-    return re.sub(r" --steps \d+", "", example) + " --steps 2"
+    return re.sub(r" --steps \d+", "", example) + " --steps 2 --batch 1"
 
 
 @pytest.mark.parametrize("path", PAGES, ids=relative.get)

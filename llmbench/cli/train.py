@@ -13,6 +13,7 @@ import typer
 from llmbench.cli.help import OUTPUT
 from llmbench.cli.learning import Data, corpus_of_option, progress
 from llmbench.cli.measured import Device, need_torch
+from llmbench.cli.messages import say
 from llmbench.cli.options import MODEL_HELP, Set, answer, load, positive_integer, prints_tables, token_count
 from llmbench.cli.train_document import document
 from llmbench.errors import CannotRunError, LLMBenchError
@@ -171,9 +172,10 @@ def command(
 ) -> None:
     """Train a model on a text, and show how well it predicts a part of the text that it has not read.
 
-    A token is one byte, so the model gets a vocabulary of 256. The first 90% of the text are for training, the last 10%
-    for validation. The defaults are nanoGPT's settings for a computer without a GPU. Under torchrun, each process
-    trains on an equal part of every batch.
+    The first weights are random, also of a model with weights in files. A token is one byte, so the model gets a
+    vocabulary of 256. The first 90% of the text are for training, the last 10% for validation. The defaults are
+    nanoGPT's settings for a computer without a GPU. Under torchrun, each process trains on an equal part of every
+    batch.
 
     With -o, the folder gets metrics.jsonl with the figures of each step, and a checkpoint after each validation. A run
     that was stopped or killed goes on with --resume. The exit code is 1 if the loss becomes NaN.
@@ -231,9 +233,14 @@ def command(
         )
     last = stop_at or session.state.settings.steps
     with progress(last, start=session.state.step, shown=ranks.first) as advance:
-        trained = session.run(
-            stop_at=stop_at, tensorboard=tensorboard, on_step=lambda row: advance(f"loss {row.loss:.3f}")
-        )
+        try:
+            trained = session.run(
+                stop_at=stop_at, tensorboard=tensorboard, on_step=lambda row: advance(f"loss {row.loss:.3f}")
+            )
+        except KeyboardInterrupt:
+            if ranks.first and session.folder is not None:
+                say(f"stopped; `llmbench train --resume {session.folder}` goes on after step {session.state.step:,}")
+            raise
     if not ranks.first:
         return
     inputs = {"model": model, "resume": None if resume is None else str(resume), "stop_at": stop_at, "set": set or []}
