@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import transformers
 from torch import Tensor
+from torch.nn import functional
 
 from llmbench import model as models
 from llmbench.errors import CannotRunError, SpecError
+from llmbench.model import trace
 from llmbench.model.decoder import Decoder
+from llmbench.model.formats import DTYPES, Format
 from llmbench.model.implementations import implementation
 from llmbench.model.implementations.interface import Given, Mask, Scores
+from llmbench.sizing.lower import lower
+from llmbench.sizing.workload import Workload
 from llmbench.spec.catalog import load_bundled
 from llmbench.spec.override import override
 
@@ -88,6 +94,37 @@ def test_kernels_without_dropout_refuse_it_in_training_only() -> None:
     with pytest.raises(CannotRunError, match="flash does not support dropout in attention"):
         model(tokens())
     assert torch.isfinite(seeded(model.eval(), 0)).all()
+
+
+class OneByteMasks(trace.CudaNorms):
+    """A mode in which dropout saves what it saves on a GPU: a mask of one byte per element."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is functional.dropout:
+            x, share = [*args, *(kwargs or {}).values()][:2]
+            return torch.native_dropout(x, share, True)[0]
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["nanogpt-cpu", "llama2-7b", "transformer-base"])
+def test_the_op_table_counts_what_dropout_saves(name: str, dtype: Format, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The masks of every sublayer and of the probabilities, and the probabilities after dropout. The model also saves
+    the mask of the embedding of each stack, which sizing does not count."""
+    monkeypatch.setattr(trace, "CudaNorms", OneByteMasks)
+    spec = trace.shortened(load_bundled(name))
+    formats: dict[str, Any] = dict.fromkeys(("weight_dtype", "activation_dtype"), dtype)
+    counted, traced = [], []
+    for dropout in (P, 0.0):
+        options = formats | {"dropout": dropout > 0, "attention": "standard", "kernels": "eager"}
+        ops = lower(spec, Workload.train(32, 2, masked_pairs=True, **options))
+        counted.append(sum(op.count * op.saved_bytes for op in ops))
+        model = models.build(spec, impl="standard", device="meta", dtype=DTYPES[dtype], dropout=dropout)
+        names = {name for op in ops for name in op.names()}
+        saved = trace.traced_saved_bytes(model, names, 32, 2, DTYPES[dtype], "standard")
+        traced.append(sum(saved.values()))
+    stacks = 1 if spec.encoder is None else 2
+    assert traced[0] - traced[1] == counted[0] - counted[1] + stacks * 2 * 32 * spec.hidden_size
 
 
 @pytest.mark.parametrize("dropout", [-0.1, 1, float("nan"), "0.1", True])

@@ -79,8 +79,12 @@ def core(
         # Plain PyTorch computes the softmax in fp32. It saves the fp32 result and a copy in the format of the
         # activations. SDPA without a flash kernel computes everything in fp32, so there is no copy.
         wide = w.dense_mask or w.activation_dtype == "fp32"
-        saved_scores = b.act(square) if b.fused else 4 * square + (0 if wide else b.act(square))
-        selective = saved_scores + (b.act(square) if soft_cap else 0) + (square + b.act(square) if w.dropout else 0)
+        # The product with the values saves the probabilities that it gets: the result of the softmax itself, its copy,
+        # or the result of dropout, which replaces the copy. Dropout also saves its mask.
+        saved_scores = b.act(square) if b.fused else 4 * square
+        if w.dropout or not (b.fused or wide):
+            saved_scores += b.act(square)
+        selective = saved_scores + (b.act(square) if soft_cap else 0) + (square if w.dropout else 0)
         expanded = queries * heads * qk_dim + keys * heads * (qk_dim + v_dim)
         saved = (4 * expanded if wide and not b.fused else b.act(expanded)) + selective
         # In the backward pass of the softmax, plain PyTorch has three fp32 tensors with one element per (query, key)
