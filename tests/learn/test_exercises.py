@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import unicodedata
 from fractions import Fraction
 from pathlib import Path
@@ -87,6 +88,37 @@ def test_answers_of_published_sources() -> None:
     assert asked("training-days").answer == pytest.approx(
         3 * asked("forward-flops").answer * 1024 * 400_000 / (0.5 * 19.5e12 * 86400), rel=1e-9
     )
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_transformers_and_torch_count_the_same_for_the_model_of_the_text(seed: int) -> None:
+    """The sizes are read from the text, as a student does."""
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    def size(text: str, pattern: str) -> int:
+        match = re.search(pattern, text)
+        assert match is not None
+        return int(match[1].replace(",", ""))
+
+    question = asked("forward-flops", seed)
+    config = GPT2Config(
+        n_layer=size(question.text, r"has (\d+) layers"),
+        n_embd=size(question.text, r"hidden size ([\d,]+),"),
+        n_head=size(question.text, r"(\d+) heads"),
+        vocab_size=size(question.text, r"([\d,]+) tokens in its vocabulary"),
+        attn_implementation="eager",
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    with torch.device("meta"):
+        model = GPT2LMHeadModel(config)
+        tokens = torch.zeros(1, size(question.text, r"one sequence of ([\d,]+) tokens"), dtype=torch.int64)
+        with FlopCounterMode(display=False) as counter:
+            model(tokens)
+    assert sum(parameter.numel() for parameter in model.parameters()) == asked("parameters", seed).answer
+    flops = counter.get_flop_counts()["Global"]
+    assert sum(flops.values()) == question.answer
 
 
 @pytest.mark.parametrize("seed", SEEDS)
