@@ -321,9 +321,7 @@ class WeightRecipe:
         if not lost:
             return self.spec.weights.doubts
         more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
-        said = (
-            f"no module of the model has the name {', '.join(lost[:3])}{more}, which {self.spec.weights.source} gives"
-        )
+        said = f"no module of the model has the name {', '.join(lost[:3])}{more}, which {self.spec.weights.source or 'the spec'} gives"
         return (*self.spec.weights.doubts, said)
 
     @property
