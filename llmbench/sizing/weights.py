@@ -321,7 +321,8 @@ class WeightRecipe:
         if not lost:
             return self.spec.weights.doubts
         more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
-        said = f"no module of the model has the name {', '.join(lost[:3])}{more}, which {self.spec.weights.source or 'the spec'} gives"
+        source = self.spec.weights.source or "the spec"
+        said = f"no module of the model has the name {', '.join(lost[:3])}{more}, which {source} gives"
         return (*self.spec.weights.doubts, said)
 
     @property
