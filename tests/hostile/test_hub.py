@@ -161,6 +161,16 @@ def test_a_cache_that_cannot_be_written(server: str, monkeypatch: pytest.MonkeyP
         hub.read_config("llmbench/x-at-model.safetensors")
 
 
+def test_headers_that_need_a_slow_answer(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some versions of huggingface_hub ask the hub before the first request."""
+    monkeypatch.setattr(hub_requests, "TIMEOUT_S", LIMIT_S)
+    monkeypatch.setattr("huggingface_hub.utils.build_hf_headers", lambda: Hostile.stop.wait(60) and {})
+    start = time.monotonic()
+    with pytest.raises(CannotRunError, match="cannot reach"):
+        hub.read_config("llmbench/x-at-model.safetensors")
+    assert time.monotonic() - start < LONGEST_S
+
+
 @pytest.mark.parametrize("place", ["/dev/null/token", "/proc/self/mem"])
 def test_a_token_that_cannot_be_read(place: str, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", place)

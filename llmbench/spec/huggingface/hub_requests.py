@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
@@ -67,26 +68,16 @@ class HubRequests:
         # Below this level, huggingface_hub logs advice.
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
         self.repository, self.revision = repository, revision
-        try:
+        with _errors_of_setup(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about variables with old names
             import huggingface_hub
             from huggingface_hub import constants, errors, utils
 
             self.endpoint, self._errors = _checked(constants.ENDPOINT or _DEFAULT_ENDPOINT), errors
             self._url = _url(huggingface_hub.hf_hub_url, errors, repository, revision, self.endpoint)
-            tools: Any = utils  # it has both functions in every version, but does not declare them in all
-            self._sent = {**tools.build_hf_headers(), "Accept-Encoding": "identity"}  # the file as it is stored
-            self._session: Any = tools.get_session()
-        except LLMBenchError:
-            raise
-        except ImportError:
-            raise CannotRunError(
-                "models from the Hugging Face hub need the extra `hf`", hint=install_hint("hf")
-            ) from None
-        except Exception as problem:  # a wrong value of a variable such as HF_HOME or SSL_CERT_FILE
-            raise CannotRunError(
-                f"huggingface_hub cannot be used: {type(problem).__name__}: {printable(str(problem), most=300)}",
-                hint="check the variables of the environment that it reads, such as HF_HOME and HF_ENDPOINT",
-            ) from None
+            self._tools: Any = utils  # it has the functions below in every version, but does not declare them in all
+            self._session: Any = self._tools.get_session()
+        self._own: dict[str, str] | None = None
         self._last = time.monotonic() + ALL_S
 
     def whole(self, name: str, *, answer_s: float = LATER_S) -> Whole | None:
@@ -164,7 +155,13 @@ class HubRequests:
         """Send one request. Both libraries leave out the token of the user if the hub sends the request to another
         server."""
         url = self._url + quote(name)
-        options: dict[str, Any] = {"headers": {**self._sent, **headers}, "timeout": LATER_S}
+        if self._own is None:
+            with _errors_of_setup():  # some versions ask the hub for this
+                self._own = {
+                    **self._tools.build_hf_headers(),
+                    "Accept-Encoding": "identity",
+                }  # the file as it is stored
+        options: dict[str, Any] = {"headers": {**self._own, **headers}, "timeout": LATER_S}
         if callable(self._session.stream):  # httpx, since version 1 of huggingface_hub
             with self._session.stream("GET", url, follow_redirects=True, **options) as answer:
                 yield _Answer(answer.status_code, _headers(answer), answer.iter_bytes(2**14))
@@ -225,6 +222,22 @@ class HubRequests:
             f"{self.endpoint} did not send {_named(name)} of `{self.repository}` within {ALL_S:g} s",
             hint=f"try again later, or {_ON_THIS_MACHINE}",
         )
+
+
+@contextmanager
+def _errors_of_setup() -> Iterator[None]:
+    """Raise CannotRunError if huggingface_hub is missing, or if it cannot be used because of the environment."""
+    try:
+        yield
+    except LLMBenchError:
+        raise
+    except ImportError:
+        raise CannotRunError("models from the Hugging Face hub need the extra `hf`", hint=install_hint("hf")) from None
+    except Exception as problem:  # a wrong value of a variable such as HF_HOME or SSL_CERT_FILE
+        raise CannotRunError(
+            f"huggingface_hub cannot be used: {type(problem).__name__}: {printable(str(problem), most=300)}",
+            hint="check the variables of the environment that it reads, such as HF_HOME and HF_ENDPOINT",
+        ) from None
 
 
 def _url(hf_hub_url: Any, errors: Any, repository: str, revision: str, endpoint: str) -> str:
