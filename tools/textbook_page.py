@@ -1,4 +1,7 @@
-"""Write docs/textbook.md: the claims of the textbook, the figures that arithmetic gives, the verdicts and the reasons.
+"""Write docs/textbook.md: the claims of the textbook, our figures, the verdicts and the reasons.
+
+Arithmetic gives most figures. The others come from docs/examples/textbook.jsonl, which has recorded runs of
+`llmbench bench textbook --preset full`.
 
 python tools/textbook_page.py            # write the page
 python tools/textbook_page.py --check    # compare; exit 1 if the page is out of date
@@ -10,11 +13,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from llmbench.textbook import CLAIMS, TOPICS, Topic
-from llmbench.textbook.claim import Outcome, decide
+from llmbench.bench.experiments.textbook import outcomes
+from llmbench.measure.results import read
+from llmbench.textbook import TOPICS, Topic
+from llmbench.textbook.claim import Outcome
 from llmbench.textbook.table import NOTES, claimed_text, figure_text, sentence
 
-TARGET = Path(__file__).parent.parent / "docs" / "textbook.md"
+DOCS = Path(__file__).parent.parent / "docs"
+TARGET, RECORDED = DOCS / "textbook.md", DOCS / "examples" / "textbook.jsonl"
 
 HEAD = """# The textbook, corrected
 
@@ -33,13 +39,16 @@ TAIL = """
 ## Check it yourself
 
 ```bash
-llmbench textbook                              # all claims, in a fifth of a second and without torch
+llmbench textbook                              # all claims, at once and without torch
 llmbench textbook positions                    # one topic
 llmbench bench textbook --preset full          # measure the other claims on this machine
 ```
 
-The claims are data in `llmbench/textbook`, one row each, with a function that computes our figure. `why` says why the
-figures agree or differ. If your textbook has another figure, add a row.
+See also [Why post-norm fails](guides/why-post-norm-fails.md),
+[Past the training length](guides/past-the-training-length.md) and [worked examples](guides/teach-and-learn.md).
+
+Measured figures come from a [recorded run](examples/textbook.jsonl). The claims are data in `llmbench/textbook`: one
+row each, with a function that computes our figure. If your textbook has another figure, add a row.
 """
 
 
@@ -54,16 +63,16 @@ def ours(outcome: Outcome) -> str:
     for result in outcome.results:
         figure = f"**{cell(figure_text(result.figure, outcome.claim.unit))}**"
         mark = " ✓" if outcome.verdict == "holds if" and result.agrees else ""
-        setting = f" {cell(result.setting)}:" if result.setting else ""
-        lines.append(f"{figure}{mark}{setting} {cell(result.formula)}")
+        parts = (cell(result.setting), cell(result.formula or "measured"))
+        lines.append(f"{figure}{mark} {': '.join(filter(None, parts))}")
     return "<br>".join(lines)
 
 
-def section(topic: Topic) -> Iterator[str]:
-    """Yield the lines about one topic: a table of the claims that arithmetic decides, and a table of the others."""
+def section(topic: Topic, decisions: dict[str, Outcome]) -> Iterator[str]:
+    """Yield the lines about one topic: a table of the claims that are decided, and a table of the others."""
     yield f"\n## {topic.title}\n\n{topic.about}\n"
-    decided = [outcome for outcome in map(decide, topic.claims) if outcome.results]
-    others = [claim for claim in topic.claims if claim.settled_by != "arithmetic"]
+    decided = [decisions[claim.name] for claim in topic.claims if decisions[claim.name].results]
+    others = [claim for claim in topic.claims if not decisions[claim.name].results]
     if decided:
         yield "\n| verdict | claim | claimed | llmbench | why |\n|---|---|---|---|---|\n"
     for outcome in decided:
@@ -73,7 +82,7 @@ def section(topic: Topic) -> Iterator[str]:
         why = f"{cell(claim.why)}{command}"
         yield f"| **{outcome.verdict}** | {about} | {cell(claimed_text(claim))} | {ours(outcome)} | {why} |\n"
     if others:
-        yield "\nArithmetic cannot decide these claims:\n\n| decided by | claim | claimed | why |\n|---|---|---|---|\n"
+        yield "\nThese claims are not decided yet:\n\n| decided by | claim | claimed | why |\n|---|---|---|---|\n"
     for claim in others:
         about = f"{claim.says[:1].upper()}{claim.says[1:]}.<br>*{cell(claim.at)}*"
         work = "a training on a CPU" if claim.settled_by == "CPU" else "a GPU"
@@ -85,10 +94,12 @@ def section(topic: Topic) -> Iterator[str]:
 
 def reference() -> str:
     """Return the text of the whole page."""
-    outcomes = [decide(claim) for claim in CLAIMS]
+    recorded = read(RECORDED)
+    decided = outcomes(recorded.rows)
+    by_name = {outcome.claim.name: outcome for outcome in decided}
     rules = "".join(f"- {note[:1].upper()}{note[1:]}.\n" for note in NOTES)
-    topics = "".join(line for topic in TOPICS.values() for line in section(topic))
-    return f"{HEAD}{sentence(outcomes)}\n\n{rules}{topics}{TAIL}"
+    topics = "".join(line for topic in TOPICS.values() for line in section(topic, by_name))
+    return f"{HEAD}{sentence(decided)}\n\n{rules}{topics}{TAIL}"
 
 
 def main() -> int:

@@ -53,6 +53,7 @@ CLAIMS = (
         at="the textbook states no model; steps of pre-norm / steps of post-norm",
         source=DEPTH,
         needs="CPU",
+        command="llmbench dynamics --arms pre,post-warmup",
         why="The figure depends on the rate, the warm-up and the depth. Both models need their own best rate.",
     ),
     Claim(
@@ -64,8 +65,21 @@ CLAIMS = (
         at="normalised entropy, the smallest of all layers, in a post-norm model that does not train",
         source="attention entropy collapse, arXiv 2303.06296",
         needs="CPU",
+        command="llmbench dynamics --arms post --lr 1e-3",
         why="Entropy collapse is one of several failures. A model can also fail because its tokens become equal, and"
         " its attention then stays even.",
+    ),
+    Claim(
+        name="rank collapse",
+        says="in a training that fails, the effective rank of queries times keys falls below half",
+        claimed=0.5,
+        unit="share",
+        bound="at most",
+        at="effective rank of W_Qᵀ·W_K / width of a head, in a post-norm model that does not train",
+        source="condensation and rank collapse, arXiv 2510.06954",
+        needs="CPU",
+        command="llmbench dynamics --arms post --lr 1e-3",
+        why="The tokens can become equal while the weights keep their rank. A detector of one misses the other.",
     ),
     Claim(
         name="activation loss",
@@ -74,8 +88,9 @@ CLAIMS = (
         at="the textbook states no model; perplexity of SwiGLU / perplexity of the worst activation",
         source="GLU variants, arXiv 2002.05202",
         needs="CPU",
-        why="The difference between activations is as small as the difference between seeds, so one run per activation"
-        " decides nothing.",
+        command="llmbench train nanogpt-cpu --set ffn.kind=gated --set ffn.activation=silu"
+        " --set ffn.intermediate_size=341",
+        why="One run per activation decides nothing, if the difference is as small as the difference between seeds.",
     ),
     Claim(
         name="LLaMA loss",
@@ -83,7 +98,7 @@ CLAIMS = (
         claimed=1.42 / 1.47,
         at="about 10M parameters; loss / loss",
         source="an ablation from GPT-2 to LLaMA, arXiv 2302.13971",
-        why="A full training of 10M parameters on text takes hours on a CPU.",
+        why="A full training of 10M parameters takes long on a CPU. The textbook states neither steps nor text.",
         command="llmbench train nanogpt-shakespeare --seed 1 -o gpt2-style",
     ),
 )

@@ -100,7 +100,7 @@ CLAIMS = (
         ),
         why="The rule needs a power of two. With 12 heads, the first 8 have the slopes of 8 heads, and the last 4 take"
         " every second slope of 16 heads.",
-        command="llmbench profile attention --set positions.kind=alibi",
+        command="llmbench worked alibi",
     ),
     *(
         Claim(
@@ -129,8 +129,8 @@ CLAIMS = (
             at="trained on short texts; the textbook states no model and no text",
             source=LENGTH,
             needs="CPU",
-            why="The figure depends on the model and on the text. The order of the encodings can be settled by a short"
-            " training.",
+            command="llmbench extrapolate --methods learned,rope,alibi",
+            why="The figure depends on the model and on the text. A short training settles the order of the encodings.",
         )
         for kind, short, long in (("learned", 15.2, 89.2), ("RoPE", 14.8, 35.7), ("ALiBi", 14.9, 19.4))
     ),
@@ -143,6 +143,7 @@ CLAIMS = (
             at="without further training; the textbook states no model and no length",
             source=source,
             needs="CPU",
+            command="llmbench extrapolate --methods rope,interpolation,ntk,yarn",
             why="The figure depends on the model, on the text and on the factor of the extension.",
         )
         for kind, claimed, source in (

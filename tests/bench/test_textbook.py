@@ -4,6 +4,7 @@ claims."""
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -15,6 +16,7 @@ from llmbench.bench.experiments.synthetic import model_of, progressions, trained
 from llmbench.bench.experiments.textbook import EXPERIMENT, groups, outcomes, summary
 from llmbench.bench.experiments.textbook.readings import read
 from llmbench.bench.experiments.textbook.runs import RUNS, is_own
+from llmbench.measure import results
 from llmbench.measure.clock import CpuClock
 from llmbench.measure.measurement import Measurement, MemoryPeak
 from llmbench.measure.reference import Sizes, measure_references
@@ -112,6 +114,17 @@ def test_a_gpu_measures_at_the_claims_own_setting(name: str) -> None:
 def test_a_cpu_decides_the_claims_about_learning() -> None:
     for name in ("depth", "length"):
         assert is_own(RUNS[name](Ask(quick=False, device=CPU, dtype="fp32")).case)
+
+
+def test_the_recorded_trainings_decide() -> None:
+    """Post-norm fails in one setting of four. The cure is a warm-up, a smaller rate or fewer layers."""
+    recorded = results.read(Path(__file__).parents[2] / "docs" / "examples" / "textbook.jsonl")
+    by_name = {outcome.claim.name: outcome for outcome in outcomes(recorded.rows)}
+    post, pre = by_name["post-norm fails"], by_name["pre-norm trains"]
+    assert (post.verdict, pre.verdict) == ("holds if", "holds")
+    assert [result.setting for result in post.results if result.agrees] == ["no warm-up"]
+    assert max(result.figure for result in post.results[1:]) < 0.7
+    assert by_name["flash 512"].reason == "not run"
 
 
 def test_every_reading_has_its_run_and_its_candidates() -> None:
