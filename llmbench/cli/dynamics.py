@@ -114,10 +114,9 @@ def command(
     if count > MOST_TRAININGS:
         raise LLMBenchError(f"{count:,} trainings are more than {MOST_TRAININGS:,}")
     need_torch("dynamics")
-    import torch
-
-    from llmbench.learn.experiments.norms import NARROW, SETTINGS, arms_of, dynamics
+    from llmbench.learn.experiments.norms import NARROW, SETTINGS, arms_of, base_of, dynamics
     from llmbench.measure.environment import environment
+    from llmbench.model.devices import device_of
     from llmbench.spec.override import override
 
     arms_of(names, layers[0])
@@ -148,12 +147,12 @@ def command(
         "settings": settings,
         "set": set or [],
     }
-    about = about_training(base, text, settings)
+    about = about_training(base_of(base, layers[0]), text, settings, of_all=False)
     if plot is not None:
         from llmbench.report.plots import save
 
         save(panels(outcomes, text.unigram), plot, title="Which learning rates does a model survive?", caption=about)
-    answer(document(outcomes, text.unigram, inputs, about, environment(torch.device("cpu"))), format, output)
+    answer(document(outcomes, text.unigram, inputs, about, environment(device_of("cpu"))), format, output)
 
 
 class Row(NamedTuple):
@@ -216,7 +215,7 @@ def document(
         headline=about,
         table=_losses(rows),
         lines=[
-            f"validation loss in nats at each learning rate; guessing by frequency has {unigram:.3f}",
+            f"validation loss in nats at each learning rate (lr); guessing by frequency has {unigram:.3f}",
             place(found),
         ],
     )
@@ -293,17 +292,20 @@ def _cell(rows: Sequence[Row]) -> str:
 
 
 def _findings(rows: Sequence[Row]) -> Iterator[str]:
-    """Yield one sentence for each depth and variant: at which rates does it train?"""
-    for (layers, arm), by_rate in _groups(rows).items():
-        bad = [rate for rate, found in by_rate.items() if any(row.failed for row in found)]
-        good = [rate for rate in by_rate if rate not in bad]
-        at = f"With {plural(layers, 'layer')}, {arm}"
-        if not bad:
-            yield f"{at} trains at all rates."
-        elif not good:
-            yield f"{at} fails at all rates."
-        else:
-            yield f"{at} trains up to {max(good):g} and fails at {', '.join(f'{rate:g}' for rate in bad)}."
+    """Yield sentences for each depth: which variants train at which rates?"""
+    for layers in dict.fromkeys(row.layers for row in rows):
+        verdicts = []
+        for (depth, arm), by_rate in _groups(rows).items():
+            if depth == layers:
+                bad = [f"{rate:g}" for rate, found in by_rate.items() if any(row.failed for row in found)]
+                good = [f"{rate:g}" for rate in by_rate if f"{rate:g}" not in bad]
+                if not bad:
+                    verdicts.append(f"{arm} trains at {'all rates' if len(good) > 1 else good[0]}")
+                elif not good:
+                    verdicts.append(f"{arm} fails at {'all rates' if len(bad) > 1 else bad[0]}")
+                else:
+                    verdicts.append(f"{arm} trains at {', '.join(good)} and fails at {', '.join(bad)}")
+        yield f"With {plural(layers, 'layer')}: {'; '.join(verdicts)}."
 
 
 class Inside(NamedTuple):

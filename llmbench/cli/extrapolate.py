@@ -96,11 +96,10 @@ def command(
     """
     spec = load(model, set)
     need_torch("extrapolate")
-    import torch
-
     from llmbench.learn.experiments.lengths import METHODS, extrapolate, methods_of
     from llmbench.learn.settings import Settings
     from llmbench.measure.environment import environment
+    from llmbench.model.devices import device_of
     from llmbench.spec.override import override
 
     chosen = list(METHODS) if methods is None else methods_of([name.strip() for name in methods.split(",")])
@@ -121,7 +120,7 @@ def command(
         "settings": settings,
         "set": set or [],
     }
-    found = environment(torch.device("cpu"))
+    found = environment(device_of("cpu"))
     about = about_training(base, text, settings)
     if plot is not None:
         from llmbench.report.plots import save

@@ -81,14 +81,18 @@ def progress(total: int, *, start: int = 0, shown: bool = True) -> Iterator[Call
         yield lambda text: bar.update(task, advance=1, description=text)
 
 
-def about_training(spec: ModelSpec, text: Corpus, settings: Settings) -> str:
-    """Return lines about the model, the text and the settings, for the headline of an answer."""
+def about_training(spec: ModelSpec, text: Corpus, settings: Settings, *, of_all: bool = True) -> str:
+    """Return lines about the model, the text and the settings, for the headline of an answer.
+
+    `of_all`: whether the learning rate, the warm-up and the seed are those of all trainings.
+    """
     chosen = settings
+    rate = f"learning rate {chosen.lr:g}, {chosen.schedule}, warm-up {chosen.warmup}" if of_all else chosen.schedule
     return (
         f"{headline(spec)}\n"
         f"{text.name}: {len(text.train):,} bytes for training, {len(text.validation):,} for validation\n"
-        f"{chosen.optimizer} · {chosen.steps:,} steps · batch {chosen.batch} × {chosen.seq_len} · learning rate "
-        f"{chosen.lr:g}, {chosen.schedule}, warm-up {chosen.warmup} · {chosen.precision} · seed {chosen.seed}"
+        f"{chosen.optimizer} · {chosen.steps:,} steps · batch {chosen.batch} × {chosen.seq_len} · {rate} · "
+        f"{chosen.precision}{f' · seed {chosen.seed}' if of_all else ''}"
     )
 
 

@@ -70,7 +70,7 @@ def test_the_command_answers_in_words_and_in_json(tmp_path: Path, capsys: pytest
     options = ["--data", "markov:8,2,0", "--steps", "60", "--batch", "2", "--seq", "16", "--layers", "1"]
     assert run(["dynamics", "--arms", "pre", "--lr", "1e-3,1e30", *options]) == 0
     shown = capsys.readouterr().out
-    assert "With 1 layer, pre " in shown
+    assert "With 1 layer: pre trains at 0.001 and fails at 1e+30." in shown
     assert "not finite fails" in shown
     picture = tmp_path / "norms.svg"
     shown = ["--plot", str(picture), "--format", "json"]
