@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 OTHERS = (
     "accumulate",
+    "balance",
     "beta1",
     "beta2",
     "clip",

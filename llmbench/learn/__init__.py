@@ -9,10 +9,13 @@ schedule.py       the learning rate of each step
 loop.py           the training loop
 threads.py        the number of CPU threads of a run
 faults.py         the layer whose output is first not finite
+parallel.py       how several processes share a batch
 metrics.py        the figures of each step, in a file
 checkpoint.py     the state of a run, in a folder
 session.py        a training run that keeps its checkpoints and metrics in a folder
+tokenizer.py      from text to tokens and back
 evaluate.py       the loss of a model on a text
+continuation.py   the text that a model writes
 probes/           figures about the inside of a model while it trains
 experiments/      comparisons of small models that train on the same batches
 """

@@ -22,7 +22,7 @@ from llmbench.model.arguments import token_rows
 from llmbench.model.decoder import Decoder
 from llmbench.sizing.lengths import refuse_beyond_positions
 
-__all__ = ["Evaluation", "PositionLoss", "evaluate"]
+__all__ = ["Evaluation", "PositionLoss", "evaluate", "refuse_other_models"]
 
 LOGITS = 2**26
 """The largest number of logits of one forward pass. It decides how many windows share a pass."""
@@ -67,6 +67,15 @@ class Evaluation(NamedTuple):
         return rows
 
 
+def refuse_other_models(model: Decoder) -> None:
+    """Raise UnsupportedError for a model that does not predict the next token from the tokens before it.
+
+    A model with an encoder needs two texts. BERT sees the token that it should predict.
+    """
+    if model.has_encoder or not model.spec.decodes:
+        raise UnsupportedError(f"{model.spec.name} does not predict the next token from the tokens before it")
+
+
 @torch.no_grad()
 def evaluate(
     model: Decoder,
@@ -85,9 +94,8 @@ def evaluate(
     Raises UnsupportedError for a model that does not predict the next token, and SpecError or LLMBenchError for tokens,
     a window or a stride that do not fit.
     """
+    refuse_other_models(model)
     spec = model.spec
-    if model.has_encoder or not spec.decodes:
-        raise UnsupportedError(f"{spec.name} does not predict the next token from the tokens before it")
     if len(tokens) < 2:
         raise LLMBenchError(
             f"the text has {len(tokens)} token(s); a loss needs at least 2, because the first token is not predicted"

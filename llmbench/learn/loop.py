@@ -10,23 +10,23 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from llmbench.errors import LLMBenchError
 from llmbench.learn.data import Corpus
+from llmbench.learn.evaluate import refuse_other_models
 from llmbench.learn.faults import DivergedError, cause_of
 from llmbench.learn.metrics import StepRow, Validation
+from llmbench.learn.parallel import mean, own_part, refuse_unequal_parts, replica_of, unsynchronised
 from llmbench.learn.schedule import learning_rate
 from llmbench.learn.settings import Settings
 from llmbench.measure.ranks import ALONE, Ranks
 from llmbench.model.decoder import Decoder
+from llmbench.model.routing import balance_loss, record_routing
 from llmbench.sizing.flops import count_flops
 from llmbench.sizing.workload import Workload
 
@@ -106,16 +106,14 @@ def train(
     The weights are then those of the last good step.
     """
     data.refuse_short(settings.seq_len)
-    if settings.batch % (settings.accumulate * ranks.size):
-        raise LLMBenchError(f"a batch of {settings.batch} sequences cannot be divided equally among {ranks.size} ranks")
+    refuse_unequal_parts(settings, ranks)
+    refuse_other_models(model)
     before, device = seconds, model.embedding.weight.device
     optimizer = optimizer_for(model, settings) if optimizer is None else optimizer
     model.dropout = settings.dropout
     if settings.compile:
         model.compile()
-    replica: nn.Module = model
-    if ranks.size > 1:  # experts that get no token have no gradient
-        replica = DistributedDataParallel(model, find_unused_parameters=model.spec.is_moe)
+    replica = replica_of(model, ranks)
     flops = count_flops(model.spec, Workload.train(settings.seq_len, settings.batch)).total
     peak = None if peak_flops_per_s is None else ranks.size * peak_flops_per_s
     steps: list[StepRow] = []
@@ -133,23 +131,24 @@ def train(
             start = time.perf_counter()
             torch.manual_seed(settings.seed * 1_000_003 + step * ranks.size + ranks.rank)  # dropout
             model.train()
-            mine = [part.to(device) for part in _part(data, step, settings, ranks)]
-            micro = list(zip(*(part.chunk(settings.accumulate) for part in mine), strict=True))
+            batch = data.batch(step, seed=settings.seed, sequences=settings.batch, seq_len=settings.seq_len)
+            mine = [own_part(rows, ranks).to(device) for rows in batch]
+            micro = list(zip(*(rows.chunk(settings.accumulate) for rows in mine), strict=True))
             total = torch.zeros((), device=device)
             for index, (tokens, targets) in enumerate(micro):
-                with _unsynchronised(replica, index < len(micro) - 1), _autocast(settings, device):
-                    loss = replica(tokens, targets=targets) / settings.accumulate
-                loss.backward()
-                total += loss.detach()
-            moment = Moment(
-                step, model, optimizer, tokens, targets, _mean(total, ranks), _set_rate(optimizer, step, settings)
-            )
+                with unsynchronised(replica, index < len(micro) - 1), _balancing(model, settings) as imbalance:
+                    with _autocast(settings, device):
+                        loss = replica(tokens, targets=targets)
+                    ((loss + imbalance()) / settings.accumulate).backward()
+                total += loss.detach() / settings.accumulate
+            rate = _set_rate(optimizer, step, settings)
+            moment = Moment(step, model, optimizer, tokens, targets, mean(total, ranks), rate)
             for probe in probes:
                 probe.gradients(moment)
             weights = [weight for weight in model.parameters() if weight.grad is not None]
             norm = torch.nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
             if not (math.isfinite(moment.loss) and bool(norm.isfinite())):
-                raise DivergedError(step, cause_of(model, tokens, targets))
+                raise DivergedError(step, cause_of(model, *mine))
             clipped = 0.0 < settings.clip < float(norm)
             if clipped:
                 torch.nn.utils.clip_grads_with_norm_(weights, settings.clip, norm)
@@ -212,12 +211,6 @@ def validation_loss(model: Decoder, data: Corpus, settings: Settings, *, whole: 
     return total / count
 
 
-def _part(data: Corpus, step: int, settings: Settings, ranks: Ranks) -> Iterable[Tensor]:
-    """Return this rank's sequences of a step, and their targets."""
-    pair = data.batch(step, seed=settings.seed, sequences=settings.batch, seq_len=settings.seq_len)
-    return [part.chunk(ranks.size)[ranks.rank] for part in pair]
-
-
 def _set_rate(optimizer: torch.optim.Optimizer, step: int, settings: Settings) -> float:
     """Set the learning rate of a step, and return it."""
     rate = learning_rate(
@@ -233,17 +226,15 @@ def _set_rate(optimizer: torch.optim.Optimizer, step: int, settings: Settings) -
     return rate
 
 
-def _mean(loss: Tensor, ranks: Ranks) -> float:
-    """Return the mean of the losses of all ranks."""
-    if ranks.size > 1:
-        dist.all_reduce(loss)
-    return float(loss) / ranks.size
-
-
 def _autocast(settings: Settings, device: torch.device) -> AbstractContextManager[Any]:
     return torch.autocast(device.type, dtype=torch.bfloat16) if settings.precision == "bf16" else nullcontext()
 
 
-def _unsynchronised(replica: nn.Module, more: bool) -> AbstractContextManager[Any]:
-    """Return the context of a micro-batch. Only after the last one do the ranks exchange their gradients."""
-    return replica.no_sync() if more and isinstance(replica, DistributedDataParallel) else nullcontext()
+@contextmanager
+def _balancing(model: Decoder, settings: Settings) -> Iterator[Callable[[], Tensor | float]]:
+    """Yield a function that returns what the load of the experts adds to the loss of the forward pass in this block."""
+    if not settings.balance:
+        yield lambda: 0.0
+        return
+    with record_routing(model) as routings:
+        yield lambda: settings.balance * balance_loss(routings.values())

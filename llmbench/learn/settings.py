@@ -26,6 +26,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     - `optimizer`: adamw, or sgd with momentum `beta1`.
     - `weight_decay`: applied to matrices and tables only, and not to biases and the weights of norms.
     - `dropout`: the share of elements that dropout sets to 0 in training.
+    - `balance`: the factor of the loss that balances the load of experts (see `llmbench.model.routing`). 0: not used.
     - `clip`: the largest norm of all gradients together. 0: gradients are not clipped.
     - `precision`: bf16 computes the products of the forward pass in bf16 (autocast). The weights stay in fp32.
     - `compile`: whether torch.compile compiles the model.
@@ -49,6 +50,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     beta2: float = 0.99
     weight_decay: float = 0.1
     dropout: float = 0.0
+    balance: float = 0.0
     clip: float = 1.0
     precision: Precision = "fp32"
     compile: bool = False
@@ -60,7 +62,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         for name in ("steps", "batch", "seq_len", "accumulate", "validate_every", "validation_batches"):
             if getattr(self, name) < 1:
                 raise LLMBenchError(f"{name}: must be at least 1, not {getattr(self, name)}")
-        for name in ("warmup", "weight_decay", "clip"):
+        for name in ("warmup", "weight_decay", "balance", "clip"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise LLMBenchError(f"{name}: must be at least 0 and finite, not {getattr(self, name)}")
         if not 0 < self.lr < float("inf"):

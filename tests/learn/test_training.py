@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from llmbench.errors import LLMBenchError, SpecError
+from llmbench.errors import CannotRunError, LLMBenchError, SpecError, UnsupportedError
 from llmbench.learn import checkpoint
 from llmbench.learn.data import corpus, corpus_of
 from llmbench.learn.faults import DivergedError
@@ -24,6 +24,9 @@ from llmbench.learn.loop import Moment, Probe, optimizer_for, train, validation_
 from llmbench.learn.metrics import Metrics
 from llmbench.learn.session import METRICS, Session, new_session, resumed_session
 from llmbench.model.create import build
+from llmbench.model.routing import record_routing
+from llmbench.spec.catalog import load_bundled
+from llmbench.spec.override import override
 from tests.learn.small import settings, spec
 
 ROOT = Path(__file__).parents[2]
@@ -283,6 +286,32 @@ def test_two_ranks_train_like_one(book: Path) -> None:
     alone = session(book, None, steps=6, accumulate=2).run()
     assert found[0][0] == pytest.approx(alone.losses, abs=1e-6)
     assert found[0][1] == pytest.approx([row.validation_loss for row in alone.validations], abs=1e-6)
+
+
+def test_the_load_of_experts_is_balanced_on_request(book: Path) -> None:
+    small = {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
+    small |= {"head_dim": 8, "intermediate_size": 32, "vocab_size": 256, "published_parameters": None}
+    experts = override(load_bundled("mixtral-8x7b"), small)
+    data, imbalances, losses = corpus(str(book)), [], []
+    for factor in (0.0, 1.0):
+        model = build(experts, seed=0)
+        with torch.no_grad():
+            model.layers[0].ffn.router.weight[3] += 1.0  # most tokens choose one expert
+        run = train(model, data, settings(balance=factor, steps=30, lr=1e-2, seq_len=16))
+        losses.append(run.losses)
+        with record_routing(model) as routings, torch.no_grad():
+            model(data.windows(16)[0])
+        imbalances.append(float(max(routings["layers.0.ffn.router"].load)))
+    assert losses[0][0] == losses[1][0]  # the reported loss is that of the tokens alone
+    assert losses[0][5] != losses[1][5]
+    assert imbalances[1] < imbalances[0] - 0.05
+    with pytest.raises(CannotRunError):
+        train(build(spec(vocab_size=256)), data, settings(balance=0.01))
+
+
+def test_models_that_do_not_predict_the_next_token_are_refused(book: Path) -> None:
+    with pytest.raises(UnsupportedError, match="does not predict the next token"):
+        train(build(spec(vocab_size=256, causal=False)), corpus(str(book)), settings())
 
 
 def test_a_batch_that_cannot_be_divided_is_refused(book: Path) -> None:
