@@ -32,6 +32,8 @@ ALL_S = 60.0
 
 _DEFAULT_ENDPOINT = "https://huggingface.co"
 _ON_THIS_MACHINE = "give the path of a config.json on this machine"
+_AS_STORED = {"Accept-Encoding": "identity"}
+"""The header that asks for a file as it is stored, because parts of it are asked for by their bytes."""
 Result = TypeVar("Result")
 
 
@@ -157,10 +159,7 @@ class HubRequests:
         url = self._url + quote(name)
         if self._own is None:
             with _errors_of_setup():  # some versions ask the hub for this
-                self._own = {
-                    **self._tools.build_hf_headers(),
-                    "Accept-Encoding": "identity",
-                }  # the file as it is stored
+                self._own = self._tools.build_hf_headers() | _AS_STORED
         options: dict[str, Any] = {"headers": {**self._own, **headers}, "timeout": LATER_S}
         if callable(self._session.stream):  # httpx, since version 1 of huggingface_hub
             with self._session.stream("GET", url, follow_redirects=True, **options) as answer:
