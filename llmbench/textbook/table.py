@@ -79,7 +79,7 @@ def figures_text(outcome: Outcome) -> str:
 def _why(outcome: Outcome) -> str:
     settles = outcome.verdict in ("needs a CPU", "needs a GPU") and outcome.claim.command
     reason = f"{outcome.reason[:1].upper()}{outcome.reason[1:]}." if outcome.reason else ""
-    command = f"`{outcome.claim.command}` decides." if settles else ""
+    command = f"`{outcome.claim.command}` measures it." if settles else ""
     return " ".join(filter(None, (reason, outcome.claim.why, command)))
 
 
@@ -115,6 +115,14 @@ FIELDS: tuple[Field[Outcome], ...] = (
         wraps=True,
     ),
     Field(
+        "at",
+        "setting",
+        value=lambda outcome: outcome.claim.at,
+        description="the setting of the claim",
+        wraps=True,
+        spare=1,
+    ),
+    Field(
         "unit",
         value=lambda outcome: outcome.claim.unit,
         description="`ratio`, `share`, `change`, `bytes`, `flops`, `dollars`, `count`, `number`, `yes` (1: yes, 0: no)",
@@ -141,7 +149,6 @@ FIELDS: tuple[Field[Outcome], ...] = (
         value=lambda outcome: next((reading.run for reading in outcome.claim.readings), None),
         description="the run of `bench textbook` that measures the claim; null: there is none",
     ),
-    Field("at", value=lambda outcome: outcome.claim.at, description="the setting of the claim"),
     Field("source", value=lambda outcome: outcome.claim.source, description="the paper behind the claim"),
     Field(
         "command",
