@@ -111,6 +111,21 @@ def test_matrices_equal_numpys(kept: Keep) -> None:
         assert figure(kept, "condensation")[index] == pytest.approx((pairs > 0.9).mean())
 
 
+def test_loads_of_experts_equal_numpys(data: Corpus) -> None:
+    moe = {"kind": "moe", "num_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 16}
+    model = build(spec(vocab_size=data.vocab_size, ffn=moe))
+    observer = Keep(data.windows(16, 3)[0])
+    train(model, data, settings(steps=1), probes=[observer])
+    for index, routing in enumerate(observer.seen.routings):
+        assert routing is not None
+        shares = np.bincount(array(routing.chosen).astype(int).ravel(), minlength=8) / (3 * 16 * 2)
+        found = observer.observations[1]
+        assert found["largest_load"][index] == pytest.approx(8 * shares.max(), rel=1e-6)
+        positive = shares[shares > 0]
+        assert found["load_entropy"][index] == pytest.approx(-(positive * np.log(positive)).sum() / np.log(8), rel=1e-6)
+        assert found["condensation"][index] is None  # its neurons are spread over the experts
+
+
 @pytest.mark.parametrize("sigma", [0.1, 1.0, 5.0, 20.0])
 @pytest.mark.parametrize("keys", [2, 3, 64])
 def test_the_floor_is_attained_and_no_logits_get_below_it(sigma: float, keys: int) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from llmbench.learn.probes import attention, gradients, tokens, weights
+from llmbench.learn.probes import attention, experts, gradients, tokens, weights
 from llmbench.learn.probes.observer import Observation, Observer, PerLayer
 
 __all__ = ["FIGURES", "Observation", "Observer", "PerLayer"]
@@ -24,5 +24,7 @@ FIGURES: dict[str, Callable[[Observation], PerLayer]] = {
     "qk_rank": weights.qk_rank,
     "stable_rank": weights.stable_rank,
     "condensation": weights.condensation,
+    "largest_load": experts.largest_load,
+    "load_entropy": experts.load_entropy,
 }
 """Each figure by its name: one number per layer, or one number per head and layer."""

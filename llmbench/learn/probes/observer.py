@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from llmbench.learn.loop import Moment, Probe
 from llmbench.model.attention_maps import AttentionMap, record_attention
 from llmbench.model.decoder import Decoder
+from llmbench.model.routing import Routing, record_routing
 
 __all__ = ["EARLY", "Observation", "Observer", "PerLayer"]
 
@@ -36,6 +37,7 @@ class Observation(NamedTuple):
     - `streams`: the residual stream [B, S, D] after each layer, on the observed tokens, after the update.
     - `maps`: the attention of each layer on the observed tokens, after the update. None: the layer has no softmax
       attention.
+    - `routings`: the decisions of the router of each layer on the observed tokens. None: the layer has no router.
     """
 
     step: int
@@ -44,6 +46,7 @@ class Observation(NamedTuple):
     before: Mapping[str, Tensor]
     streams: list[Tensor]
     maps: list[AttentionMap | None]
+    routings: list[Routing | None]
 
     def of_layer(self, index: int) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the name and the value of each parameter of a layer."""
@@ -85,13 +88,19 @@ class Observer(Probe):
         if not self.observes(moment.step):
             return None
         # In evaluation, no dropout acts, and a σReparam matrix can be read without a step of its power iteration.
-        with observed_pass(moment.model) as (streams, maps):
+        with observed_pass(moment.model) as (streams, maps, routings):
             moment.model(self.tokens.to(moment.tokens.device))
             if not all(bool(stream.isfinite().all()) for stream in streams):
                 return None  # the next step reports it
-            names = [f"layers.{index}.attention" for index in range(len(streams))]
+            layers = range(len(streams))
             observation = Observation(
-                moment.step, moment.model, self._gradients, self._before, streams, [maps.get(name) for name in names]
+                moment.step,
+                moment.model,
+                self._gradients,
+                self._before,
+                streams,
+                [maps.get(f"layers.{index}.attention") for index in layers],
+                [routings.get(f"layers.{index}.ffn.router") for index in layers],
             )
             found = {name: figure(observation) for name, figure in self.figures.items()}
         self._gradients, self._before = {}, {}
@@ -100,9 +109,13 @@ class Observer(Probe):
 
 
 @contextmanager
-def observed_pass(model: Decoder) -> Iterator[tuple[list[Tensor], dict[str, AttentionMap]]]:
-    """Record the residual stream after each layer, and the attention of each layer, in a forward pass of a `with`
-    block. The block runs in evaluation and without gradients."""
+def observed_pass(
+    model: Decoder,
+) -> Iterator[tuple[list[Tensor], dict[str, AttentionMap], dict[str, Routing]]]:
+    """Record the residual stream after each layer, the attention and the routers in a forward pass of a `with` block.
+
+    The block runs in evaluation and without gradients.
+    """
     streams: list[Tensor] = []
 
     def record(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -112,8 +125,8 @@ def observed_pass(model: Decoder) -> Iterator[tuple[list[Tensor], dict[str, Atte
     training = model.training
     model.eval()
     try:
-        with torch.no_grad(), record_attention(model) as maps:
-            yield streams, maps
+        with torch.no_grad(), record_attention(model) as maps, record_routing(model) as routings:
+            yield streams, maps, routings
     finally:
         model.train(training)
         for hook in hooks:
