@@ -93,11 +93,15 @@ FIELDS: tuple[Field[PositionLoss], ...] = (
 
 
 class Units(NamedTuple):
-    """A loss in the units that people use. `bits_per_byte`: None if the text of the tokens is unknown."""
+    """A loss in the units that people use, and the entropy of the token frequencies of the text, in nats.
+
+    `bits_per_byte`: None if the text of the tokens is unknown.
+    """
 
     loss: float
     perplexity: float
     bits_per_byte: float | None
+    unigram: float
 
 
 @prints_tables
@@ -128,6 +132,7 @@ def command(
     if text is not None and tokens is not None:
         raise LLMBenchError("--text and --tokens cannot be used together")
     need_torch("evaluate")
+    from llmbench.learn.data import unigram_entropy
     from llmbench.learn.evaluate import evaluate
     from llmbench.learn.metrics import perplexity
     from llmbench.learn.tokenizer import opened
@@ -141,7 +146,8 @@ def command(
     window = seq or min(model.spec.max_position_embeddings or LONGEST, LONGEST)
     with working(f"predicting {plural(len(encoded.tokens) - 1, 'token')}"):
         found = evaluate(model, encoded.tokens, window=window, stride=stride)
-    units = Units(found.loss, perplexity(found.loss), found.bits_per_byte(encoded.scored_bytes))
+    bits = found.bits_per_byte(encoded.scored_bytes)
+    units = Units(found.loss, perplexity(found.loss), bits, unigram_entropy(encoded.tokens))
     inputs = {
         "folder": str(folder),
         "text": None if text is None else str(text),
@@ -191,7 +197,8 @@ def _document(
     rows = found.by_position() if by_position else []
     bits = "" if units.bits_per_byte is None else f", {units.bits_per_byte:.3f} bits per byte"
     block = Block(
-        answer=f"The loss on {name} is {units.loss:.4f} nats per token (perplexity {units.perplexity:.3f}{bits}).",
+        answer=f"The loss on {name} is {units.loss:.4f} nats per token (perplexity {units.perplexity:.3f}{bits}). "
+        f"The entropy of its token frequencies is {units.unigram:.3f} nats.",
         headline=f"{headline(model.spec)}\n{plural(count, 'predicted token')} · windows of {window:,} tokens, "
         f"{stride:,} apart · {inputs['dtype']}",
         table=table(FIELDS, rows) if rows else None,

@@ -25,7 +25,7 @@ from llmbench.learn.markov import markov_source
 from llmbench.learn.shakespeare import plays
 from llmbench.spec.reading import read_bytes
 
-__all__ = ["Corpus", "corpus", "corpus_of"]
+__all__ = ["Corpus", "corpus", "corpus_of", "default_corpus", "unigram_entropy"]
 
 BYTES = 256
 """The vocabulary of a text: all values of a byte."""
@@ -149,17 +149,22 @@ def corpus_of(
     if cut < 2 or len(text) - cut < 2:
         raise LLMBenchError(f"{name}: a text of {len(text):,} bytes is too short to train on")
     tokens = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-    shares = torch.bincount(tokens, minlength=BYTES).to(torch.float64) / len(text)
     return Corpus(
         name=name,
         source=name if source is None else source,
         train=tokens[:cut],
         validation=tokens[cut:],
         vocab_size=vocab_size,
-        unigram=float(torch.special.entr(shares).sum()),
+        unigram=unigram_entropy(tokens),
         floor=floor,
         notes=tuple(notes),
     )
+
+
+def unigram_entropy(tokens: Tensor) -> float:
+    """Return the entropy of the frequencies of tokens [N], in nats: −Σ f ln f over all different tokens."""
+    shares = torch.bincount(tokens).to(torch.float64) / len(tokens)
+    return float(torch.special.entr(shares).sum())
 
 
 def _stdlib() -> bytes:

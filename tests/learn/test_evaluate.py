@@ -122,6 +122,8 @@ def test_the_tokens_of_a_text_are_those_of_transformers(folder: Path, capsys: py
     assert found["tokens"] == len(theirs) - 1
     assert found["loss"] == expected
     assert found["perplexity"] == pytest.approx(math.exp(expected))
+    shares = [theirs.count(token) / len(theirs) for token in set(theirs)]
+    assert found["unigram"] == pytest.approx(-math.fsum(share * math.log(share) for share in shares))
     # The special token in front has no bytes, so all bytes of the text are predicted.
     bits = expected * found["tokens"] / math.log(2) / len(TEXT.encode())
     assert found["bits_per_byte"] == pytest.approx(bits)
