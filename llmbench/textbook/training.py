@@ -67,8 +67,8 @@ CLAIMS = (
                 "peak of training / memory of serving", lambda: against_inference(4096, 32), "4,096 tokens, batch 32"
             ),
         ),
-        why="The states alone need 8 times the bytes of bf16 weights. Only many tokens per step add enough activations,"
-        " and the cache of inference grows with them.",
+        why="The states alone need 8 times the bytes of bf16 weights. Many tokens per step add activations, but the"
+        " cache of inference grows with them, too.",
         command="llmbench memory llama2-7b --seq 2048",
     ),
     Claim(
