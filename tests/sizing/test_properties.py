@@ -241,7 +241,7 @@ def test_cache_below_and_beyond_windows(spec: ModelSpec, seq: int) -> None:
     narrowest = min((w for w in windows if w is not None), default=seq)
     short = min(seq, narrowest)
     cache = kv_cache(spec, short)
-    assert cache.bytes_per_sequence == short * cache.bytes_per_token
+    assert cache.bytes_per_sequence + cache.indexer_bytes_per_sequence == short * cache.bytes_per_token
     if windows and None not in windows:
         widest = max(w for w in windows if w is not None)
         full = kv_cache(spec, widest).bytes_per_sequence
