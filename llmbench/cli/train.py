@@ -32,6 +32,7 @@ OTHERS = (
     "compile",
     "dropout",
     "lr_end",
+    "sharding",
     "validate_every",
     "validation_batches",
     "weight_decay",
@@ -262,7 +263,7 @@ def _settings(chosen: dict[str, Any], others: list[str] | None, context: int | N
     """Return the settings: the values of the options, and the defaults that depend on the model and the device."""
     import msgspec
 
-    from llmbench.learn.settings import Settings
+    from llmbench.learn.settings import Settings, Sharding
     from llmbench.spec.override import parse_assignments
 
     given = {name: value for name, value in chosen.items() if value is not None}
@@ -276,7 +277,7 @@ def _settings(chosen: dict[str, Any], others: list[str] | None, context: int | N
         **given,
     }
     kinds = {field.name: field.type for field in msgspec.structs.fields(Settings)}
-    words = {int: "a whole number", float: "a number", bool: "true or false"}
+    words = {int: "a whole number", float: "a number", bool: "true or false", Sharding: "ddp or fsdp"}
     for name, value in parse_assignments(others or []).items():
         if name not in OTHERS:
             raise LLMBenchError(f"--setting {name}: unknown setting", hint=f"choose from {', '.join(OTHERS)}")

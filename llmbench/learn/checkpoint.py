@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from llmbench.errors import LLMBenchError, SpecError
+from llmbench.learn.parallel import divided_like, whole
 from llmbench.learn.settings import Settings
 from llmbench.model.create import build
 from llmbench.model.decoder import Decoder
@@ -65,19 +66,26 @@ class State(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             )
 
 
-def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> Path:
-    """Write the checkpoint of a step into `folder`, remove all but the last `KEPT` checkpoints, and return its path.
+def save(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: State, *, writes: bool = True
+) -> None:
+    """Write the checkpoint of a step into `folder`, and remove all but the last `KEPT` checkpoints.
 
-    Raises LLMBenchError if it cannot be written.
+    `writes`: whether this rank writes the files. All ranks must call this function, because weights may be divided
+    among them. Raises LLMBenchError if the checkpoint cannot be written.
     """
+    weights = {name: whole(weight) for name, weight in _weights(model).items()}
+    states = {name: whole(value) for name, value in _states(model, optimizer).items()}
+    if not writes:
+        return
     target = folder / f"step-{state.step:08d}"
     temporary = folder / f"{_TEMPORARY}{target.name}"
     try:
         for left in folder.glob(f"{_TEMPORARY}*"):  # a killed run left them
             shutil.rmtree(left, ignore_errors=True)
         temporary.mkdir()
-        write_tensors(temporary / MODEL, _weights(model))
-        write_tensors(temporary / OPTIMIZER, _states(model, optimizer))
+        write_tensors(temporary / MODEL, weights)
+        write_tensors(temporary / OPTIMIZER, states)
         with (temporary / STATE).open("xb") as file:
             file.write(msgspec.json.format(msgspec.json.encode(state), indent=2) + b"\n")
             file.flush()
@@ -91,7 +99,6 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state
             shutil.rmtree(old, ignore_errors=True)
     except OSError as problem:
         raise LLMBenchError(f"cannot write the checkpoint {target}: {problem.strerror}") from None
-    return target
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -151,7 +158,9 @@ def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Op
             prefix = f"{names[weight]}/"
             states = {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
             device = {key: "cpu" if key == "step" and not group.get("fused") else weight.device for key in states}
-            optimizer.state[weight] = {key: value.to(device[key], copy=True) for key, value in states.items()}
+            optimizer.state[weight] = {
+                key: divided_like(value.to(device[key], copy=True), weight) for key, value in states.items()
+            }
     if tensors:
         raise SpecError(f"{checkpoint / OPTIMIZER}: the model has no weight for {next(iter(tensors))}")
 

@@ -21,7 +21,7 @@ from llmbench.learn.data import Corpus
 from llmbench.learn.evaluate import refuse_other_models
 from llmbench.learn.faults import DivergedError, cause_of
 from llmbench.learn.metrics import StepRow, Validation
-from llmbench.learn.parallel import mean, own_part, refuse_unequal_parts, replica_of, unsynchronised
+from llmbench.learn.parallel import mean, own_part, refuse_unequal_parts, replica_of, shard, unsynchronised, whole
 from llmbench.learn.schedule import learning_rate
 from llmbench.learn.settings import Settings
 from llmbench.measure.ranks import ALONE, Ranks
@@ -100,7 +100,7 @@ def train(
     - `peak_flops_per_s`: the peak of one device, from which MFU is computed. None: unknown.
     - `on_step`, `on_validation`: called with each new row.
     - `save`: called with the step after each validation, and at the end.
-    - `ranks`: each rank trains on an equal part of every batch, and the gradients are averaged (DDP).
+    - `ranks`: each rank trains on an equal part of every batch, and the gradients are averaged.
 
     The random generators of the caller keep their states. Raises DivergedError if the loss or a gradient is not finite.
     The weights are then those of the last good step.
@@ -109,6 +109,7 @@ def train(
     refuse_unequal_parts(settings, ranks)
     refuse_other_models(model)
     before, device = seconds, model.embedding.weight.device
+    shard(model, settings, ranks)
     optimizer = optimizer_for(model, settings) if optimizer is None else optimizer
     model.dropout = settings.dropout
     if settings.compile:
@@ -119,14 +120,14 @@ def train(
     steps: list[StepRow] = []
     validations: list[Validation] = []
 
-    def validate(step: int, *, whole: bool) -> None:
-        loss = validation_loss(model, data, settings, whole=whole)
+    def validate(step: int, *, every: bool) -> None:
+        loss = validation_loss(model, data, settings, whole=every)
         validations.append(Validation(step=step, tokens=step * settings.tokens, validation_loss=loss))
         on_validation(validations[-1])
 
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         if after == 0:
-            validate(0, whole=False)
+            validate(0, every=False)
         for step in range(after + 1, (stop_at or settings.steps) + 1):
             start = time.perf_counter()
             torch.manual_seed(settings.seed * 1_000_003 + step * ranks.size + ranks.rank)  # dropout
@@ -146,12 +147,13 @@ def train(
             for probe in probes:
                 probe.gradients(moment)
             weights = [weight for weight in model.parameters() if weight.grad is not None]
-            norm = torch.nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
+            parts = torch.nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
+            norm = whole(parts)
             if not (math.isfinite(moment.loss) and bool(norm.isfinite())):
                 raise DivergedError(step, cause_of(model, *mine))
             clipped = 0.0 < settings.clip < float(norm)
             if clipped:
-                torch.nn.utils.clip_grads_with_norm_(weights, settings.clip, norm)
+                torch.nn.utils.clip_grads_with_norm_(weights, settings.clip, parts)
             optimizer.step()
             figures: dict[str, Any] = {}
             for probe in probes:
@@ -175,7 +177,7 @@ def train(
             on_step(row)
             last = step == (stop_at or settings.steps)
             if last or step % settings.validate_every == 0:
-                validate(step, whole=last)
+                validate(step, every=last)
                 save(step, optimizer)
     return Trained(steps, validations, seconds - before)
 

@@ -1,4 +1,7 @@
-"""Data-parallel training: how the ranks share a batch, and average their losses and gradients (DDP)."""
+"""Data-parallel training: how the ranks share a batch, and average their losses and gradients.
+
+With DDP, each rank has the whole model. With FSDP2, each rank has a part of every weight, gradient and optimizer state.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,9 @@ from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from llmbench.errors import LLMBenchError
@@ -14,7 +20,16 @@ from llmbench.learn.settings import Settings
 from llmbench.measure.ranks import Ranks
 from llmbench.model.decoder import Decoder
 
-__all__ = ["mean", "own_part", "refuse_unequal_parts", "replica_of", "unsynchronised"]
+__all__ = [
+    "divided_like",
+    "mean",
+    "own_part",
+    "refuse_unequal_parts",
+    "replica_of",
+    "shard",
+    "unsynchronised",
+    "whole",
+]
 
 
 def refuse_unequal_parts(settings: Settings, ranks: Ranks) -> None:
@@ -26,9 +41,30 @@ def refuse_unequal_parts(settings: Settings, ranks: Ranks) -> None:
         )
 
 
+def shard(model: Decoder, settings: Settings, ranks: Ranks) -> None:
+    """Divide the weights among the ranks, in place, if the settings say so. Do this before the optimizer is made."""
+    if settings.sharding == "ddp" or ranks.size == 1 or isinstance(model, FSDPModule):
+        return
+    mesh = init_device_mesh(model.embedding.weight.device.type, (ranks.size,))
+    for module in (*model.layers, model):
+        fully_shard(module, mesh=mesh)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return the whole of a tensor that may be divided among the ranks. All ranks must call this together."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def divided_like(tensor: Tensor, weight: Tensor) -> Tensor:
+    """Return this rank's part of a whole tensor with the shape of `weight`, if the weight is divided."""
+    if not isinstance(weight, DTensor) or tensor.shape != weight.shape:
+        return tensor
+    return distribute_tensor(tensor, weight.device_mesh, weight.placements)
+
+
 def replica_of(model: Decoder, ranks: Ranks) -> nn.Module:
     """Return the module whose forward pass trains the model. With several ranks, it averages the gradients."""
-    if ranks.size == 1:
+    if ranks.size == 1 or isinstance(model, FSDPModule):
         return model
     # Experts that get no token have no gradient.
     return DistributedDataParallel(model, find_unused_parameters=model.spec.is_moe)
@@ -48,4 +84,6 @@ def mean(loss: Tensor, ranks: Ranks) -> float:
 
 def unsynchronised(replica: nn.Module, more: bool) -> AbstractContextManager[Any]:
     """Return the context of a micro-batch. Only if there is no further one do the ranks average their gradients."""
+    if isinstance(replica, FSDPModule):
+        replica.set_requires_gradient_sync(not more)
     return replica.no_sync() if more and isinstance(replica, DistributedDataParallel) else nullcontext()

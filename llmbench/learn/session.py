@@ -20,6 +20,7 @@ from llmbench.learn.checkpoint import State
 from llmbench.learn.data import Corpus, corpus
 from llmbench.learn.loop import Probe, Trained, optimizer_for, train
 from llmbench.learn.metrics import EventFiles, Metrics, StepRow, Validation
+from llmbench.learn.parallel import shard
 from llmbench.learn.settings import Settings
 from llmbench.learn.threads import choose_threads
 from llmbench.measure.clock import clock_for
@@ -97,8 +98,9 @@ class Session:
 
         def save(step: int, optimizer: torch.optim.Optimizer) -> None:
             self.state = msgspec.structs.replace(self.state, step=step, seconds=seconds)
-            if self.folder is not None and self.ranks.first:
-                checkpoint.save(self.folder, self.model, optimizer, self.state)
+            folder, first = self.folder, self.ranks.first
+            if folder is not None:  # all ranks wait for the files, and learn if they could not be written
+                self.ranks.agreed(lambda: checkpoint.save(folder, self.model, optimizer, self.state, writes=first))
 
         try:
             return train(
@@ -165,10 +167,10 @@ def new_session(
         command=command,
         versions={"llmbench": __version__, "python": platform.python_version(), "torch": str(torch.__version__)},
     )
-    session = _session(model, optimizer_for(model, settings), data, state, folder, ranks)
     if folder is not None:
-        ranks.agreed(lambda: _create(folder, session) if ranks.first else None)
-    return session
+        ranks.agreed(lambda: _create(folder, model, state) if ranks.first else None)
+    shard(model, settings, ranks)
+    return _session(model, optimizer_for(model, settings), data, state, folder, ranks)
 
 
 def resumed_session(folder: Path, *, device: torch.device, ranks: Ranks = ALONE) -> Session:
@@ -183,6 +185,7 @@ def resumed_session(folder: Path, *, device: torch.device, ranks: Ranks = ALONE)
     if _hash(data) != state.data_sha256:
         raise LLMBenchError(f"the text {state.data} has changed since {found} was written")
     model = checkpoint.load_model(found, device=device)
+    shard(model, state.settings, ranks)
     optimizer = optimizer_for(model, state.settings)
     checkpoint.load_optimizer(found, model, optimizer)
     return _session(model, optimizer, data, state, run, ranks)
@@ -210,12 +213,12 @@ def _session(
     )
 
 
-def _create(folder: Path, session: Session) -> None:
+def _create(folder: Path, model: Decoder, state: State) -> None:
     """Create the folder of a run with the checkpoint of step 0, under a temporary name first."""
     temporary = folder.with_name(f".{folder.name}.new-{os.getpid()}")
     try:
         temporary.mkdir(parents=True)
-        checkpoint.save(temporary, session.model, session.optimizer, session.state)
+        checkpoint.save(temporary, model, optimizer_for(model, state.settings), state)
         os.rename(temporary, folder)
     except (OSError, ValueError) as problem:  # ValueError: a character that no file name can have
         shutil.rmtree(temporary, ignore_errors=True)

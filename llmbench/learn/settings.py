@@ -9,10 +9,11 @@ import msgspec
 from llmbench.errors import LLMBenchError
 from llmbench.learn.schedule import Schedule
 
-__all__ = ["Optimizer", "Precision", "Settings"]
+__all__ = ["Optimizer", "Precision", "Settings", "Sharding"]
 
 Optimizer = Literal["adamw", "sgd"]
 Precision = Literal["fp32", "bf16"]
+Sharding = Literal["ddp", "fsdp"]
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -29,6 +30,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     - `balance`: the factor of the loss that balances the load of experts (see `llmbench.model.routing`). 0: not used.
     - `clip`: the largest norm of all gradients together. 0: gradients are not clipped.
     - `precision`: bf16 computes the products of the forward pass in bf16 (autocast). The weights stay in fp32.
+    - `sharding`: what each of several ranks keeps: the whole model (ddp), or a part of each weight, gradient and
+      optimizer state (fsdp).
     - `compile`: whether torch.compile compiles the model.
     - `seed`: decides the first weights, the batches and the dropout masks.
     - `validate_every`: the number of steps between two validations.
@@ -53,6 +56,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     balance: float = 0.0
     clip: float = 1.0
     precision: Precision = "fp32"
+    sharding: Sharding = "ddp"
     compile: bool = False
     seed: int = 0
     validate_every: int = 250

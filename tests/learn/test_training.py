@@ -251,27 +251,36 @@ def test_a_killed_run_leaves_a_whole_checkpoint(book: Path, tmp_path: Path) -> N
 
 RANKED = """
 import json, sys
+from pathlib import Path
 import torch
 torch.set_num_threads(1)
+import llmbench.learn.session as sessions
 from llmbench.learn.data import corpus
-from llmbench.learn.session import new_session
 from llmbench.measure.ranks import join
 from tests.learn.small import settings, spec
+sessions.measured_peak = lambda device, settings: (1e11, "fixed")
+book, out = sys.argv[1], Path(sys.argv[2])
 ranks, device = join("any", torch.device("cpu"), "train")
-run = new_session(spec(), corpus(sys.argv[1]), settings(steps=6, accumulate=2), device=device, ranks=ranks)
-trained = run.run()
-print(json.dumps([trained.losses, [row.validation_loss for row in trained.validations]]))
+found = {}
+for sharding in ("ddp", "fsdp"):
+    chosen = settings(steps=6, accumulate=2, clip=0.5, sharding=sharding)
+    run = sessions.new_session(spec(), corpus(book), chosen, device=device, folder=out / sharding, ranks=ranks)
+    first = run.run(stop_at=3)
+    rest = sessions.resumed_session(out / sharding, device=device, ranks=ranks).run()
+    found[sharding] = [first.losses + rest.losses, rest.validations[-1].validation_loss]
+print(json.dumps(found))
 """
 
 
-def test_two_ranks_train_like_one(book: Path) -> None:
+def test_two_ranks_train_like_one(book: Path, tmp_path: Path) -> None:
+    """With the whole model on each rank, and with a part of each weight. Both runs stop and go on after three steps."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", RANKED, str(book)],
+            [sys.executable, "-c", RANKED, str(book), str(tmp_path)],
             env={**os.environ, **where, "RANK": rank, "LOCAL_RANK": rank},
             cwd=ROOT,
             stdout=subprocess.PIPE,
@@ -279,13 +288,24 @@ def test_two_ranks_train_like_one(book: Path) -> None:
         )
         for rank in "01"
     ]
-    said = [process.communicate(timeout=120)[0] for process in started]
+    try:
+        said = [process.communicate(timeout=120)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
     assert [process.returncode for process in started] == [0, 0]
-    found = [json.loads(text) for text in said]
-    assert found[0] == found[1]
-    alone = session(book, None, steps=6, accumulate=2).run()
-    assert found[0][0] == pytest.approx(alone.losses, abs=1e-6)
-    assert found[0][1] == pytest.approx([row.validation_loss for row in alone.validations], abs=1e-6)
+    found = json.loads(said[0])
+    assert found == json.loads(said[1])
+    alone = session(book, tmp_path / "alone", steps=6, accumulate=2, clip=0.5).run()
+    weights = dict(checkpoint.load_model(checkpoint.newest(tmp_path / "alone")).named_parameters())
+    for sharding, (losses, validation) in found.items():
+        assert losses == pytest.approx(alone.losses, abs=1e-6)
+        assert validation == pytest.approx(alone.validations[-1].validation_loss, abs=1e-6)
+        theirs = checkpoint.load_model(checkpoint.newest(tmp_path / sharding)).named_parameters()
+        assert all(torch.allclose(weights[name], weight, atol=1e-5) for name, weight in theirs)
+        assert (tmp_path / sharding / "step-00000006" / "optimizer.safetensors").stat().st_size > 4 * 2 * sum(
+            weight.numel() for weight in weights.values()
+        )
 
 
 def test_the_load_of_experts_is_balanced_on_request(book: Path) -> None:
