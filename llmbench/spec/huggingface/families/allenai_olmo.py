@@ -47,8 +47,9 @@ def olmo2(c: Config) -> ModelSpec:
     derived = ["sliding_attention" if window and (i + 1) % 4 else "full_attention" for i in range(count)]
     kinds = layer_types(c, derived)
     common = {"qkv_bias": bias, "output_bias": bias, "qk_norm": QKNorm(over="full")}
-    positions = rope(c, head_dim=head_dim_of(c), layer_type="full_attention")
-    local_positions = rope(c, head_dim=head_dim_of(c), layer_type="sliding_attention")
+    by_type = c.model_type == "olmo3"  # the class of OLMo 2 reads one RoPE for all layers
+    positions = rope(c, head_dim=head_dim_of(c), layer_type="full_attention" if by_type else None)
+    local_positions = rope(c, head_dim=head_dim_of(c), layer_type="sliding_attention") if by_type else positions
     if c.model_type == "olmo3" and not c.table("rope_parameters"):  # rope_scaling applies to full attention only
         local_positions = Rope(theta=local_positions.theta, rotary_dim=local_positions.rotary_dim)
         expect_rope_type(c)

@@ -112,8 +112,9 @@ def _local_and_global(
     }
     head_dim = attention(c).head_dim
     local_theta = c.optional_number("rope_local_base_freq")
-    positions = rope(c, head_dim=head_dim, layer_type="full_attention")
-    local_positions = rope(c, head_dim=head_dim, layer_type="sliding_attention")
+    by_type = c.model_type == "gemma3_text"  # the classes of Gemma 2 and VaultGemma read one RoPE for all layers
+    positions = rope(c, head_dim=head_dim, layer_type="full_attention" if by_type else None)
+    local_positions = rope(c, head_dim=head_dim, layer_type="sliding_attention") if by_type else positions
     # Without rope_parameters, all RoPE keys but rope_local_base_freq apply to layers with full attention only.
     if c.model_type == "gemma3_text" and not c.table("rope_parameters"):
         local_positions = Rope(theta=10000.0 if local_theta is None else local_theta)
