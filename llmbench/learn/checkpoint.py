@@ -157,6 +157,9 @@ def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Op
         for weight in group["params"]:
             prefix = f"{names[weight]}/"
             states = {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
+            for key, value in states.items():
+                if value.shape not in ((), weight.shape) or not value.is_floating_point():
+                    raise SpecError(f"{checkpoint / OPTIMIZER}: {prefix}{key} does not fit the weight")
             device = {key: "cpu" if key == "step" and not group.get("fused") else weight.device for key in states}
             optimizer.state[weight] = {
                 key: divided_like(value.to(device[key], copy=True), weight) for key, value in states.items()

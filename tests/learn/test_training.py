@@ -182,7 +182,7 @@ def test_two_checkpoints_are_kept_and_damage_is_refused(book: Path, tmp_path: Pa
     kept = [path.name for path in checkpoint.checkpoints(tmp_path / "run")]
     assert kept == ["step-00000015", "step-00000020"]
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted([*kept, METRICS])
-    from safetensors.torch import load_file
+    from safetensors.torch import load_file, save_file
 
     last = tmp_path / "run" / kept[1]
     tensors, model = load_file(last / "model.safetensors"), checkpoint.load_model(last)
@@ -193,6 +193,11 @@ def test_two_checkpoints_are_kept_and_damage_is_refused(book: Path, tmp_path: Pa
     with pytest.raises(SpecError, match="truncated or damaged"):
         checkpoint.load_model(last)
     (last / "model.safetensors").write_bytes(whole)
+    states = load_file(last / "optimizer.safetensors")
+    states["final_norm.weight/exp_avg"] = states["final_norm.weight/exp_avg"][:-1].clone()
+    save_file(states, last / "optimizer.safetensors")
+    with pytest.raises(SpecError, match=r"final_norm\.weight/exp_avg does not fit the weight"):
+        checkpoint.load_optimizer(last, model, optimizer_for(model, settings()))
     state = json.loads((last / "state.json").read_bytes())
     state["spec"]["hidden_size"] = 2**20
     (last / "state.json").write_text(json.dumps(state))
