@@ -69,6 +69,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         for name in ("warmup", "weight_decay", "balance", "clip"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise LLMBenchError(f"{name}: must be at least 0 and finite, not {getattr(self, name)}")
+        for name in ("beta1", "beta2", "dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise LLMBenchError(f"{name}: must be at least 0 and less than 1, not {getattr(self, name)}")
+        if not 0 <= self.lr_end <= 1:
+            raise LLMBenchError(f"lr_end: must be from 0 to 1, as a share of the highest rate, not {self.lr_end}")
         if not 0 < self.lr < float("inf"):
             raise LLMBenchError(f"lr: must be above 0 and finite, not {self.lr}")
         if self.batch % self.accumulate:
