@@ -58,6 +58,8 @@ class ByteTokenizer:
 
     def encode(self, text: bytes) -> Encoded:
         """Return the bytes of a text as tokens."""
+        if not text:  # torch makes no tensor of an empty buffer
+            return Encoded(torch.empty(0, dtype=torch.int64), 0)
         return Encoded(torch.frombuffer(bytearray(text), dtype=torch.uint8).to(torch.int64), len(text) - 1)
 
     def decoded(self, tokens: Iterator[int], *, after: Sequence[int]) -> Iterator[str]:

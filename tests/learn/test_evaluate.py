@@ -158,6 +158,11 @@ def test_a_trained_model_is_evaluated_and_continues_a_text(
     row = json.loads(capsys.readouterr().out)["continuations"][0]
     assert row["tokens"] == 150
     assert streamed == f"the quick{row['text']}\n"
+    assert run(["generate", str(tmp_path / "run"), "--prompt", ""]) == 2
+    assert "the prompt has no token" in capsys.readouterr().err
+    (tmp_path / "empty.txt").touch()
+    assert run(["evaluate", str(tmp_path / "run"), "--text", str(tmp_path / "empty.txt")]) == 2
+    assert "a loss needs at least 2" in capsys.readouterr().err
     assert run(["evaluate", str(tmp_path)]) == 2
     assert "is neither a folder of `llmbench train`" in capsys.readouterr().err
 
