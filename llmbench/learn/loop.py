@@ -26,6 +26,7 @@ from llmbench.learn.schedule import learning_rate
 from llmbench.learn.settings import Settings
 from llmbench.measure.ranks import ALONE, Ranks
 from llmbench.model.decoder import Decoder
+from llmbench.model.initialise import is_matrix
 from llmbench.model.routing import balance_loss, record_routing
 from llmbench.sizing.flops import count_flops
 from llmbench.sizing.workload import Workload
@@ -184,10 +185,12 @@ def train(
 
 def optimizer_for(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
     """Return the optimizer. Only matrices and tables have weight decay; biases and the weights of norms have none."""
-    weights = [weight for weight in dict.fromkeys(model.parameters()) if weight.requires_grad]
-    groups = [
-        {"params": [weight for weight in weights if weight.dim() >= 2], "weight_decay": settings.weight_decay},
-        {"params": [weight for weight in weights if weight.dim() < 2], "weight_decay": 0.0},
+    weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    matrices = [weight for name, weight in weights.items() if is_matrix(name, weight)]
+    others = [weight for name, weight in weights.items() if not is_matrix(name, weight)]
+    groups: list[dict[str, Any]] = [
+        {"params": matrices, "weight_decay": settings.weight_decay},
+        {"params": others, "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     if settings.optimizer == "sgd":

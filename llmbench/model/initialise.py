@@ -13,7 +13,7 @@ from llmbench.model.decoder import Decoder
 from llmbench.spec.mixer import Attention
 from llmbench.spec.model import ModelSpec
 
-__all__ = ["DeepNorm", "Initialisation", "deepnorm", "initialise"]
+__all__ = ["DeepNorm", "Initialisation", "deepnorm", "initialise", "is_matrix"]
 
 Initialisation = Literal["gpt2", "scaled", "xavier", "vaswani", "deepnorm", "empty"]
 """How the weight matrices and embedding tables get their first values.
@@ -75,16 +75,25 @@ def initialise(model: Decoder, *, init: Initialisation, seed: int = 0) -> None:
             if id(tensor) in done or not tensor.is_floating_point():
                 continue
             done.add(id(tensor))
-            if tensor.dim() < 2 or (name.endswith("_bias") and "relative" not in name):
-                tensor.zero_()
-            else:
+            if is_matrix(name, tensor):
                 _fill(tensor, name, init, model.spec.num_hidden_layers, generator)
+            else:
+                tensor.zero_()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         for module in model.modules():
             reset = getattr(module, "reset_parameters", None)
             if reset is not None and type(module).__module__.startswith("llmbench."):
                 reset()
+
+
+def is_matrix(name: str, tensor: Tensor) -> bool:
+    """Return whether a parameter is a matrix, a table or a stack of them, and not a bias or another vector.
+
+    `name`: its name in the model. The biases of all experts of a layer are one tensor [E, outputs], but no matrix. A
+    table of relative positions is a matrix, although its values are added to scores.
+    """
+    return tensor.dim() >= 2 and (not name.endswith("_bias") or "relative" in name)
 
 
 def _fill(tensor: Tensor, name: str, init: Initialisation, layers: int, generator: torch.Generator) -> None:

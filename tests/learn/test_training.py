@@ -136,6 +136,18 @@ def test_only_matrices_and_tables_have_weight_decay() -> None:
     assert len(decayed["params"]) + len(plain["params"]) == len(list(model.parameters()))
 
 
+def test_the_biases_of_experts_have_no_weight_decay() -> None:
+    """They are one tensor with two dimensions for all experts of a layer."""
+    model = build(load_bundled("gpt-oss-20b"), device="meta")
+    names = {weight: name for name, weight in model.named_parameters()}
+    decayed, plain = (
+        [names[weight] for weight in group["params"]] for group in optimizer_for(model, settings()).param_groups
+    )
+    assert not [name for name in decayed if "bias" in name or "norm" in name]
+    assert "layers.0.ffn.experts.up_bias" in plain
+    assert "layers.0.ffn.experts.up_proj" in decayed
+
+
 def test_a_run_that_diverges_names_the_layer_and_keeps_its_checkpoint(book: Path, tmp_path: Path) -> None:
     class Break(Probe):
         def updated(self, moment: Moment) -> None:
