@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from llmbench.model.attention import AttentionLayer
@@ -27,11 +28,17 @@ class AttentionMap(NamedTuple):
 
     - `probabilities` [B, N, S, T]: the result of the softmax, before dropout. A row has the sum 1, or less if the layer
       has sinks.
-    - `largest_logit` [N]: the largest input of the softmax of each head. Masked pairs and sinks do not count.
+    - `logits` [B, N, S, T]: the input of the softmax. Masked pairs have -inf. They tell which keys a query sees. The
+      probabilities do not, because a very small probability becomes 0.
     """
 
     probabilities: Tensor
-    largest_logit: Tensor
+    logits: Tensor
+
+    @property
+    def largest_logit(self) -> Tensor:
+        """The largest input [N] of the softmax of each head. Masked pairs and sinks do not count."""
+        return self.logits.amax(dim=(0, 2, 3))
 
 
 @contextmanager
@@ -57,7 +64,9 @@ def record_attention(model: Decoder) -> Iterator[dict[str, AttentionMap]]:
             out, logits, weights = attend_and_show(q, seen, scores)
             # Absorbed latent attention has one head with the queries of all heads.
             logits, weights = (x.detach().reshape(len(x), heads, -1, x.shape[-1]) for x in (logits, weights))
-            maps[current] = AttentionMap(weights, logits[..., : weights.shape[-1]].amax(dim=(0, 2, 3)))
+            logits = logits[..., : weights.shape[-1]]
+            masked = logits == torch.finfo(logits.dtype).min
+            maps[current] = AttentionMap(weights, logits.masked_fill(masked, -torch.inf))
             return out
 
         return attend

@@ -71,11 +71,27 @@ def test_entropies_equal_numpys(kept: Keep) -> None:
         p = array(map.probabilities)[:, :, 1:]  # the first query sees one key
         logs = np.log(p, where=p > 0, out=np.zeros_like(p))
         entropy = -(p * logs).sum(-1)
-        keys = (p > 0).sum(-1)
+        keys = np.arange(2, 17)
         assert figure(kept, "entropy")[index] == pytest.approx(entropy.mean((0, 2)), rel=1e-9)
         assert figure(kept, "normalised_entropy")[index] == pytest.approx((entropy / np.log(keys)).mean((0, 2)))
         lowest = figure(kept, "entropy_floor")[index]
         assert all(0 <= low <= found + 1e-9 for low, found in zip(lowest, figure(kept, "entropy")[index], strict=True))
+
+
+def test_a_collapsed_head_has_the_entropy_0(data: Corpus) -> None:
+    """Its other keys have probabilities that are 0 in fp32, but the query sees them."""
+    model = build(spec(vocab_size=data.vocab_size), init="vaswani")
+    with torch.no_grad():
+        for layer in model.layers:
+            layer.get_submodule("attention.q_proj").weight.mul_(1e4)
+    observer = Observer(data.windows(16, 3)[0], FIGURES)
+    train(model, data, settings(steps=1, lr=1e-9, warmup=0), probes=[observer])
+    found = observer.observations[1]
+    for name in ("entropy", "normalised_entropy", "entropy_floor"):
+        assert np.array(found[name]).shape == (2, HEADS)
+        assert (np.array(found[name]) >= 0).all(), name  # NaN is not
+        assert np.array(found[name]).max() < 0.05, name
+    assert np.array(found["largest_logit"]).min() > 200
 
 
 def test_tokens_equal_numpys(kept: Keep) -> None:

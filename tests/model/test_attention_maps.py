@@ -53,7 +53,7 @@ def test_probabilities_equal_transformers(case: str, tmp_path: Path) -> None:
         assert torch.equal(probabilities.triu(1), torch.zeros_like(probabilities))
 
 
-def test_the_largest_logit_is_that_of_the_scores() -> None:
+def test_the_logits_are_the_scores() -> None:
     """GPT-2's scores are q · k / √H, and the recorded softmax gives back their differences."""
     model = models.build(override(load_bundled("nanogpt-cpu"), {"num_hidden_layers": 1}), init="xavier")
     x: list[Tensor] = []
@@ -65,7 +65,8 @@ def test_the_largest_logit_is_that_of_the_scores() -> None:
     q, k = (getattr(attention, name)(x[0]).unflatten(-1, (4, 32)).transpose(1, 2) for name in ("q_proj", "k_proj"))
     scores = (q @ k.transpose(-1, -2) / 32**0.5).masked_fill(torch.ones(17, 17).triu(1).bool(), -torch.inf)
     recorded = maps["layers.0.attention"]
-    assert torch.allclose(recorded.largest_logit, scores.amax((0, 2, 3)), atol=1e-6)
+    assert torch.allclose(recorded.logits, scores, atol=1e-6)
+    assert torch.equal(recorded.largest_logit, recorded.logits.amax((0, 2, 3)))
     assert torch.allclose(recorded.probabilities, scores.softmax(-1), atol=1e-6)
     assert not recorded.probabilities.requires_grad
     assert model.embedding.weight.grad is not None
@@ -98,7 +99,7 @@ def test_both_forms_of_latent_attention_have_equal_maps() -> None:
             model(tokens())
         recorded.append(maps)
     expanded, absorbed = recorded
-    for name, (probabilities, logit) in expanded.items():
+    for name, (probabilities, logits) in expanded.items():
         assert probabilities.shape == (2, 16, 17, 17)
         assert torch.allclose(absorbed[name].probabilities, probabilities, atol=1e-5)
-        assert torch.allclose(absorbed[name].largest_logit, logit, atol=1e-5)
+        assert torch.allclose(absorbed[name].logits, logits, atol=1e-5)

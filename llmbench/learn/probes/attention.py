@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from llmbench.learn.probes.observer import Observation
+from llmbench.model.attention_maps import AttentionMap
 
 __all__ = ["entropy", "entropy_floor", "floor", "largest_logit", "normalised_entropy"]
 
 
 def entropy(seen: Observation) -> list[list[float]]:
     """Return -Σ p ln p in nats for each head, as the mean over all queries that see at least two keys."""
-    return [[] if map is None else _per_head(_entropy(map.probabilities), map.probabilities) for map in seen.maps]
+    return [[] if map is None else _per_head(_entropy(map), map) for map in seen.maps]
 
 
 def normalised_entropy(seen: Observation) -> list[list[float]]:
@@ -25,30 +26,24 @@ def normalised_entropy(seen: Observation) -> list[list[float]]:
 
     1: all keys have equal weight. 0: one key has all the weight.
     """
-    return [
-        []
-        if map is None
-        else _per_head(_entropy(map.probabilities) / _keys(map.probabilities).log(), map.probabilities)
-        for map in seen.maps
-    ]
+    return [[] if map is None else _per_head(_entropy(map) / _keys(map).log(), map) for map in seen.maps]
 
 
 def entropy_floor(seen: Observation) -> list[list[float]]:
     """Return the lowest entropy in nats that logits of the same norm can have, for each head, as the mean over queries.
 
-    The norm σ is that of a query's logits after their mean is subtracted, which does not change the softmax. It is
-    computed from the logarithms of the probabilities. `floor` has the formula.
+    The norm σ is that of a query's logits after their mean is subtracted, which does not change the softmax. The
+    formula is in `floor`.
     """
     result: list[list[float]] = []
     for map in seen.maps:
         if map is None:
             result.append([])
             continue
-        p = map.probabilities.double()
-        visible, keys = p > 0, _keys(p)
-        logs = p.log().where(visible, 0.0)
-        centred = (logs - logs.sum(-1, keepdim=True) / keys[..., None]).where(visible, 0.0)
-        result.append(_per_head(floor(centred.norm(dim=-1), keys), p))
+        visible, keys = map.logits.isfinite(), _keys(map)
+        logits = map.logits.double().where(visible, 0.0)
+        centred = (logits - logits.sum(-1, keepdim=True) / keys[..., None]).where(visible, 0.0)
+        result.append(_per_head(floor(centred.norm(dim=-1), keys), map))
     return result
 
 
@@ -69,19 +64,19 @@ def largest_logit(seen: Observation) -> list[list[float]]:
     return [[] if map is None else map.largest_logit.tolist() for map in seen.maps]
 
 
-def _entropy(p: Tensor) -> Tensor:
-    """Return the entropy [B, N, S] of probabilities [B, N, S, T]."""
-    return torch.special.entr(p.double()).sum(-1)
+def _entropy(map: AttentionMap) -> Tensor:
+    """Return the entropy [B, N, S] of the probabilities of each query."""
+    return torch.special.entr(map.probabilities.double()).sum(-1)
 
 
-def _keys(p: Tensor) -> Tensor:
-    """Return the number of keys [B, N, S] with a probability above 0. The mask gives all other keys exactly 0."""
-    return (p > 0).sum(-1).double()
+def _keys(map: AttentionMap) -> Tensor:
+    """Return the number of keys [B, N, S] that each query sees."""
+    return map.logits.isfinite().sum(-1).double()
 
 
-def _per_head(values: Tensor, p: Tensor) -> list[float]:
+def _per_head(values: Tensor, map: AttentionMap) -> list[float]:
     """Return the mean of values [B, N, S] for each head, over the queries that see at least two keys."""
-    counted = _keys(p) > 1
+    counted = _keys(map) > 1
     totals = values.where(counted, 0.0).sum(dim=(0, 2))
     counts = counted.sum(dim=(0, 2)).double()
     return [total / count if count else math.nan for total, count in zip(totals.tolist(), counts.tolist(), strict=True)]
