@@ -20,7 +20,6 @@ DECISION = Decision(
     columns=("activation_bytes", "train_peak_bytes"),
     alternatives=alternatives,
     note="Standard attention stores the scores of all (query, key) pairs for the backward pass. They grow with the "
-    "square "
-    "of the length.",
+    "square of the length.",
     command="llmbench memory {model} --seq {context} --kernels standard",
 )

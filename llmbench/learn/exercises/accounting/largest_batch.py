@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from llmbench.errors import LLMBenchError
 from llmbench.learn.exercises.accounting.models import gpt, gpt_text
 from llmbench.learn.exercises.question import Asked, Draw, Question
 from llmbench.sizing.training import training_memory
@@ -20,8 +19,7 @@ def ask(draw: Draw) -> Asked:
         return training_memory(spec, 1024, micro_batch=batch).peak_bytes
 
     first, second = 8, 12
-    if peak(second) > ROOM:
-        raise LLMBenchError("a batch of 12 does not fit")  # not reached: the models are small enough
+    assert peak(second) <= ROOM, "every model of `gpt` is small enough"
     low, high = second, 2 * second
     while peak(high) <= ROOM:
         low, high = high, 2 * high

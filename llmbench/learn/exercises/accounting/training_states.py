@@ -24,8 +24,7 @@ def ask(draw: Draw) -> Asked:
         solution=f"{parameters:,} parameters × (2 + 2 + 4 + 4 + 4) bytes = {states:,}",
         command=f"llmbench memory {model.words} --seq 1024",
         mistakes=(
-            ("the master copy is missing", states - 4 * parameters),
-            ("AdamW has two states per weight", states - 4 * parameters),
+            ("the master copy or one of AdamW's two states is missing", states - 4 * parameters),
             ("the gradients are missing", states - 2 * parameters),
         ),
     )
