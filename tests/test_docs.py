@@ -150,12 +150,12 @@ def test_examples_of_the_help_run(
     assert run(shlex.split(example)[1:]) == 0, capsys.readouterr().err
 
 
-TRAINING = tuple(f"llmbench {name}" for name in ("train", "evaluate", "generate", "dynamics", "extrapolate"))
+TRAINING = tuple(f"llmbench {name}" for name in ("train", "evaluate", "generate", "ablate", "dynamics", "extrapolate"))
 
 
 def few_steps(example: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Return an example with two steps on a short text. Write the text, and the run that the example reads."""
-    compares = example.startswith(("llmbench dynamics", "llmbench extrapolate"))
+    compares = example.startswith(("llmbench ablate", "llmbench dynamics", "llmbench extrapolate"))
     text = "to be, or not to be: that is the question. " * (500 if compares else 100)
     (folder / "book.txt").write_text(text)
     monkeypatch.setattr("llmbench.learn.data.plays", text.encode)
@@ -164,8 +164,9 @@ def few_steps(example: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> st
         assert run(["train", "nanogpt-cpu", "--batch", "1", "--steps", "2", "--stop-at", "1", "-o", "run2"]) == 0
         return example
     if compares:
-        example = re.sub(r"--seeds \d+|--layers \S+|--steps \d+", "", example)
-        return f"{example} --steps 1 --batch 1" + " --layers 1" * example.startswith("llmbench dynamics")
+        example = re.sub(r"--seeds \d+|--layers \S+|--steps \d+|--lr \S+", "", example)
+        short = {"ablate": " --seeds 1 --seq 16 --set num_hidden_layers=1", "dynamics": " --layers 1"}
+        return f"{example} --steps 1 --batch 1{short.get(example.split()[1], '')}"
     if not example.startswith("llmbench train"):
         assert run(["train", "nanogpt-cpu", "--batch", "1", "--steps", "1", "-o", "run"]) == 0
         return example

@@ -63,9 +63,8 @@ def output_of(command: str) -> str:
         return done.stdout + done.stderr
     kernels = tuple(f"llmbench kernels {name}" for name in ("bench", "check", "inspect"))
     # The imports of these commands decide whether kernels run in the interpreter, so each command needs a new process.
-    if command.startswith(
-        ("llmbench profile", "llmbench bench", "llmbench train", "llmbench dynamics", "llmbench extrapolate", *kernels)
-    ):
+    measuring = ("profile", "bench", "train", "ablate", "dynamics", "extrapolate")
+    if command.startswith((*(f"llmbench {name}" for name in measuring), *kernels)):
         done = in_own_process(shlex.split(command))
         return done.stdout + done.stderr
     text = io.StringIO()

@@ -34,6 +34,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "train": "llmbench.cli.train",
         "evaluate": "llmbench.cli.evaluate",
         "generate": "llmbench.cli.generate",
+        "ablate": "llmbench.cli.ablate",
         "dynamics": "llmbench.cli.dynamics",
         "extrapolate": "llmbench.cli.extrapolate",
         "worked": "llmbench.cli.worked",

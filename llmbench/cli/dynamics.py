@@ -9,10 +9,23 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import msgspec
 import typer
 
-from llmbench.cli.learning import Data, Plot, about_training, check_files, corpus_of_option, learning_rate, progress
+from llmbench.cli.learning import (
+    Batch,
+    Data,
+    Lrs,
+    Plot,
+    Rates,
+    Seeds,
+    Seq,
+    Steps,
+    about_training,
+    check_files,
+    corpus_of_option,
+    progress,
+    refuse_many_trainings,
+)
 from llmbench.cli.measured import need_torch, place
-from llmbench.cli.options import As, Counts, Output, Set, answer, load, positive_integer, prints_tables, sequence_counts
-from llmbench.errors import LLMBenchError
+from llmbench.cli.options import As, Counts, Output, Set, answer, load, prints_tables, sequence_counts
 from llmbench.report.document import Block, Document, Table, table
 from llmbench.report.fields import Field, records
 from llmbench.report.plots import Panel, Series
@@ -44,40 +57,12 @@ Arms = Annotated[
 Layers = Annotated[Counts, typer.Option("--layers", metavar="N", help="Numbers of layers.", parser=sequence_counts)]
 
 
-class Rates(tuple[float, ...]):
-    """One or several learning rates, in rising order."""
-
-
-def learning_rates(text: str | Rates) -> Rates:
-    """Parse learning rates that are separated by commas."""
-    return text if isinstance(text, Rates) else Rates(sorted({learning_rate(part) for part in text.split(",")}))
-
-
-Lr = Annotated[
-    Rates, typer.Option("--lr", metavar="LIST", help="Learning rates, separated by commas.", parser=learning_rates)
-]
-Seeds = Annotated[
-    int,
-    typer.Option(
-        "--seeds", metavar="N", help="Trainings of each variant, with the seeds 0 to N - 1.", parser=positive_integer
-    ),
-]
-Steps = Annotated[
-    int, typer.Option("--steps", metavar="N", help="Training steps of each model.", parser=positive_integer)
-]
-Batch = Annotated[
-    int, typer.Option("--batch", metavar="N", help="Sequences per training step.", parser=positive_integer)
-]
-Seq = Annotated[int, typer.Option("--seq", metavar="TOKENS", help="Length of the sequences.", parser=positive_integer)]
-MOST_TRAININGS = 1000
-
-
 @prints_tables
 def command(
     model: Model = None,
     arms: Arms = "pre,post,post-warmup,deepnorm",
     layers: Layers = Counts((12,)),
-    lr: Lr = Rates((3e-4, 1e-3, 3e-3)),
+    lr: Lrs = Rates((3e-4, 1e-3, 3e-3)),
     seeds: Seeds = 1,
     data: Data = None,
     steps: Steps = 400,
@@ -111,8 +96,7 @@ def command(
     rates = list(lr)
     names = [name.strip() for name in arms.split(",")]
     count = len(names) * len(layers) * len(rates) * seeds
-    if count > MOST_TRAININGS:
-        raise LLMBenchError(f"{count:,} trainings are more than {MOST_TRAININGS:,}")
+    refuse_many_trainings(count)
     need_torch("dynamics")
     from llmbench.learn.experiments.norms import NARROW, SETTINGS, arms_of, base_of, dynamics
     from llmbench.measure.environment import environment

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import msgspec
 import typer
 
-from llmbench.cli.learning import Data, Lr, Plot, about_training, check_files, corpus_of_option, progress
+from llmbench.cli.learning import Batch, Data, Lr, Plot, Steps, about_training, check_files, corpus_of_option, progress
 from llmbench.cli.measured import need_torch, place
 from llmbench.cli.options import (
     As,
@@ -49,12 +49,6 @@ Lengths = Annotated[
         help="Lengths of the sequences that the trained models read.",
         parser=token_counts,
     ),
-]
-Steps = Annotated[
-    int, typer.Option("--steps", metavar="N", help="Training steps of each model.", parser=positive_integer)
-]
-Batch = Annotated[
-    int, typer.Option("--batch", metavar="N", help="Sequences per training step.", parser=positive_integer)
 ]
 Seq = Annotated[
     int, typer.Option("--seq", metavar="TOKENS", help="Length of the training sequences.", parser=positive_integer)

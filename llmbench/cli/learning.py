@@ -12,6 +12,8 @@ import typer
 
 from llmbench.cli.measured import check_file
 from llmbench.cli.messages import say
+from llmbench.cli.options import positive_integer
+from llmbench.errors import LLMBenchError
 from llmbench.report.describe import headline
 from llmbench.spec.model import ModelSpec
 
@@ -31,6 +33,15 @@ def learning_rate(text: str | float) -> float:
     return rate
 
 
+class Rates(tuple[float, ...]):
+    """One or several learning rates, in rising order."""
+
+
+def learning_rates(text: str | Rates) -> Rates:
+    """Parse learning rates that are separated by commas."""
+    return text if isinstance(text, Rates) else Rates(sorted({learning_rate(part) for part in text.split(",")}))
+
+
 Data = Annotated[
     str | None,
     typer.Option(
@@ -46,6 +57,24 @@ Plot = Annotated[
     typer.Option("--plot", metavar="FILE", help="Draw the losses into a .png, .svg or .pdf file.", show_default=False),
 ]
 Lr = Annotated[float, typer.Option("--lr", metavar="RATE", help="Highest learning rate.", parser=learning_rate)]
+Lrs = Annotated[
+    Rates, typer.Option("--lr", metavar="LIST", help="Learning rates, separated by commas.", parser=learning_rates)
+]
+Seeds = Annotated[
+    int,
+    typer.Option(
+        "--seeds", metavar="N", help="Trainings of each variant, with the seeds 0 to N - 1.", parser=positive_integer
+    ),
+]
+Steps = Annotated[
+    int, typer.Option("--steps", metavar="N", help="Training steps of each model.", parser=positive_integer)
+]
+Batch = Annotated[
+    int, typer.Option("--batch", metavar="N", help="Sequences per training step.", parser=positive_integer)
+]
+Seq = Annotated[int, typer.Option("--seq", metavar="TOKENS", help="Length of the sequences.", parser=positive_integer)]
+MOST_TRAININGS = 1000
+"""The largest number of models that one command trains."""
 
 
 def corpus_of_option(data: str | None, *, first: bool = True) -> Corpus:
@@ -94,6 +123,12 @@ def about_training(spec: ModelSpec, text: Corpus, settings: Settings, *, of_all:
         f"{chosen.optimizer} · {chosen.steps:,} steps · batch {chosen.batch} × {chosen.seq_len} · {rate} · "
         f"{chosen.precision}{f' · seed {chosen.seed}' if of_all else ''}"
     )
+
+
+def refuse_many_trainings(count: int) -> None:
+    """Raise LLMBenchError if a command would train more than MOST_TRAININGS models."""
+    if count > MOST_TRAININGS:
+        raise LLMBenchError(f"{count:,} trainings are more than {MOST_TRAININGS:,}")
 
 
 def check_files(output: Path | None, plot: Path | None) -> None:

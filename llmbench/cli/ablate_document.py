@@ -1,0 +1,310 @@
+"""The answer of `llmbench ablate`: losses of each step of each view, and size and times of each design."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from llmbench.cli.measured import place
+from llmbench.learn.experiments.designs import Design, Step, View
+from llmbench.learn.experiments.statistics import CONFIDENCE, Difference
+from llmbench.report.document import Block, Document, Table, table
+from llmbench.report.fields import Field, fitted, records
+from llmbench.report.units import percent, plural, signed
+
+if TYPE_CHECKING:
+    from llmbench.learn.experiments.ablate import Outcome
+    from llmbench.measure.environment import Environment
+
+__all__ = ["FIELDS", "document"]
+
+
+class Row(NamedTuple):
+    """One step of a view, with plain values. Losses are in nats."""
+
+    view: View
+    step: str
+    about: str
+    design: dict[str, str]
+    parameters: int
+    train_flops_per_token: float
+    kv_bytes_per_token: int
+    memory_bytes: int
+    step_s: float
+    decode_s_per_token: float
+    lr: float | None
+    loss: float | None
+    losses: list[float] | None
+    loss_by_lr: dict[float, list[float | None]]
+    difference: Difference | None
+    verdict: str
+
+    @property
+    def change_text(self) -> str | None:
+        """The difference with half of its interval: `−0.012 ± 0.004`."""
+        found = self.difference
+        if found is None:
+            return None if self.about else ""
+        half = "" if found.high is None else f" ± {found.high - found.mean:.3f}"
+        return signed(f"{found.mean:+.3f}{half}")
+
+    @property
+    def p_text(self) -> str | None:
+        """The p-value. Small ones have one digit."""
+        p = None if self.difference is None else self.difference.p
+        if p is None:
+            return None if self.about else ""
+        return f"{p:.2f}" if p >= 0.095 else f"{p:.1g}"
+
+
+def _difference(name: str) -> Callable[[Row], float | None]:
+    """Return a function that reads a value of the difference of a row. The value is None without a difference."""
+    return lambda row: None if row.difference is None else getattr(row.difference, name)
+
+
+FIELDS: tuple[Field[Row], ...] = (
+    Field("view", description="cumulative, added, removed, or question"),
+    Field("step", "step", description="name of the step; in the first row of a view: the name of the first design"),
+    Field("about", "change", description="the choice before and after the step; empty in the first row"),
+    Field("design", description="the choice of each part: norm, placement, biases, positions, heads, ffn"),
+    Field("parameters", "parameters", "count", description="number of parameters"),
+    Field(
+        "train_flops_per_token",
+        "train/token",
+        "mflops",
+        scale="flops",
+        description="FLOPs of the forward and backward pass per token",
+    ),
+    Field("kv_bytes_per_token", "KV/token", "bytes", description="bytes of the cache per token, in bf16"),
+    Field(
+        "memory_bytes",
+        "memory",
+        "mib",
+        scale="memory",
+        description="predicted peak of a training step in fp32 on a GPU, without the workspaces of its libraries",
+    ),
+    Field("step_s", "step", "ms", scale="step", description="measured time of a training step on this CPU"),
+    Field(
+        "decode_s_per_token",
+        "decode/token",
+        "us",
+        scale="decode",
+        description="measured time per token, with a cache and without a batch, in the mean over a sequence",
+    ),
+    Field(
+        "lr",
+        "lr",
+        text=lambda row: None if row.lr is None else f"{row.lr:g}",
+        description="learning rate with the lowest loss",
+    ),
+    Field(
+        "loss",
+        "loss",
+        text=lambda row: "diverged" if row.loss is None else f"{row.loss:.3f}",
+        description="validation loss in nats at this rate, mean over the seeds; null if no rate trained all seeds",
+    ),
+    Field("losses", description="the loss of each seed at this rate"),
+    Field("loss_by_lr", description="the losses of all seeds by learning rate; null if the training stopped"),
+    Field(
+        "change",
+        "Δ loss",
+        value=_difference("mean"),
+        text=lambda row: row.change_text,
+        description="`loss` minus that of the step before (cumulative), of the first row (added, question), or of the "
+        "last design (removed); null in the first row",
+    ),
+    Field(
+        "low",
+        value=_difference("low"),
+        description="lower end of the 95% interval of `change`, paired by seed; null with one seed",
+    ),
+    Field("high", value=_difference("high"), description="upper end of this interval"),
+    Field(
+        "p",
+        "p",
+        value=_difference("p"),
+        text=lambda row: row.p_text,
+        description="two-sided p-value of a true change of 0",
+    ),
+    Field("verdict", "verdict", description="first, better, worse, within noise, one seed, or diverged"),
+)
+COSTS = {
+    "step": 0,
+    "about": 3,
+    "parameters": 0,
+    "train_flops_per_token": 0,
+    "kv_bytes_per_token": 0,
+    "memory_bytes": 2,
+    "step_s": 0,
+    "decode_s_per_token": 0,
+}
+"""The columns of the table of costs, with their ranks for narrow terminals (`Field.spare`)."""
+LOSSES = ("step", "about", "lr", "loss", "change", "p", "verdict")
+"""The columns of the tables of losses."""
+VERDICTS = {"lower": "better", "higher": "worse", "within noise": "within noise", "one pair": "one seed"}
+COMPARED = {
+    "cumulative": "the loss minus that of the step before",
+    "added": "the loss minus that of {first}",
+    "removed": "the loss minus that of {first}. Above 0: the removed step was useful",
+    "question": "the loss minus that of {first}",
+}
+"""What Δ means in each view."""
+
+
+def _row(step: Step, outcomes: Mapping[Design, Outcome]) -> Row:
+    outcome = outcomes[step.design]
+    costs = outcome.costs
+    change = _change(step.before, step.design, outcomes)
+    verdict = "first" if step.before is None else "diverged" if change is None else VERDICTS[change.verdict]
+    return Row(
+        step.view,
+        step.name,
+        step.about,
+        step.design._asdict(),
+        costs.parameters,
+        costs.train_flops_per_token,
+        costs.kv_bytes_per_token,
+        costs.memory_bytes,
+        costs.step_s,
+        costs.decode_s_per_token,
+        outcome.rate,
+        outcome.loss,
+        outcome.best,
+        {rate: list(losses) for rate, losses in outcome.losses.items()},
+        change,
+        verdict,
+    )
+
+
+def _change(before: Design | None, after: Design, outcomes: Mapping[Design, Outcome]) -> Difference | None:
+    from llmbench.learn.experiments.ablate import difference
+
+    return None if before is None else difference(outcomes[after], outcomes[before])
+
+
+def document(
+    steps: Sequence[Step],
+    outcomes: Mapping[Design, Outcome],
+    unigram: float,
+    inputs: dict[str, Any],
+    about: str,
+    found: Environment,
+) -> Document:
+    """Return the document of all steps. `unigram`: the loss of guessing by frequency, in nats. `about`: the model, the
+    text and the settings."""
+    rows = [_row(step, outcomes) for step in steps]
+    views = list(dict.fromkeys(row.view for row in rows))
+    blocks = [_losses([row for row in rows if row.view == view]) for view in views]
+    blocks[0].answer = " ".join(_findings(steps, rows, outcomes))
+    blocks[0].headline = f"{about}\n{blocks[0].headline}"
+    blocks[0].notes = list(_notes(rows, unigram, inputs["seeds"]))
+    first = {step.design: row for step, row in reversed(list(zip(steps, rows, strict=True)))}
+    designs = [first[design] for design in dict.fromkeys(step.design for step in steps)]
+    costs = Block(
+        headline="size and times of each design",
+        table=_columns(COSTS, designs),
+        lines=[
+            "memory: predicted peak of a training step in fp32, without the workspaces of a GPU",
+            "step: a training step. decode: one token of one sequence, with a cache",
+            place(found),
+        ],
+        notes=_contention(outcomes),
+    )
+    return Document(
+        command="ablate",
+        inputs=inputs,
+        environment=msgspec.structs.asdict(found),
+        also={"unigram": unigram},
+        rows_key="steps",
+        rows=records(FIELDS, rows),
+        blocks=[*blocks, costs],
+        tables=[table(FIELDS, rows)],
+    )
+
+
+def _columns(chosen: Mapping[str, int], rows: Sequence[Row]) -> Table:
+    """Return a table of some fields. `chosen`: their names, with their ranks for narrow terminals (`Field.spare`)."""
+    fields = {field.name: field for field in FIELDS}
+    columns = [msgspec.structs.replace(fields[name], spare=rank) for name, rank in chosen.items()]
+    return table(fitted(columns, rows), rows)
+
+
+def _losses(rows: Sequence[Row]) -> Block:
+    """Return the table of one view. The learning rate has a column if there are several."""
+    one_rate = all(len(row.loss_by_lr) == 1 for row in rows)
+    view = rows[0].view
+    return Block(
+        headline="" if view == "cumulative" else f"view: {view}",
+        table=_columns({name: 0 for name in LOSSES if name != "lr" or not one_rate}, rows),
+        lines=[f"Δ: {COMPARED[view].format(first=rows[0].step)}, ± half of its 95% interval, paired by seed"],
+    )
+
+
+def _findings(steps: Sequence[Step], rows: Sequence[Row], outcomes: Mapping[Design, Outcome]) -> Iterator[str]:
+    """Yield the sentences that answer the question: what did the steps of the first view gain or lose?"""
+    view = rows[0].view
+    own = [(step, row) for step, row in zip(steps, rows, strict=True) if row.view == view]
+    (first, base), changed = own[0], own[1:]
+    if view == "cumulative":
+        last = changed[-1][0].design
+        whole = _change(first.design, last, outcomes)
+        if whole is not None:
+            yield (
+                f"From {base.step} with a loss of {base.loss:.3f} nats, {plural(len(changed), 'step')} lead to "
+                f"{outcomes[last].loss:.3f}: {_words(whole)}."
+            )
+    by_verdict = {verdict: [row for _, row in changed if row.verdict == verdict] for verdict in SENTENCES}
+    for verdict, found in by_verdict.items():
+        if found:
+            yield SENTENCES[verdict].format(_listed(found))
+
+
+SENTENCES = {
+    "better": "Lower loss: {}.",
+    "worse": "Higher loss: {}.",
+    "within noise": "Within noise: {}.",
+    "one seed": "Not decided, because there is one seed: {}.",
+    "diverged": "Diverged, or compared with a design that did: {}.",
+}
+
+
+def _listed(rows: Sequence[Row]) -> str:
+    return ", ".join(f"{row.step} ({row.about})" for row in rows)
+
+
+def _words(change: Difference) -> str:
+    """Return what a difference says: `0.041 nats lower (p = 0.003)`."""
+    direction = "lower" if change.mean < 0 else "higher"
+    amount = f"{abs(change.mean):.3f} nats {direction}"
+    if change.p is None:
+        return f"{amount}, with one seed"
+    return f"{amount} (p = {change.p:.1g})" + (", which is within noise" if change.verdict == "within noise" else "")
+
+
+def _notes(rows: Sequence[Row], unigram: float, seeds: int) -> Iterator[str]:
+    """Yield what a reader must know before using the losses."""
+    untrained = {row.step for row in rows if row.loss is not None and row.loss >= unigram}
+    if untrained:
+        yield (
+            f"the loss of {plural(len(untrained), 'design')} is above {unigram:.3f} nats, which a model gets that "
+            "knows only how often each token occurs. The training is too short, or it failed"
+        )
+    if seeds == 1:
+        yield "one seed shows no noise. `--seeds 3` gives intervals"
+    tested = sum(row.difference is not None and row.difference.p is not None for row in rows)
+    if tested > 1:
+        share = 1 - CONFIDENCE**tested
+        yield f"if no step had an effect, 1 of {tested} intervals would miss 0 in about {percent(share)} of runs"
+
+
+def _contention(outcomes: Mapping[Design, Outcome]) -> list[str]:
+    """Return a note if the times are disturbed."""
+    remarks = {
+        kind
+        for outcome in outcomes.values()
+        for measurement in (outcome.costs.step, outcome.costs.decode)
+        for kind in measurement.remarks_by_kind()
+    }
+    return [f"times: {', '.join(sorted(remarks))}"] if remarks else []
