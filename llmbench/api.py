@@ -158,7 +158,7 @@ def flops(
     _one_of("attention", attention, flops_answers.ScoredPairs)
     _one_of("by", by, flops_answers.By)
     workload = flops_answers.workload_of(phase, seq, batch, masked_pairs=attention == "full")
-    rows = flops_answers.counted(map(load, (model, *more)), workload, recompute, lora)
+    rows = flops_answers.counted(map(load, (model, *more)), workload, recompute, lora, by=by)
     inputs = {
         "models": [row.spec.name for row in rows],
         "phase": phase,
@@ -167,8 +167,9 @@ def flops(
         "attention": attention,
         "recompute": recompute,
         "lora": lora,
+        "by": by,
     }
-    return Answer([row.flops for row in rows], flops_answers.document(rows, inputs, by=by, explain=explain))
+    return Answer([row.flops for row in rows], flops_answers.document(rows, inputs, explain=explain))
 
 
 def kv_cache(

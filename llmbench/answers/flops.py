@@ -19,6 +19,7 @@ from llmbench.sizing.workload import Phase, Recompute, Workload
 from llmbench.spec.model import ModelSpec
 
 if TYPE_CHECKING:
+    from llmbench.answers.launches import Launched
     from llmbench.sizing.adapters import Adapters
 
 By = Literal["component", "op"]
@@ -34,6 +35,8 @@ class Counted(AboutModel, kw_only=True):
     workload: Workload
     recompute: Recompute
     adapters: Adapters | None = None
+    by: By = "component"
+    """The rows of the table. With `op`, the answer has the kernel launches too."""
 
 
 FIELDS: tuple[Field[Counted], ...] = (
@@ -93,13 +96,32 @@ FIELDS: tuple[Field[Counted], ...] = (
         "number of active parameters without embeddings. Frozen parameters count 4·N",
     ),
     Field("components", value=lambda row: row.flops.components, description="FLOPs of each component"),
+    Field(
+        "launches",
+        value=lambda row: None if row.by != "op" else _launches(row).totals,
+        description="kernels that the step launches, for each fusion profile: `eager` (plain PyTorch), `fused` "
+        "(llmbench's kernels) and `vllm` (approximate). A profile is null if the launches of an op are unknown, and in "
+        "training. Only with `--by op`, else null. See [Kernel launches](../concepts/the-op-table.md#kernel-launches)",
+    ),
+    Field(
+        "ops",
+        value=lambda row: None if row.by != "op" else _every_op(row),
+        description="list of all ops of the [op table](../concepts/the-op-table.md), also of those without FLOPs, each "
+        "with `op`, `layers`, `count`, `flops` and `launches`, for all instances of the op. Only with `--by op`, else "
+        "null",
+    ),
 )
 
 
 def counted(
-    specs: Iterable[ModelSpec], workload: Workload, recompute: Recompute = "none", lora: str = ""
+    specs: Iterable[ModelSpec],
+    workload: Workload,
+    recompute: Recompute = "none",
+    lora: str = "",
+    *,
+    by: By = "component",
 ) -> list[Counted]:
-    """Return the models with the FLOPs of one step. `lora`: adapters, such as `r=16,targets=q,v`.
+    """Return the models with the FLOPs of one step. `lora`: adapters, such as `r=16,targets=q,v`. `by`: see `Counted`.
 
     Raises LLMBenchError for a recomputation or for adapters in a step without a backward pass.
     """
@@ -126,28 +148,27 @@ def counted(
             workload=workload,
             recompute=recompute,
             adapters=adapters,
+            by=by,
         )
         for spec in specs
     ]
 
 
-def document(
-    rows: list[Counted], inputs: dict[str, Any], *, by: By = "component", explain: bool = False, tables: bool = True
-) -> Document:
+def document(rows: list[Counted], inputs: dict[str, Any], *, explain: bool = False, tables: bool = True) -> Document:
     """Return the answer for some models. `inputs`: the options. `tables`: whether people will read it."""
     return Document(
         command="flops",
         inputs=inputs,
         rows_key="models",
         rows=records(FIELDS, rows),
-        blocks=_blocks(rows, by, explain) if tables else [],
+        blocks=_blocks(rows, explain) if tables else [],
     )
 
 
-def _blocks(rows: list[Counted], by: str, explain: bool) -> list[Block]:
+def _blocks(rows: list[Counted], explain: bool) -> list[Block]:
     """Return a block per model. A sweep has one table, with a row per model, workload and recomputation."""
     if all((row.workload, row.recompute) == (rows[0].workload, rows[0].recompute) for row in rows):
-        return [_block(row, by, explain) for row in rows]
+        return [_block(row, explain) for row in rows]
     one_model = all(row.spec == rows[0].spec for row in rows)
     first = msgspec.structs.replace(FIELDS[0], heading=None) if one_model else FIELDS[0]
     again = [
@@ -204,10 +225,10 @@ def _length(workload: Workload) -> int:
     return workload.kv_len - 1 if workload.phase == "decode" else workload.query_len
 
 
-def _block(row: Counted, by: str, explain: bool) -> Block:
-    flops, workload = row.flops, row.workload
-    ops = [op for op in step_ops(row.spec, workload, row.adapters) if step_flops(op, workload)]
-    rows = _by_op(ops, workload, explain) if by == "op" else _by_component(ops, workload, explain)
+def _block(row: Counted, explain: bool) -> Block:
+    flops, workload, by = row.flops, row.workload, row.by
+    ops = [op for op in _ops(row) if step_flops(op, workload)]
+    rows = _by_op(row, ops, explain) if by == "op" else _by_component(ops, workload, explain)
     one_kind = len({layer_group(op) for op in ops if op.layer}) < 2
     first: list[Field[dict[str, Any]]] = [
         Field("op", "op", text=lambda part: f"{part['count']} × {part['op']}" if part.get("count", 1) > 1 else None),
@@ -219,14 +240,35 @@ def _block(row: Counted, by: str, explain: bool) -> Block:
         Field("flops", "step", "tflops", scale="step"),
         Field("share", "share", "percent", value=lambda part: part["flops"] / flops.total if flops.total else None),
         Field("flops_per_token", value=lambda part: part["flops"] / flops.tokens),
+        *(Field[dict[str, Any]](f"launches_{name}") for name in (_launches(row).totals if by == "op" else ())),
         Field("formula", "formula", wraps=True, spare=0 if explain else 1),
     ]
     return model_block(
         row,
         context=_context(workload) + (f"\n{_adapters(row)}" if row.adapters is not None else ""),
         table=table(fitted(columns, rows), rows, total={by: "total", "flops": flops.total}),
-        lines=_lines(row),
+        lines=_lines(row) + (_launches(row).lines(explain) if by == "op" and workload.phase != "train" else []),
     )
+
+
+def _ops(row: Counted) -> list[Op]:
+    return step_ops(row.spec, row.workload, row.adapters)
+
+
+def _launches(row: Counted) -> Launched:
+    from llmbench.answers.launches import Launched  # only --by op needs it
+
+    return Launched(row.spec, row.workload, _ops(row))
+
+
+def _figures(row: Counted, op: Op) -> dict[str, Any]:
+    """Return the figures of all instances of an op."""
+    return {"op": op.name, "layers": layer_group(op), "count": op.count, "flops": step_flops(op, row.workload)}
+
+
+def _every_op(row: Counted) -> list[dict[str, Any]]:
+    launched = _launches(row)
+    return [{**_figures(row, op), "launches": launched.of(op)} for op in launched.ops]
 
 
 def _context(w: Workload) -> str:
@@ -274,14 +316,13 @@ def _by_component(ops: list[Op], w: Workload, explain: bool) -> list[dict[str, A
     ]
 
 
-def _by_op(ops: list[Op], w: Workload, explain: bool) -> list[dict[str, Any]]:
+def _by_op(row: Counted, ops: list[Op], explain: bool) -> list[dict[str, Any]]:
+    launched = _launches(row)
     return [
         {
-            "op": op.name,
-            "layers": layer_group(op),
-            "count": op.count,
-            "formula": _text(_work(op), [op], w, explain),
-            "flops": step_flops(op, w),
+            **_figures(row, op),
+            "formula": _text(_work(op), [op], row.workload, explain),
+            **{f"launches_{name}": number for name, number in launched.of(op).items()},
         }
         for op in ops
     ]

@@ -64,7 +64,14 @@ LoraOption = Annotated[
         show_default=False,
     ),
 ]
-ByOption = Annotated[By, typer.Option("--by", help="Show one row per component, or one row per op.")]
+ByOption = Annotated[
+    By,
+    typer.Option(
+        "--by",
+        help="Show one row per component, or one row per op. op also counts the kernels that each op launches, and its "
+        "JSON lists all ops.",
+    ),
+]
 
 
 @prints_tables
@@ -110,7 +117,7 @@ def command(
         for spec in specs
         for workload in workloads
         for again in recompute
-        for row in counted([spec], workload, again, lora)
+        for row in counted([spec], workload, again, lora, by=by)
     ]
     inputs = {
         "models": models,
@@ -120,6 +127,7 @@ def command(
         "attention": attention,
         "recompute": recompute.as_input,
         "lora": lora,
+        "by": by,
         "set": set or [],
     }
-    answer(document(rows, inputs, by=by, explain=explain, tables=format != "json"), format, output)
+    answer(document(rows, inputs, explain=explain, tables=format != "json"), format, output)

@@ -51,7 +51,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     },
     "flops": MARK
     | {"phase": TEXT, "attention": TEXT, "recompute": TEXT, "absorbed_mla": BOOL, "flops_per_token": FLOAT}
-    | {"lora": "NoneType"}
+    | {"lora": "NoneType", "launches": "NoneType", "ops": "NoneType"}  # the last two have values with --by op
     | dict.fromkeys(
         (
             "seq_len",
@@ -122,7 +122,7 @@ def test_json_has_exactly_its_fields(command: str, capsys: Capture) -> None:
     ("command", "inputs"),
     [
         ("params", "models weights set"),
-        ("flops", "models phase seq_len batch attention recompute lora set"),
+        ("flops", "models phase seq_len batch attention recompute lora by set"),
         ("kvcache", "models all seq_len batch kv_dtype block_size set"),
         (
             "memory",
