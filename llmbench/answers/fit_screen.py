@@ -6,10 +6,9 @@ from typing import Any
 
 from llmbench.answers.about import model_block
 from llmbench.answers.fit import CONSTANTS, Fitted
-from llmbench.report.document import Block, Table, table
+from llmbench.report.document import Block, Command, Table, table
 from llmbench.report.fields import Field
 from llmbench.report.units import plural, size
-from llmbench.sizing.serving.command import longest_sequence
 from llmbench.sizing.serving.fit import LONGEST, Fit
 from llmbench.sizing.serving.pools import RatioPool
 from llmbench.sizing.serving.shard import Rows, made_on_loading
@@ -48,6 +47,8 @@ def _one(row: Fitted) -> Block:
         lines=_lines(row, fit) if described else [],
     )
     block.answer = _answer(row, fit)
+    if row.command is not None and fit.fits:
+        block.commands = [Command(f"start it for requests of up to {plural(fit.question.seq, 'token')}:", row.command)]
     return block
 
 
@@ -59,12 +60,12 @@ def _answer(row: Fitted, fit: Fit) -> str:
     if not fit.runs:
         return f"{name} does not run on {where}: {_why_not(row, fit)}."
     if fit.fits:
-        most = f"{plural(fit.capacity, 'such request')} fit" if fit.capacity > 1 else "No second request fits"
+        most = f"{plural(fit.capacity, 'such request')} fit" if fit.capacity > 1 else "No second such request fits"
         if fit.limited:
             most = f"The engine runs at most {fit.capacity:,} of them at the same time"
         return (
             f"{name} fits on {where}: {users} {'fill' if question.users > 1 else 'fills'} {fit.filled:.0%} of "
-            f"the usable memory. {most}, and one request can have {_tokens(row, fit.longest)}."
+            f"the usable memory. {most}. Alone, one request can have up to {_tokens(row, fit.longest)}."
         )
     own = fit.tightest
     if own.cache <= 0:
@@ -80,7 +81,7 @@ def _answer(row: Fitted, fit: Fit) -> str:
     needs = "need" if question.users > 1 else "needs"
     some = f"Only {fit.capacity:,} {'fits' if fit.capacity == 1 else 'fit'}." if fit.capacity else "None of them fits."
     if question.users == 1:
-        some = f"One request can have {_tokens(row, fit.longest)}." if fit.longest else "No request fits."
+        some = f"One request can have up to {_tokens(row, fit.longest)}." if fit.longest else "No request fits."
     return f"{name} does not fit on {where}: {users} {needs} {fit.filled:.0%} of the usable memory. {some}"
 
 
@@ -144,15 +145,8 @@ def _lines(row: Fitted, fit: Fit) -> list[str]:
         lines += _changes(row)
     elif not fit.fits and fit.runs:
         lines.append("no change of one or two settings that llmbench tries makes it fit")
-    if row.command is not None and fit.fits:
-        allowed = longest_sequence(row.spec, fit)
-        if allowed < question.seq:
-            lines.append(
-                f"{engine} refuses requests of more than {allowed:,} tokens, unless you override the context length"
-            )
-        lines.append(f"start it: {row.command}")
-        if not made_on_loading(row.spec, question.weights):
-            lines.append(f"the files must have the weights in this format: {own.shard.title}")
+    if row.command is not None and fit.fits and not made_on_loading(row.spec, question.weights):
+        lines.append(f"the files must have the weights in this format: {own.shard.title}")
     return lines
 
 
@@ -172,23 +166,31 @@ def _cache(row: Fitted, fit: Fit) -> list[str]:
         if pool.tokens:
             lines = [f"the cache has {pool.tokens:,} tokens, and {request} of it"]
     if isinstance(pool, RatioPool):
-        lines += _fixed_pools(pool, row.engine.spec.title)
+        lines += _fixed_pools(pool, question.seq, row.engine.spec.title)
     draft = 0 if own.shard.draft is None else len(own.shard.draft.rows)
     lines += _narrow(own.shard.rows[: len(own.shard.rows) - draft], own.engine)
     if fit.fits and question.users > 1:
-        lines.append(f"each of {question.users:,} requests can have {_tokens(row, fit.longest_each)}")
+        lines.append(f"each of {question.users:,} requests can have up to {_tokens(row, fit.longest_each)}")
     return lines
 
 
-def _fixed_pools(pool: RatioPool, engine: str) -> list[str]:
+def _fixed_pools(pool: RatioPool, length: int, engine: str) -> list[str]:
     """Return a line about the pools of fixed size. One of them can be full while another one still has room."""
-    pools = [f"{pool.tokens:,} tokens of the layers that keep all of them"] if pool.tokens else []
-    pools += [] if pool.window_tokens is None else [f"{pool.window_tokens:,} tokens of those with a window"]
-    pools += [] if pool.states is None else [f"the states of {plural(pool.states, 'request')}"]
+    keep_all, windows, states = pool.requests_of_pools(length)
+    pools = [
+        f"{text} ({plural(count, 'such request')})"
+        for count, text in (
+            (keep_all, f"{pool.tokens:,} tokens of the layers that keep all tokens"),
+            (windows, f"{pool.window_tokens or 0:,} tokens of the layers with a window"),
+            (states, "states of a fixed size"),
+        )
+        if count is not None
+    ]
     if len(pools) < 2:
         return []
     return [
-        f"{engine} divides the cache in a fixed ratio: room for {' and '.join(pools)}; the smaller one is the limit"
+        f"{engine} divides the cache into pools in a fixed ratio: {' and '.join(pools)}; the pool for the fewest "
+        "requests is the limit"
     ]
 
 

@@ -15,7 +15,7 @@ from llmbench.errors import LLMBenchError
 from llmbench.learn.choose import Choice, Decided, Option, choose
 from llmbench.learn.choose.candidate import Candidate, Setting
 from llmbench.learn.choose.goals import GOALS, Goal, GoalName
-from llmbench.report.document import Block, Document, Table, table, transposed
+from llmbench.report.document import Block, Command, Document, Table, table, transposed
 from llmbench.report.fields import Field, fitted, record, records
 from llmbench.report.units import plural
 from llmbench.spec.catalog import find_device_head
@@ -104,9 +104,10 @@ FIGURES: tuple[Field[Candidate], ...] = (
     Field("users", "users", "count", description="number of requests for which the devices have memory"),
     Field(
         "longest_tokens",
-        "longest request",
+        "longest in memory",
         "count",
-        description="tokens of the longest request that fits alone; 134,217,728 stands for no limit",
+        description="tokens of the longest request for which the devices have memory, up to the last position of the "
+        "model, and whatever its context length is; 134,217,728 stands for no limit",
     ),
     Field(
         "token_s",
@@ -321,7 +322,8 @@ def _decision_block(decided: Decided, choice: Choice, file: str) -> Block:
     return Block(
         headline=f"{_sentence(decided.decision.question)}?",
         table=table([name, *_figures(choice.goal, decided), report], decided.options),
-        lines=[decided.why, decided.decision.note, f"check: {_command(decided.decision.command, choice, file)}"],
+        lines=[decided.why, decided.decision.note],
+        commands=[Command("check it:", _command(decided.decision.command, choice, file))],
     )
 
 
@@ -330,15 +332,24 @@ def _model_block(choice: Choice, file: str, *, written: bool) -> Block:
     setting, model = choice.setting, shlex.quote(file)
     gpus = f" --gpus {setting.devices}" if setting.devices > 1 else ""
     verdict = "fits on" if choice.candidate.trains_on_one_device else "does not fit on"
-    where = f"{model} --seq {setting.context} --device {setting.device}"
+    where = f"{model} --device {setting.device}"
+    served = f"{gpus} --engine ideal --weights bf16"
+    longest = choice.candidate.longest_tokens
+    longer = Command(
+        "check the longest request that memory allows, which needs a longer context length:",
+        f"llmbench fit {where} --seq {longest} --set max_position_embeddings={longest}{served}",
+    )
     return Block(
         headline="The chosen model",
         table=transposed(fields, [("value", choice.candidate)]),
         lines=[
             f"a training step with one sequence {verdict} one {setting.device}",
-            "check it:" if written else f"write it with --spec {model}, then check it:",
-            f"llmbench fit {where}{gpus} --engine ideal --weights bf16",
-            f"llmbench memory {where}",
+            *([] if written else [f"--spec {model} writes the model for these commands"]),
+        ],
+        commands=[
+            Command("check its users:", f"llmbench fit {where} --seq {setting.context}{served}"),
+            *([longer] if longest > setting.context else []),
+            Command("check its training:", f"llmbench memory {where} --seq {setting.context}"),
         ],
     )
 

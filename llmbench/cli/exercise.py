@@ -18,7 +18,7 @@ from llmbench.learn.exercises.fault import Fault
 from llmbench.learn.exercises.function import Function
 from llmbench.learn.exercises.question import Asked, Draw, Question, grade
 from llmbench.learn.exercises.runner import exercises_in, run_check
-from llmbench.report.document import Block, Document, listing, table
+from llmbench.report.document import Block, Command, Document, listing, table
 from llmbench.report.fields import Field, record, records
 from llmbench.report.units import plural
 
@@ -239,11 +239,13 @@ def _question_block(name: str, question: Question, asked: Asked, seed: int, *, s
     lines = [
         f"answer: {exact}, for example {_examples(asked)}",
         f"hint: {question.hint}",
-        f"check it: llmbench exercise check {name}{same_numbers} --answer …",
     ]
+    commands = [Command("check it:", f"llmbench exercise check {name}{same_numbers} --answer …")]
     if solution:
-        lines += [f"solution: {asked.solution}", *([f"see: {asked.command}"] if asked.command else [])]
-    return Block(answer=f"{name} · {question.summary} · seed {seed}", headline=asked.text, lines=lines)
+        lines.append(f"solution: {asked.solution}")
+        commands += [Command("see:", asked.command)] if asked.command else []
+    title = f"{name} · {question.summary} · seed {seed}"
+    return Block(answer=title, headline=asked.text, lines=lines, commands=commands)
 
 
 def _function_block(name: str, exercise: Function) -> Block:
@@ -253,9 +255,10 @@ def _function_block(name: str, exercise: Function) -> Block:
         f"formula: {exercise.formula}",
         f"source: {exercise.source}",
         f"hint: {exercise.hint}",
-        f"check it: llmbench exercise check my.py:{exercise.name}",
     ]
-    return Block(answer=f"{name} · {exercise.summary}", headline=f"def {exercise.signature}", lines=lines)
+    commands = [Command("check it:", f"llmbench exercise check my.py:{exercise.name}")]
+    title = f"{name} · {exercise.summary}"
+    return Block(answer=title, headline=f"def {exercise.signature}", lines=lines, commands=commands)
 
 
 @command.command("check")

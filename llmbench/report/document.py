@@ -13,11 +13,21 @@ from llmbench.printable import printable
 from llmbench.report.fields import Cell, Field, records
 from llmbench.report.units import Unit, heading, plural, texts
 
-__all__ = ["Block", "Document", "Table", "View", "listing", "table", "transposed"]
+__all__ = ["Block", "Command", "Document", "Table", "View", "listing", "table", "transposed"]
 
 Item = TypeVar("Item")
 NOTES = 3
 """The largest number of notes below a table, unless the user asks for all notes."""
+
+
+class Command(NamedTuple):
+    """A line with a command that people copy. It stays whole where it is shown: no line break changes its meaning.
+
+    `label`: what the command is for, such as `start it:`. `text`: the command, as one line for a shell.
+    """
+
+    label: str
+    text: str
 
 
 class View(NamedTuple):
@@ -127,8 +137,9 @@ class Block(msgspec.Struct, kw_only=True):
     `headline`: what the figures are about, for example the model and the options.
     `about`: values that all rows of the table share, for example the model. CSV repeats these values in every row.
     `lines`: texts below the table.
-    `notes`: texts below the lines, the most important one first. A note is a fact that a reader needs to interpret the
-        figures correctly.
+    `commands`: commands that people copy, below the lines.
+    `notes`: texts below the commands, the most important one first. A note is a fact that a reader needs to interpret
+        the figures correctly.
     """
 
     answer: str = ""
@@ -137,6 +148,7 @@ class Block(msgspec.Struct, kw_only=True):
     about: dict[str, Any] = {}
     table: Table | None = None
     lines: list[str] = []
+    commands: list[Command] = []
     notes: list[str] = []
 
     def above(self, *, wide: bool) -> list[str]:
@@ -169,17 +181,19 @@ class Document(msgspec.Struct, kw_only=True):
     also: dict[str, Any] = {}
     tables: list[Table] = []
 
-    def below(self, *, notes: bool) -> list[list[str]]:
-        """Return, for each block, the texts below its table: its lines, then its notes.
+    def below(self, *, notes: bool) -> list[list[str | Command]]:
+        """Return, for each block, what is below its table: its lines, its commands, then its notes.
 
         A note that an earlier block has is left out. `notes`: whether to return all notes, or at most NOTES per block.
         """
         said: set[str] = set()
-        below: list[list[str]] = []
+        below: list[list[str | Command]] = []
         for block in self.blocks:
             new = [note for note in dict.fromkeys(block.notes) if note not in said]
             said.update(new)
             shown = new if notes else new[:NOTES]
             more = [f"`--notes` shows {plural(len(new) - NOTES, 'more note')}"] if len(shown) < len(new) else []
-            below.append(list(map(printable, (*block.lines, *(f"note: {note}" for note in shown), *more))))
+            commands = [Command(*map(printable, command)) for command in block.commands]
+            said_last = [*(f"note: {note}" for note in shown), *more]
+            below.append([*map(printable, block.lines), *commands, *map(printable, said_last)])
         return below

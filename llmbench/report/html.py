@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from llmbench.report.document import Document, Table
+from llmbench.report.document import Command, Document, Table
 
 __all__ = ["to_html"]
 
@@ -20,8 +20,12 @@ def to_html(document: Document) -> str:
         if block.table is not None:
             parts.append(_table(block.table.for_people()))
         if lines:
-            parts.append(f"<p>{'<br>'.join(map(_text, lines))}</p>")
+            parts.append(f"<p>{'<br>'.join(map(_line, lines))}</p>")
     return "\n".join(parts)
+
+
+def _line(line: str | Command) -> str:
+    return f"{_text(line.label)} <code>{_text(line.text)}</code>" if isinstance(line, Command) else _text(line)
 
 
 def _text(text: str) -> str:

@@ -11,7 +11,7 @@ import msgspec
 
 from llmbench._version import __version__
 from llmbench.printable import json_escaped, printable
-from llmbench.report.document import Block, Document, Table, View
+from llmbench.report.document import Block, Command, Document, Table, View
 from llmbench.report.fields import Cell, Field
 
 Format = Literal["table", "json", "csv", "markdown"]
@@ -110,8 +110,16 @@ def _markdown(document: Document, view: View) -> str:
         parts += [text if number else f"**{text}**" for number, text in enumerate(above)]
         if block.table is not None:
             parts.append(_markdown_table(block.table.for_people()))
-        parts += map(_escaped, lines)
+        parts += map(_markdown_line, lines)
     return "\n\n".join(parts) + "\n"
+
+
+def _markdown_line(line: str | Command) -> str:
+    """Return a text, or a command in a block of code. A fence is longer than every row of backticks in the command."""
+    if not isinstance(line, Command):
+        return _escaped(line)
+    fence = "`" * max(3, *(len(row) + 1 for row in re.findall("`+", line.text)), 3)
+    return f"{_escaped(line.label)}\n\n{fence}sh\n{line.text}\n{fence}"
 
 
 def _escaped(text: str) -> str:

@@ -10,7 +10,7 @@ from itertools import chain
 from shutil import get_terminal_size
 from typing import Any, Literal, TextIO
 
-from llmbench.report.document import Document, Table, View
+from llmbench.report.document import Command, Document, Table, View
 from llmbench.report.fields import Field
 
 __all__ = ["print_tables"]
@@ -69,8 +69,8 @@ def _document_lines(document: Document, width: int, view: View) -> Iterator[tupl
             yield from _table_lines(block.table, width - len(INDENT), wide=view.wide)
             if below:
                 yield "", ""
-        for text in below:
-            for line in _wrapped(text, width - len(INDENT)):
+        for part in below:
+            for line in _lines_of(part, width - len(INDENT)):
                 yield INDENT + line, ""
 
 
@@ -178,10 +178,40 @@ def _shares(columns: Sequence[tuple[Field[Any], str, Sequence[str]]], width: int
     return next((shares for shares in chain(headings_wrap, texts_wrap) if _total(shares) <= width), least)
 
 
+def _lines_of(text: str | Command, width: int) -> list[str]:
+    """Return the lines of a text, or of a command with its label."""
+    if not isinstance(text, Command):
+        return _wrapped(text, width)
+    return _wrapped(text.label, width) + [INDENT + line for line in _continued(text.text, width - len(INDENT))]
+
+
+def _continued(command: str, width: int) -> list[str]:
+    """Return the lines of a command that a shell reads as one: all but the last end with a backslash.
+
+    Lines break at spaces outside quotes. A word of the shell that is longer than a line stays whole.
+    """
+    words = re.findall(r"(?:[^\s'\"\\]|\\.|'[^']*'|\"(?:\\.|[^\"\\])*\"|['\"\\])+", command)
+    lines, current = [], ""
+    for place, word in enumerate(words):
+        # An option stays beside its value.
+        last = word if word[0] != "-" or place + 1 == len(words) else f"{word} {words[place + 1]}"
+        if current and _length(f"{current} {last}") > width - len(_CONTINUED):
+            lines.append(current + _CONTINUED)
+            current = INDENT + word
+        else:
+            current = f"{current} {word}" if current else word
+    return [*lines, current]
+
+
+_CONTINUED = " \\"
+"""The end of a line that continues on the next one."""
+
+
 def _wrapped(text: str, width: int) -> list[str]:
     """Return the lines of a text. A line that is longer than `width` characters continues on the next line.
 
-    Lines break at spaces. A word that is longer than a line breaks after a punctuation mark, or anywhere.
+    Lines break at spaces, but not in a command between backticks that fits into a line. A word that is longer than a
+    line breaks after a punctuation mark, or anywhere.
     """
     lines: list[str] = []
     width = max(1, width)
@@ -191,7 +221,7 @@ def _wrapped(text: str, width: int) -> list[str]:
             continue
         start = line[: len(line) - len(line.lstrip())]
         current = ""
-        for word in line.split():
+        for word in _words(line, width - len(start)):
             if current and _length(f"{current} {word}") <= width:
                 current += f" {word}"
                 continue
@@ -205,6 +235,12 @@ def _wrapped(text: str, width: int) -> list[str]:
                 current = current[cut:]
         lines.append(current)
     return lines
+
+
+def _words(line: str, width: int) -> Iterator[str]:
+    """Yield the words of a line. A text between backticks of at most `width` characters is one word."""
+    for word in re.findall(r"[^\s`]*`[^`]*`[^\s`]*|\S+", line):
+        yield from [word] if _length(word) <= width else word.split()
 
 
 def _length(text: str) -> int:

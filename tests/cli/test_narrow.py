@@ -5,15 +5,17 @@ from __future__ import annotations
 import io
 import re
 import shlex
+from html import escape
 from pathlib import Path
 
 import pytest
 
 from llmbench.cli import run
-from llmbench.report.document import Block, Document, View, table
+from llmbench.report.document import Block, Command, Document, View, table
 from llmbench.report.fields import Field
 from llmbench.report.html import to_html
 from llmbench.report.render import render
+from llmbench.report.terminal import _wrapped
 
 SCREENS = [
     "params llama2-7b",
@@ -37,7 +39,7 @@ SCREENS = [
     "memory llama3-8b --recompute none,every-second --seq 8k,32k --explain",
     "fit llama3-8b --device h100 --users 32 --explain",
     "fit llama3-70b --device h100 --device rtx-4090 --weights fp8 --weights awq",
-    "fit llama3-70b --seq 32k",
+    "fit llama3.3-70b --seq 32k",
     "fit gemma3-27b --engine sglang --device h200 --users 8",
     "fit llama3.3-70b --device h100 --users 4 --seq 16k",
     "fit qwen3-32b --seq 32k --users 16 --price 2.5",
@@ -65,6 +67,8 @@ SCREENS = [
     "specs check specs/models/gpt2.toml",
     "model gpt2 --device meta --layers 2",
     "env",
+    "exercise show kv-cache --solution",
+    "choose --context 32k",
 ]
 """The commands whose screens are checked."""
 NEGATIVE = ("fit llama3.3-70b --device h100 --users 4 --seq 16k",)
@@ -92,7 +96,8 @@ def test_no_line_is_too_long_and_no_word_is_cut(
         text = screen(width)
         assert [line for line in text.splitlines() if len(line) > width] == []
         shown = re.sub(r"`--(wide|notes)` .*?(\n\n|$)", "", text, flags=re.DOTALL).split()
-        unknown = set(shown) - whole - {"model"}  # the heading of a comparison with a row per model
+        # "model": the heading of a comparison with a row per model. A backslash continues a command.
+        unknown = set(shown) - whole - {"model", "\\"}
         cut = {word for word in unknown if not any(word in identifier for identifier in identifiers)}
         assert cut | {word for word in unknown if re.fullmatch(r"[\d.,%×−+]+", word)} == set()
 
@@ -153,6 +158,37 @@ def shown(view: View, *blocks: Block) -> str:
     out = io.StringIO()
     render(Document(command="x", inputs={}, rows_key="rows", rows=[], blocks=[*blocks]), "table", out, view)
     return out.getvalue()
+
+
+COMMAND = Command(
+    "start it:",
+    "serve a/b --max-len 8192 --config "
+    """'{"method": "draft one", "model": "a/very-long/name-of-a-model"}' --more <(echo 1)""",
+)
+
+
+@pytest.mark.parametrize("width", [20, 60, 80, 300])
+def test_a_command_stays_one_command_for_a_shell(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    label, *lines = shown(View(), Block(commands=[COMMAND])).splitlines()
+    assert label.strip() == COMMAND.label
+    assert all(line.endswith(" \\") for line in lines[:-1])
+    assert shlex.split("\n".join(lines).replace("\\\n", "")) == shlex.split(COMMAND.text)
+    assert (len(lines) == 1) == (width == 300)
+
+
+def test_a_command_between_backticks_does_not_break() -> None:
+    text = "the command `llmbench train --resume runs/one` goes on"
+    for width in range(38, 56):
+        assert "`llmbench train --resume runs/one`" in "\n".join(_wrapped(text, width))
+
+
+def test_markdown_and_html_have_the_whole_command() -> None:
+    out = io.StringIO()
+    document = Document(command="x", inputs={}, rows_key="rows", rows=[], blocks=[Block(commands=[COMMAND])])
+    render(document, "markdown", out)
+    assert f"```sh\n{COMMAND.text}\n```" in out.getvalue()
+    assert f"<code>{escape(COMMAND.text)}</code>" in to_html(document)
 
 
 def test_wide_shows_every_column(monkeypatch: pytest.MonkeyPatch) -> None:

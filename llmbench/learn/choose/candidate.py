@@ -126,7 +126,7 @@ class Candidate:
 
     @cached_property
     def longest_tokens(self) -> int:
-        """Tokens of the longest request that fits alone, up to the last position of the model."""
+        """Tokens of the longest request that memory allows, up to the last position, whatever the context length."""
         limit = self.longest_position
         return self._unlimited.longest if limit is None else min(limit, self._unlimited.longest)
 

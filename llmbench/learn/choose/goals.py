@@ -38,7 +38,7 @@ class Goal(NamedTuple):
 GOALS: dict[GoalName, Goal] = {
     "serve": Goal("serve as many users as possible", "users", "users that fit", large=True),
     "latency": Goal("answer one user as fast as possible", "token_s", "time per token", large=False),
-    "long-context": Goal("read the longest request", "longest_tokens", "longest request that fits", large=True),
+    "long-context": Goal("read the longest request", "longest_tokens", "longest request in memory", large=True),
     "train": Goal("train with the least computation", "train_flops_per_token", "FLOPs per trained token", large=False),
     "small-device": Goal("run in the least memory", "footprint_bytes", "bytes of weights and one cache", large=False),
 }
