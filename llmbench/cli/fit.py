@@ -130,7 +130,7 @@ Price = Annotated[
     typer.Option(
         "--price",
         metavar="ITEMS",
-        help="Price of one GPU per hour: 2.5 for all devices, or h100=2.5,l40s=1.1.",
+        help="Your price of one GPU per hour, because llmbench knows none: 2.5 for all devices, or h100=2.5,l40s=1.1.",
         show_default=False,
     ),
 ]

@@ -79,6 +79,9 @@ def usage_error(problem: Any, arguments: list[str]) -> tuple[str, str]:
     message = message if len(message) <= MOST_CHARACTERS else f"{message[:MOST_CHARACTERS]}…"
     lists = "lists all commands" if message.startswith("No such command '") else "shows all arguments and options"
     hint = f"`{_command_path(problem, arguments)} --help` {lists}"
+    lacking = re.match(r"Option '([\w-]+)' requires an argument", message)
+    if lacking is not None and (needed := _needed(lacking[1], problem, arguments)):
+        return message, f"{needed}\n{hint}"
     command = re.match(r"No such command '(.*?)'\.", message)
     if command is not None:
         near = _other_command(command[1], getattr(problem, "ctx", None))
@@ -99,6 +102,17 @@ def usage_error(problem: Any, arguments: list[str]) -> tuple[str, str]:
         near = _meant(word.lower().replace("_", "-"), value, known)
         return f"no option {option}", (f"did you mean {near}? " if near else "") + hint
     return message, hint
+
+
+def _needed(option: str, problem: Any, arguments: list[str]) -> str | None:
+    """Return the help of an option that lacks its value: what the value is, with an example."""
+    from llmbench.cli.application import build
+
+    command: Any = typer.main.get_command(build(arguments))
+    for word in _command_path(problem, arguments).split()[1:]:
+        command = command.commands[word]
+    found = next((param for param in command.params if option in param.opts), None)
+    return None if found is None else f"`{option} {found.metavar or 'VALUE'}`: {found.help}"
 
 
 def _other_command(word: str, context: Any) -> str | None:
