@@ -7,6 +7,7 @@ proposal is checked with a complete answer, so a change that is named suffices.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from typing import NamedTuple
 
 import msgspec
@@ -14,7 +15,7 @@ import msgspec
 from llmbench.errors import LayoutError, LLMBenchError
 from llmbench.sizing.memory import CONTEXT_BYTES
 from llmbench.sizing.serving.fit import COUNTS, Fit, Question, Sizer, replaced, split
-from llmbench.sizing.serving.shard import made_on_loading
+from llmbench.sizing.serving.shard import made_on_loading, serving_layout
 from llmbench.sizing.workload import Layout
 
 HIGHEST_UTILIZATION = 0.95
@@ -30,8 +31,9 @@ GGUF_WEIGHTS = ("gguf-q8-0", "gguf-q4-k-m", "gguf-q2-k")
 FREE, FORMAT, CUT, MORE_GPUS, OTHER_FILES, LARGE_CUT = range(6)
 """The order of changes.
 
-FREE: a setting of the engine that takes nothing from the users. FORMAT: a smaller format of the cache, or weights that
-the engine converts when it loads them. CUT: shorter or fewer requests, at least half of what was asked for.
+FREE: a setting of the engine, or a layout of the same GPUs, that takes nothing from the users. FORMAT: a smaller
+format of the cache, or weights that the engine converts when it loads them. CUT: shorter or fewer requests, at least
+half of what was asked for.
 OTHER_FILES: weights in a format that the published files do not have. LARGE_CUT: requests that are less than half as
 long or as many.
 """
@@ -90,7 +92,7 @@ def changes(sizer: Sizer, fit: Fit, *, own_layout: bool = False, pairs: bool = T
     engine, layout = fit.question.engine.spec, fit.question.layout
     if engine.vendors and fit.question.device.vendor not in engine.vendors:
         return []
-    proposers = _proposers(own_layout or layout.dp > 1 or layout.ep > 1)
+    proposers = _proposers(own_layout or layout.ep > 1)
     tried: list[list[Change]] = [list(_tried(sizer, fit, proposer)) for proposer in proposers]
     found = [change for each in tried for change in each[-1:] if change.fit.fits]
     if pairs and all(change.order == LARGE_CUT for change in found):
@@ -112,7 +114,9 @@ def _pairs(sizer: Sizer, fit: Fit, first: Change, proposers: list[Proposer]) -> 
             if second.fit.fits and second.order < LARGE_CUT:
                 yield Change(
                     first.options | second.options,
-                    f"{first.what}, and {second.what}",
+                    second.what
+                    if second.options.keys() == first.options.keys()
+                    else f"{first.what}, and {second.what}",
                     max(first.order, second.order),
                     first.factor * second.factor,
                     second.fit,
@@ -196,6 +200,38 @@ def _utilization(sizer: Sizer, fit: Fit, asked: Question) -> Iterator[Proposal]:
         )
 
 
+def _copies(sizer: Sizer, fit: Fit, asked: Question) -> Iterator[Proposal]:
+    """More copies of the attention on the same GPUs: two times as many, four times, …
+
+    Tensor parallelism does not split the cache of latent attention, nor that of fewer KV heads than GPUs: each GPU
+    stores the same rows. With copies of the attention, each GPU stores those of other users.
+    """
+    question = fit.question
+    layout, rows = question.layout, _stored(sizer, question)
+    while layout.tp % 2 == 0:
+        tp, dp = layout.tp // 2, layout.dp * 2
+        experts = f",ep={tp * dp}" if fit.tightest.shard.moe else ""
+        try:
+            layout = serving_layout(f"tp={tp},dp={dp},pp={layout.pp}{experts}")
+            if _stored(sizer, _replace(question, layout=layout)) != rows:
+                return
+        except LLMBenchError:
+            return
+        yield Proposal(
+            ("--layout", str(layout)),
+            f"{dp} copies of the attention on the same GPUs",
+            _replace(question, layout=layout),
+            FREE,
+            lambda answer: answer.question.layout.dp,
+        )
+
+
+def _stored(sizer: Sizer, question: Question) -> list[tuple[str, Fraction, int]]:
+    """Return the cache rows of one GPU of each stage: which tokens they are for, their bytes, and the layers."""
+    parts = sizer.shards(question)
+    return [(r.visible, r.row_bytes, r.layers) for part in parts for r in part.rows if r.visible != "state"]
+
+
 def _cache_format(sizer: Sizer, fit: Fit, asked: Question) -> Iterator[Proposal]:
     """A smaller format of the cache."""
     question = fit.question
@@ -251,6 +287,7 @@ def _gpus_of_layout(sizer: Sizer, fit: Fit, asked: Question) -> Iterator[Proposa
 def _more_gpus(sizer: Sizer, fit: Fit, *, own_layout: bool) -> Iterator[Proposal]:
     question = fit.question
     own = question.layout.num_gpus
+    own_layout = own_layout or question.layout.dp > 1
     for gpus in COUNTS:
         if gpus <= own or gpus % own:
             continue
@@ -258,9 +295,10 @@ def _more_gpus(sizer: Sizer, fit: Fit, *, own_layout: bool) -> Iterator[Proposal
             layout = _larger(sizer, question, gpus)
         except LayoutError:
             continue
+        copies = f" with {layout.dp} copies of the attention" if layout.dp > 1 else ""
         yield Proposal(
             ("--layout", str(layout)) if own_layout else ("--gpus", str(gpus)),
-            f"{gpus} GPUs" if own_layout else f"{gpus} GPUs ({layout})",
+            f"{gpus} GPUs{copies}" if own_layout else f"{gpus} GPUs ({layout})",
             _replace(question, layout=layout),
             MORE_GPUS,
             lambda answer: answer.question.layout.num_gpus,
@@ -299,4 +337,5 @@ _EVERY = (_gpus, _gpus_of_layout, _weights)
 
 def _proposers(own_layout: bool) -> list[Proposer]:
     gpus = _gpus_of_layout if own_layout else _gpus
-    return [_sequences, _batched_tokens, _utilization, _cache_format, _shorter, _fewer_users, gpus, _weights]
+    cuts = [_shorter, _fewer_users]
+    return [_sequences, _batched_tokens, _utilization, _copies, _cache_format, *cuts, gpus, _weights]
