@@ -16,7 +16,6 @@ from llmbench.errors import LLMBenchError
 from llmbench.report.document import Document, table
 from llmbench.report.fields import Field, records
 from llmbench.report.units import Unit
-from llmbench.sizing.lengths import refuse_beyond_positions
 from llmbench.sizing.serving.changes import Change, changes
 from llmbench.sizing.serving.command import start_command, weights_of
 from llmbench.sizing.serving.fit import LENGTH, Fit, Question, Sizer, smallest_count, split
@@ -73,7 +72,7 @@ class Fitted(AboutModel, kw_only=True):
         """The command that starts the engine with these settings, or None if there is none."""
         if self.fit is None or self.files is None:
             return None
-        return start_command(self.spec, self.files, self.fit, draft=self.draft_files)
+        return start_command(self.files, self.fit, draft=self.draft_files)
 
     @property
     def constants(self) -> list[UsedConstant]:
@@ -212,8 +211,8 @@ FIELDS: tuple[Field[Fitted], ...] = (
         "count",
         key="longest_tokens",
         spare=2,
-        description="longest request, in tokens, that fits alone; at most the context length of the model, or "
-        "`seq_len` if that is longer; 134,217,728 if the model has no context length and the cache no limit",
+        description="longest request, in tokens, that fits alone; at most the context length of the model; "
+        "134,217,728 if the model has no context length and the cache no limit",
     ),
     _fit_field(
         "longest_each",
@@ -225,7 +224,8 @@ FIELDS: tuple[Field[Fitted], ...] = (
         "filled",
         "filled",
         "percent",
-        description="share of `usable_bytes` that weights, activations and the caches of `users` requests take",
+        description="share of `usable_bytes` that weights, activations and the caches of `users` requests take; if "
+        "an engine has pools in fixed ratios, its cache is so large that they fit into the pool that is full first",
     ),
     _budget("total_bytes", "memory of one GPU"),
     Field(
@@ -264,8 +264,8 @@ FIELDS: tuple[Field[Fitted], ...] = (
     ),
     Field(
         "command",
-        description="the command that starts the engine with these settings; null for an ideal engine, and if `--set` "
-        "changed the model",
+        description="the command that starts the engine with these settings, for requests of at most `seq_len` tokens; "
+        "null for an ideal engine, and if `--set` changed the model",
     ),
     Field(
         "price_per_hour",
@@ -315,11 +315,10 @@ def fitted(
         tokens, or for the context length if that is shorter.
         price: price of one GPU per hour (see `prices_of`).
 
-    Raises LLMBenchError for a wrong name, layout or number, for requests that are longer than a table of learned
-    positions, and for more than MOST_ROWS rows.
+    Raises LLMBenchError for a wrong name, layout or number, for requests that are longer than the context length, and
+    for more than MOST_ROWS rows.
     """
     lengths = _several(min(LENGTH, spec.max_position_embeddings or LENGTH) if seq is None else seq)
-    refuse_beyond_positions(spec, max(lengths))
     prices = prices_of(price)
     chosen = find_engine(engine)
     parallel = serving_layout(layout)

@@ -22,3 +22,15 @@ def refuse_beyond_positions(spec: ModelSpec, tokens: int) -> None:
     reason = beyond_positions(spec, tokens)
     if reason is not None:
         raise SpecError(reason, hint="choose a shorter sequence")
+
+
+def refuse_beyond_context(spec: ModelSpec, tokens: int) -> None:
+    """Raise SpecError if the request is longer than the context length of the model. Engines refuse such requests."""
+    refuse_beyond_positions(spec, tokens)
+    limit = spec.max_position_embeddings
+    if limit is not None and tokens > limit:
+        raise SpecError(
+            f"{spec.name} has a context length of {limit:,} tokens, so engines refuse a request of {tokens:,} tokens",
+            hint=f"--seq {limit} is the longest request. For a model whose context was extended, as RoPE scaling does, "
+            f"say --set max_position_embeddings={tokens}",
+        )

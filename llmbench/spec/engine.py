@@ -84,6 +84,7 @@ AT_LEAST_ONE = (
     "latent_block_tokens",
     "vocabulary_multiple",
     "states_per_request",
+    "states_percent",
     "windows_percent",
 )
 """The constants that cannot be 0."""

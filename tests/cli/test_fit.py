@@ -105,10 +105,43 @@ def test_a_request_has_8192_tokens_or_the_context_length_by_default(capsys: Capt
     assert "learned positions cover only 1,024" in capsys.readouterr().err
 
 
-def test_a_longer_request_than_the_context_is_said_beside_the_command(capsys: Capture) -> None:
-    text = screen(capsys, "fit", "llama3-8b", "--device", "l4", "--seq", "32k")
-    assert "vLLM refuses requests of more than 8,192 tokens" in text
-    assert "--max-model-len 8192" in text
+def test_a_longer_request_than_the_context_is_refused(capsys: Capture) -> None:
+    for engine in ("vllm", "llamacpp", "ideal"):
+        for seq in ("8193", "8k,32k"):
+            assert run(["fit", "llama3-8b", "--device", "h100", "--engine", engine, "--seq", seq]) == 2
+            assert "has a context length of 8,192 tokens" in capsys.readouterr().err
+    assert run(["fit", "llama3-8b", "--seq", "32k"]) == 2
+    # The change that the hint names makes it an answer.
+    hint = capsys.readouterr().err
+    extended = "max_position_embeddings=32768"
+    assert f"--set {extended}" in hint
+    text = screen(capsys, "fit", "llama3-8b", "--device", "h100", "--seq", "32k", "--set", extended)
+    assert "can have up to 32,768 tokens, the context length of the model" in text
+
+
+def test_a_command_says_which_requests_it_allows(capsys: Capture) -> None:
+    for engine, limit in (("vllm", "--max-model-len 4096"), ("llamacpp", "-c 8192 -np 2")):
+        question = ["llama3-8b", "--device", "h100", "--engine", engine, "--seq", "4k", "--users", "2"]
+        text = screen(capsys, "fit", *question)
+        command = text.partition("start it for requests of up to 4,096 tokens:")[2]
+        assert limit in command
+
+
+def test_the_pools_of_an_engine_agree_with_its_answer(capsys: Capture) -> None:
+    for users, seq in ((2, "32k"), (3, "32k"), (64, "16k")):
+        question = ["gpt-oss-120b", "--device", "h100", "--engine", "sglang", "--users", str(users), "--seq", seq]
+        text = screen(capsys, "fit", *question)
+        share = int(re.search(r"(\d+)% of the usable memory", text)[1])  # type: ignore[index]
+        rooms = [int(room.replace(",", "")) for room in re.findall(r"\(([\d,]+) such requests?\)", text)]
+        assert len(rooms) == 2
+        assert (share <= 100) == (users <= min(rooms)) == (" fits on " in text)
+        if users > min(rooms):
+            assert f"Only {min(rooms)} fit" in text
+
+
+def test_a_price_without_a_value_says_what_it_needs(capsys: Capture) -> None:
+    assert run(["fit", "llama3-8b", "--price"]) == 2
+    assert "h100=2.5,l40s=1.1" in capsys.readouterr().err
 
 
 def test_a_number_of_gpus_without_a_device_is_kept(capsys: Capture) -> None:

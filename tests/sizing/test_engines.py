@@ -276,17 +276,6 @@ def test_the_command_has_the_drafts_of_speculative_decoding() -> None:
         assert words in command, engine
 
 
-def test_the_command_never_asks_for_more_tokens_than_positions() -> None:
-    for engine, flag in (
-        ("vllm", "--max-model-len 8192"),
-        ("sglang", "--context-length 8192"),
-        ("llamacpp", "-c 16384"),
-    ):
-        command = answer("llama3-8b", "h200", engine=engine, seq=100_000, users=2).command
-        assert command is not None
-        assert f"{flag} " in command
-
-
 def test_the_command_names_the_users_own_files(tmp_path: Path) -> None:
     spec = load_bundled("llama3-8b")
     folder = tmp_path / "my model"

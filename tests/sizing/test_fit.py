@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from llmbench.answers.fit import fitted
 from llmbench.errors import LayoutError, LLMBenchError, SpecError, UnknownNameError
 from llmbench.sizing.serving.budget import Budget, budget
-from llmbench.sizing.serving.changes import changes
+from llmbench.sizing.serving.changes import Change, changes
 from llmbench.sizing.serving.fit import Fit, Question, Sizer
-from llmbench.sizing.serving.pools import paged_pool
+from llmbench.sizing.serving.pools import PlainPool, Pool, RatioPool, paged_pool
 from llmbench.sizing.serving.shard import Rows, serving_layout, shards
 from llmbench.sizing.workload import Layout
 from llmbench.spec.catalog import device_heads, find_device_head, load_bundled
@@ -111,6 +111,38 @@ def test_classes_of_similar_size_form_groups_of_the_larger_size() -> None:
     assert paged_pool(GIB, [full, wider], old, 2048).padding == 6  # two groups of 10 for 14 layers
 
 
+LAYERS = [
+    Rows("all", 0, Fraction(1024), 0, False, 10),
+    Rows("window", 128, Fraction(1000), 0, False, 12),
+    Rows("chunk", 513, Fraction(7, 2), 0, False, 3),
+    Rows("state", 0, Fraction(0), 7777, False, 5),
+]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.sampled_from(["ratio", "plain", "paged"]),
+    st.sets(st.sampled_from(LAYERS), min_size=1),
+    st.integers(1, 150),
+    st.integers(1, 100_000),
+    st.integers(1, 300),
+)
+def test_a_cache_for_some_requests_is_the_smallest_one(
+    kind: str, layers: set[Rows], percent: int, length: int, users: int
+) -> None:
+    def pool(size: int) -> Pool:
+        rows = tuple(layers)
+        if kind == "plain":
+            return PlainPool(size, rows, 16)
+        if kind == "paged":
+            return paged_pool(size, rows, find_engine("vllm"), 2048)
+        return RatioPool(size=size, rows=rows, window_percent=percent, states_percent=percent, states_per_request=3)
+
+    needed = pool(0).bytes_for(users, length)
+    assert pool(needed).requests(length) >= users
+    assert pool(needed - 1).requests(length) < users
+
+
 def test_an_older_version_lends_its_constants() -> None:
     engine = find_engine("vllm@0.14")
     assert engine.version == "0.11.0"
@@ -201,8 +233,9 @@ def test_more_memory_never_fits_less(name: str, question: Question, more: float,
     assert richer.longest >= fit.longest
     assert richer.filled <= fit.filled
     longest = answer(name, replace(question, seq=question.seq + longer))
-    assert longest is not None
-    assert longest.capacity <= fit.capacity
+    context = MODELS[name].max_position_embeddings
+    assert (longest is None) == (context is not None and question.seq + longer > context)
+    assert longest is None or longest.capacity <= fit.capacity
     assert fit.fits or not fit.runs or fit.longest_each < question.seq
     if fit.fits:
         assert fit.longest_each >= question.seq
@@ -353,13 +386,36 @@ def test_two_settings_are_changed_if_one_does_not_suffice() -> None:
     assert all(len(change.options) == 2 and change.fit.fits for change in found)
     assert changes(sizer, sizer.fit(question), pairs=False) == []
     # A cut by more than half is no near change, so pairs come before it.
-    deepseek = Sizer(load_bundled("deepseek-v3"))
+    large = Sizer(load_bundled("llama3.1-405b"))
     many = Question(
         engine=find_engine("vllm"), device=find_device_head("h200"), layout=Layout(tp=8), seq=32768, users=64
     )
-    options = [change.option for change in changes(deepseek, deepseek.fit(many))]
+    options = [change.option for change in changes(large, large.fit(many))]
     assert "--kv-dtype fp8 --gpus 16" in options[:4]
     assert options[-1].startswith("--users")
+
+
+def test_copies_of_the_attention_are_tried_where_tp_does_not_split_the_cache() -> None:
+    def nearest(model: str, layout: str, users: int) -> Change:
+        sizer = Sizer(load_bundled(model))
+        question = Question(
+            engine=find_engine("vllm"),
+            device=find_device_head("h200"),
+            layout=serving_layout(layout),
+            seq=32768,
+            users=users,
+        )
+        return changes(sizer, sizer.fit(question), own_layout=True)[0]
+
+    for layout, gpus in (("tp=8", 8), ("tp=8,ep=8", 8), ("tp=16", 16)):
+        change = nearest("deepseek-v3", layout, 96)
+        found = serving_layout(change.options["--layout"])
+        assert (found.num_gpus, found.ep, change.fit.fits) == (gpus, gpus, True)
+        assert found.dp > 1
+    assert nearest("deepseek-v3", "tp=8,ep=8", 128).options == {"--layout": "dp=8,ep=8,etp=1", "--kv-dtype": "fp8"}
+    # Of 4 KV heads, tp=4 stores each once, and tp=8 twice.
+    for layout, copies in (("tp=4", False), ("tp=8", True)):
+        assert ("dp=2" in nearest("qwen3-235b-a22b", layout, 70).option) == copies
 
 
 def test_no_request_is_longer_than_the_context() -> None:
@@ -369,9 +425,8 @@ def test_no_request_is_longer_than_the_context() -> None:
         assert row.fit is not None
         assert row.fit.longest == context
         assert row.fit.longest_each == context
-    (row,) = fitted(load_bundled("llama3-8b"), devices=["h200"], seq=16384)  # the user asks for more
-    assert row.fit is not None
-    assert row.fit.longest == 16384
+    with pytest.raises(SpecError, match="context length of 8,192"):
+        fitted(load_bundled("llama3-8b"), devices=["h200"], seq=16384)
 
 
 def test_a_draft_model_needs_the_vocabulary_of_the_model() -> None:

@@ -12,13 +12,13 @@ from llmbench.sizing.serving.fit import Fit
 from llmbench.spec.model import ModelSpec
 
 
-def start_command(spec: ModelSpec, files: str, fit: Fit, *, draft: str | None = None) -> str | None:
+def start_command(files: str, fit: Fit, *, draft: str | None = None) -> str | None:
     """Return the command, or None if the engine has none.
 
     files, draft: the names with which the engine finds the weights of the model and of its draft model (`weights_of`).
     """
     flags = _FLAGS.get(fit.question.engine.spec.rule)
-    return None if flags is None else " ".join(flags(files, fit, longest_sequence(spec, fit), draft))
+    return None if flags is None else " ".join(flags(files, fit, fit.question.seq, draft))
 
 
 def weights_of(spec: ModelSpec, model: str) -> str:
@@ -32,11 +32,6 @@ def weights_of(spec: ModelSpec, model: str) -> str:
         return str(Path(model).parent) if model.endswith(".json") else model
     named = next((alias for alias in spec.aliases if alias.count("/") == 1), None)
     return named or spec.name
-
-
-def longest_sequence(spec: ModelSpec, fit: Fit) -> int:
-    """Return the longest sequence that the engine accepts: engines refuse more tokens than the model has positions."""
-    return min(fit.question.seq, spec.max_position_embeddings or fit.question.seq)
 
 
 def _share(value: float) -> str:

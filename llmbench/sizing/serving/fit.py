@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from llmbench.errors import LayoutError
+from llmbench.sizing.lengths import refuse_beyond_context
 from llmbench.sizing.serving.budget import Budget, budget, converts, missing_format
 from llmbench.sizing.serving.shard import Shard, shards
 from llmbench.sizing.workload import Layout
@@ -54,7 +55,7 @@ class Fit(msgspec.Struct, frozen=True, kw_only=True):
         units of the device do not compute their format.
     room: number of requests of `seq` tokens for which the cache has memory, on all replicas.
     capacity: number of them that run at the same time: `room`, or the engine's limit of sequences if that is smaller.
-    most: longest request that is asked for or that the model allows: its context length, or `seq` if that is longer.
+    most: longest request that the model allows: its context length, or LONGEST if it has none.
     filled: share of the memory that the engine may use, which weights, activations and the caches of the users take.
     """
 
@@ -140,7 +141,12 @@ class Sizer:
         return self._shards[key]
 
     def fit(self, question: Question) -> Fit:
-        """Return the answer. Raises LLMBenchError if the engine cannot run the model as the question says."""
+        """Return the answer.
+
+        Raises LLMBenchError if the engine cannot run the model as the question says, and for a request that is longer
+        than the context length.
+        """
+        refuse_beyond_context(self.spec, question.seq)
         layout, device = question.layout, question.device
         users = question.users_per_replica
         engine = _room_for(question.engine, users, device)
@@ -150,7 +156,7 @@ class Sizer:
         )
         room = layout.dp * min(own.pool.requests(question.seq) for own in budgets)
         limit = budgets[0].sequences  # 0: the engine has no limit
-        needed = [own.usable - own.cache + users * own.pool.request_bytes(question.seq) for own in budgets]
+        needed = [own.usable - own.cache + own.pool.bytes_for(users, question.seq) for own in budgets]
         return Fit(
             question=question,
             budgets=budgets,
@@ -158,7 +164,7 @@ class Sizer:
             converts=converts(engine, parts[-1], device),
             room=room,
             capacity=min(room, limit * layout.dp) if limit else room,
-            most=max(self.spec.max_position_embeddings or LONGEST, question.seq),
+            most=self.spec.max_position_embeddings or LONGEST,
             filled=max(need / own.usable for need, own in zip(needed, budgets, strict=True)),
         )
 

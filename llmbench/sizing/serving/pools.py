@@ -1,14 +1,16 @@
 """The cache pools of an engine: how many requests of a length fit into the bytes of a cache.
 
-Each engine arranges layers with different rules in its own way. A pool answers three questions: the tokens that the
-engine prints, the bytes that one request takes, and the number of requests of one length that fit.
+Each engine arranges layers with different rules in its own way. A pool answers four questions: the tokens that the
+engine prints, the bytes that one request takes, the number of requests of one length that fit, and the cache that some
+requests need.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
-from math import floor
+from functools import cached_property
+from math import ceil, floor
 from typing import ClassVar, NamedTuple, Protocol
 
 import msgspec
@@ -36,6 +38,9 @@ class Pool(Protocol):
 
     def requests(self, length: int) -> int:
         """Return the number of requests of `length` tokens that fit."""
+
+    def bytes_for(self, users: int, length: int) -> int:
+        """Return the bytes of the smallest cache into which `users` requests of `length` tokens fit."""
 
 
 def visible_tokens(rows: Rows, length: int) -> int:
@@ -72,6 +77,10 @@ class PlainPool(msgspec.Struct, frozen=True):
         """Return the number of requests of `length` tokens that fit."""
         needed = self.request_bytes(length)
         return max(0, self.size) // needed if needed else UNLIMITED
+
+    def bytes_for(self, users: int, length: int) -> int:
+        """Return the bytes of the smallest cache into which `users` requests of `length` tokens fit."""
+        return users * self.request_bytes(length)
 
 
 class Group(NamedTuple):
@@ -141,6 +150,10 @@ class PagedPool(msgspec.Struct, frozen=True, kw_only=True):
         needed = self.request_blocks(length)
         return self.blocks // needed if needed else UNLIMITED
 
+    def bytes_for(self, users: int, length: int) -> int:
+        """Return the bytes of the smallest cache into which `users` requests of `length` tokens fit."""
+        return users * self.request_bytes(length)
+
 
 def paged_pool(size: int, rows: Sequence[Rows], engine: Engine, batched: int) -> PagedPool:
     """Arrange the layers in groups as vLLM's hybrid cache manager does (vllm/v1/core/kv_cache_utils.py).
@@ -185,36 +198,113 @@ def _equal_pages(rows: Sequence[Rows], block: int) -> dict[Rows, int]:
     return {r: floor(grown * widest / r.row_bytes) if r.row_bytes else grown for r in rows}
 
 
-class RatioPool(msgspec.Struct, frozen=True, kw_only=True):
+class RatioPool(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """SGLang's cache: a pool of tokens, a pool of tokens in windows, and a pool of states, in fixed ratios.
 
-    tokens: tokens of the main pool. window_tokens: tokens of the pool of windows. None: there is no such pool.
-    states: number of requests for which the pool of states has room. None: there is no such pool.
-    cell: bytes of a token in all layers. rows: the layers.
+    size: bytes of the cache. rows: the layers.
+    window_percent: tokens of the pool of windows per 100 tokens of the main pool.
+    states_percent: bytes of the pool of states per 100 bytes of the other pools.
+    states_per_request: states that one request takes.
     """
 
-    tokens: int
-    window_tokens: int | None
-    states: int | None
+    size: int
     rows: tuple[Rows, ...]
+    window_percent: int
+    states_percent: int
+    states_per_request: int
     counts_all: ClassVar[bool] = False
+
+    @cached_property
+    def _full_bytes(self) -> Fraction:
+        """The bytes of one token in the layers that keep all tokens."""
+        return Fraction(sum(r.layers * r.row_bytes for r in self.rows if r.visible == "all"))
+
+    @cached_property
+    def _windows(self) -> list[Rows]:
+        """The layers that keep only some tokens."""
+        return [r for r in self.rows if r.visible in ("window", "chunk")]
+
+    @cached_property
+    def _cell(self) -> Fraction:
+        """The bytes of one token of the main pool, with its share of the pool of windows."""
+        return self._full_bytes + self._ratio * sum(r.layers * r.row_bytes for r in self._windows)
+
+    @cached_property
+    def _ratio(self) -> Fraction:
+        return Fraction(self.window_percent, 100)
+
+    @cached_property
+    def _state_bytes(self) -> int:
+        """The bytes of the states that one request takes."""
+        return self.states_per_request * sum(r.layers * r.state_bytes for r in self.rows)
+
+    @cached_property
+    def _pool_of_states(self) -> int:
+        """The bytes of the pool of states."""
+        if not self._state_bytes:
+            return 0
+        return self.size * self.states_percent // (100 + self.states_percent) if self._cell else self.size
+
+    @cached_property
+    def _cells(self) -> int:
+        """The number of tokens of the main pool, also if no layer keeps all tokens."""
+        return floor((self.size - self._pool_of_states) / self._cell) if self._cell else 0
+
+    @cached_property
+    def tokens(self) -> int:
+        """The number of tokens of the main pool."""
+        return self._cells if self._full_bytes else 0
+
+    @cached_property
+    def window_tokens(self) -> int | None:
+        """The number of tokens of the pool of windows. None: there is no such pool."""
+        return floor(self._ratio * self._cells) if self._windows else None
+
+    @cached_property
+    def states(self) -> int | None:
+        """The number of requests for which the pool of states has room. None: there is no such pool."""
+        return self._pool_of_states // self._state_bytes if self._state_bytes else None
 
     def request_bytes(self, length: int) -> int:
         """Return the bytes that one request of `length` tokens takes."""
         total = sum(r.layers * (r.state_bytes + visible_tokens(r, length) * r.row_bytes) for r in self.rows)
         return -floor(-total)
 
+    def requests_of_pools(self, length: int) -> tuple[int | None, int | None, int | None]:
+        """Return the number of requests of `length` tokens that each pool stores: of tokens, windows and states.
+
+        None: there is no such pool.
+        """
+        windows = self.window_tokens
+        return (
+            self.tokens // length if self._full_bytes else None,
+            None if windows is None else windows // self._widest(length),
+            self.states,
+        )
+
+    def _widest(self, length: int) -> int:
+        """Return the tokens of one request in the pool of windows."""
+        return max((visible_tokens(r, length) for r in self._windows), default=0)
+
     def requests(self, length: int) -> int:
-        """Return the number of requests of `length` tokens that fit."""
-        fits = [UNLIMITED]
-        if any(r.visible == "all" for r in self.rows):
-            fits.append(self.tokens // length)
-        if self.window_tokens is not None:
-            widest = max(visible_tokens(r, length) for r in self.rows if r.visible in ("window", "chunk"))
-            fits.append(self.window_tokens // widest)
-        if self.states is not None:
-            fits.append(self.states)
-        return min(fits)
+        """Return the number of requests of `length` tokens that fit: those of the pool that is full first."""
+        return min((each for each in self.requests_of_pools(length) if each is not None), default=UNLIMITED)
+
+    def bytes_for(self, users: int, length: int) -> int:
+        """Return the bytes of the smallest cache into which `users` requests of `length` tokens fit.
+
+        The ratios are fixed, so the other pools grow with the one that is full first.
+        """
+        cells = users * length if self._full_bytes else 0
+        if self._windows:
+            cells = max(cells, ceil(users * self._widest(length) / self._ratio))
+        tokens = ceil(cells * self._cell)
+        states = users * self._state_bytes
+        if not states or not tokens:
+            return tokens + states
+        # The pool of states gets floor(size × percent / (100 + percent)) bytes. Both pools must be large enough.
+        whole = 100 + self.states_percent
+        return max(ceil(Fraction(states * whole, self.states_percent)), (tokens - 1) * whole // 100 + 1)
 
 
 def ratio_pool(size: int, rows: Sequence[Rows], engine: Engine) -> RatioPool:
@@ -223,22 +313,10 @@ def ratio_pool(size: int, rows: Sequence[Rows], engine: Engine) -> RatioPool:
     tokens = bytes / (full layers + r × layers with a window), and the pool of windows has r × tokens. A pool of states
     takes `states_percent` of the bytes of the other pools.
     """
-    size = max(0, size)
-    states = None
-    state_bytes = sum(r.layers * r.state_bytes for r in rows)
-    full = sum(r.layers * r.row_bytes for r in rows if r.visible == "all")
-    windows = sum(r.layers * r.row_bytes for r in rows if r.visible in ("window", "chunk"))
-    if state_bytes:
-        percent = engine.whole("states_percent")
-        pool = size * percent // (100 + percent) if full or windows else size
-        states = pool // state_bytes // max(1, engine.whole("states_per_request", 1))
-        size -= pool
-    ratio = Fraction(engine.whole("windows_percent", 100), 100)
-    cell = full + ratio * windows
-    tokens = floor(size / cell) if cell else 0
     return RatioPool(
-        tokens=tokens if full else 0,
-        window_tokens=floor(ratio * tokens) if windows else None,
-        states=states,
+        size=max(0, size),
         rows=tuple(rows),
+        window_percent=engine.whole("windows_percent", 100),
+        states_percent=engine.whole("states_percent"),
+        states_per_request=max(1, engine.whole("states_per_request", 1)),
     )
