@@ -42,7 +42,7 @@ ANSWERS = [
     ["memory", "deepseek-v3", "--layout", "pp=16,ep=64,dp=128,zero=1", "--recompute", "full"],
     ["memory", "llama3-70b", "--phase", "inference", "--weights", "fp8"],
     ["fit", "llama3-8b", "--device", "h100", "--explain"],
-    ["fit", "llama3-70b", "--seq", "32k"],
+    ["fit", "llama3.3-70b", "--seq", "32k"],
     ["compare", "gpt2-xl", "llama2-7b", "deepseek-v3"],
     ["model", "qwen3-0.6b", "--trace", "--seq", "32"],
     ["env"],
