@@ -115,11 +115,10 @@ def command(
     trainings = len(designs) * len(rates) * seeds
     refuse_many_trainings(trainings)
     need_torch("ablate")
-    import torch
-
     from llmbench.learn.experiments.ablate import ablate
     from llmbench.learn.settings import Settings
     from llmbench.measure.environment import environment
+    from llmbench.model.devices import device_of
 
     check_files(output, None)
     text = corpus_of_option(data)
@@ -153,4 +152,4 @@ def command(
         f"{about_training(first, text, settings, of_all=False)} · warm-up {settings.warmup} · learning rate {shown} · "
         f"{plural(seeds, 'seed')}"
     )
-    answer(document(chosen, outcomes, text.unigram, inputs, about, environment(torch.device("cpu"))), format, output)
+    answer(document(chosen, outcomes, text.unigram, inputs, about, environment(device_of("cpu"))), format, output)

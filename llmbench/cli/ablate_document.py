@@ -34,6 +34,7 @@ class Row(NamedTuple):
     memory_bytes: int
     step_s: float
     decode_s_per_token: float
+    remarks: list[str]
     lr: float | None
     loss: float | None
     losses: list[float] | None
@@ -93,6 +94,7 @@ FIELDS: tuple[Field[Row], ...] = (
         scale="decode",
         description="measured time per token, with a cache and without a batch, in the mean over a sequence",
     ),
+    Field("remarks", description="what disturbed the times: noisy, CPU contention; empty if nothing did"),
     Field(
         "lr",
         "lr",
@@ -169,6 +171,7 @@ def _row(step: Step, outcomes: Mapping[Design, Outcome]) -> Row:
         costs.memory_bytes,
         costs.step_s,
         costs.decode_s_per_token,
+        costs.remarks,
         outcome.rate,
         outcome.loss,
         outcome.best,
@@ -202,6 +205,7 @@ def document(
     blocks[0].notes = list(_notes(rows, unigram, inputs["seeds"]))
     first = {step.design: row for step, row in reversed(list(zip(steps, rows, strict=True)))}
     designs = [first[design] for design in dict.fromkeys(step.design for step in steps)]
+    disturbed = sorted({remark for row in rows for remark in row.remarks})
     costs = Block(
         headline="size and times of each design",
         table=_columns(COSTS, designs),
@@ -210,7 +214,7 @@ def document(
             "step: a training step. decode: one token of one sequence, with a cache",
             place(found),
         ],
-        notes=_contention(outcomes),
+        notes=[f"times: {', '.join(disturbed)}"] if disturbed else [],
     )
     return Document(
         command="ablate",
@@ -297,14 +301,3 @@ def _notes(rows: Sequence[Row], unigram: float, seeds: int) -> Iterator[str]:
     if tested > 1:
         share = 1 - CONFIDENCE**tested
         yield f"if no step had an effect, 1 of {tested} intervals would miss 0 in about {percent(share)} of runs"
-
-
-def _contention(outcomes: Mapping[Design, Outcome]) -> list[str]:
-    """Return a note if the times are disturbed."""
-    remarks = {
-        kind
-        for outcome in outcomes.values()
-        for measurement in (outcome.costs.step, outcome.costs.decode)
-        for kind in measurement.remarks_by_kind()
-    }
-    return [f"times: {', '.join(sorted(remarks))}"] if remarks else []

@@ -88,8 +88,7 @@ CLAIMS = (
         at="the textbook states no model; perplexity of SwiGLU / perplexity of the worst activation",
         source="GLU variants, arXiv 2002.05202",
         needs="CPU",
-        command="llmbench train nanogpt-cpu --set ffn.kind=gated --set ffn.activation=silu"
-        " --set ffn.intermediate_size=341",
+        command="llmbench ablate --only swiglu_ablation",
         why="One run per activation decides nothing, if the difference is as small as the difference between seeds.",
     ),
     Claim(
@@ -99,7 +98,7 @@ CLAIMS = (
         at="about 10M parameters; loss / loss",
         source="an ablation from GPT-2 to LLaMA, arXiv 2302.13971",
         why="A full training of 10M parameters takes long on a CPU. The textbook states neither steps nor text.",
-        command="llmbench train nanogpt-shakespeare --seed 1 -o gpt2-style",
+        command="llmbench ablate nanogpt-shakespeare --steps 5000",
     ),
 )
 """All claims of this topic."""

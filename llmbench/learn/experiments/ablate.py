@@ -70,6 +70,11 @@ class Costs(NamedTuple):
         """The time of a token in seconds, without a batch, in the mean over the positions of a sequence."""
         return self.decode.median_s / self.tokens
 
+    @property
+    def remarks(self) -> list[str]:
+        """What disturbed the times: the kinds of remarks of both measurements."""
+        return sorted({kind for measurement in (self.step, self.decode) for kind in measurement.remarks_by_kind()})
+
 
 class Outcome(NamedTuple):
     """The trainings of one design. `losses`: by learning rate, the validation loss of each seed in nats. None: the
