@@ -50,7 +50,7 @@ class Verdict(NamedTuple):
 
     split: a layout with which several of these devices can run the model, if one device cannot and such a layout is
         known. split_memory: the memory of one of these devices.
-    changes: the changes with which as many of these devices can run a training step on several GPUs.
+    changes: the changes with which as many of these devices can run the model.
     """
 
     fit: DeviceFit
@@ -157,8 +157,9 @@ DEVICES: tuple[Field[Verdict], ...] = (
     Field(
         "changes",
         value=lambda verdict: [change.option for change in verdict.changes],
-        description="if a training step on several GPUs is too large: the options with which it fits on as many GPUs, "
-        "each alone. Sequence parallelism, ZeRO and recomputation are tried, and all together if none suffices alone",
+        description="if the memory is too small: the options with which the model fits on as many GPUs, each alone. In "
+        "training, sequence parallelism, ZeRO, recomputation and smaller micro-batches with as many sequences per step "
+        "are tried, and several together if none suffices alone. In inference, it is the largest batch that fits",
     ),
     Field(
         "split_layout",

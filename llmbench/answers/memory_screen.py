@@ -72,9 +72,10 @@ def _sweep(rows: list[Sized]) -> Block:
     parts = [name for name in PARTS if any(row.memory.parts_bytes[name] for row in rows)]
     by_size = sorted(parts, key=lambda name: -max(row.memory.parts_bytes[name] for row in rows))
     # The headline names the model, so the table has no column for it. CSV has the model and the notes of each row.
-    changes: dict[str, dict[str, Any]] = {"peak_bytes": {"spare": len(PARTS)}}
-    if _differs(rows, "recompute"):
-        changes["moment"] = {"heading": "peak is in", "text": _short_step, "wraps": True}
+    changes: dict[str, dict[str, Any]] = {"peak_bytes": {"spare": len(PARTS) + 2}}
+    moments = list(dict.fromkeys(map(_short_step, rows))) if first.memory.phase == "train" else []
+    if len(moments) > 1:
+        changes["moment"] = {"heading": "peak is in", "text": _short_step, "wraps": True, "spare": 1}
     fields = [
         msgspec.structs.replace(field, **changes.get(field.name, {})) for field in FIELDS[1:] if field.name != "fits_on"
     ]
@@ -86,14 +87,18 @@ def _sweep(rows: list[Sized]) -> Block:
             for field in sweep_fields(fields, rows, SWEPT)
             for column in ([needed, field] if field.name == "peak_bytes" else [field])
         ),
-        *(part(name, 1 + by_size.index(name)) for name in parts),
+        *(part(name, 2 + by_size.index(name)) for name in parts),
         *_device_columns(first),
     )
     block = model_block(
         first,
         context=_context(rows),
         table=table(columns, rows),
-        lines=[NEEDED, *_rules(first)],
+        lines=[
+            *(f"the peak is in {_step(first.memory)}" for _ in moments if len(moments) == 1),
+            NEEDED,
+            *_rules(first),
+        ],
     )
     block.about = {}
     block.answer = " ".join(
@@ -126,7 +131,7 @@ def _device_columns(first: Sized) -> list[Field[Sized]]:
     if not first.asked:
         return [
             Field("smallest", "smallest device", value=lambda row: next(iter(row.fits_on), "none"), in_json=False),
-            msgspec.structs.replace(every, heading="all devices that fit", spare=len(PARTS) + 1),
+            msgspec.structs.replace(every, heading="all devices that fit", spare=len(PARTS) + 3),
         ]
 
     def columns(place: int) -> tuple[Field[Sized], Field[Sized]]:
@@ -181,13 +186,14 @@ def _block(row: Sized) -> Block:
         Field("part", "part", text=lambda part: names.get(part["part"])),
         Field("peak_bytes", "at the peak", "gib"),
         Field("share", "share", "percent", value=lambda part: part["peak_bytes"] / memory.needed_bytes),
-        Field("full_bytes", "in full, without temporaries", "gib"),
+        # In serving, every part is as large at the peak.
+        Field("full_bytes", "when complete" if memory.phase == "train" else None, "gib"),
     )
     block = model_block(
         row,
         context=_context([row]),
         table=table(columns, parts, total={"part": "needed", "peak_bytes": memory.needed_bytes}),
-        lines=[_moment(memory), *_stages(memory), *_rules(row)],
+        lines=[_moment(memory), *_complete(memory), *_stages(row), *_rules(row)],
     )
     block.answer, block.long_answer = _answer(row, named=NAMED), _answer(row, named=len(row.verdicts))
     block.notes = [*_assumptions(row), *_adapter_notes(row), *block.notes]
@@ -204,7 +210,7 @@ def _answer(row: Sized, *, named: int) -> str:
     where = "one GPU" if gpus == 1 else f"{gpus:,} GPUs"
     needs = f"{doing} {row.spec.name} on {where} needs {size(memory.needed_bytes)}{' per GPU' if gpus > 1 else ''}."
     if row.asked:
-        return "\n".join([needs, *(_verdict(verdict, memory, row.recompute) for verdict in row.verdicts)])
+        return "\n".join([needs, *(_verdict(verdict, memory) for verdict in row.verdicts)])
     fits = [verdict.fit for verdict in row.verdicts]
     if not fits:
         largest = torch_devices()[-1]
@@ -218,8 +224,8 @@ def _answer(row: Sized, *, named: int) -> str:
     return f"{needs} It fits on {', '.join(others)}{' and ' if others else ''}{last}."
 
 
-def _verdict(verdict: Verdict, memory: Memory, recompute: str | None) -> str:
-    """Return the answer for one device that the user named. `memory`, `recompute`: those of the run."""
+def _verdict(verdict: Verdict, memory: Memory) -> str:
+    """Return the answer for one device that the user named. `memory`: that of the run."""
     fit = verdict.fit
     total = f"the {size(fit.memory_bytes)} {fit.memory_from}"
     if fit.missing_format is not None:
@@ -228,20 +234,25 @@ def _verdict(verdict: Verdict, memory: Memory, recompute: str | None) -> str:
         return f"{fit.device}: yes. It fills {fit.filled:.0%} of {total}."
     usable = f"the usable {size(fit.usable_bytes)} ({1 - HEADROOM:.0%} of {total})"
     text = f"{fit.device}: no. It exceeds {usable} by {size(fit.exceeds_bytes)}."
+    several = memory.layout.num_gpus > 1
     if verdict.split is not None and verdict.split_memory is not None:
         needed = size(verdict.split_memory.needed_bytes)
         text += f" {verdict.split.num_gpus} of them suffice with --layout {verdict.split}: {needed} per GPU."
-    elif verdict.changes:
-        fitting = (f"{change.option} ({size(change.memory.needed_bytes)} per GPU)" for change in verdict.changes)
-        text += f" It fits with {', or '.join(fitting)}."
-    elif memory.layout.num_gpus == 1:
+    if verdict.changes:
+        fitting = (
+            f"{change.option} ({size(change.memory.needed_bytes)}{' per GPU' if several else ''})"
+            for change in verdict.changes
+        )
+        return f"{text} {'It fits' if several else 'One suffices'} with {', or '.join(fitting)}."
+    if verdict.split is not None:
+        return text
+    if not several:
         text += f" No layout from {SPLITS[memory.phase][0]} to {SPLITS[memory.phase][-1]} suffices."
         if memory.phase == "train":
             parts = memory.parts_bytes["activations"] + memory.parts_bytes["logits"]
-            options = "a smaller --seq" if recompute == "full" else "--recompute full or a smaller --seq"
-            text += f" Activations and logits need {size(parts)} at the peak: {options} reduces them."
+            text += f" Activations and logits need {size(parts)} at the peak: a smaller --seq reduces them."
     elif memory.phase == "train":
-        text += " Sequence parallelism, ZeRO and recomputation do not suffice on as many GPUs."
+        text += " Sequence parallelism, ZeRO, recomputation and smaller batches do not suffice on as many GPUs."
     return text
 
 
@@ -311,7 +322,7 @@ def _moment(memory: Memory) -> str:
     peak = f"the peak of PyTorch's tensors is {size(memory.peak_bytes)}"
     if memory.phase == "inference":
         return f"{peak}, in a prefill{stage}"
-    return f"{peak}, in {_step(memory)}{stage and ','}{stage}; not every part exists in full at the peak"
+    return f"{peak}, in {_step(memory)}{stage and ','}{stage}"
 
 
 def _step(memory: Memory) -> str:
@@ -324,12 +335,29 @@ def _short_step(row: Sized) -> str:
     return _step(row.memory).removeprefix("the ").replace("backward pass", "backward")
 
 
-def _stages(memory: Memory) -> list[str]:
-    """Return a line with the peaks of the first and of the last pipeline stage. Megatron logs the last one."""
+def _complete(memory: Memory) -> list[str]:
+    """Return a line that explains the column of complete parts."""
+    if memory.phase == "inference":
+        return []
+    return ["when complete: all weights, all gradients, all optimizer states, and all activations that are saved"]
+
+
+def _stages(row: Sized) -> list[str]:
+    """Return lines with the layers of each pipeline stage, and with the peaks of the first and of the last one.
+    Megatron logs the last one."""
+    memory = row.memory
     if memory.layout.pp == 1:
         return []
+    stages = row.run.stages() if isinstance(row.run, ServingRun) else row.run.stages
+    counts = [sum(len(chunk.layers) for chunk in stage.chunks) for stage in stages]
+    layers = f"{counts[0]} layers each" if len(set(counts)) == 1 else f"{', '.join(map(str, counts))} layers"
+    if any(op.stack == "mtp" for stage in stages for op in stage.ops):
+        layers += ", modules for multi-token prediction included"
     first, *_, last = memory.stage_peaks
-    return [f"peak of the first pipeline stage: {size(first)} · of the last one: {size(last)} (JSON has all stages)"]
+    return [
+        f"{plural(len(counts), 'pipeline stage')} of {layers}",
+        f"peak of the first pipeline stage: {size(first)} · of the last one: {size(last)} (JSON has all stages)",
+    ]
 
 
 def _adapter_notes(row: Sized) -> list[str]:

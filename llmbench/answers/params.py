@@ -327,6 +327,8 @@ def _by_component(about: Counted, ops: list[Op], explain: bool) -> Table:
     last: dict[str, Any] = {"component": "total", "parameters": counted.total, "share": 1.0}
     sizes = [row["stored_bytes"] for row in rows if "stored_bytes" in row]
     quantised = about.recipe is not None and about.recipe.quantises  # else all components have the same bits
+    # The bytes in a format that the user asked for matter more than a formula.
+    asked = quantised and about.recipe is not None and about.recipe.origin == "--weights"
     if sizes:
         last["stored_bytes"] = sum(sizes)
     same = len({row["layers"] for row in rows if "layers" in row}) < 2
@@ -336,13 +338,14 @@ def _by_component(about: Counted, ops: list[Op], explain: bool) -> Table:
         parameters,
         share,
         Field("layers", None if same else "layers", "count"),
-        Field("stored_bytes", "in files" if quantised else None, fitting("gib", [sum(sizes)]), spare=1),
+        Field("stored_bytes", "in files" if quantised else None, fitting("gib", [sum(sizes)]), spare=0 if asked else 1),
         replace(in_one_layer, spare=2),
         Field(
             "formula",
             "formula" if explain else "formula (one layer)",
             text=lambda row: row.get("shown"),
             wraps=True,
+            spare=1 if asked and not explain else 0,
         ),
     )
     return table(columns, rows, total=last)

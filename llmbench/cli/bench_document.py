@@ -61,6 +61,7 @@ def document(
 
     from llmbench.bench.results.sentences import about_cases, about_table, advice_once
     from llmbench.bench.results.sheets import baseline_of, remarks, sheets
+    from llmbench.model.implementations.kernels import NO_MEANING, interpreted
 
     rows, environment = measured.rows, measured.environment
     limits = MachineLimits.on(measured.references, environment, ask.dtype, measured.earlier)
@@ -99,6 +100,8 @@ def document(
         )
     for block, answer in zip(blocks, advice_once([block.answer for block in blocks]), strict=True):
         block.answer = answer
+    if blocks and _kernels_on_a_cpu(ask, every) and interpreted():
+        blocks[0].answer = f"{NO_MEANING} {blocks[0].answer}"
     if curves:
         blocks += _curve(experiment, rows)
     notes = [*measured.notes, *machine_notes(limits, rows), *_notes(experiment, ask, every)]
@@ -141,15 +144,21 @@ def _curve(experiment: Experiment, rows: Sequence[Row]) -> list[Block]:
     return [Block(lines=[*terminal(panels[0]), *more])]
 
 
+def _kernels_on_a_cpu(ask: Ask, lines: Sequence[Line]) -> bool:
+    """Return whether an implementation with Triton kernels was timed on a CPU."""
+    from llmbench.model.implementations import IMPLEMENTATIONS, described
+
+    timed = {line.row.implementation for line in lines if line.row.status == "ok"}
+    return not ask.on_gpu and any(described(name).traits.triton for name in timed & set(IMPLEMENTATIONS))
+
+
 def _notes(experiment: Experiment, ask: Ask, lines: Sequence[Line]) -> Iterator[str]:
     """Yield notes about the implementations and the columns of the tables."""
-    from llmbench.model.implementations import IMPLEMENTATIONS, described
-    from llmbench.model.implementations.kernels import on_a_cpu
+    from llmbench.model.implementations.kernels import interpreted, on_a_cpu
 
     if ask.shape.model is not None:
         yield from ask.shape.model.notes
-    timed = {line.row.implementation for line in lines if line.row.status == "ok"}
-    if not ask.on_gpu and any(described(name).traits.triton for name in timed & set(IMPLEMENTATIONS)):
+    if _kernels_on_a_cpu(ask, lines) and not interpreted():
         yield on_a_cpu()
     if ask.shape.model is not None and experiment.model_note:
         yield experiment.model_note

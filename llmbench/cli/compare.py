@@ -401,12 +401,12 @@ def _block(rows: list[Compared], seq: int, *, mark: bool) -> Block:
         headline=f"FLOPs, cache and memory at {plural(seq, 'token')} · cache in bf16 · inference in the weight format "
         "· training in mixed precision",
         table=models,
-        lines=[f"{row.spec.name} is approximate: {reason}" for row in rows for reason in row.approximate_because],
+        lines=_noted(rows, names, lambda row: [f"is approximate: {reason}" for reason in row.approximate_because], " "),
         notes=[
             *([] if mark or not rows[0].changes else [EVERY_MODEL]),
             *distinct(note for row in rows for note in length_notes(row.spec, seq)),
-            *distinct(filter(None, map(_not_loaded, rows))),
-            *distinct(f"{row.spec.name}: {note}" for row in rows for note in row.spec.notes),
+            *_noted(rows, names, _not_loaded),
+            *_noted(rows, names, lambda row: row.spec.notes),
         ],
     )
 
@@ -433,12 +433,28 @@ def _same(names: list[str], rows: list[Compared]) -> str:
     )
 
 
-def _not_loaded(row: Compared) -> str:
-    """Return a note if the files have weights that inference does not load, or an empty text."""
+def _noted(
+    rows: Sequence[Compared],
+    names: Sequence[str],
+    texts_of: Callable[[Compared], Sequence[str]],
+    between: str = ": ",
+) -> list[str]:
+    """Return the texts about each model, behind its name. A text on a model and all of its variants has the model's
+    name. Another text has the heading of the column."""
+    texts = [texts_of(row) for row in rows]
+    noted = []
+    for row, name, found in zip(rows, names, texts, strict=True):
+        alike = [others for other, others in zip(rows, texts, strict=True) if other.spec.name == row.spec.name]
+        for text in found:
+            shared = all(text in others for others in alike)
+            noted.append(f"{row.spec.name if shared else name}{between}{text}")
+    return distinct(noted)
+
+
+def _not_loaded(row: Compared) -> list[str]:
+    """Return a note if the files have weights that inference does not load."""
     stored = 0 if row.stored is None else row.stored.components.get(NEXT_TOKEN_PREDICTION, 0)
-    if not stored:
-        return ""
-    return f"{row.spec.name}: {size(stored)} of the files are multi-token prediction, which inference does not load"
+    return [f"{size(stored)} of the files are multi-token prediction, which inference does not load"] if stored else []
 
 
 def _marked(models: Table, fields: Sequence[Field[Compared]], rows: list[Compared]) -> Table:

@@ -202,6 +202,7 @@ def document(
             f"validation loss in nats at each learning rate (lr); guessing by frequency has {unigram:.3f}",
             place(found),
         ],
+        notes=list(_too_short(rows, unigram)),
     )
     inside = Block(
         headline="inside the models, at the last observed step, in the mean over seeds",
@@ -290,6 +291,20 @@ def _findings(rows: Sequence[Row]) -> Iterator[str]:
                 else:
                     verdicts.append(f"{arm} trains at {', '.join(good)} and fails at {', '.join(bad)}")
         yield f"With {plural(layers, 'layer')}: {'; '.join(verdicts)}."
+
+
+def _too_short(rows: Sequence[Row], unigram: float) -> Iterator[str]:
+    """Yield a note if no training got below the loss of guessing by frequency. Then the variants cannot be told apart.
+
+    `unigram`: that loss, in nats.
+    """
+    losses = [row.loss for row in rows if row.loss is not None]
+    if losses and all(row.failed for row in rows):
+        yield (
+            f"the trainings may be too short to tell anything. Even the lowest loss, {min(losses):.3f} nats, is not "
+            f"clearly below the {unigram:.3f} nats of guessing by frequency. More --steps, or the variant pre in "
+            "--arms, would show whether the model can learn"
+        )
 
 
 class Inside(NamedTuple):

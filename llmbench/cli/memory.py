@@ -85,7 +85,8 @@ LayoutOption = Annotated[
         "--layout",
         metavar="LAYOUT",
         help="Parallel layout, for example tp=8,sp,pp=8,interleave=3,dp=2,cp=1,zero=1. Experts have a grid of their "
-        "own, ep=8,etp=1. Uneven stages: first=3,last=4 or stages=Et*3|t*4|t*4|t*3L. Default: one GPU.",
+        "own, ep=8,etp=1. Uneven stages of 80 layers: pp=4,first=19,last=19, or with quotes "
+        "'pp=4,stages=Et*19|t*21|t*21|t*19L'. Default: one GPU.",
         show_default=False,
     ),
 ]

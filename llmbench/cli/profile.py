@@ -223,8 +223,9 @@ def _block(piece: Piece, target: Target, measured: Profile, lines: list[Line]) -
     below += [f"{row.implementation} ran {', '.join(row.kernels)}" for row in measured.rows if row.kernels]
     machines = machine_notes(measured.limits, measured.rows)
     notes = [*paired_notes(lines), *target.notes, *target.model.notes, *measured.notes, *machines]
+    finding = about_table(lines, measured.rows[-1].implementation)
     return Block(
-        answer=f"{target.change} {about_table(lines, measured.rows[-1].implementation)}".lstrip(),
+        answer=" ".join(filter(None, (measured.caution, target.change, finding))),
         headline=_title(piece, target),
         table=table(fitted((IMPLEMENTATION, *METRICS), lines), lines),
         lines=[*below, *approximate_lines(target.model.approximate)],

@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from llmbench.errors import SpecError
-from llmbench.sizing.adapters import Adapters
+from llmbench.sizing.adapters import DEFAULT_TARGETS, Adapters
 from llmbench.sizing.dtypes import bits_of, bytes_of
 from llmbench.sizing.op import Collective, Op
 from llmbench.sizing.weights import WeightRecipe
@@ -95,16 +95,21 @@ def _check_targets(ops: Iterable[Op], adapters: Adapters) -> None:
         if any(_matches(op, target) for op in linear):
             continue
         parts = [part for part in ("attention", "mlp") if any(_matches(op, part) for op in linear)]
-        names = ", ".join([*dict.fromkeys(_leaf(op) for op in linear), *parts, "all-linear"])
+        matrices = ", ".join(dict.fromkeys(_leaf(op) for op in linear))
+        parts.append("all-linear")
+        other = msgspec.structs.replace(adapters, targets=(parts[0],))
+        hint = f"its matrices are {matrices}. targets={' or '.join(parts)} names several: for example --lora {other}"
         if any(_leaf(op) == target or op.component == target for op in ops if op.component in _NOT_ADAPTED):
             raise SpecError(
                 f"lora targets: `{target[:40]}` is a part to which llmbench adds no adapters: experts, routers, "
                 "embedding and head",
-                hint=f"choose from {names}",
+                hint=hint,
             )
+        default = adapters.targets == DEFAULT_TARGETS
+        why = f", and targets={','.join(DEFAULT_TARGETS)} is the default" if default else ""
         raise SpecError(
-            f"lora targets: the model has no matrix `{target[:40]}`",
-            hint=f"choose from {names}",
+            f"lora targets: the model has no matrix `{target[:40]}`{why}",
+            hint=hint,
         )
 
 

@@ -27,6 +27,10 @@ MOST = 2**20
 """The largest rank."""
 
 
+DEFAULT_TARGETS = ("q", "v")
+"""The matrices with adapters if the user names none, as in the paper."""
+
+
 class Adapters(msgspec.Struct, frozen=True, kw_only=True):
     """Low-rank adapters on some matrices of a model whose own weights are frozen.
 
@@ -42,7 +46,7 @@ class Adapters(msgspec.Struct, frozen=True, kw_only=True):
 
     r: int
     alpha: float = 16.0
-    targets: tuple[str, ...] = ("q", "v")
+    targets: tuple[str, ...] = DEFAULT_TARGETS
     dropout: float = 0.0
     dora: bool = False
 

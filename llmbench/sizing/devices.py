@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple, get_args
 
@@ -115,42 +115,86 @@ def split_until_it_fits(run: Run, memory: Memory, device: DeviceHead, products: 
     return None
 
 
+MOST_SEQUENCES = 4096
+"""Smaller micro-batches are tried below this number of sequences."""
+
+
 class Change(NamedTuple):
-    """A change of a training run. option: the options with their new values. memory: the memory of one GPU with it."""
+    """A change of a run. option: the options with their new values. memory: the memory of one GPU with it."""
 
     option: str
     memory: Memory
 
 
 def changes_that_fit(run: Run, device: DeviceHead, products: DType) -> list[Change]:
-    """Return the changes with which a training step on several GPUs fits on these devices, without more GPUs.
+    """Return the changes with which a run fits on these devices, without more GPUs.
 
-    A change is sequence parallelism, a higher stage of ZeRO, or more recomputation: of each the smallest one that
-    suffices. If none suffices alone, the only change is all of them together. Empty: the run has one GPU, or serves,
-    or nothing suffices, or the device lacks the format of the products.
+    In training, a change is sequence parallelism, a higher stage of ZeRO, more recomputation, or smaller micro-batches
+    with as many sequences per step: of each the smallest one that suffices. If none suffices alone, the only change is
+    several of them together. In serving, the change is the largest batch that fits. Empty: nothing suffices, or the
+    device lacks the format of the products.
     """
-    if not isinstance(run, TrainingRun) or run.layout.num_gpus == 1:
+
+    def fits(other: Run) -> Change | None:
+        memory = memory_of(other)
+        suffices = device_fit(device, memory.needed_bytes, products).fits
+        return Change(_options(run, other), memory) if suffices else None
+
+    if device_fit(device, 0, products).missing_format is not None:
         return []
-    layout, order = run.layout, get_args(Recompute)
-    sequence = [_layout_with(layout, sp=True)] if layout.tp > 1 and not layout.sp else []
-    stages = range(layout.zero + 1, 4)
-    sharded = [_layout_with(layout, zero=zero) for zero in stages]
-    again = [msgspec.structs.replace(run, recompute=recompute) for recompute in order[order.index(run.recompute) + 1 :]]
+    if isinstance(run, ServingRun):
+        return _smaller(run, fits)
 
     def first(runs: Iterable[TrainingRun]) -> list[Change]:
-        changes = (Change(_options(run, other), memory_of(other)) for other in runs)
-        found = (change for change in changes if device_fit(device, change.memory.needed_bytes, products).fits)
-        return list(islice(found, 1))
+        return list(islice(filter(None, map(fits, runs)), 1))
 
     def divided(layouts: Iterable[Layout | None]) -> Iterator[TrainingRun]:
         return (run.with_layout(other) for other in layouts if other is not None)
 
-    alone = [*first(divided(sequence)), *first(divided(sharded)), *first(again)]
+    layout, order = run.layout, get_args(Recompute)
+    sequence = [_layout_with(layout, sp=True)] if layout.tp > 1 and not layout.sp else []
+    stages = range(layout.zero + 1, 4)
+    sharded = [_layout_with(layout, zero=zero) for zero in stages]
+    # Parts that the recipe computes again contradict all but selective recomputation.
+    known = order[: order.index("selective") + 1] if run.recipe.recompute else order
+    again = [msgspec.structs.replace(run, recompute=other) for other in known[order.index(run.recompute) + 1 :]]
+    alone = [*first(divided(sequence)), *first(divided(sharded)), *first(again), *_smaller(run, fits)]
     if alone:
         return alone
-    sp = layout.tp > 1
-    together = divided(_layout_with(layout, sp=sp, zero=zero) for zero in (layout.zero, *stages))
-    return first(msgspec.structs.replace(other, recompute="full") for other in together)
+    most = again[-1] if again else run
+    layouts = (_layout_with(layout, sp=layout.tp > 1, zero=zero) for zero in (layout.zero, *stages))
+    together = [most.with_layout(other) for other in layouts if other is not None]
+    return (
+        first(together) or _smaller(most, fits) or [change for run in together[-1:] for change in _smaller(run, fits)]
+    )
+
+
+def _smaller(run: Run, fits: Callable[[Run], Change | None]) -> list[Change]:
+    """Return the change to the largest batch that fits, or an empty list. The given batch does not fit.
+
+    In training, a step keeps its number of sequences, so smaller micro-batches are more.
+    """
+    if isinstance(run, ServingRun):
+        return _largest(range(1, run.batch), lambda sequences: fits(msgspec.structs.replace(run, batch=sequences)))
+    if run.recipe.step == "backward":  # it cannot accumulate gradients
+        return []
+    total = run.workload.batch * run.passes
+    divisors = [count for count in range(1, min(run.workload.batch, MOST_SEQUENCES)) if total % count == 0]
+    return _largest(divisors, lambda sequences: fits(run.with_micro_batch(sequences, total // sequences)))
+
+
+def _largest(batches: Sequence[int], fits: Callable[[int], Change | None]) -> list[Change]:
+    """Return the change to the largest of these rising batches that fits. A larger batch needs more memory."""
+    low, high = 0, len(batches)  # the first `low` batches fit, and those from `high` on do not
+    found: list[Change] = []
+    while low < high:
+        middle = (low + high) // 2
+        change = fits(batches[middle])
+        if change is None:
+            high = middle
+        else:
+            low, found = middle + 1, [change]
+    return found
 
 
 def _layout_with(layout: Layout, *, sp: bool | None = None, zero: int | None = None) -> Layout | None:
@@ -163,8 +207,13 @@ def _layout_with(layout: Layout, *, sp: bool | None = None, zero: int | None = N
         return None
 
 
-def _options(run: TrainingRun, other: TrainingRun) -> str:
-    """Return the options whose values differ between two runs."""
+def _options(run: Run, other: Run) -> str:
+    """Return the options whose values differ between two runs of the same phase."""
     options = [f"--layout {other.layout}"] if other.layout != run.layout else []
+    if isinstance(run, ServingRun) or isinstance(other, ServingRun):
+        assert isinstance(other, ServingRun)
+        return f"--batch {other.batch}"
+    if other.workload.batch != run.workload.batch:
+        options.append(f"--batch {other.workload.batch} --micro-batches {other.passes}")
     options += [f"--recompute {other.recompute}"] if other.recompute != run.recompute else []
     return " ".join(options)

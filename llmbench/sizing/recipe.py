@@ -218,24 +218,24 @@ def state_tensors(op: Op, optimizer: Optimizer, precision: Precision, recipe: Re
             first, second = recipe.states
             tensors += [Tensors("first moments", n, bits_of(first)), Tensors("second moments", n, bits_of(second))]
         case "adamw":
-            tensors.append(Tensors("moments", 2 * n, bits))
+            tensors.append(Tensors("first and second moments", 2 * n, bits))
         case "adamw-8bit":
-            tensors += [Tensors("moments", 2 * n, 8), Tensors("scales", 2 * -(-n // 256), 32)]
+            tensors += [Tensors("first and second moments", 2 * n, 8), Tensors("scales", 2 * -(-n // 256), 32)]
         case "sgd":
             pass
         case "sgd-momentum" | "lion":
-            tensors.append(Tensors("momenta", n, bits))
+            tensors.append(Tensors("momentum", n, bits))
         case "adafactor":
             copies, rows, columns = op.owned_matrix or (0, 0, 0)
             if copies:
                 tensors.append(Tensors("row and column sums", copies * (rows + columns), bits))
             if n > copies * rows * columns:
-                tensors.append(Tensors("moments of vectors", n - copies * rows * columns, bits))
+                tensors.append(Tensors("second moments of vectors", n - copies * rows * columns, bits))
         case "muon":
             if op.matrix is not None and op.kind == "matmul" and op.layer:
-                tensors.append(Tensors("momenta", n, bits))
+                tensors.append(Tensors("momentum", n, bits))
             else:
-                tensors.append(Tensors("moments", 2 * n, bits))
+                tensors.append(Tensors("first and second moments", 2 * n, bits))
         case _:
             assert_never(optimizer)
     return tensors

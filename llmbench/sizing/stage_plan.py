@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import groupby
 
 import msgspec
 
@@ -22,7 +23,8 @@ MOST_LETTERS = 20_000
 _ITEM = re.compile(r"[|(]|[EtmL)](?:\*([0-9]{1,5}))?")
 """Matches one letter of a notation, with its repetition."""
 
-_EXAMPLE = "like stages=Et*3|t*4|t*4|t*3L for pp=4"
+SHOWN_STAGES = 4
+"""The number of stages of an example, if the layout has no `pp`."""
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -105,11 +107,14 @@ def _ends(layout: Layout, layers: int, name: str) -> list[int]:
 
 def _written(layout: Layout, layers: int, mtp: int, name: str) -> list[Part]:
     """Return the contents of each chunk from Megatron's notation."""
-    chunks = _expand(layout.stages).split("|")
+    example = _example(layout, layers, mtp)
+    chunks = _expand(layout.stages, example).split("|")
     if len(chunks) != layout.pp * layout.interleave:
         wanted = f"pp × interleave = {layout.pp} × {layout.interleave}"
-        hint = f"a notation for pp={layout.pp} has a multiple of {layout.pp} chunks, divided by `|`"
-        if len(chunks) % layout.pp == 0:
+        hint = f"write a multiple of {layout.pp} chunks, divided by `|`, {example}"
+        if layout.pp == 1:
+            hint = f"write pp={len(chunks)}"
+        elif len(chunks) % layout.pp == 0:
             hint = f"write interleave={len(chunks) // layout.pp}"
         raise LayoutError(f"layout stages: has {len(chunks)} chunks, and the layout needs {wanted}", hint=hint)
     parts = [
@@ -120,33 +125,47 @@ def _written(layout: Layout, layers: int, mtp: int, name: str) -> list[Part]:
     for letter, what, number in (("t", "layers", layers), ("m", "multi-token-prediction modules", mtp)):
         if whole.count(letter) != number:
             raise LayoutError(
-                f"layout stages: has {whole.count(letter)} × `{letter}`, but {name} has {number} {what}", hint=_EXAMPLE
+                f"layout stages: has {whole.count(letter)} × `{letter}`, but {name} has {number} {what}", hint=example
             )
     if not re.fullmatch("Et*m*L", whole):
         raise LayoutError(
             "layout stages: the order must be E (embedding), t (layers), m (multi-token prediction), L (head and loss)",
-            hint=_EXAMPLE,
+            hint=example,
         )
     return parts
 
 
-def _expand(text: str) -> str:
+def _example(layout: Layout, layers: int, mtp: int) -> str:
+    """Return an option `--layout` that divides the layers of this model, for a hint. A shell needs its quotes."""
+    pp, interleave = layout.pp, layout.interleave
+    if pp == 1 or pp * interleave > layers:
+        pp, interleave = min(SHOWN_STAGES, layers), 1
+    size, rest = divmod(layers, pp * interleave)
+    first, *others = (f"t*{size + (index < rest)}" for index in range(pp * interleave))
+    runs = [(f"|{chunk}", len(list(run))) for chunk, run in groupby(others)]
+    text = "".join(chunk * times if times < 4 else f"({chunk})*{times}" for chunk, times in runs)
+    written = msgspec.structs.replace(layout, pp=pp, interleave=interleave, stages=f"E{first}{text}{'m' * mtp}L")
+    return f"for example --layout '{written}'"
+
+
+def _expand(text: str, example: str) -> str:
     """Write out the repetitions of a notation: `t*2|(t|)*2L` becomes `tt|t|t|L`.
 
-    The number of letters is known before they are written, so a notation cannot take all memory.
+    The number of letters is known before they are written, so a notation cannot take all memory. example: text of the
+    hint for a wrong notation.
     """
     rest = re.sub(r"\s", "", text)
     wrong = re.search(r"[^EtmL|()*0-9]", rest)
     if wrong is not None:
         raise LayoutError(
-            f"layout stages: unknown letter `{wrong[0]}`", hint=f"use E, t, m, L, |, *3 and ( ), {_EXAMPLE}"
+            f"layout stages: unknown letter `{wrong[0]}`", hint=f"use E, t, m, L, |, *3 and ( ), {example}"
         )
     inside = [""]  # what was written in each open bracket, the outermost first
     at = 0
     while at < len(rest):
         item = _ITEM.match(rest, at)
         if item is None or (item[0][0] == ")" and len(inside) == 1):
-            raise LayoutError(f"layout stages: cannot read `{rest[at : at + 60]}`", hint=_EXAMPLE)
+            raise LayoutError(f"layout stages: cannot read `{rest[at : at + 60]}`", hint=example)
         at = item.end()
         if item[0] == "(":
             inside.append("")
@@ -157,5 +176,5 @@ def _expand(text: str) -> str:
             raise LayoutError(f"layout stages: the repetitions make more than {MOST_LETTERS:,} letters")
         inside[-1] += piece * times
     if len(inside) > 1:
-        raise LayoutError(f"layout stages: a bracket is not closed in `{text[:60]}`", hint=_EXAMPLE)
+        raise LayoutError(f"layout stages: a bracket is not closed in `{text[:60]}`", hint=example)
     return inside[0]

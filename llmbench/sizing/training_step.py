@@ -119,6 +119,12 @@ class TrainingRun(msgspec.Struct, kw_only=True):
             stages=training_stages(self.spec, self.workload, layout, self.recipe.mtp, self.adapters, self.base),
         )
 
+    def with_micro_batch(self, sequences: int, passes: int) -> TrainingRun:
+        """Return the same run with another number of sequences per micro-batch, and of micro-batches per step."""
+        workload = msgspec.structs.replace(self.workload, batch=sequences)
+        stages = training_stages(self.spec, workload, self.layout, self.recipe.mtp, self.adapters, self.base)
+        return msgspec.structs.replace(self, workload=workload, passes=passes, stages=stages)
+
     @property
     def workspace_bytes(self) -> int:
         """The bytes of library workspaces, and of buffers that live as long as the process."""

@@ -197,9 +197,10 @@ def find_device_head(text: str) -> DeviceHead:
     name = _device_name(text)
     head = next((head for head in device_heads() if head.name == name), None)
     if head is None:
+        half = next(head.name for head in device_heads() if head.name.startswith(f"{name}-"))
         raise SpecError(
             f"device `{name}` is a board with two GPUs, and the memory is that of one GPU",
-            hint=f"`llmbench specs show {name}` says which device is one GPU of it",
+            hint=f"use --device {half}, which is one GPU of it",
         )
     return head
 

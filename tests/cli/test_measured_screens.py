@@ -23,6 +23,7 @@ from llmbench.cli.profile import _document as profile_document
 from llmbench.measure.memory import MemoryPeak
 from llmbench.measure.regressions import diff
 from llmbench.measure.results import Row
+from llmbench.model.implementations.kernels import NO_MEANING
 from llmbench.report.document import Block, Document, View, table
 from llmbench.report.render import render
 from llmbench.spec.catalog import load_bundled
@@ -164,3 +165,10 @@ def test_a_screen_of_diff_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> 
     )
     fits(answer, monkeypatch)
     assert answer.blocks[0].answer.startswith("The files do not show whether a row became worse. 21 rows are unclear")
+
+
+def test_times_of_interpreted_kernels_open_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert NO_MEANING not in bench_document("attention")[0].blocks[0].answer
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert bench_document("attention")[0].blocks[0].answer.startswith(NO_MEANING)

@@ -107,6 +107,58 @@ def test_changes_with_which_a_layout_fits(layout: str, options: list[str], capsy
         assert f"{(changed['reserved_bytes'] + changed['context_bytes']) / 2**30:.2f}" == gib
 
 
+@pytest.mark.parametrize(
+    ("question", "batch", "found", "larger"),
+    [
+        (
+            "llama3-70b --seq 8k --layout dp=64,zero=3 --device h100",
+            "--batch 8",
+            "--batch 2 --micro-batches 4 --recompute full",
+            "--batch 4 --micro-batches 2 --recompute full",
+        ),
+        (
+            "llama3-8b --lora r=8 --base nf4 --device rtx-4090",
+            "--batch 4",
+            "--batch 2 --micro-batches 2 --recompute full",
+            "--batch 4 --micro-batches 1 --recompute full",
+        ),
+        (
+            "llama2-7b --layout tp=8,sp --recompute full --device h100",
+            "--batch 600",
+            "--batch 200 --micro-batches 3",
+            "--batch 300 --micro-batches 2",
+        ),
+        ("llama3-8b --phase inference --device rtx-4090", "--batch 64", "--batch 10", "--batch 11"),
+    ],
+)
+def test_smaller_batches_that_fit(question: str, batch: str, found: str, larger: str, capsys: Capture) -> None:
+    """The change fits, and the next larger batch with as many sequences in a step does not."""
+    ask = question.split()
+    assert found in row(capsys, *ask, *batch.split())["devices"][0]["changes"]
+    assert row(capsys, *ask, *found.split())["fits_on"]
+    assert not row(capsys, *ask, *larger.split())["fits_on"]
+
+
+def test_a_layout_says_how_many_layers_a_stage_has(capsys: Capture) -> None:
+    said = {
+        ("--layout", "tp=8,sp,pp=6"): "6 pipeline stages of 14, 14, 13, 13, 13, 13 layers",
+        ("--layout", "pp=4,first=19,last=19"): "4 pipeline stages of 19, 21, 21, 19 layers",
+        ("--layout", "pp=2,interleave=2"): "2 pipeline stages of 40 layers each",
+        ("--layout", "pp=4", "--phase", "inference"): "4 pipeline stages of 20 layers each",
+    }
+    for options, line in said.items():
+        assert f"  {line}\n" in result(capsys, "llama3-70b", *options)[1]
+
+
+def test_a_narrow_sweep_has_the_devices_that_were_named(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    ask = ["llama3-70b", "--layout", "tp=8,sp,pp=4,dp=2", "--batch", "1,2", "--recompute", "none,full"]
+    shown = result(capsys, *ask, "--device", "h100-sxm", "--device", "a100-80gb-sxm")[1]
+    heading = next(line for line in shown.splitlines() if "recompute" in line and "batch" in line)
+    assert heading.endswith("h100-sxm  a100-80gb-sxm")
+    assert shown.count("backward pass of layers.N.ffn.down_proj") == 1  # one line, because all rows have this peak
+
+
 def test_a_sweep_says_in_how_many_cases_a_device_fits(capsys: Capture) -> None:
     sweep = ["llama2-7b", "--seq", "4k..32k", "--device", "h100", "--device", "h200"]
     _, text = result(capsys, *sweep)
@@ -144,7 +196,7 @@ def test_exit_codes(arguments: list[str], code: int, capsys: Capture) -> None:
 
 @pytest.mark.parametrize(
     ("device", "words"),
-    [("h1000", ["device `h1000` not found", "did you mean"]), ("mi250x", ["two GPUs", "specs show mi250x"])],
+    [("h1000", ["device `h1000` not found", "did you mean"]), ("mi250x", ["two GPUs", "--device mi250x-gcd"])],
 )
 def test_a_wrong_device_is_refused(device: str, words: list[str], capsys: Capture) -> None:
     assert run(["memory", "gpt2", "--device", device]) == 2
@@ -192,7 +244,7 @@ def test_formulas_in_every_format(capsys: Capture) -> None:
     assert {formula["unit"] for formula in formulas} == {"bytes", "parameters"}
     peak = next(formula for formula in formulas if formula["term"] == "peak")
     assert peak["value"] == row(capsys, "llama2-7b")["peak_bytes"]
-    states = "6,738,415,616 master weights × 4 bytes + 13,476,831,232 moments × 4 bytes"
+    states = "6,738,415,616 master weights × 4 bytes + 13,476,831,232 first and second moments × 4 bytes"
     for format in ("table", "markdown", "json"):
         assert states in result(capsys, "llama2-7b", "--explain", "--format", format)[1]
         assert states not in result(capsys, "llama2-7b", "--format", format)[1]

@@ -107,6 +107,12 @@ def test_models_of_one_name_have_different_headings(capsys: Capture) -> None:
     ]
 
 
+def test_a_note_on_the_variant_alone_has_its_heading(capsys: Capture) -> None:
+    out = answer(capsys, "deepseek-v3", "--vs", "--set", "mixer.kind=attention", "--format", "markdown")
+    notes = [line for line in out.splitlines() if "multi-token prediction" in line]
+    assert [note.split(": ")[1] for note in notes] == ["deepseek-v3", "deepseek-v3 · mixer.kind=attention"]
+
+
 def test_models_that_do_not_differ_are_named_first(capsys: Capture) -> None:
     sentence = "gpt2 (1) and gpt2 (2) do not differ in any row."
     assert answer(capsys, "gpt2", "llama2-7b", "gpt2").startswith(sentence)

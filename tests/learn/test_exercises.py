@@ -16,7 +16,7 @@ import torch
 from llmbench.cli import run
 from llmbench.errors import LLMBenchError
 from llmbench.learn.exercises import EXERCISES, load_exercise
-from llmbench.learn.exercises.answer import parse_answer
+from llmbench.learn.exercises.answer import EXAMPLES, parse_answer
 from llmbench.learn.exercises.check import CaseError, check_cases
 from llmbench.learn.exercises.function import Function
 from llmbench.learn.exercises.question import Draw, Question, grade
@@ -165,6 +165,13 @@ def test_answers_have_units(text: str, kind: Any, value: Any) -> None:
             parse_answer(text, kind)
     else:
         assert parse_answer(text, kind) == value
+
+
+def test_the_example_has_the_size_of_the_answer() -> None:
+    for name in QUESTIONS:
+        question = asked(name, 0)
+        example = parse_answer(EXAMPLES[question.kind][0].split(" or ")[0], question.kind)
+        assert 1e-4 < example / Fraction(question.answer) < 1e4, name
 
 
 def test_a_wrong_answer_says_what_is_wrong() -> None:

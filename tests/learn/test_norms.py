@@ -9,10 +9,12 @@ import msgspec
 import pytest
 
 from llmbench.cli import run
+from llmbench.cli.dynamics import document
 from llmbench.learn.data import Corpus
 from llmbench.learn.experiments.norms import ARMS, SETTINGS, Outcome, arms_of, base_of, dynamics, failed
 from llmbench.model.create import build
 from tests.learn.small import spec, text
+from tests.measure.rows import ENVIRONMENT
 
 SMALL = msgspec.structs.replace(SETTINGS, steps=50, batch=8, seq_len=16, validate_every=30)
 
@@ -81,6 +83,14 @@ def test_the_command_answers_in_words_and_in_json(tmp_path: Path, capsys: pytest
     (training,) = answer["trainings"]
     assert set(training["probes"]) == {"1", "2", "5", "10", "20", "50"}
     assert len(training["probes"]["50"]["token_cosine"]) == 1
+
+
+def test_a_run_that_is_too_short_has_a_note() -> None:
+    def notes(*losses: float) -> list[str]:
+        return document([outcome(loss) for loss in losses], 3.147, {}, "", ENVIRONMENT).blocks[0].notes
+
+    assert "3.140 nats, is not clearly below the 3.147 nats" in notes(3.18, 3.14)[0]
+    assert not notes(3.18, 2.9)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from llmbench.errors import LLMBenchError, SpecError
 from llmbench.sizing.adapters import Adapters
-from llmbench.sizing.flops import count_flops, step_ops
+from llmbench.sizing.flops import count_flops, step_ops, trained_parameters
 from llmbench.sizing.memory import WORKSPACE_BYTES
 from llmbench.sizing.recipe import Recipe
 from llmbench.sizing.training import run_memory, training_run
@@ -182,6 +182,15 @@ def test_experts_have_no_adapters() -> None:
         training_run(load_bundled("llama2-7b"), 512, base="nf4")
     with pytest.raises(SpecError, match="contradicts base nf4"):
         lora_run("llama2-7b", "r=8", base="nf4", recipe=Recipe(fp8="cached"))
+
+
+def test_the_hint_of_default_targets_works() -> None:
+    spec = load_bundled("deepseek-v3")
+    with pytest.raises(SpecError, match="targets=q,v is the default") as refused:
+        trained_parameters(spec, Adapters.parse("r=16"))
+    hint = refused.value.hint or ""
+    assert "kv_b" in hint
+    assert trained_parameters(spec, Adapters.parse(hint.split()[-1]))[0] > 0
 
 
 def test_text_of_adapters() -> None:

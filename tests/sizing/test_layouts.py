@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -145,6 +147,34 @@ def test_a_module_for_multi_token_prediction_has_a_loss_of_its_own() -> None:
 def test_layouts_that_do_not_fit_are_refused(text: str, message: str) -> None:
     with pytest.raises(LayoutError, match=message.replace("|", r"\|").replace("×", "×")):
         training_memory(LLAMA, 128, layout=Layout.parse(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "layers", "mtp"),
+    [
+        ("stages=Et*8|x", 32, 0),
+        ("tp=8,pp=4,stages=tL", 61, 1),
+        ("pp=16,stages=Et*32L", 61, 0),
+        ("pp=2,interleave=4,stages=E|L", 32, 0),
+        ("pp=8,interleave=4,stages=E|L", 3, 0),
+        ("pp=2,stages=Et*2|t*9L", 1, 0),
+    ],
+)
+def test_the_hint_is_a_layout_of_this_model(text: str, layers: int, mtp: int) -> None:
+    with pytest.raises(LayoutError) as refused:
+        chunk_parts(Layout.parse(text), layers, mtp)
+    example = Layout.parse(shlex.split(refused.value.hint or "")[-1])
+    parts = chunk_parts(example, layers, mtp)
+    assert sum(part.layers for part in parts) == layers
+    assert len(parts) == example.pp * example.interleave
+    assert example.tp == Layout.parse(text).tp
+
+
+def test_chunks_without_pp_get_the_hint_of_pp() -> None:
+    with pytest.raises(LayoutError) as refused:
+        chunk_parts(Layout.parse("stages=Et*8|t*8|t*8|t*8L"), 32)
+    assert refused.value.hint == "write pp=4"
+    assert len(chunk_parts(Layout.parse("pp=4,stages=Et*8|t*8|t*8|t*8L"), 32)) == 4
 
 
 def test_a_model_without_modules_for_multi_token_prediction_is_refused() -> None:

@@ -21,7 +21,7 @@ from llmbench.measure.reference import Sizes, measure_references
 from llmbench.measure.results import Row
 from llmbench.model.devices import device_of
 from llmbench.model.formats import Format
-from llmbench.model.implementations.kernels import on_a_cpu
+from llmbench.model.implementations.kernels import NO_MEANING, interpreted, on_a_cpu
 from llmbench.sizing.lengths import refuse_beyond_positions
 from llmbench.sizing.work import Pass
 from llmbench.spec.catalog import find_model
@@ -36,7 +36,7 @@ class Profile(NamedTuple):
     `rows`: the rows of the candidates; the requested candidate is first. `limits`: the limits with which the rows are
     compared. `ops`: the time of each op of the first candidate. `recording`: the profiler's record of the first
     candidate. Both `ops` and `recording` are None if they were not requested or if the recording failed. `unrecorded`:
-    the reason why the recording failed.
+    the reason why the recording failed. `caution`: a sentence if the times have no meaning, or "".
     """
 
     rows: list[Row]
@@ -46,6 +46,7 @@ class Profile(NamedTuple):
     ops: list[OpTime] | None = None
     recording: Recording | None = None
     unrecorded: str = ""
+    caution: str = ""
 
 
 class Target(NamedTuple):
@@ -158,7 +159,8 @@ def profile(
     group = replace(group, experiment="profile", energy=True)
     by_name = {row.implementation: row for row in run([group], clock=clock, references=references)}
     rows = [by_name[name] for name in names]
-    measured = Profile(rows, limits, machine, _notes(rows, setting))
+    caution = NO_MEANING if _kernels_on_a_cpu(rows, setting) and interpreted() else ""
+    measured = Profile(rows, limits, machine, _notes(rows, setting), caution=caution)
     if not by_kernel:
         return measured
     if rows[0].status != "ok":
@@ -187,9 +189,15 @@ def _recorded(piece: Piece, setting: Setting, name: str) -> Recording:
         return profiled(call_of(built, run, whole), setting.device)
 
 
+def _kernels_on_a_cpu(rows: list[Row], setting: Setting) -> bool:
+    """Return whether an implementation with Triton kernels was timed on a CPU."""
+    timed = [row.implementation for row in rows if row.status == "ok"]
+    return setting.device.type == "cpu" and any(traits_of(name).triton for name in timed)
+
+
 def _notes(rows: list[Row], setting: Setting) -> list[str]:
     notes = []
-    if setting.device.type == "cpu" and rows[0].status == "ok" and traits_of(rows[0].implementation).triton:
+    if _kernels_on_a_cpu(rows, setting) and not interpreted():
         notes.append(on_a_cpu())
     for row in rows:
         if row.status != "ok":

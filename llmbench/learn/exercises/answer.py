@@ -11,11 +11,13 @@ from llmbench.errors import LLMBenchError
 
 __all__ = ["EXAMPLES", "Kind", "parse_answer"]
 
-Kind = Literal["count", "bytes", "share", "days", "seconds", "flops"]
-"""What an answer counts. The base units are ones, bytes, fractions of one, days, seconds and FLOPs."""
+Kind = Literal["count", "number", "bytes", "share", "days", "seconds", "flops"]
+"""What an answer counts: parameters (`count`) or a few things such as users (`number`), bytes, a share, and so on. The
+base units are ones, bytes, fractions of one, days, seconds and FLOPs."""
 
 EXAMPLES: dict[Kind, tuple[str, str]] = {
     "count": ("124439808 or 124,439,808", "124M, 0.124B or 1.24e8"),
+    "number": ("37", "1,024"),
     "bytes": ("150994944 or 144 MiB", "151 MB or 1.51e8"),
     "share": ("12.5%", "0.125"),
     "days": ("120", "120 days, 2880 h or 0.33 years"),
@@ -79,7 +81,7 @@ def parse_answer(text: str, kind: Kind) -> Fraction:
 def _factor(unit: str, kind: Kind) -> Fraction | None:
     """Return the size of a unit in base units, or None if the kind has no such unit."""
     match kind:
-        case "count":
+        case "count" | "number":
             return _known(_COUNTS, unit.removesuffix("parameters").removesuffix("params"))
         case "bytes":
             return _known(_BYTES, unit)

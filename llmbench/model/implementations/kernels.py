@@ -51,10 +51,16 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+NO_MEANING = (
+    "Triton's interpreter ran the kernels (TRITON_INTERPRET=1): the results are valid, the times have no meaning."
+)
+"""The first sentence above times of interpreted kernels."""
+
+
 def on_a_cpu() -> str:
     """Return a note for the output of a command. The note says which code replaces the Triton kernels on a CPU."""
     if interpreted():
-        return "kernels ran in Triton's interpreter (TRITON_INTERPRET=1): results are valid, times are meaningless"
+        return NO_MEANING.rstrip(".")
     return "impl flash is torch's own kernel on a CPU; the Triton kernels need a GPU"
 
 

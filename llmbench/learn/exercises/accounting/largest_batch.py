@@ -31,7 +31,7 @@ def ask(draw: Draw) -> Asked:
         text=f"{gpt_text(model)} It is trained in mixed precision with AdamW on sequences of 1,024 tokens, with flash "
         f"attention. The peak of a step is {peak(first):,} bytes for a batch of {first}, and {peak(second):,} bytes "
         f"for a batch of {second}. The device has {ROOM:,} bytes. What is the largest batch?",
-        kind="count",
+        kind="number",
         answer=low,
         tolerance=0.0,
         solution=f"each sequence adds {each:,} bytes, so {first} + floor(({ROOM:,} − {peak(first):,}) / {each:,}) = "

@@ -17,7 +17,7 @@ def ask(draw: Draw) -> Asked:
     return Asked(
         text=f"{llama_text(model)} It has {weights // 2:,} parameters. Weights and KV cache are in bf16. How many "
         f"users with {seq:,} tokens each fit into {room:,} bytes, beside the weights? Leave out everything else.",
-        kind="count",
+        kind="number",
         answer=(room - weights) // cache,
         tolerance=0.0,
         solution=f"floor(({room:,} − {weights:,} bytes of weights) / {cache:,} bytes of a cache) = "
