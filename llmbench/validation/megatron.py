@@ -257,16 +257,23 @@ def _refuse_unknown(row: Row) -> None:
     )
     for column, what in (
         ("offload", "offloading"),
-        ("fsdp", "Megatron's FSDP"),
         ("moe_layer_freq", "a pattern of layers with and without experts that is not at the start"),
     ):
         text = row.text(column)
         if text and not (column == "moe_layer_freq" and _dense_first(text)):
             raise RefusedError(f"column `{column}`: llmbench does not compute {what} ({text[:40]})")
-    if row.text("cuda_graph"):
+    if row.text("fsdp"):
+        # docs/user-guide/features/megatron_fsdp.md and megatron_fsdp/param_and_grad_buffer.py of Megatron-LM
         raise RefusedError(
-            "column `cuda_graph`: the tensors of CUDA graphs are in memory pools, and llmbench does not know how the "
-            "graphs of several micro-batches share them"
+            f"column `fsdp`: llmbench does not compute {row.text('fsdp')[:40]}. The row does not say whether the run "
+            "keeps two gathered buffers, transposes of fp8 weights and fp32 copies of the weights"
+        )
+    if row.text("cuda_graph"):
+        # PyTorch changes its counters when a tensor is allocated or freed. The replay of a graph does neither.
+        raise RefusedError(
+            "column `cuda_graph`: PyTorch's counters leave out tensors that a captured graph uses again in its memory "
+            "pool, so the logged peak is not that of a step. What stays counted depends on the captured modules and on "
+            "the version of Transformer Engine, which the row does not give"
         )
 
 

@@ -263,6 +263,17 @@ def test_megatron_precision_aware_optimizer(tmp_path: Path, capsys: Capture) -> 
     assert "exp_avg_dtype" in refused["reason"]
 
 
+def test_megatron_runs_with_graphs_or_fsdp_say_what_is_missing(tmp_path: Path, capsys: Capture) -> None:
+    needed = "mem_max_last,layers,hidden,heads,seq_len,micro_batch,tp,pp,logging_stage,vocab,dp,cuda_graph,fsdp"
+    run = "4e9,12,512,8,1024,4,1,1,0,50257,1"
+    rows = (f"{run},{kind}" for kind in (",", "transformer_engine,", ",megatron-fsdp optim_grads_params"))
+    plain, graph, fsdp = answer(capsys, "memory", write(tmp_path, needed, *rows))["items"]
+    assert plain["ours"]
+    assert not plain["reason"]
+    assert "the captured modules" in graph["reason"]
+    assert "two gathered buffers" in fsdp["reason"]
+
+
 def test_cards_of_megatron_bridge_say_what_is_missing(tmp_path: Path, capsys: Capture) -> None:
     rows = {
         'c,m,"{""parallelism"": ""TP2"", ""gbs"": 4}",36.6,peak allocated': "give the sequence length, the micro",
