@@ -21,7 +21,7 @@ from llmbench.report.document import Block, Document, listing, table
 from llmbench.report.fields import Field, fitted, record
 from llmbench.report.units import UNKNOWN
 from llmbench.sizing.params import Parameters, count_parameters
-from llmbench.sizing.weights import bits_per_element
+from llmbench.sizing.weights import bits_per_element, bits_per_weight
 from llmbench.spec.catalog import (
     bundled_devices,
     bundled_models,
@@ -172,6 +172,9 @@ MODEL_TYPES: tuple[Field[str], ...] = (
         description="a `model_type` of Hugging Face configs that `specs import` supports",
     ),
 )
+MIXTURE = "mixtral-8x7b"
+"""The model whose bits per weight `specs list --formats` shows. It has attention, experts, and two large tables."""
+
 FORMATS: tuple[Field[Chosen], ...] = (
     Field("format", "format", value=lambda row: row.name, description="name of the format, for `--weights`"),
     Field("aliases", value=lambda row: list(row.format.aliases), description="other names of the format"),
@@ -188,10 +191,16 @@ FORMATS: tuple[Field[Chosen], ...] = (
     ),
     Field(
         "bits_per_element",
-        "bits per weight",
-        "number",
         value=bits_per_element,
-        description="stored bits per element of a quantised matrix with 4,096 inputs and outputs, scales included",
+        description="stored bits per element of a quantised matrix with 4,096 inputs and outputs, scales included; "
+        "those of the base type if the format mixes types",
+    ),
+    Field(
+        "bits_per_weight",
+        f"bits per weight of {MIXTURE}",
+        "number",
+        value=lambda row: bits_per_weight(load_bundled(MIXTURE), row.name),
+        description=f"stored bits of all tensors of {MIXTURE}, divided by its parameters",
     ),
     Field("products", "computes", value=lambda row: row.format.products, description="number format of the products"),
     Field("source", value=lambda row: row.format.source, description="publication or tool that defines the format"),

@@ -17,6 +17,7 @@ from llmbench.errors import SpecError, UnsupportedError
 from llmbench.sizing.dtypes import DType, Tensors, bits_of
 from llmbench.sizing.lower import lower, lower_next_token_prediction
 from llmbench.sizing.op import Op
+from llmbench.sizing.params import count_parameters
 from llmbench.sizing.workload import Layout, Workload
 from llmbench.spec.model import ModelSpec
 
@@ -501,6 +502,11 @@ def bits_per_element(form: Chosen) -> float:
     op = Op(name="matrix", component="mlp", kind="matmul", parameters=4096**2, matrix=(1, 4096, 4096))
     plain = bits_of(form.format.plain or "bf16")
     return 8 * sum(tensor.bytes for tensor in stored_tensors(op, form.storage(), plain)) / op.parameters
+
+
+def bits_per_weight(spec: ModelSpec, text: str) -> float:
+    """Return the stored bits of all tensors of a model in a format, divided by the parameters of the model."""
+    return 8 * stored_weights(spec, text).total_bytes / count_parameters(spec).total
 
 
 def stored_plain(op: Op, recipe: Recipe) -> int:

@@ -327,3 +327,13 @@ def test_bytes_per_token_are_said_for_both_sides_of_a_window(capsys: Capture) ->
     assert "128.00 KiB per token · " in shown("llama3-8b")
     assert "beyond windows" in shown("gpt-oss-20b", "llama3-8b")
     assert "beyond windows" not in shown("llama2-7b", "llama3-8b")
+
+
+def test_the_list_of_formats_has_the_bits_of_a_whole_model(capsys: Capture) -> None:
+    """A format that mixes types, or leaves the tables in 16 bits, needs other bits than one of its matrices."""
+    formats = {line["format"]: float(line["bits_per_weight"]) for line in table(capsys, "specs", "list", "--formats")}
+    for name in ("gguf-q4-k-m", "gguf-q4-k-s", "gguf-mxfp4-moe", "awq"):
+        model = row(capsys, "params", "mixtral-8x7b", "--weights", name)
+        assert formats[name] == 8 * model["stored_bytes"] / model["published_parameters"]
+    assert 4.5 < formats["gguf-q4-k-s"] < formats["gguf-q4-k-m"] < 5
+    assert 4.25 < formats["gguf-mxfp4-moe"] < 4.5  # most weights are those of experts
