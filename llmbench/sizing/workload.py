@@ -143,6 +143,9 @@ _FLAGS = ("sp", "count_embedding", "count_loss")
 """The items of a layout that are on or off."""
 
 
+_ADD_STAGES = "add the number of pipeline stages, for example pp=4"
+
+
 class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The division of a model over tp × cp × pp × dp GPUs.
 
@@ -201,7 +204,7 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 hint=f"--layout dp=8,zero={self.zero}",
             )
         if self.interleave > 1 and self.pp == 1:
-            raise LayoutError("layout interleave: needs pp of at least 2")
+            raise LayoutError("layout interleave: needs pp of at least 2", hint=_ADD_STAGES)
         self._check_grid()
         self._check_stages()
 
@@ -237,7 +240,9 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def _check_stages(self) -> None:
         uneven = [name for name in ("first", "last", "count_embedding", "count_loss") if getattr(self, name)]
         if uneven and self.pp == 1:
-            raise LayoutError(f"layout {uneven[0]}: needs pp of at least 2, because it says what a stage contains")
+            raise LayoutError(
+                f"layout {uneven[0]}: needs pp of at least 2, because it says what a stage contains", hint=_ADD_STAGES
+            )
         if self.stages and uneven:
             raise LayoutError(
                 f"layout {uneven[0]}: cannot be used with stages, which already lists the layers of every stage",

@@ -113,6 +113,8 @@ def test_a_screen_of_profile_fits_the_terminal(name: str, monkeypatch: pytest.Mo
     answer = profile_document(piece, target, profile, {"by": None})
     fits(answer, monkeypatch)
     assert answer.blocks[0].answer.endswith(".")
+    meaningless = profile_document(piece, target, profile._replace(caution=NO_MEANING), {"by": None})
+    assert meaningless.blocks[0].answer.startswith(NO_MEANING)
     text = " ".join(lines_of(answer, 80, monkeypatch))
     assert all(heading in text for heading in ESSENTIAL)
     subject = {"norm": "RMSNorm of 4,096 values", "add_norm": "RMSNorm of", "glu": "SwiGLU 11008"}

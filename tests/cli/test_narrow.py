@@ -191,6 +191,15 @@ def test_markdown_and_html_have_the_whole_command() -> None:
     assert f"<code>{escape(COMMAND.text)}</code>" in to_html(document)
 
 
+def test_the_bytes_of_an_asked_format_stay(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run(["params", "gpt-oss-120b", "--weights", "gguf-mxfp4-moe"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert next(line for line in lines if "component" in line).endswith("in files (GiB)")
+    assert run(["params", "gpt-oss-120b"]) == 0
+    assert "formula (one layer)" in capsys.readouterr().out
+
+
 def test_wide_shows_every_column(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "36")
     lines = shown(View(wide=True), Block(table=table(FIELDS, [ROW]))).splitlines()

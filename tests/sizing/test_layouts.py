@@ -175,6 +175,9 @@ def test_chunks_without_pp_get_the_hint_of_pp() -> None:
         chunk_parts(Layout.parse("stages=Et*8|t*8|t*8|t*8L"), 32)
     assert refused.value.hint == "write pp=4"
     assert len(chunk_parts(Layout.parse("pp=4,stages=Et*8|t*8|t*8|t*8L"), 32)) == 4
+    with pytest.raises(LayoutError) as refused:
+        Layout.parse("first=3")
+    assert "pp=4" in (refused.value.hint or "")
 
 
 def test_a_model_without_modules_for_multi_token_prediction_is_refused() -> None:
