@@ -10,7 +10,7 @@ from llmbench.cli.measured import place
 from llmbench.report.describe import headline
 from llmbench.report.document import Block, Document, table
 from llmbench.report.fields import Field, records
-from llmbench.report.units import percent, plural, si
+from llmbench.report.units import fixed, percent, plural, si
 
 if TYPE_CHECKING:
     from llmbench.learn.loop import Trained
@@ -50,7 +50,7 @@ FIELDS: tuple[Field[Row], ...] = (
         "perplexity",
         "perplexity",
         "number",
-        text=lambda row: f"{row.perplexity:.2f}",
+        text=lambda row: fixed(row.perplexity, 2),
         description="exp(`validation_loss`)",
     ),
     Field(
@@ -110,8 +110,8 @@ def document(
     floor = "" if data.floor is None else f" No model can get below {data.floor:.3f} nats, the entropy of the source."
     block = Block(
         answer=f"After {plural(last.step, 'step')}, the validation loss is {last.validation_loss:.3f} nats per byte "
-        f"(perplexity {last.perplexity:.2f}, {last.bits_per_byte:.3f} bits per byte). Guessing by frequency alone gets "
-        f"{data.unigram:.3f} nats.{floor}",
+        f"(perplexity {fixed(last.perplexity, 2)}, {last.bits_per_byte:.3f} bits per byte). "
+        f"Guessing by frequency alone gets {data.unigram:.3f} nats.{floor}",
         headline=" · ".join(filter(None, (headline(state.spec), vocabulary)))
         + f"\n{data.name}: {len(data.train):,} bytes for training, {len(data.validation):,} for validation"
         + f"\n{settings.optimizer} · batch {settings.batch} × {settings.seq_len} · learning rate {settings.lr:g}, "

@@ -19,7 +19,7 @@ __all__ = ["EventFiles", "Metrics", "StepRow", "Validation", "bits_per_byte", "p
 
 def perplexity(loss: float) -> float:
     """Return exp(loss): the number of equally likely tokens that are as hard to predict. `loss`: nats per token."""
-    return math.exp(min(loss, 700.0))  # above this, fp64 overflows
+    return math.exp(loss) if loss < 709.0 else math.inf  # a larger result overflows fp64
 
 
 def bits_per_byte(loss: float, tokens_per_byte: float = 1.0) -> float:

@@ -183,6 +183,11 @@ def billions(value: float) -> str:
     return f"{value / 1e6:,.1f} M"
 
 
+def fixed(value: float, decimals: int) -> str:
+    """Return the number with this many decimals, and from a million on as a power of ten, such as 8.76e+34."""
+    return f"{value:.{decimals}f}" if abs(value) < 1e6 else f"{value:.2e}"
+
+
 def percent(value: float) -> str:
     """Format a fraction in per cent: 0.044 is 4.4%."""
     return signed(f"{100 * value:.1f}%")
