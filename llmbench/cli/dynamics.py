@@ -222,6 +222,7 @@ def document(
         also={"unigram": unigram},
         rows_key="trainings",
         rows=records(FIELDS, rows),
+        tables=[table(FIELDS, rows)],
         blocks=[losses, inside],
     )
 

@@ -14,7 +14,7 @@ from llmbench.errors import LLMBenchError
 from llmbench.report.describe import headline
 from llmbench.report.document import Block, Document, table
 from llmbench.report.fields import Field, records
-from llmbench.report.units import plural
+from llmbench.report.units import fixed, plural
 
 if TYPE_CHECKING:
     from llmbench.learn.evaluate import Evaluation, PositionLoss
@@ -70,7 +70,11 @@ Stride = Annotated[
     ),
 ]
 ByPosition = Annotated[
-    bool, typer.Option("--by-position", help="Also show the loss by the number of tokens before the predicted one.")
+    bool,
+    typer.Option(
+        "--by-position",
+        help="Also show the loss by the number of tokens before the predicted one. JSON and CSV always have it.",
+    ),
 ]
 LONGEST = 2048
 """The largest default of --seq, in tokens."""
@@ -194,14 +198,15 @@ def _document(
     by_position: bool,
 ) -> Document:
     count, window, stride = len(found.losses), inputs["seq_len"], inputs["stride"]
-    rows = found.by_position() if by_position else []
+    rows = found.by_position()
     bits = "" if units.bits_per_byte is None else f", {units.bits_per_byte:.3f} bits per byte"
     block = Block(
-        answer=f"The loss on {name} is {units.loss:.4f} nats per token (perplexity {units.perplexity:.3f}{bits}). "
+        answer=f"The loss on {name} is {units.loss:.4f} nats per token "
+        f"(perplexity {fixed(units.perplexity, 3)}{bits}). "
         f"The entropy of its token frequencies is {units.unigram:.3f} nats.",
         headline=f"{headline(model.spec)}\n{plural(count, 'predicted token')} · windows of {window:,} tokens, "
         f"{stride:,} apart · {inputs['dtype']}",
-        table=table(FIELDS, rows) if rows else None,
+        table=table(FIELDS, rows) if by_position else None,
         lines=[place(environment)],
     )
     return Document(
@@ -211,5 +216,6 @@ def _document(
         also={**units._asdict(), "tokens": count},
         rows_key="positions",
         rows=records(FIELDS, rows),
+        tables=[table(FIELDS, rows)],
         blocks=[block],
     )

@@ -22,7 +22,7 @@ from llmbench.cli.options import (
     prints_tables,
     token_counts,
 )
-from llmbench.report.document import Block, Document, Table
+from llmbench.report.document import Block, Document, Table, table
 from llmbench.report.fields import Field, records
 from llmbench.report.plots import Panel, Series
 from llmbench.report.units import plural, signed
@@ -203,6 +203,7 @@ def document(
         environment=msgspec.structs.asdict(found),
         rows_key="scores",
         rows=records(FIELDS, rows),
+        tables=[table(FIELDS, rows)],
         blocks=[block],
     )
 

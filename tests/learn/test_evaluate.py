@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from pathlib import Path
@@ -151,6 +152,11 @@ def test_a_trained_model_is_evaluated_and_continues_a_text(
     assert found["tokens"] == len(data.validation) - 1
     assert found["loss"] == pytest.approx(last, abs=0.02)  # training leaves out the tokens behind the last window
     assert found["bits_per_byte"] == pytest.approx(found["loss"] / math.log(2), rel=1e-12)
+    assert run(["evaluate", str(tmp_path / "run"), "--seq", "16", "--format", "csv"]) == 0
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert sum(int(row["tokens"]) * float(row["loss"]) for row in rows) / found["tokens"] == pytest.approx(
+        found["loss"]
+    )
     words = ["generate", str(tmp_path / "run"), "--prompt", "the quick", "--tokens", "150", "--temperature", "0"]
     assert run(words) == 0  # twice as long as the table of positions
     streamed = capsys.readouterr().out

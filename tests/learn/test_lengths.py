@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -90,7 +92,7 @@ def test_the_command_answers_in_words_and_in_json(tmp_path: Path, capsys: pytest
     options = ["--data", "markov:8,2,0", "--steps", "2", "--batch", "2", "--seq", "32", "--lengths", "48"]
     small = ["--set", "num_hidden_layers=1", "--methods", "learned,alibi"]
     assert run(["extrapolate", *options, *small]) == 0
-    assert "learned cannot read 48 tokens" in capsys.readouterr().out
+    assert "learned cannot read more than 32 tokens" in capsys.readouterr().out
     picture = tmp_path / "lengths.svg"
     assert run(["extrapolate", *options, *small, "--plot", str(picture), "--format", "json"]) == 0
     assert "<svg" in picture.read_text()
@@ -100,5 +102,10 @@ def test_the_command_answers_in_words_and_in_json(tmp_path: Path, capsys: pytest
         ("learned", 32, "trained length"),
         ("learned", 48, "cannot read"),
     ]
+    assert run(["extrapolate", *options, *small, "--format", "csv"]) == 0
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert [float(row["loss"] or "nan") for row in rows] == pytest.approx(
+        [math.nan if row["loss"] is None else row["loss"] for row in answer["scores"]], nan_ok=True
+    )
     assert run(["extrapolate", *options, "--methods", "rotary"]) == 2
     assert "choose from learned" in capsys.readouterr().err

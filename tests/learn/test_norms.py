@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -83,6 +84,9 @@ def test_the_command_answers_in_words_and_in_json(tmp_path: Path, capsys: pytest
     (training,) = answer["trainings"]
     assert set(training["probes"]) == {"1", "2", "5", "10", "20", "50"}
     assert len(training["probes"]["50"]["token_cosine"]) == 1
+    assert run(["dynamics", "--arms", "pre", "--lr", "1e-3", *options, "--format", "csv"]) == 0
+    (row,) = csv.DictReader(capsys.readouterr().out.splitlines())
+    assert (row["arm"], float(row["loss"]), row["failed"]) == ("pre", training["loss"], str(training["failed"]).lower())
 
 
 def test_a_run_that_is_too_short_has_a_note() -> None:
