@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import msgspec
 import pytest
 
 from llmbench.errors import CannotRunError
@@ -132,6 +133,8 @@ def test_unknown_launches_are_not_zero() -> None:
     llama, decode, train = load_bundled("llama3-8b"), Workload.decode(SEQ), Workload.train(SEQ)
     assert total_launches(llama, decode, lower(llama, decode), "eager") is None
     assert total_launches(llama, train, lower(llama, train), "vllm") is None
+    partly = msgspec.structs.replace(llama, undescribed=("a norm that the spec does not describe",))
+    assert total_launches(partly, prefill, lower(partly, prefill), "vllm") is None
 
 
 def test_the_kernels_support_what_the_rules_say() -> None:

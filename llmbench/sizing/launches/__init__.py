@@ -31,7 +31,8 @@ PROFILES: dict[ProfileName, Profile] = {"eager": eager.PROFILE, "fused": fused.P
 
 def launches(spec: ModelSpec, workload: Workload, op: Op, profile: ProfileName) -> int | None:
     """Return how many kernels all instances of an op launch in one step of inference. None: unknown."""
-    if op.stack == "mtp" or workload.phase == "train":
+    shared = any(layer.shared_weights is not None for layer in spec.layers.values())
+    if op.stack == "mtp" or workload.phase == "train" or spec.undescribed or shared:
         return None
     if op.stack == "encoder" and spec.encoder is not None:
         spec = replace(spec, positions=spec.encoder.positions or NoPositions())
