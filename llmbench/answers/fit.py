@@ -264,8 +264,8 @@ FIELDS: tuple[Field[Fitted], ...] = (
     ),
     Field(
         "command",
-        description="the command that starts the engine with these settings, for requests of at most `seq_len` tokens; "
-        "null for an ideal engine, and if `--set` changed the model",
+        description="the command that starts the engine with these settings, for `users` requests of at most `seq_len` "
+        "tokens; null for an ideal engine, and if `--set` changed the model",
     ),
     Field(
         "price_per_hour",

@@ -9,7 +9,7 @@ from llmbench.answers.fit import CONSTANTS, Fitted
 from llmbench.report.document import Block, Command, Table, table
 from llmbench.report.fields import Field
 from llmbench.report.units import plural, size
-from llmbench.sizing.serving.fit import LONGEST, Fit
+from llmbench.sizing.serving.fit import LONGEST, Fit, Question
 from llmbench.sizing.serving.pools import RatioPool
 from llmbench.sizing.serving.shard import Rows, made_on_loading
 from llmbench.spec.engine import Engine
@@ -48,7 +48,7 @@ def _one(row: Fitted) -> Block:
     )
     block.answer = _answer(row, fit)
     if row.command is not None and fit.fits:
-        block.commands = [Command(f"start it for requests of up to {plural(fit.question.seq, 'token')}:", row.command)]
+        block.commands = [Command(_asked(row.question), row.command)]
     return block
 
 
@@ -64,8 +64,8 @@ def _answer(row: Fitted, fit: Fit) -> str:
         if fit.limited:
             most = f"The engine runs at most {fit.capacity:,} of them at the same time"
         return (
-            f"{name} fits on {where}: {users} {'fill' if question.users > 1 else 'fills'} {fit.filled:.0%} of "
-            f"the usable memory. {most}. Alone, one request can have up to {_tokens(row, fit.longest)}."
+            f"{name} fits on {where}: {users} {'fill' if question.users > 1 else 'fills'} {_filled(fit)} of "
+            f"the usable memory. {most}. Alone, one request can have {_tokens(row, fit.longest)}."
         )
     own = fit.tightest
     if own.cache <= 0:
@@ -81,8 +81,20 @@ def _answer(row: Fitted, fit: Fit) -> str:
     needs = "need" if question.users > 1 else "needs"
     some = f"Only {fit.capacity:,} {'fits' if fit.capacity == 1 else 'fit'}." if fit.capacity else "None of them fits."
     if question.users == 1:
-        some = f"One request can have up to {_tokens(row, fit.longest)}." if fit.longest else "No request fits."
-    return f"{name} does not fit on {where}: {users} {needs} {fit.filled:.0%} of the usable memory. {some}"
+        some = f"One request can have {_tokens(row, fit.longest)}." if fit.longest else "No request fits."
+    return f"{name} does not fit on {where}: {users} {needs} {_filled(fit)} of the usable memory. {some}"
+
+
+def _filled(fit: Fit) -> str:
+    """Return the share of the memory that is filled. Only a share of exactly 1 is shown as 100%."""
+    texts = (f"{fit.filled:.{digits}%}" for digits in range(6))
+    return next((text for text in texts if fit.filled == 1 or float(text[:-1]) != 100), f"{fit.filled:.0%}")
+
+
+def _asked(question: Question) -> str:
+    """Return what the command that starts the engine is for. Some engines admit no more and no longer requests."""
+    each = " each" if question.users > 1 else ""
+    return f"start it for {plural(question.users, 'request')} of up to {plural(question.seq, 'token')}{each}:"
 
 
 def _tokens(row: Fitted, longest: int) -> str:
@@ -90,7 +102,7 @@ def _tokens(row: Fitted, longest: int) -> str:
     context = row.spec.max_position_embeddings
     if context is None and longest >= LONGEST:
         return "any number of tokens"
-    return f"{plural(longest, 'token')}{', the context length of the model' if longest == context else ''}"
+    return f"up to {plural(longest, 'token')}{', the context length of the model' if longest == context else ''}"
 
 
 def _why_not(row: Fitted, fit: Fit) -> str:
@@ -170,7 +182,7 @@ def _cache(row: Fitted, fit: Fit) -> list[str]:
     draft = 0 if own.shard.draft is None else len(own.shard.draft.rows)
     lines += _narrow(own.shard.rows[: len(own.shard.rows) - draft], own.engine)
     if fit.fits and question.users > 1:
-        lines.append(f"each of {question.users:,} requests can have up to {_tokens(row, fit.longest_each)}")
+        lines.append(f"each of {question.users:,} requests can have {_tokens(row, fit.longest_each)}")
     return lines
 
 
@@ -189,8 +201,8 @@ def _fixed_pools(pool: RatioPool, length: int, engine: str) -> list[str]:
     if len(pools) < 2:
         return []
     return [
-        f"{engine} divides the cache into pools in a fixed ratio: {' and '.join(pools)}; the pool for the fewest "
-        "requests is the limit"
+        f"{engine} divides the cache into pools in a fixed ratio: {' and '.join(pools)}; the pool with "
+        "room for the fewest requests is the limit"
     ]
 
 

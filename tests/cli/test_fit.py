@@ -123,15 +123,21 @@ def test_a_command_says_which_requests_it_allows(capsys: Capture) -> None:
     for engine, limit in (("vllm", "--max-model-len 4096"), ("llamacpp", "-c 8192 -np 2")):
         question = ["llama3-8b", "--device", "h100", "--engine", engine, "--seq", "4k", "--users", "2"]
         text = screen(capsys, "fit", *question)
-        command = text.partition("start it for requests of up to 4,096 tokens:")[2]
+        command = text.partition("start it for 2 requests of up to 4,096 tokens each:")[2]
         assert limit in command
 
 
 def test_the_pools_of_an_engine_agree_with_its_answer(capsys: Capture) -> None:
-    for users, seq in ((2, "32k"), (3, "32k"), (64, "16k")):
-        question = ["gpt-oss-120b", "--device", "h100", "--engine", "sglang", "--users", str(users), "--seq", seq]
+    for model, device, users, seq in (
+        ("gpt-oss-120b", "h100", 2, "32k"),
+        ("gpt-oss-120b", "h100", 3, "32k"),
+        ("gpt-oss-120b", "h100", 64, "16k"),
+        ("jamba-v0.1", "h200", 62, "16k"),
+        ("jamba-v0.1", "h200", 63, "16k"),  # a little more than 100%
+    ):
+        question = [model, "--device", device, "--engine", "sglang", "--users", str(users), "--seq", seq]
         text = screen(capsys, "fit", *question)
-        share = int(re.search(r"(\d+)% of the usable memory", text)[1])  # type: ignore[index]
+        share = float(re.search(r"([\d.]+)% of the usable memory", text)[1])  # type: ignore[index]
         rooms = [int(room.replace(",", "")) for room in re.findall(r"\(([\d,]+) such requests?\)", text)]
         assert len(rooms) == 2
         assert (share <= 100) == (users <= min(rooms)) == (" fits on " in text)
