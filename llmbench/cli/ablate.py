@@ -95,7 +95,7 @@ def command(
 
     The order of the steps matters, so `--view all` also shows each step alone, and the last design without it.
 
-    Times are those of this CPU. The presets train 18 models on one core, in about 15 minutes.
+    Times are those of this CPU. The presets train 18 models on one core, in about 12 minutes.
 
     Examples:
 

@@ -12,7 +12,7 @@ from llmbench.learn.experiments.designs import Design, Step, View
 from llmbench.learn.experiments.statistics import CONFIDENCE, Difference
 from llmbench.report.document import Block, Document, Table, table
 from llmbench.report.fields import Field, fitted, records
-from llmbench.report.units import percent, plural, signed
+from llmbench.report.units import plural, signed
 
 if TYPE_CHECKING:
     from llmbench.learn.experiments.ablate import Outcome
@@ -201,7 +201,7 @@ def document(
     views = list(dict.fromkeys(row.view for row in rows))
     blocks = [_losses([row for row in rows if row.view == view]) for view in views]
     blocks[0].answer = " ".join(_findings(steps, rows, outcomes))
-    blocks[0].headline = f"{about}\n{blocks[0].headline}"
+    blocks[0].headline = "\n".join(filter(None, (about, blocks[0].headline)))
     blocks[0].notes = list(_notes(rows, unigram, inputs["seeds"]))
     first = {step.design: row for step, row in reversed(list(zip(steps, rows, strict=True)))}
     designs = [first[design] for design in dict.fromkeys(step.design for step in steps)]
@@ -300,4 +300,4 @@ def _notes(rows: Sequence[Row], unigram: float, seeds: int) -> Iterator[str]:
     tested = sum(row.difference is not None and row.difference.p is not None for row in rows)
     if tested > 1:
         share = 1 - CONFIDENCE**tested
-        yield f"if no step had an effect, 1 of {tested} intervals would miss 0 in about {percent(share)} of runs"
+        yield f"if no step had an effect, at least 1 of {tested} intervals would miss 0 in about {share:.0%} of runs"
