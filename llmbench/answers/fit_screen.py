@@ -87,8 +87,9 @@ def _answer(row: Fitted, fit: Fit) -> str:
 
 def _filled(fit: Fit) -> str:
     """Return the share of the memory that is filled. Only a share of exactly 1 is shown as 100%."""
-    texts = (f"{fit.filled:.{digits}%}" for digits in range(6))
-    return next((text for text in texts if fit.filled == 1 or float(text[:-1]) != 100), f"{fit.filled:.0%}")
+    whole = fit.filled == 1
+    texts = ((f"{fit.filled:,.{digits}%}", f"{1:.{digits}%}") for digits in range(6))
+    return next((text for text, full in texts if whole or text != full), "100%")
 
 
 def _asked(question: Question) -> str:
