@@ -26,7 +26,8 @@ class TravellingExperts(ExpertsLayer):
     """The experts of a mixture, divided equally among the ranks of a mesh. Rank 0 has the first E / R experts.
 
     A forward pass has two exchanges between the ranks: the inputs of the experts, then their outputs. The backward pass
-    has the same two exchanges for the gradients. A rank sends t·k·D elements in an exchange, on average.
+    has the same two exchanges for the gradients. A rank sends t·k·D elements in an exchange on average, those
+    for its own experts included.
     """
 
     def __init__(self, whole: ExpertsLayer, mesh: DeviceMesh) -> None:
