@@ -131,7 +131,7 @@ def train(
             validate(0, every=False)
         for step in range(after + 1, (stop_at or settings.steps) + 1):
             start = time.perf_counter()
-            torch.manual_seed(settings.seed * 1_000_003 + step * ranks.size + ranks.rank)  # dropout
+            torch.manual_seed((settings.seed * 1_000_003 + step * ranks.size + ranks.rank) % 2**63)  # dropout
             model.train()
             batch = data.batch(step, seed=settings.seed, sequences=settings.batch, seq_len=settings.seq_len)
             mine = [own_part(rows, ranks).to(device) for rows in batch]

@@ -136,6 +136,12 @@ def test_only_matrices_and_tables_have_weight_decay() -> None:
     assert len(decayed["params"]) + len(plain["params"]) == len(list(model.parameters()))
 
 
+def test_the_largest_seed_of_a_model_also_trains(book: Path) -> None:
+    largest = settings(steps=1, seed=2**64 - 1, dropout=0.1)
+    trained = train(build(spec(vocab_size=256), seed=largest.seed), corpus(str(book)), largest)
+    assert math.isfinite(trained.losses[0])
+
+
 def test_the_biases_of_experts_have_no_weight_decay() -> None:
     """They are one tensor with two dimensions for all experts of a layer."""
     model = build(load_bundled("gpt-oss-20b"), device="meta")
