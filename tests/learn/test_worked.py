@@ -158,7 +158,7 @@ def test_without_torch_the_command_says_so(monkeypatch: pytest.MonkeyPatch, caps
     [
         (["ropes"], "unknown topic `ropes`"),
         (["rope", "--dim", "3"], "--dim 3: RoPE rotates pairs of channels"),
-        (["attention", "--tokens", "9"], "--tokens 9: a worked example has from 1 to 8"),
+        (["attention", "--tokens", "9"], "--tokens 9: must be from 1 to 8"),
         (["attention", "--tokens", "0"], "0 is not between 1 and"),
     ],
 )

@@ -44,6 +44,6 @@ def work(topic: str, *, tokens: int | None = None, dim: int | None = None, seed:
     case = case._replace(tokens=case.tokens if tokens is None else tokens, dim=case.dim if dim is None else dim)
     for option, size in (("--tokens", case.tokens), ("--dim", case.dim)):
         if not 1 <= size <= LARGEST:
-            raise LLMBenchError(f"{option} {size}: a worked example has from 1 to {LARGEST}")
+            raise LLMBenchError(f"{option} {size}: must be from 1 to {LARGEST}")
     worked: Worked = module.work(case)
     return worked
