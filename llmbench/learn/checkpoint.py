@@ -6,10 +6,12 @@ any moment therefore leaves whole checkpoints only. Nothing is pickled, so a str
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
@@ -24,15 +26,29 @@ from llmbench.model.weights.checkpoint import tensors_in, write_tensors
 from llmbench.sizing.params import count_parameters
 from llmbench.spec.model import ModelSpec
 from llmbench.spec.reading import read_bytes
+from llmbench.spec.weights.safetensors import short
 
-__all__ = ["State", "checkpoints", "is_checkpoint", "load_model", "load_optimizer", "newest", "read_state", "save"]
+__all__ = [
+    "State",
+    "checkpoints",
+    "is_checkpoint",
+    "load_model",
+    "load_optimizer",
+    "newest",
+    "read_state",
+    "save",
+    "step_of",
+]
 
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 KEPT = 2
 """The number of checkpoints that a run keeps. The last one alone could be damaged by a failing disk."""
 MOST_THREADS = 4096
 """The largest number of threads that a checkpoint may ask for."""
+SCHEMA = "llmbench.checkpoint/1"
 
+_LEAST = {"step": 1.0, "exp_avg_sq": 0.0}
+"""The least number that a state of an optimizer can have. `exp_avg_sq` is a mean of squares."""
 _NAME = re.compile(r"step-([0-9]{8,12})")
 _TEMPORARY = ".unfinished-"
 
@@ -44,11 +60,13 @@ class State(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     - `data`: the source of the text (see Corpus). `data_sha256`: the hash of its train part.
     - `threads`: the number of CPU threads. It decides the order of sums, so a resumed run keeps it.
     - `versions`: the versions of llmbench, Python and torch.
+    - `without_states`: the weights that have no state of the optimizer, because they never had a gradient, such as an
+      expert that got no token. After step 0, all other weights have states.
 
     Everything random in a step depends on `settings.seed` and the step, so there is no state of a random generator.
     """
 
-    schema: str = "llmbench.checkpoint/1"
+    schema: str = SCHEMA
     step: int
     seconds: float
     spec: ModelSpec
@@ -58,8 +76,13 @@ class State(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     threads: int
     command: str
     versions: dict[str, str]
+    without_states: list[str] = []
 
     def __post_init__(self) -> None:
+        if self.schema != SCHEMA:
+            raise ValueError(f"the schema is {self.schema[:60]!r}, not {SCHEMA!r}")
+        if self.step > self.settings.steps:
+            raise ValueError(f"step {self.step} is after the last step of the settings, {self.settings.steps}")
         if self.step < 0 or not 1 <= self.threads <= MOST_THREADS or not 0 <= self.seconds < float("inf"):
             raise ValueError(
                 f"step {self.step}, {self.threads} threads and {self.seconds} seconds are no state of a run"
@@ -78,25 +101,30 @@ def save(
     states = {name: whole(value) for name, value in _states(model, optimizer).items()}
     if not writes:
         return
+    if state.step:
+        names = [name for weight, name in _names(model).items() if not optimizer.state.get(weight)]
+        state = msgspec.structs.replace(state, without_states=names)
     target = folder / f"step-{state.step:08d}"
     temporary = folder / f"{_TEMPORARY}{target.name}"
     try:
         for left in folder.glob(f"{_TEMPORARY}*"):  # a killed run left them
-            shutil.rmtree(left, ignore_errors=True)
-        temporary.mkdir()
-        write_tensors(temporary / MODEL, weights)
-        write_tensors(temporary / OPTIMIZER, states)
-        with (temporary / STATE).open("xb") as file:
-            file.write(msgspec.json.format(msgspec.json.encode(state), indent=2) + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        _flush(temporary)
-        if target.exists():  # a run that goes on from an earlier checkpoint
-            os.replace(target, folder / f"{_TEMPORARY}replaced")
-        os.replace(temporary, target)
+            _remove(left)
+        temporary.mkdir()  # fails if a link or anything else has this name
+        try:
+            write_tensors(temporary / MODEL, weights)
+            write_tensors(temporary / OPTIMIZER, states)
+            with (temporary / STATE).open("xb") as file:
+                file.write(msgspec.json.format(msgspec.json.encode(state), indent=2) + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+            _flush(temporary)
+            os.replace(temporary, target)
+        except BaseException:
+            _remove(temporary)
+            raise
         _flush(folder)
         for old in checkpoints(folder)[:-KEPT]:
-            shutil.rmtree(old, ignore_errors=True)
+            _remove(old)
     except OSError as problem:
         raise LLMBenchError(f"cannot write the checkpoint {target}: {problem.strerror}") from None
 
@@ -132,9 +160,17 @@ def read_state(checkpoint: Path) -> State:
     try:
         state = msgspec.json.decode(read_bytes(path), type=State)
         state.spec.check()
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as problem:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, LLMBenchError) as problem:
         raise SpecError(f"{path} is not the state of a checkpoint: {problem}") from None
+    if (named := step_of(checkpoint)) not in (None, state.step):
+        raise SpecError(f"{path}: it is the state of step {state.step}, but the name of its folder says step {named}")
     return state
+
+
+def step_of(checkpoint: Path) -> int | None:
+    """Return the step in the name of a checkpoint, or None if the folder has another name."""
+    match = _NAME.fullmatch(checkpoint.name)
+    return None if match is None else int(match[1])
 
 
 def load_model(checkpoint: Path, *, impl: str | None = None, device: torch.device | str = "cpu") -> Decoder:
@@ -150,22 +186,56 @@ def load_model(checkpoint: Path, *, impl: str | None = None, device: torch.devic
 
 
 def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Give an optimizer of `model` the states of a checkpoint. Raises SpecError for a damaged file."""
-    tensors = tensors_in(checkpoint / OPTIMIZER)
-    names = _names(model)
+    """Give an optimizer of `model` the states of a checkpoint.
+
+    torch does not check them, and its kernels would read and write outside of a state with a wrong shape. Raises
+    SpecError for a damaged file, and unless the states have the names, shapes and formats that the optimizer gives
+    them, and numbers that it can compute.
+    """
+    path, state = checkpoint / OPTIMIZER, read_state(checkpoint)
+    tensors, names, without = tensors_in(path), _names(model), set(state.without_states)
     for group in optimizer.param_groups:
         for weight in group["params"]:
             prefix = f"{names[weight]}/"
-            states = {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
+            has_states = state.step > 0 and names[weight] not in without
+            expected = _states_of_a_weight(optimizer, group) if has_states else ()
+            states = {key: tensors.pop(prefix + key, None) for key in expected}
             for key, value in states.items():
-                if value.shape not in ((), weight.shape) or not value.is_floating_point():
-                    raise SpecError(f"{checkpoint / OPTIMIZER}: {prefix}{key} does not fit the weight")
+                if value is None:
+                    raise SpecError(f"{path}: the state {prefix}{key} is missing")
+                shape, dtype = ((), torch.float32) if key == "step" else (weight.shape, weight.dtype)
+                if value.shape != shape or value.dtype != dtype:
+                    raise SpecError(f"{path}: {prefix}{key} does not fit the weight")
+                least = _LEAST.get(key, -math.inf)
+                if not value.isfinite().all() or bool((value < least).any()):
+                    raise SpecError(f"{path}: {prefix}{key} has a number that the optimizer cannot compute")
+                if key == "step" and (float(value) > state.step or float(value) % 1):
+                    raise SpecError(
+                        f"{path}: {prefix}{key} is {float(value):g}, but the state is that of step {state.step}"
+                    )
             device = {key: "cpu" if key == "step" and not group.get("fused") else weight.device for key in states}
             optimizer.state[weight] = {
-                key: divided_like(value.to(device[key], copy=True), weight) for key, value in states.items()
+                key: divided_like(value.to(device[key], copy=True), weight)
+                for key, value in states.items()
+                if value is not None
             }
     if tensors:
-        raise SpecError(f"{checkpoint / OPTIMIZER}: the model has no weight for {next(iter(tensors))}")
+        raise SpecError(f"{path}: the optimizer has no state {short(next(iter(tensors)))}")
+
+
+def _states_of_a_weight(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> tuple[str, ...]:
+    """Return the names of the states that the optimizer keeps for a weight that had a gradient."""
+    if isinstance(optimizer, torch.optim.SGD):
+        return ("momentum_buffer",) if group["momentum"] else ()
+    return ("step", "exp_avg", "exp_avg_sq")
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder of a run, or a link in its place. The target of a link stays."""
+    if path.is_symlink():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _names(model: nn.Module) -> dict[Tensor, str]:
@@ -187,6 +257,11 @@ def _fill(weights: dict[str, Tensor], tensors: dict[str, Tensor], path: Path) ->
         if weight.shape != tensors[name].shape:
             shapes = tuple(tensors[name].shape), tuple(weight.shape)
             raise SpecError(f"{path}: {name} has the shape {shapes[0]}, but the spec says {shapes[1]}")
+        if weight.dtype != tensors[name].dtype:
+            formats = (str(dtype).removeprefix("torch.") for dtype in (tensors[name].dtype, weight.dtype))
+            raise SpecError(f"{path}: {name} has the format {next(formats)}, but the model has {next(formats)}")
+        if not tensors[name].isfinite().all():
+            raise SpecError(f"{path}: {name} has a number that is NaN or infinite")
         weight.copy_(tensors[name])
 
 

@@ -9,11 +9,16 @@ import msgspec
 from llmbench.errors import LLMBenchError
 from llmbench.learn.schedule import Schedule
 
-__all__ = ["Optimizer", "Precision", "Settings", "Sharding"]
+__all__ = ["LARGEST", "Optimizer", "Precision", "Settings", "Sharding"]
 
 Optimizer = Literal["adamw", "sgd"]
 Precision = Literal["fp32", "bf16"]
 Sharding = Literal["ddp", "fsdp"]
+
+LARGEST = 2**31
+"""The largest whole number in the settings. Products with the seed and the step then fit into 64 bits."""
+LARGEST_RATE = 3.4e38
+"""Learning rates are below the largest number of fp32, the format of the weights."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -37,7 +42,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     - `validate_every`: the number of steps between two validations.
     - `validation_batches`: the number of batches of each validation but the last, which reads the whole part.
 
-    Raises LLMBenchError for values that contradict each other.
+    Raises LLMBenchError for values outside their ranges, and for values that contradict each other.
     """
 
     steps: int = 2000
@@ -64,9 +69,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "seq_len", "accumulate", "validate_every", "validation_batches"):
-            if getattr(self, name) < 1:
-                raise LLMBenchError(f"{name}: must be at least 1, not {getattr(self, name)}")
-        for name in ("warmup", "weight_decay", "balance", "clip"):
+            self._refuse_outside(name, 1, LARGEST)
+        for name in ("warmup", "seed"):
+            self._refuse_outside(name, 0, LARGEST)
+        for name in ("weight_decay", "balance", "clip"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise LLMBenchError(f"{name}: must be at least 0 and finite, not {getattr(self, name)}")
         for name in ("beta1", "beta2", "dropout"):
@@ -74,12 +80,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 raise LLMBenchError(f"{name}: must be at least 0 and less than 1, not {getattr(self, name)}")
         if not 0 <= self.lr_end <= 1:
             raise LLMBenchError(f"lr_end: must be from 0 to 1, as a share of the highest rate, not {self.lr_end}")
-        if not 0 < self.lr < float("inf"):
-            raise LLMBenchError(f"lr: must be above 0 and finite, not {self.lr}")
+        if not 0 < self.lr < LARGEST_RATE:
+            raise LLMBenchError(f"lr: must be above 0 and less than {LARGEST_RATE:g}, not {self.lr}")
         if self.batch % self.accumulate:
             raise LLMBenchError(
                 f"a batch of {self.batch} sequences cannot be divided into {self.accumulate} equal micro-batches"
             )
+
+    def _refuse_outside(self, name: str, least: int, most: int) -> None:
+        """Raise LLMBenchError if a whole number is outside the range. It may have too many digits to be shown."""
+        value = getattr(self, name)
+        if not least <= value <= most:
+            shown = f", not {value:,}" if abs(value) < 10**30 else ""
+            raise LLMBenchError(f"{name}: must be from {least} to {most:,}{shown}")
 
     @property
     def tokens(self) -> int:
