@@ -19,9 +19,18 @@ from torch import Tensor, nn
 
 from llmbench.learn.data import Corpus
 from llmbench.learn.evaluate import refuse_other_models
-from llmbench.learn.faults import DivergedError, cause_of
+from llmbench.learn.faults import DivergedError, cause_of, module_of, refuse_divergence
 from llmbench.learn.metrics import StepRow, Validation
-from llmbench.learn.parallel import mean, own_part, refuse_unequal_parts, replica_of, shard, unsynchronised, whole
+from llmbench.learn.parallel import (
+    mean,
+    own_part,
+    refuse_unequal_parts,
+    replica_of,
+    reshard,
+    shard,
+    unsynchronised,
+    whole,
+)
 from llmbench.learn.schedule import learning_rate
 from llmbench.learn.settings import Settings
 from llmbench.measure.ranks import ALONE, Ranks
@@ -103,8 +112,9 @@ def train(
     - `save`: called with the step after each validation, and at the end.
     - `ranks`: each rank trains on an equal part of every batch, and the gradients are averaged.
 
-    The random generators of the caller keep their states. Raises DivergedError if the loss or a gradient is not finite.
-    The weights are then those of the last good step.
+    The random generators of the caller keep their states. Raises DivergedError if the loss or a gradient is not finite;
+    the weights are then those of the last good step. Raises it also if a weight, a state of the optimizer or the loss
+    is not finite at a validation. `save` is therefore called for finite weights and states only.
     """
     data.refuse_short(settings.seq_len)
     refuse_unequal_parts(settings, ranks)
@@ -123,6 +133,11 @@ def train(
 
     def validate(step: int, *, every: bool) -> None:
         loss = validation_loss(model, data, settings, whole=every)
+        reshard(model)
+        refuse_divergence(step, model, optimizer)
+        if not math.isfinite(loss):
+            first = (part.to(device) for part in data.windows(settings.seq_len, settings.batch))
+            raise DivergedError(step, module_of(model, *first) or "the validation loss is not finite")
         validations.append(Validation(step=step, tokens=step * settings.tokens, validation_loss=loss))
         on_validation(validations[-1])
 

@@ -26,6 +26,7 @@ __all__ = [
     "own_part",
     "refuse_unequal_parts",
     "replica_of",
+    "reshard",
     "shard",
     "unsynchronised",
     "whole",
@@ -48,6 +49,13 @@ def shard(model: Decoder, settings: Settings, ranks: Ranks) -> None:
     mesh = init_device_mesh(model.embedding.weight.device.type, (ranks.size,))
     for module in (*model.layers, model):
         fully_shard(module, mesh=mesh)
+
+
+def reshard(model: Decoder) -> None:
+    """Give each rank only its parts of the weights again. A forward pass without a backward pass leaves some whole."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def whole(tensor: Tensor) -> Tensor:
