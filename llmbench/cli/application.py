@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -13,7 +14,7 @@ from llmbench._version import __version__
 from llmbench.cli import COMMANDS
 from llmbench.cli.help import HelpfulCommand, HelpfulGroup
 from llmbench.cli.messages import abandon, say
-from llmbench.errors import LLMBenchError
+from llmbench.errors import CannotRunError, LLMBenchError
 
 BUG = 101
 """The exit code after an unexpected exception."""
@@ -54,11 +55,27 @@ def run(arguments: list[str], *, imported: Callable[[], None] = lambda: None) ->
             abandon(sys.stdout)
             _report(f"cannot write the answer to stdout: {problem.strerror}")
             return 2
+        if _is_out_of_memory(problem):
+            amount = re.search(r"tried to allocate ([0-9.]+ ?[A-Za-z]+)", str(problem), re.IGNORECASE)
+            needed = f": {amount[1]} more could not be allocated" if amount else ""
+            _report(f"too little memory{needed}", "try a smaller model, a smaller batch or shorter sequences")
+            return CannotRunError.exit_code
         import traceback
 
         traceback.print_exc()
         _report("this is a bug in llmbench", "please report the lines above and the command that you ran")
         return BUG
+
+
+def _is_out_of_memory(problem: Exception) -> bool:
+    """Return whether a command needed more memory than the system or a GPU gave it."""
+    if isinstance(problem, MemoryError):
+        return True
+    if "torch" not in sys.modules:  # torch's errors have classes and texts of their own
+        return False
+    from llmbench.measure.faults import is_out_of_memory
+
+    return is_out_of_memory(problem)
 
 
 def _run(arguments: list[str], imported: Callable[[], None]) -> int:

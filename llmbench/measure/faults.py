@@ -10,7 +10,7 @@ import torch
 from llmbench.errors import CannotRunError, UnsupportedError
 from llmbench.measure.results import Check, Status
 
-__all__ = ["Fault", "IncorrectError", "fault_of"]
+__all__ = ["Fault", "IncorrectError", "fault_of", "is_out_of_memory"]
 
 OUT_OF_MEMORY = (
     "DefaultCPUAllocator: can't allocate memory",
@@ -53,13 +53,18 @@ def fault_of(problem: Exception) -> Fault:
         return Fault("INCORRECT", "; ".join((_failed_checks(problem.checks), *notes)), problem.checks)
     text = next((line.strip() for line in str(problem).splitlines() if line.strip()), type(problem).__name__)
     text = "; ".join((text, *notes))
-    if isinstance(problem, (torch.OutOfMemoryError, MemoryError)) or any(
-        sign in str(problem) for sign in OUT_OF_MEMORY
-    ):
+    if is_out_of_memory(problem):
         return Fault("OOM", text)
     if isinstance(problem, (UnsupportedError, CannotRunError, NotImplementedError)):
         return Fault("n/a", text)
     return Fault("FAILED", f"{type(problem).__name__}: {text}")
+
+
+def is_out_of_memory(problem: Exception) -> bool:
+    """Return whether an error means that a device has too little memory."""
+    return isinstance(problem, (torch.OutOfMemoryError, MemoryError)) or any(
+        sign in str(problem) for sign in OUT_OF_MEMORY
+    )
 
 
 def _failed_checks(checks: Sequence[Check], most: int = 3) -> str:

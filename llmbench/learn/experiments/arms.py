@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
+import torch
 
 from llmbench.learn.data import Corpus
 from llmbench.learn.loop import Probe, Trained, train
+from llmbench.learn.memory import refuse_without_memory
 from llmbench.learn.metrics import StepRow, Validation
 from llmbench.learn.settings import Settings
 from llmbench.model.create import build
@@ -53,10 +55,13 @@ def trained_arm(
 ) -> tuple[Decoder, Trained]:
     """Build and train the model of an arm. Equal seeds give equal batches in all arms.
 
-    Raises DivergedError if the loss is not finite, and the errors of `build`.
+    Raises DivergedError if a number is not finite, CannotRunError if the memory is too small, and the errors of
+    `build`.
     """
     settings = msgspec.structs.replace(settings, **arm.settings)
-    model = build(arm.spec(base), init=arm.init, seed=settings.seed)
+    spec = arm.spec(base)
+    refuse_without_memory(spec, settings, torch.device("cpu"))
+    model = build(spec, init=arm.init, seed=settings.seed)
     if arm.reparametrised:
         reparametrise(model)
     return model, train(model, data, settings, probes=probes, on_step=on_step, on_validation=on_validation)
