@@ -196,10 +196,13 @@ def command(
         "steps": steps, "batch": batch, "seq_len": seq, "lr": lr, "warmup": warmup, "schedule": schedule,
         "optimizer": optimizer, "precision": dtype, "seed": seed,
     }  # fmt: skip
+    compiled = setting == ["compile=true"]
     if (model is None) == (resume is None):
         raise LLMBenchError("give either a MODEL or --resume FOLDER", hint="for example `llmbench train nanogpt-cpu`")
     if resume is not None:
-        _refuse_with_resume({**chosen, "data": data, "setting": setting, "set": set, "output": folder})
+        _refuse_with_resume(
+            {**chosen, "data": data, "setting": None if compiled else setting, "set": set, "output": folder}
+        )
     if tensorboard and folder is None and resume is None:
         raise LLMBenchError("--tensorboard needs a folder for the event files", hint="add -o FOLDER")
     spec = None if model is None else load(model, set)
@@ -208,7 +211,7 @@ def command(
         raise CannotRunError(
             "--tensorboard needs the package tensorboard, which is not installed", hint="run `pip install tensorboard`"
         )
-    from llmbench.learn.session import new_session, resumed_session
+    from llmbench.learn.session import new_session, refuse_stop, resumed_session
     from llmbench.measure.environment import environment
     from llmbench.measure.ranks import join
     from llmbench.model.devices import device_of
@@ -216,7 +219,7 @@ def command(
     ranks, where = join("any", device_of(device), "train")
     vocabulary = ""
     if resume is not None:
-        session = resumed_session(resume, device=where, ranks=ranks)
+        session = resumed_session(resume, device=where, ranks=ranks, compile=compiled)
     else:
         assert spec is not None
         text = corpus_of_option(data, first=ranks.first)
@@ -224,10 +227,12 @@ def command(
             vocabulary = (
                 f"vocabulary {spec.vocab_size:,} → {text.vocab_size:,} {'bytes' if text.floor is None else 'symbols'}"
             )
+        settings = _settings(chosen, setting, spec.max_position_embeddings, where.type)
+        refuse_stop(stop_at, 0, settings.steps)
         session = new_session(
             spec,
             text,
-            _settings(chosen, setting, spec.max_position_embeddings, where.type),
+            settings,
             device=where,
             folder=folder,
             command=printable(shlex.join(["llmbench", *sys.argv[1:]])),
@@ -243,6 +248,10 @@ def command(
             if ranks.first and session.folder is not None:
                 say(f"stopped; `llmbench train --resume {session.folder}` goes on after step {session.state.step:,}")
             raise
+        except LLMBenchError:
+            for note in session.notes:
+                say(f"note: {note}")
+            raise
     if not ranks.first:
         return
     inputs = {"model": model, "resume": None if resume is None else str(resume), "stop_at": stop_at, "set": set or []}
@@ -255,7 +264,7 @@ def _refuse_with_resume(options: dict[str, Any]) -> None:
         if value is not None:
             raise LLMBenchError(
                 f"--{names.get(name, name)} cannot be used with --resume: a resumed run keeps its settings",
-                hint="only --stop-at, --device and --tensorboard can be given with --resume",
+                hint="only --stop-at, --device, --tensorboard and --setting compile=true can be given with --resume",
             )
 
 

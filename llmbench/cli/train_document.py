@@ -65,11 +65,10 @@ FIELDS: tuple[Field[Row], ...] = (
 
 def _rows(session: Session, trained: Trained) -> list[Row]:
     """Return the validations of the whole run, or those of this session if nothing is kept."""
-    from llmbench.learn.metrics import Metrics, bits_per_byte, perplexity
-    from llmbench.learn.session import METRICS
+    from llmbench.learn.metrics import bits_per_byte, perplexity
 
     if session.folder is not None:
-        written = Metrics.read(session.folder / METRICS)
+        written = session.rows
     else:
         written = [*(row.as_json() for row in trained.steps), *(row.as_json() for row in trained.validations)]
     losses = {row["step"]: row["loss"] for row in written if "loss" in row}
@@ -123,7 +122,7 @@ def document(
             f"gradients clipped in {percent(clipped)} of {plural(len(trained.steps), 'step')}",
             kept,
         ],
-        notes=list(data.notes),
+        notes=[*data.notes, *session.notes],
     )
     final = last._asdict()
     return Document(

@@ -5,14 +5,20 @@ from __future__ import annotations
 
 import math
 import os
+import secrets
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
-from llmbench.errors import CannotRunError, LLMBenchError
+from llmbench.errors import CannotRunError, LLMBenchError, SpecError
+from llmbench.learn.folder import refuse_link
+from llmbench.learn.settings import LARGEST
+from llmbench.measure.results import MOST_BYTES
+from llmbench.measure.store import names_beside
+from llmbench.spec.reading import read_bytes
 
 __all__ = ["EventFiles", "Metrics", "StepRow", "Validation", "bits_per_byte", "perplexity"]
 
@@ -68,40 +74,103 @@ class Validation(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.asdict(self) | units
 
 
+class _Row(msgspec.Struct, frozen=True):
+    """The fields of a row that the answer of a run shows. A loss is a finite number."""
+
+    step: Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]
+    tokens: Annotated[int, msgspec.Meta(ge=0)]
+    loss: float | msgspec.UnsetType = msgspec.UNSET
+    validation_loss: float | msgspec.UnsetType = msgspec.UNSET
+
+
 class Metrics:
     """The file of the figures, open for appending.
 
+    `path`: the path of the file. It changes if the file is lost during the run. `notes`: that it was lost.
+
     A killed run can leave rows of steps after its last checkpoint, and an incomplete last line. A resumed run computes
     these steps again, so the rows are removed when the file is opened.
+
+    Another program can remove, replace or change the file. Before each write and at the end, its inode, size and time
+    are compared with those after the last write. If they differ, all rows are written to a new file.
     """
 
     def __init__(self, path: Path, *, after: int) -> None:
-        """Open the file, and remove the rows of all steps after step `after`."""
-        self.path = path
-        kept = [line for line, row in _rows(path) if row.get("step", 0) <= after] if os.path.exists(path) else []
+        """Open the file, and remove the rows of all steps after step `after`.
+
+        Raises LLMBenchError if the file is a link or no regular file, if a row is damaged, or if it cannot be written.
+        """
+        self.path, self.notes = path, list[str]()
+        self._lines = [line for line, row in _rows(path) if row["step"] <= after] if os.path.lexists(path) else []
         try:
-            temporary = path.with_name(f".{path.name}.new")
-            temporary.write_bytes(b"".join(kept))
-            os.replace(temporary, path)
-            self._file = path.open("ab", buffering=0)
+            for left in path.parent.glob(f".{path.name}.*"):  # a killed run left it
+                left.unlink()
+            temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+            self._file = _new_file(temporary, self._lines)
+            try:
+                os.replace(temporary, path)
+            except OSError:
+                os.close(self._file)
+                temporary.unlink()
+                raise
         except OSError as problem:
             raise LLMBenchError(f"cannot write {path}: {problem.strerror}") from None
+        self._written = _fingerprint(os.fstat(self._file))
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of all sessions of the run."""
+        return [msgspec.json.decode(line) for line in self._lines]
 
     def write(self, row: StepRow | Validation) -> None:
-        """Append a row."""
-        try:
-            self._file.write(msgspec.json.encode(row.as_json()) + b"\n")
-        except OSError as problem:
-            raise LLMBenchError(f"cannot write {self.path}: {problem.strerror}") from None
+        """Append a row. If the file is lost, write all rows to a new file."""
+        line = msgspec.json.encode(row.as_json()) + b"\n"
+        self._lines.append(line)
+        loss = self._loss()
+        if loss is None:
+            try:
+                _write(self._file, line)
+            except OSError as problem:
+                loss = f"cannot be written any more ({problem.strerror})"
+            self._written = _fingerprint(os.fstat(self._file))
+        if loss is not None:
+            self._move(loss)
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file. If it is lost, write all rows to a new file first."""
+        try:
+            if (loss := self._loss()) is not None:
+                self._move(loss)
+        finally:
+            os.close(self._file)
 
     @staticmethod
     def read(path: Path) -> list[dict[str, Any]]:
-        """Return the rows of a file. An incomplete last line is left out."""
+        """Return the rows of a file. An incomplete last line is left out. Raises LLMBenchError for a damaged row."""
         return [row for _, row in _rows(path)]
+
+    def _loss(self) -> str | None:
+        """Return what happened to the file if it is no longer as it was written, else None."""
+        try:
+            there = _fingerprint(os.lstat(self.path))
+        except OSError:
+            return "was removed"
+        if there[:2] != self._written[:2]:
+            return "was replaced by another file"
+        return None if there == self._written else "was changed by another program"
+
+    def _move(self, loss: str) -> None:
+        """Write the rows to a new file, which becomes the file of these metrics."""
+        for path in names_beside(self.path):
+            try:
+                file = _new_file(path, self._lines)
+            except OSError:
+                continue
+            os.close(self._file)
+            self.notes.append(f"{self.path} {loss}; all rows are in {path}")
+            self.path, self._file, self._written = path, file, _fingerprint(os.fstat(file))
+            return
+        raise LLMBenchError(f"{self.path} {loss}, and no other file can be written", hint="free space on the disk")
 
 
 class EventFiles:
@@ -132,11 +201,35 @@ class EventFiles:
 
 
 def _rows(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """Yield each complete line of the file, and its JSON object."""
-    for line in path.read_bytes().splitlines(keepends=True):
+    """Yield each complete line of the file with its line break, and its JSON object. Raises LLMBenchError."""
+    refuse_link(path)
+    for number, line in enumerate(read_bytes(path, MOST_BYTES).split(b"\n")[:-1], 1):
         try:
             row = msgspec.json.decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            continue
-        if line.endswith(b"\n") and isinstance(row, dict):
-            yield line, row
+            msgspec.convert(row, _Row)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as problem:
+            raise SpecError(
+                f"{path}, line {number}: it is not a row of figures: {problem}", hint="remove the line"
+            ) from None
+        yield line + b"\n", row
+
+
+def _new_file(path: Path, lines: list[bytes]) -> int:
+    """Create a file with these lines and return its descriptor. Raises OSError, also if a link has this name."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)
+    try:
+        _write(file, b"".join(lines))
+    except OSError:
+        os.close(file)
+        path.unlink()
+        raise
+    return file
+
+
+def _write(file: int, text: bytes) -> None:
+    while text:  # the first write writes the whole text, unless the disk is full
+        text = text[os.write(file, text) :]
+
+
+def _fingerprint(file: os.stat_result) -> tuple[int, int, int, int]:
+    return file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns

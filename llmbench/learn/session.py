@@ -7,8 +7,10 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
@@ -18,7 +20,10 @@ from llmbench.errors import LLMBenchError
 from llmbench.learn import checkpoint
 from llmbench.learn.checkpoint import State
 from llmbench.learn.data import Corpus, corpus
+from llmbench.learn.faults import DivergedError
+from llmbench.learn.folder import locked, refuse_link
 from llmbench.learn.loop import Probe, Trained, optimizer_for, train
+from llmbench.learn.memory import refuse_without_memory
 from llmbench.learn.metrics import EventFiles, Metrics, StepRow, Validation
 from llmbench.learn.parallel import shard
 from llmbench.learn.settings import Settings
@@ -35,7 +40,7 @@ from llmbench.spec.catalog import load_device
 from llmbench.spec.model import ModelSpec
 from llmbench.spec.override import override
 
-__all__ = ["METRICS", "Session", "measured_peak", "new_session", "resumed_session"]
+__all__ = ["METRICS", "Session", "measured_peak", "new_session", "refuse_stop", "resumed_session"]
 
 METRICS = "metrics.jsonl"
 EVENTS = "tensorboard"
@@ -47,6 +52,7 @@ class Session:
 
     - `state`: what the next checkpoint says. Its step is the last finished step.
     - `folder`: where checkpoints and metrics are kept. None: nothing is kept.
+    - `rows`: after `run`, the rows of the metrics of all sessions. `notes`: what the user should know about the run.
     - `peak`: the FLOP/s from which MFU is computed, and `peak_source`: where the figure comes from.
     """
 
@@ -58,6 +64,8 @@ class Session:
     ranks: Ranks
     peak: float
     peak_source: str
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def run(
         self,
@@ -70,18 +78,36 @@ class Session:
     ) -> Trained:
         """Train until step `stop_at`, or until the end of the schedule.
 
-        `tensorboard`: whether to write event files into the folder too. Raises LLMBenchError if the run is finished,
-        and CannotRunError if a package is missing.
+        `tensorboard`: whether to write event files into the folder too.
+
+        Raises LLMBenchError if the run is finished, if another process trains in the folder, or if the folder has a
+        later checkpoint, DivergedError if a number is not finite, and CannotRunError if a package is missing.
         """
-        last = self.state.settings.steps if stop_at is None else stop_at
-        if not self.state.step < last <= self.state.settings.steps:
-            raise LLMBenchError(
-                f"the run has finished step {self.state.step:,} of {self.state.settings.steps:,}, so it cannot stop at "
-                f"step {last:,}"
-                if stop_at is not None
-                else f"the run is finished: it has all of its {last:,} steps"
-            )
-        files = self._open_files(tensorboard)
+        refuse_stop(stop_at, self.state.step, self.state.settings.steps)
+        with ExitStack() as stack:
+            files = self.ranks.agreed(lambda: self._open_files(stack, tensorboard))
+            try:
+                return self._train(files, stop_at, probes, on_step, on_validation)
+            except DivergedError as problem:
+                kept = [] if self.folder is None else checkpoint.checkpoints(self.folder)
+                raise DivergedError(problem.step, problem.cause, kept[-1] if kept else None) from None
+            finally:
+                for file in files:
+                    file.close()
+                for metrics in files:
+                    if isinstance(metrics, Metrics):
+                        self.rows = metrics.rows
+                        self.notes += metrics.notes
+
+    def _train(
+        self,
+        files: Sequence[Metrics | EventFiles],
+        stop_at: int | None,
+        probes: Sequence[Probe],
+        on_step: Callable[[StepRow], object],
+        on_validation: Callable[[Validation], object],
+    ) -> Trained:
+        """Train, write each row to the files, and save checkpoints."""
         seconds = self.state.seconds
 
         def step_done(row: StepRow) -> None:
@@ -102,32 +128,46 @@ class Session:
             if folder is not None:  # all ranks wait for the files, and learn if they could not be written
                 self.ranks.agreed(lambda: checkpoint.save(folder, self.model, optimizer, self.state, writes=first))
 
-        try:
-            return train(
-                self.model,
-                self.data,
-                self.state.settings,
-                probes=probes,
-                optimizer=self.optimizer,
-                after=self.state.step,
-                stop_at=stop_at,
-                seconds=seconds,
-                peak_flops_per_s=self.peak,
-                on_step=step_done,
-                on_validation=validated,
-                save=save,
-                ranks=self.ranks,
-            )
-        finally:
-            for file in files:
-                file.close()
+        return train(
+            self.model,
+            self.data,
+            self.state.settings,
+            probes=probes,
+            optimizer=self.optimizer,
+            after=self.state.step,
+            stop_at=stop_at,
+            seconds=seconds,
+            peak_flops_per_s=self.peak,
+            on_step=step_done,
+            on_validation=validated,
+            save=save,
+            ranks=self.ranks,
+        )
 
-    def _open_files(self, tensorboard: bool) -> list[Metrics | EventFiles]:
-        """Return the open files that get every row. Only the first rank writes files."""
+    def _open_files(self, stack: ExitStack, tensorboard: bool) -> list[Metrics | EventFiles]:
+        """Return the open files that get every row. Only the first rank writes files, and locks the folder."""
         if self.folder is None or not self.ranks.first:
             return []
-        events = [EventFiles(self.folder / EVENTS, after=self.state.step)] if tensorboard else []
-        return [*events, Metrics(self.folder / METRICS, after=self.state.step)]
+        stack.enter_context(locked(self.folder))
+        last = checkpoint.newest(self.folder)
+        if checkpoint.step_of(last) != self.state.step:
+            raise LLMBenchError(
+                f"{self.folder} has a checkpoint of another step than {self.state.step:,}: {last.name}",
+                hint=f"`llmbench train --resume {self.folder}` goes on after it; to go back, remove later checkpoints",
+            )
+        refuse_link(self.folder / EVENTS)
+        metrics = Metrics(self.folder / METRICS, after=self.state.step)
+        return [metrics, EventFiles(self.folder / EVENTS, after=self.state.step)] if tensorboard else [metrics]
+
+
+def refuse_stop(stop_at: int | None, done: int, steps: int) -> None:
+    """Raise LLMBenchError if a run of `steps` steps that has finished step `done` cannot go on to step `stop_at`."""
+    if done >= steps:
+        raise LLMBenchError(f"the run is finished: it has all of its {steps:,} steps")
+    if stop_at is not None and stop_at > steps:
+        raise LLMBenchError(f"the schedule ends after step {steps:,}, so it cannot stop at step {stop_at:,}")
+    if stop_at is not None and stop_at <= done:
+        raise LLMBenchError(f"the run has finished step {done:,} already, so it cannot stop at step {stop_at:,}")
 
 
 def new_session(
@@ -154,6 +194,7 @@ def new_session(
         raise LLMBenchError(f"-o {folder} exists already", hint=hint or "give the name of a new folder")
     if spec.vocab_size != data.vocab_size:
         spec = override(spec, {"vocab_size": data.vocab_size, "published_parameters": None})
+    refuse_without_memory(spec, settings, device, ranks)
     model = build(spec, device=device, seed=settings.seed)
     threads = choose_threads(model, data, settings) if device.type == "cpu" else torch.get_num_threads()
     state = State(
@@ -173,22 +214,40 @@ def new_session(
     return _session(model, optimizer_for(model, settings), data, state, folder, ranks)
 
 
-def resumed_session(folder: Path, *, device: torch.device, ranks: Ranks = ALONE) -> Session:
+def resumed_session(folder: Path, *, device: torch.device, ranks: Ranks = ALONE, compile: bool = False) -> Session:
     """Load the last checkpoint of a run, and prepare to go on.
+
+    `compile`: whether the checkpoint may ask for torch.compile, which starts a compiler.
 
     Raises LLMBenchError if the folder has no checkpoint, or if the text has changed.
     """
     found = checkpoint.newest(folder)
-    run = folder if found != folder else folder.parent
+    run = folder if found != folder else Path(os.path.abspath(folder)).parent
+    if checkpoint.step_of(Path(os.path.abspath(found))) is None:
+        raise LLMBenchError(
+            f"{found} is a checkpoint outside of the folder of a run", hint="give the folder of the -o option"
+        )
     state = checkpoint.read_state(found)
+    if state.settings.compile and not compile:
+        raise LLMBenchError(
+            f"{found} asks for torch.compile, which starts a compiler",
+            hint="if you trust the folder, add `--setting compile=true`",
+        )
     data = corpus(state.data)
     if _hash(data) != state.data_sha256:
         raise LLMBenchError(f"the text {state.data} has changed since {found} was written")
+    refuse_without_memory(state.spec, state.settings, device, ranks)
     model = checkpoint.load_model(found, device=device)
     shard(model, state.settings, ranks)
     optimizer = optimizer_for(model, state.settings)
     checkpoint.load_optimizer(found, model, optimizer)
-    return _session(model, optimizer, data, state, run, ranks)
+    threads = min(state.threads, max(os.cpu_count() or 1, torch.get_num_threads()))
+    session = _session(model, optimizer, data, msgspec.structs.replace(state, threads=threads), run, ranks)
+    if threads < state.threads:
+        session.notes.append(
+            f"the run had {state.threads:,} threads, and this machine has {threads:,}: the last bits of sums may differ"
+        )
+    return session
 
 
 def _session(
@@ -220,8 +279,10 @@ def _create(folder: Path, model: Decoder, state: State) -> None:
         temporary.mkdir(parents=True)
         checkpoint.save(temporary, model, optimizer_for(model, state.settings), state)
         os.rename(temporary, folder)
-    except (OSError, ValueError) as problem:  # ValueError: a character that no file name can have
+    except BaseException as problem:
         shutil.rmtree(temporary, ignore_errors=True)
+        if not isinstance(problem, (OSError, ValueError)):  # ValueError: a character that no file name can have
+            raise
         raise LLMBenchError(f"cannot create {folder}: {getattr(problem, 'strerror', problem)}") from None
 
 

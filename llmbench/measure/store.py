@@ -16,7 +16,7 @@ from llmbench.errors import LLMBenchError
 from llmbench.measure.environment import Environment
 from llmbench.measure.results import Header, Key, Results, Row, differences, read
 
-__all__ = ["Store"]
+__all__ = ["Store", "names_beside"]
 
 HOST = ("cpu", "cpu_count", "threads")
 """The fields of `Environment` that describe the CPU. A file with rows of a GPU is continued although they differ."""
@@ -139,7 +139,7 @@ class Store:
         earlier = self.existing.sessions if self.existing else []
         lines = [line for session in earlier for line in (session.header, *session.rows)] + self._lines
         lost = self.path
-        for path in _names_beside(lost):
+        for path in names_beside(lost):
             try:
                 file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)
             except OSError:
@@ -241,7 +241,7 @@ def _write(file: int, text: bytes) -> bytes:
     return text
 
 
-def _names_beside(lost: Path) -> Iterator[Path]:
+def names_beside(lost: Path) -> Iterator[Path]:
     """Yield new names in the folder of a lost file, then in the folder for temporary files."""
     for folder in (lost.absolute().parent, Path(tempfile.gettempdir())):
         for number in range(1, 100):

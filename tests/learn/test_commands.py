@@ -101,7 +101,7 @@ def test_what_the_command_says(book: Path, tmp_path: Path, capsys: Capture) -> N
         (["nanogpt-cpu", "--setting", "compile=1"], 2, "--setting compile: 1 is not true or false"),
         (["nanogpt-cpu", "--setting", "accumulate=5"], 2, "12 sequences cannot be divided into 5 equal micro-batches"),
         (["nanogpt-cpu", "--seq", "65"], 2, "its learned positions cover only 64"),
-        (["nanogpt-cpu", "--lr", "-1"], 2, "lr: must be above 0 and finite, not -1.0"),
+        (["nanogpt-cpu", "--lr", "-1"], 2, "lr: must be above 0 and less than 3.4e+38, not -1.0"),
         (["nanogpt-cpu", "--steps", "5", "--stop-at", "6", "--data", "stdlib"], 2, "it cannot stop at step 6"),
         (["nanogpt-cpu", "--tensorboard"], 2, "--tensorboard needs a folder"),
     ],
