@@ -53,11 +53,11 @@ class Row(NamedTuple):
 
     @property
     def p_text(self) -> str | None:
-        """The p-value. Small ones have one digit."""
+        """The p-value with two digits."""
         p = None if self.difference is None else self.difference.p
         if p is None:
             return None if self.about else ""
-        return f"{p:.2f}" if p >= 0.095 else f"{p:.1g}"
+        return f"{p:.2g}"
 
 
 def _difference(name: str) -> Callable[[Row], float | None]:
@@ -242,7 +242,7 @@ def _losses(rows: Sequence[Row]) -> Block:
     return Block(
         headline="" if view == "cumulative" else f"view: {view}",
         table=_columns({name: 0 for name in LOSSES if name != "lr" or not one_rate}, rows),
-        lines=[f"Δ: {COMPARED[view].format(first=rows[0].step)}, ± half of its 95% interval, paired by seed"],
+        lines=[f"Δ ± half of its 95% interval, paired by seed: {COMPARED[view].format(first=rows[0].step)}"],
     )
 
 
@@ -284,7 +284,7 @@ def _words(change: Difference) -> str:
     amount = f"{abs(change.mean):.3f} nats {direction}"
     if change.p is None:
         return f"{amount}, with one seed"
-    return f"{amount} (p = {change.p:.1g})" + (", which is within noise" if change.verdict == "within noise" else "")
+    return f"{amount} (p = {change.p:.2g})" + (", which is within noise" if change.verdict == "within noise" else "")
 
 
 def _notes(rows: Sequence[Row], unigram: float, seeds: int) -> Iterator[str]:
