@@ -16,7 +16,9 @@ Precision = Literal["fp32", "bf16"]
 Sharding = Literal["ddp", "fsdp"]
 
 LARGEST = 2**31
-"""The largest whole number in the settings. Products with the seed and the step then fit into 64 bits."""
+"""The largest whole number in the settings, as for the options of the commands."""
+LARGEST_SEED = 2**64 - 1
+"""The largest seed of torch's random generators."""
 LARGEST_RATE = 3.4e38
 """Learning rates are below the largest number of fp32, the format of the weights."""
 
@@ -70,8 +72,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "seq_len", "accumulate", "validate_every", "validation_batches"):
             self._refuse_outside(name, 1, LARGEST)
-        for name in ("warmup", "seed"):
-            self._refuse_outside(name, 0, LARGEST)
+        self._refuse_outside("warmup", 0, LARGEST)
+        self._refuse_outside("seed", 0, LARGEST_SEED)
         for name in ("weight_decay", "balance", "clip"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise LLMBenchError(f"{name}: must be at least 0 and finite, not {getattr(self, name)}")

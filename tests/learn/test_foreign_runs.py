@@ -125,7 +125,7 @@ def test_weights_that_no_model_has_are_refused(run: Path, change: Callable[[Stat
         (lambda s: s.update(step=9), "the state of step 9, but the name of its folder says step 10"),
         (lambda s: s["settings"].update(steps=9), "step 10 is after the last step"),
         (lambda s: s["settings"].update(seed=-5), "seed: must be from 0 to"),
-        (lambda s: s["settings"].update(seed=10**17), "seed: must be from 0 to"),
+        (lambda s: s["settings"].update(seed=2**64), "seed: must be from 0 to"),
         (lambda s: s["settings"].update(batch=10**18), "batch: must be from 1 to"),
         (lambda s: s["settings"].update(warmup=10**400), "state of a checkpoint"),
         (lambda s: s["settings"].update(lr=1e308), "lr: must be above 0 and less than"),
