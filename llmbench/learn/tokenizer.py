@@ -5,9 +5,11 @@ N number of tokens.
 
 from __future__ import annotations
 
+import base64
 import codecs
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,21 +23,30 @@ from llmbench.errors import CannotRunError, LLMBenchError, SpecError
 from llmbench.learn import checkpoint
 from llmbench.model.create import load
 from llmbench.model.decoder import Decoder
-from llmbench.spec.reading import read_bytes, read_text
+from llmbench.spec.reading import read_bytes
 
 __all__ = ["ByteTokenizer", "Encoded", "FileTokenizer", "Tokenizer", "opened", "read_tokens"]
 
 TOKENIZER = "tokenizer.json"
 MOST_BYTES = 2**28
 """The largest size of a tokenizer.json, of a text and of a file of tokens, in bytes."""
+MOST_GROWTH = 1000
+"""The largest factor by which the replacements of a tokenizer.json may lengthen a text. The tables of
+SentencePiece have 33: NFKC turns one Arabic ligature into 33 bytes."""
+LONGEST_PART = 2**20
+"""The largest number of characters that one token may add to a text."""
 
 
 class Encoded(NamedTuple):
-    """A text as tokens [N]. `scored_bytes`: the bytes of the text without those of the first token, which no model
-    predicts. None: the text is unknown."""
+    """A text as tokens [N].
+
+    - `scored_bytes`: the bytes of the text without those of the first token, which no model predicts. None: unknown.
+    - `note`: why the bytes are unknown, although the text is known.
+    """
 
     tokens: Tensor
     scored_bytes: int | None
+    note: str = ""
 
 
 class Tokenizer(Protocol):
@@ -63,9 +74,14 @@ class ByteTokenizer:
         return Encoded(torch.frombuffer(bytearray(text), dtype=torch.uint8).to(torch.int64), len(text) - 1)
 
     def decoded(self, tokens: Iterator[int], *, after: Sequence[int]) -> Iterator[str]:
-        """Yield the characters. A byte that is not UTF-8 becomes the replacement character."""
+        """Yield the characters. A byte that is not UTF-8 becomes the replacement character.
+
+        Raises SpecError for a token that is not a byte: the vocabulary of the model is not that of `llmbench train`.
+        """
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         for token in tokens:
+            if token > 255:
+                raise SpecError(f"token {token:,} of the model is not a byte, so it has no text")
             yield decoder.decode(bytes([token]))
         yield decoder.decode(b"", final=True)
 
@@ -82,29 +98,97 @@ class FileTokenizer:
             raise CannotRunError(
                 f"{path} needs the package tokenizers, which is not installed", hint="run `pip install tokenizers`"
             )
-        text = read_text(path, MOST_BYTES)
+        text = read_bytes(path, MOST_BYTES)
         try:
-            self._inner: Any = import_module("tokenizers").Tokenizer.from_str(text)
-        except Exception as problem:  # the library raises Exception itself
-            raise SpecError(f"{path} is not a tokenizer: {' '.join(str(problem).split())[:200]}") from None
+            document = msgspec.json.decode(text)
+            growth = _growth(document)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as problem:
+            raise SpecError(f"{path} is not a tokenizer: {problem}") from None
+        if growth > MOST_GROWTH:
+            raise SpecError(f"{path}: its replacements can make a text more than {MOST_GROWTH:,} times longer")
+        self._path = path
+        self._inner: Any = self._call(import_module("tokenizers").Tokenizer.from_str, text.decode())
+        self._inner.no_truncation()  # a file can ask for both, but a loss needs the whole text and nothing else
+        self._inner.no_padding()
 
     def encode(self, text: bytes) -> Encoded:
-        """Return the tokens of a text. Raises LLMBenchError if it is not UTF-8."""
+        """Return the tokens of a text. Raises LLMBenchError if it is not UTF-8 or the tokenizer fails.
+
+        The bytes are unknown if the tokens do not decode to the same text. The model then predicts another text.
+        """
         try:
             characters = text.decode()
         except UnicodeDecodeError as problem:
             raise LLMBenchError(f"the text is not UTF-8: {problem.reason} at byte {problem.start:,}") from None
-        encoding = self._inner.encode(characters)
+        encoding = self._call(self._inner.encode, characters)
+        tokens = torch.tensor(encoding.ids, dtype=torch.int64)
+        own = [token for token, added in zip(encoding.ids, encoding.special_tokens_mask, strict=True) if not added]
+        back = self._call(lambda: self._inner.decode(own, skip_special_tokens=False))
+        if back != characters:
+            pairs = enumerate(zip(back, characters, strict=False))
+            same = next((index for index, (one, other) in pairs if one != other), min(len(back), len(characters)))
+            note = f"the tokenizer changes the text from character {same + 1:,} on, so bits per byte are unknown"
+            return Encoded(tokens, None, note)
         first = encoding.offsets[0][1] if encoding.offsets else 0  # a special token has the end 0
-        return Encoded(torch.tensor(encoding.ids, dtype=torch.int64), len(characters[first:].encode()))
+        return Encoded(tokens, len(characters[first:].encode()))
 
     def decoded(self, tokens: Iterator[int], *, after: Sequence[int]) -> Iterator[str]:
-        """Yield the new characters after each token."""
+        """Yield the new characters after each token. Raises SpecError if the tokenizer fails."""
         stream = import_module("tokenizers.decoders").DecodeStream(skip_special_tokens=True)
         for token in after:
-            stream.step(self._inner, token)
+            self._call(stream.step, self._inner, token)
         for token in tokens:
-            yield stream.step(self._inner, token) or ""
+            part: str = self._call(stream.step, self._inner, token) or ""
+            if len(part) > LONGEST_PART:
+                raise SpecError(f"{self._path}: token {token} adds {len(part):,} characters to the text")
+            yield part
+
+    def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Return the result of a function of the library. Raises SpecError if the function fails.
+
+        The library raises Exception itself. A failed assertion of its Rust code raises PanicException, which is only a
+        BaseException and has no public name.
+        """
+        try:
+            return function(*arguments)
+        except BaseException as problem:
+            if not isinstance(problem, Exception) and type(problem).__name__ != "PanicException":
+                raise
+            reason = " ".join(str(problem).split())[:200]
+            raise SpecError(f"{self._path}: the tokenizer does not work: {reason}") from None
+
+
+def _growth(part: Any) -> float:
+    """Return the largest factor by which the replacements in a part of a tokenizer.json can lengthen a text.
+
+    Replacements follow each other, so their factors are multiplied. A regular expression can match once between any two
+    characters, and an empty pattern does.
+    """
+    if isinstance(part, list):
+        return math.prod(map(_growth, part))
+    if not isinstance(part, dict):
+        return 1.0
+    own = 1.0
+    match part:
+        case {"type": "Replace", "content": str(content), "pattern": {"String": str(pattern)}} if pattern:
+            own = max(1.0, len(content) / len(pattern))
+        case {"type": "Replace", "content": str(content)}:
+            own = 1.0 + len(content)
+        case {"type": "Prepend", "prepend": str(content)}:
+            own = 1.0 + len(content)
+        case {"type": "Precompiled", "precompiled_charsmap": str(encoded)}:
+            own = _longest_replacement(base64.b64decode(encoded))
+    return own * math.prod(map(_growth, part.values()))
+
+
+def _longest_replacement(charsmap: bytes) -> float:
+    """Return the length in bytes of the longest text in a table of SentencePiece.
+
+    The table has the size of a trie, the trie, and the texts, each with a zero byte behind it
+    (github.com/google/sentencepiece, src/normalizer.cc).
+    """
+    texts = charsmap[4 + int.from_bytes(charsmap[:4], "little") :]
+    return max(1.0, *map(len, texts.split(b"\0")))
 
 
 def opened(
