@@ -162,21 +162,22 @@ def command(
         "device": str(where),
         "dtype": str(model.embedding.weight.dtype).removeprefix("torch."),
     }
-    answer(_document(model, found, units, name, inputs, environment(where), by_position), format, output)
+    answer(_document(model, found, units, name, inputs, environment(where), by_position, encoded.note), format, output)
 
 
 def _encoded(folder: Path, text: Path | None, tokens: Path | None, tokenizer: Any) -> tuple[str, Encoded]:
     """Return the name of the text, and its tokens."""
     from llmbench.learn import checkpoint
-    from llmbench.learn.data import corpus
+    from llmbench.learn.data import corpus_of_checkpoint
     from llmbench.learn.tokenizer import MOST_BYTES, ByteTokenizer, read_tokens
     from llmbench.spec.reading import read_bytes
 
     if tokens is not None:
         return tokens.name, read_tokens(tokens)
     if text is None and isinstance(tokenizer, ByteTokenizer):
-        data = corpus(checkpoint.read_state(checkpoint.newest(folder)).data)
-        return f"validation part of {data.name}", tokenizer.encode(bytes(data.validation.tolist()))
+        state = checkpoint.read_state(checkpoint.newest(folder))
+        data = corpus_of_checkpoint(state.data, state.data_sha256, hint="give another text with --text")
+        return f"validation part of {data.name}", tokenizer.encode(data.validation.numpy().tobytes())
     if text is None:
         raise LLMBenchError("--text is missing", hint="give a file with text, or a file of token numbers with --tokens")
     if tokenizer is None:
@@ -196,18 +197,20 @@ def _document(
     inputs: dict[str, Any],
     environment: Environment,
     by_position: bool,
+    note: str,
 ) -> Document:
     count, window, stride = len(found.losses), inputs["seq_len"], inputs["stride"]
+    windows = f"windows of {window:,} tokens, {stride:,} apart" if count > window else "one window"
     rows = found.by_position()
     bits = "" if units.bits_per_byte is None else f", {units.bits_per_byte:.3f} bits per byte"
     block = Block(
         answer=f"The loss on {name} is {units.loss:.4f} nats per token "
         f"(perplexity {fixed(units.perplexity, 3)}{bits}). "
         f"The entropy of its token frequencies is {units.unigram:.3f} nats.",
-        headline=f"{headline(model.spec)}\n{plural(count, 'predicted token')} · windows of {window:,} tokens, "
-        f"{stride:,} apart · {inputs['dtype']}",
+        headline=f"{headline(model.spec)}\n{plural(count, 'predicted token')} · {windows} · {inputs['dtype']}",
         table=table(FIELDS, rows) if by_position else None,
         lines=[place(environment)],
+        notes=[note] if note else [],
     )
     return Document(
         command="evaluate",

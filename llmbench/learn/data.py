@@ -25,7 +25,7 @@ from llmbench.learn.markov import markov_source
 from llmbench.learn.shakespeare import plays
 from llmbench.spec.reading import read_bytes
 
-__all__ = ["Corpus", "corpus", "corpus_of", "default_corpus", "unigram_entropy"]
+__all__ = ["Corpus", "corpus", "corpus_of", "corpus_of_checkpoint", "default_corpus", "unigram_entropy"]
 
 BYTES = 256
 """The vocabulary of a text: all values of a byte."""
@@ -64,6 +64,10 @@ class Corpus:
     unigram: float
     floor: float | None = None
     notes: tuple[str, ...] = ()
+
+    def train_sha256(self) -> str:
+        """Return the hash of the train part, with which a checkpoint recognises its text."""
+        return hashlib.sha256(self.train.numpy().data).hexdigest()
 
     def batch(self, step: int, *, seed: int, sequences: int, seq_len: int) -> tuple[Tensor, Tensor]:
         """Return the tokens [B, S] of a training step, and the token that follows each of them [B, S].
@@ -121,6 +125,21 @@ def corpus(name: str) -> Corpus:
     text = read_bytes(path, MOST_BYTES)
     published = PUBLISHED if hashlib.sha256(text).hexdigest() == TINYSHAKESPEARE else ()
     return corpus_of(path.name, text, source=str(path.absolute()), notes=published)
+
+
+def corpus_of_checkpoint(source: str, sha256: str, *, hint: str | None = None) -> Corpus:
+    """Return the text that a checkpoint names. `hint`: of the error.
+
+    Raises LLMBenchError unless the hash of its train part is `sha256`. A stranger's checkpoint can name any file, so
+    nothing else of a file with other content is used or shown.
+    """
+    try:
+        found = corpus(source)
+    except LLMBenchError as problem:
+        raise LLMBenchError(f"the text of the checkpoint is missing: {problem}", hint=hint or problem.hint) from None
+    if found.train_sha256() != sha256:
+        raise LLMBenchError(f"the text {source} has changed since the checkpoint was written", hint=hint)
+    return found
 
 
 def default_corpus() -> tuple[Corpus, str | None]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llmbench.errors import LLMBenchError, UnsupportedError
+from llmbench.learn.faults import NotFiniteError
 from llmbench.model.arguments import token_rows
 from llmbench.model.decoder import Decoder
 from llmbench.sizing.lengths import refuse_beyond_positions
@@ -26,6 +27,8 @@ __all__ = ["Evaluation", "PositionLoss", "evaluate", "refuse_other_models"]
 
 LOGITS = 2**26
 """The largest number of logits of one forward pass. It decides how many windows share a pass."""
+MOST_INPUTS = 10**10
+"""The largest number of input tokens of all windows together."""
 
 
 class PositionLoss(NamedTuple):
@@ -91,8 +94,8 @@ def evaluate(
     - `window`: the number of input tokens W of a window. `stride`: the distance of two windows. None: W.
     - `on_tokens`: called with the number of targets so far, after each forward pass.
 
-    Raises UnsupportedError for a model that does not predict the next token, and SpecError or LLMBenchError for tokens,
-    a window or a stride that do not fit.
+    Raises UnsupportedError for a model that does not predict the next token, SpecError or LLMBenchError for tokens, a
+    window or a stride that do not fit, and NotFiniteError for a model that computes NaN.
     """
     refuse_other_models(model)
     spec = model.spec
@@ -106,9 +109,15 @@ def evaluate(
     refuse_beyond_positions(spec, min(window, len(tokens) - 1))
     device = model.embedding.weight.device
     tokens = token_rows("tokens", tokens[None].to(device), spec.vocab_size, device)[0]
+    read = _windows(len(tokens) - 1, window, stride) * window
+    if read > MOST_INPUTS:
+        raise LLMBenchError(
+            f"the windows have {read:,} tokens together, which is more than {MOST_INPUTS:,}",
+            hint="use a shorter text, a larger stride or smaller windows",
+        )
     model.eval()
     losses = torch.empty(len(tokens) - 1, dtype=torch.float64)
-    context = torch.empty(len(tokens) - 1, dtype=torch.int64)
+    context = torch.empty(len(tokens) - 1, dtype=torch.int32)
     for first, starts, size in _passes(len(tokens) - 1, window, stride, max(1, LOGITS // (window * spec.vocab_size))):
         places = starts[:, None] + torch.arange(size + 1)
         rows = tokens[places.to(device)]
@@ -118,9 +127,11 @@ def evaluate(
             rows[:, 1:].flatten(),
             reduction="none",
         )
+        if not bool(each.isfinite().all()):
+            raise NotFiniteError(model, rows[:, :-1])
         new = places[:, :-1] >= first[:, None]  # the pairs that no earlier window had
         losses[places[:, :-1][new]] = each.view(new.shape).cpu()[new].to(torch.float64)
-        context[places[:, :-1][new]] = (torch.arange(size).expand(new.shape) + 1)[new]
+        context[places[:, :-1][new]] = (torch.arange(size, dtype=torch.int32).expand(new.shape) + 1)[new]
         on_tokens(int(places[-1, -1]))
     return Evaluation(losses, context)
 
@@ -132,16 +143,21 @@ def _passes(pairs: int, window: int, stride: int, batch: int) -> Iterator[tuple[
     window is shorter than the others if the text ends inside it, and then it has a pass of its own: so no window needs
     padding.
     """
-    windows: list[tuple[int, int, int]] = []
-    end = 0
-    for start in range(0, pairs, stride):
-        windows.append((end, start, min(window, pairs - start)))
-        end = start + windows[-1][2]
-        if end == pairs:
-            break
-    while windows:
-        size = windows[0][2]
-        count = next((index for index, each in enumerate(windows[:batch]) if each[2] != size), len(windows[:batch]))
-        first, starts, _ = zip(*windows[:count], strict=True)
-        yield torch.tensor(first), torch.tensor(starts), size
-        windows = windows[count:]
+    count = _windows(pairs, window, stride)
+    last = min(window, pairs - (count - 1) * stride)
+    whole = count if last == window else count - 1
+    for begin in range(0, whole, batch):
+        yield *_places(begin, min(begin + batch, whole), window, stride), window
+    if whole < count:
+        yield *_places(whole, count, window, stride), last
+
+
+def _windows(pairs: int, window: int, stride: int) -> int:
+    """Return the number of windows: the first one that reaches the last pair is the last one."""
+    return 1 + max(0, -(-(pairs - window) // stride))
+
+
+def _places(begin: int, end: int, window: int, stride: int) -> tuple[Tensor, Tensor]:
+    """Return the first new pair and the first pair of the windows from number `begin` to number `end` − 1."""
+    starts = torch.arange(begin, end) * stride
+    return torch.where(starts == 0, 0, starts - stride + window), starts

@@ -14,7 +14,7 @@ from llmbench.learn.parallel import whole
 from llmbench.model.decoder import Decoder
 from llmbench.model.residual import Residual
 
-__all__ = ["DivergedError", "cause_of", "module_of", "refuse_divergence"]
+__all__ = ["DivergedError", "NotFiniteError", "cause_of", "module_of", "refuse_divergence"]
 
 
 class DivergedError(LLMBenchError):
@@ -32,6 +32,19 @@ class DivergedError(LLMBenchError):
             f"step {step}: {cause}", hint=f"train with a smaller --lr, a longer --warmup or a smaller --clip{last}"
         )
         self.step, self.cause = step, cause
+
+
+class NotFiniteError(LLMBenchError):
+    """A trained model computes NaN or infinity for `tokens` [B, S]. The process exits with code 1."""
+
+    exit_code = 1
+
+    def __init__(self, model: Decoder, tokens: Tensor) -> None:
+        cause = module_of(model, tokens, tokens) or "its logits are finite, but its loss is not"
+        super().__init__(
+            f"{model.spec.name} computes NaN or infinity: {cause}",
+            hint="its weights are damaged or not finite, or its number format (--dtype) is too small for its values",
+        )
 
 
 def refuse_divergence(step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

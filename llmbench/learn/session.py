@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import shutil
@@ -19,7 +18,7 @@ from llmbench._version import __version__
 from llmbench.errors import LLMBenchError
 from llmbench.learn import checkpoint
 from llmbench.learn.checkpoint import State
-from llmbench.learn.data import Corpus, corpus
+from llmbench.learn.data import Corpus, corpus_of_checkpoint
 from llmbench.learn.faults import DivergedError
 from llmbench.learn.folder import locked, refuse_link
 from llmbench.learn.loop import Probe, Trained, optimizer_for, train
@@ -203,7 +202,7 @@ def new_session(
         spec=spec,
         settings=settings,
         data=data.source,
-        data_sha256=_hash(data),
+        data_sha256=data.train_sha256(),
         threads=ranks.gathered(threads)[0],
         command=command,
         versions={"llmbench": __version__, "python": platform.python_version(), "torch": str(torch.__version__)},
@@ -233,9 +232,7 @@ def resumed_session(folder: Path, *, device: torch.device, ranks: Ranks = ALONE,
             f"{found} asks for torch.compile, which starts a compiler",
             hint="if you trust the folder, add `--setting compile=true`",
         )
-    data = corpus(state.data)
-    if _hash(data) != state.data_sha256:
-        raise LLMBenchError(f"the text {state.data} has changed since {found} was written")
+    data = corpus_of_checkpoint(state.data, state.data_sha256)
     refuse_without_memory(state.spec, state.settings, device, ranks)
     model = checkpoint.load_model(found, device=device)
     shard(model, state.settings, ranks)
@@ -284,10 +281,6 @@ def _create(folder: Path, model: Decoder, state: State) -> None:
         if not isinstance(problem, (OSError, ValueError)):  # ValueError: a character that no file name can have
             raise
         raise LLMBenchError(f"cannot create {folder}: {getattr(problem, 'strerror', problem)}") from None
-
-
-def _hash(data: Corpus) -> str:
-    return hashlib.sha256(data.train.numpy().data).hexdigest()
 
 
 def measured_peak(device: torch.device, settings: Settings) -> tuple[float, str]:
