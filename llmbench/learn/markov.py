@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import random
 from bisect import bisect
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,9 +22,12 @@ MOST_PROBABILITIES = 2**20
 """The largest number of transition probabilities, V^(k+1)."""
 SPREAD = 2.0
 """The standard deviation of the logits from which the transition probabilities are computed."""
+MOST_STEPS, MOST_PRODUCTS = 100_000, 2**31
+"""The largest number of steps until the stationary distribution, and of products in all of them: about 20 s."""
 
 
-class MarkovSource(NamedTuple):
+@dataclass(frozen=True)
+class MarkovSource:
     """A Markov source. `transitions` [V^k, V], fp64: the probability of each symbol after each context."""
 
     symbols: int
@@ -31,20 +35,26 @@ class MarkovSource(NamedTuple):
     seed: int
     transitions: Tensor
 
+    @cached_property
     def stationary(self) -> Tensor:
-        """Return the share [V^k] of each context in an endless text, in fp64.
+        """The share [V^k] of each context in an endless text, in fp64.
 
         It is the fixed point of one step of the source. Every transition is possible, so the steps converge to it.
+        Raises LLMBenchError if they need too long.
         """
         contexts = len(self.transitions)
         shares = torch.full((contexts,), 1.0 / contexts, dtype=torch.float64)
-        for _ in range(100_000):
+        for _ in range(min(MOST_STEPS, MOST_PRODUCTS // self.transitions.numel())):
             # The oldest symbol of the context is forgotten: the joint [V, V^(k-1) · V] is summed over it.
             after = (shares[:, None] * self.transitions).reshape(self.symbols, contexts).sum(dim=0)
             if float((after - shares).abs().sum()) < 1e-14:
-                break
+                return after / after.sum()
             shares = after
-        return after / after.sum()
+        raise LLMBenchError(
+            f"markov:{self.symbols},{self.order},{self.seed}: its stationary distribution does not converge in time, "
+            "so its entropy is unknown",
+            hint="use a smaller order or another seed",
+        )
 
     def entropy_rate(self) -> float:
         """Return the entropy of the next symbol, given all earlier symbols, in nats.
@@ -53,13 +63,13 @@ class MarkovSource(NamedTuple):
         Thomas, Elements of Information Theory, theorem 4.2.4). No model has a lower expected loss.
         """
         entropies = torch.special.entr(self.transitions).sum(dim=1)
-        return float(self.stationary() @ entropies)
+        return float(self.stationary @ entropies)
 
     def text(self, length: int) -> bytes:
         """Return `length` symbols, one per byte. They begin after a random context of the stationary distribution."""
         generator = random.Random(f"{self.seed} text")
         sums = [list(accumulate(row)) for row in self.transitions.tolist()]
-        starts = list(accumulate(self.stationary().tolist()))
+        starts = list(accumulate(self.stationary.tolist()))
         context, contexts, last = bisect(starts, generator.random() * starts[-1]), len(sums), self.symbols - 1
         context = min(context, contexts - 1)
         symbols = bytearray()

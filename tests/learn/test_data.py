@@ -116,7 +116,7 @@ def test_the_entropy_rate_of_a_source_by_hand() -> None:
     def entropy(p: float) -> float:
         return -p * math.log(p) - (1 - p) * math.log(1 - p)
 
-    assert source.stationary().tolist() == pytest.approx([0.25, 0.75], abs=1e-12)
+    assert source.stationary.tolist() == pytest.approx([0.25, 0.75], abs=1e-12)
     assert source.entropy_rate() == pytest.approx(0.25 * entropy(0.3) + 0.75 * entropy(0.1), rel=1e-12)
 
 
