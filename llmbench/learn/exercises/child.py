@@ -79,7 +79,11 @@ def _loaded(path: Path, name: str) -> Any:
 
 def _raised(problem: BaseException, path: Path, *, case: str = "") -> Fault:
     """Return the fault for an exception, with the innermost line of the student's file. `case`: the call."""
-    message = f"{type(problem).__name__}: {' '.join(str(problem).split())[:500]}"
+    try:
+        reason = " ".join(str(problem).split())[:500]
+    except BaseException:  # a class of the student can have a broken __str__
+        reason = "its text cannot be computed"
+    message = f"{type(problem).__name__}: {reason}"
     if isinstance(problem, SyntaxError) and problem.lineno is not None and problem.filename == str(path):
         return Fault(message=message, line=problem.lineno, code=(problem.text or "").strip())
     own = [frame for frame in traceback.extract_tb(problem.__traceback__) if frame.filename == str(path)]

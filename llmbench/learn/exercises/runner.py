@@ -17,11 +17,15 @@ from llmbench.errors import LLMBenchError
 from llmbench.learn.exercises import EXERCISES
 from llmbench.learn.exercises.child import REQUEST, RESULT, Reply, Request
 from llmbench.learn.exercises.fault import Fault
+from llmbench.spec.reading import read_bytes
 
 __all__ = ["exercises_in", "run_check"]
 
 STDERR = 2
 """The file descriptor to which the process of a student prints, so that stdout has the answer only."""
+
+MOST_BYTES = 2**20
+"""The largest size of a student's file, in bytes."""
 
 
 def run_check(exercise: str, file: Path, *, seed: int, timeout_s: float) -> Reply:
@@ -55,9 +59,9 @@ def exercises_in(file: Path) -> list[str]:
     Raises LLMBenchError if the file cannot be read, or defines no such function.
     """
     try:
-        tree = ast.parse(file.read_bytes())
-    except OSError as problem:
-        raise LLMBenchError(f"cannot read {file}: {problem.strerror}") from None
+        tree = ast.parse(read_bytes(file, MOST_BYTES))
+    except (RecursionError, MemoryError):  # the parser of Python raises either for deep nesting
+        raise LLMBenchError(f"{file} is nested too deeply for Python") from None
     except (SyntaxError, ValueError) as problem:
         line = getattr(problem, "lineno", None)
         where = f"line {line}: " if line else ""
