@@ -1,6 +1,7 @@
 """Read files that a user names.
 
-A device or a pipe is refused, because reading it may never end. A file that is too large is refused too.
+A device, a pipe or a file of /proc is refused, because reading it may never end. A file that is too large is refused
+too.
 
 Whether a path exists is asked with `os.path`: `Path.exists` raises an error if the path is too long for the system.
 """
@@ -32,25 +33,35 @@ _KINDS = {
 def open_regular(path: Path) -> int:
     """Open a regular file for reading and return its descriptor. Links are followed.
 
-    Raises SpecError if the file cannot be opened, or if it is a folder, a pipe, a device or a socket.
+    Raises SpecError if the file cannot be opened, or if it is a folder, a pipe, a device, a socket or a file of /proc.
     """
     try:
         # O_NONBLOCK: without it, opening a pipe waits for a writer
         file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except (OSError, ValueError) as problem:  # ValueError: the path contains a character that no file name can have
         raise SpecError(f"cannot read {path}: {_reason(problem)}") from None
-    kind = stat.S_IFMT(os.fstat(file).st_mode)
-    if kind == stat.S_IFREG:
+    found = os.fstat(file)
+    kind = stat.S_IFMT(found.st_mode)
+    of_proc = found.st_dev == _proc_device()
+    if kind == stat.S_IFREG and not of_proc:
         return file
     os.close(file)
-    raise SpecError(
-        f"cannot read {path}: it is {_KINDS.get(kind, 'not a regular file')}", hint="give the path of a regular file"
-    )
+    what = "a file of /proc" if of_proc else _KINDS.get(kind, "not a regular file")
+    raise SpecError(f"cannot read {path}: it is {what}", hint="give the path of a regular file")
+
+
+def _proc_device() -> int | None:
+    """Return the number of the file system of /proc. None if the system has none."""
+    try:
+        found = os.stat("/proc").st_dev
+    except OSError:
+        return None
+    return None if found == os.stat("/").st_dev else found
 
 
 def read_bytes(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
     """Return the content of a regular file. Raises SpecError if it cannot be read or has more than `most_bytes`."""
-    content = bytearray()  # grows with the file: the size that the file system states is 0 for files in /proc
+    content = bytearray()  # grows with the file: the size that the file system states is 0 for some files
     with open(open_regular(path), "rb") as file:
         size = os.fstat(file.fileno()).st_size
         try:
