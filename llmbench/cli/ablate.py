@@ -19,6 +19,7 @@ from llmbench.cli.learning import (
     check_files,
     corpus_of_option,
     progress,
+    refuse_large_steps,
     refuse_many_trainings,
 )
 from llmbench.cli.measured import need_torch
@@ -106,6 +107,7 @@ def command(
       llmbench ablate --only no_pos_emb,swiglu_ablation -o questions.json
     """
     spec = load(model, set)
+    refuse_large_steps(batch, seq)
     rates = list(lr)
     if only is not None and (start is not None or to is not None or view != "cumulative"):
         raise LLMBenchError("--only names whole questions", hint="leave out --from, --to and --view")
@@ -122,6 +124,7 @@ def command(
 
     check_files(output, None)
     text = corpus_of_option(data)
+    text.refuse_short(seq)
     size = size_of(spec, vocab=text.vocab_size, context=seq)
     settings = Settings(steps=steps, batch=batch, seq_len=seq, lr=rates[0], warmup=steps // 10, validate_every=steps)
     labels = {step.design: step.name for step in reversed(chosen)}

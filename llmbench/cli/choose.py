@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from pathlib import Path
@@ -234,6 +235,10 @@ def command(
         raise LLMBenchError(f"--context {context:,}: at most {MOST_CONTEXT:,} tokens")
     if spec is not None and spec.suffix != ".toml":
         raise LLMBenchError(f"--spec {spec}: the name of a spec ends with .toml")
+    if spec is not None and os.path.lexists(spec):
+        raise LLMBenchError(f"--spec {spec} exists already", hint="give the name of a new file, or remove this one")
+    if spec is not None and output is not None and output.absolute() == spec.absolute():
+        raise LLMBenchError(f"--spec and --output are both {spec}", hint="give two names")
     setting = Setting(context, find_device_head(device).name, params)
     choice = choose(goal, setting)
     inputs = {"goal": goal, "context": context, "device": device, "params": params, "spec": spec and str(spec)}

@@ -22,6 +22,7 @@ from llmbench.cli.learning import (
     check_files,
     corpus_of_option,
     progress,
+    refuse_large_steps,
     refuse_many_trainings,
 )
 from llmbench.cli.measured import need_torch, place
@@ -93,6 +94,7 @@ def command(
       llmbench dynamics --arms post,post-gpt2,deepnorm --lr 1e-3 -o norms.json
     """
     spec = load(model or MODEL, set)
+    refuse_large_steps(batch, seq)
     rates = list(lr)
     names = [name.strip() for name in arms.split(",")]
     count = len(names) * len(layers) * len(rates) * seeds
@@ -106,6 +108,7 @@ def command(
     arms_of(names, layers[0])
     check_files(output, plot)
     text = corpus_of_option(data)
+    text.refuse_short(seq)
     settings = msgspec.structs.replace(
         SETTINGS, steps=steps, batch=batch, seq_len=seq, validate_every=max(1, steps // 4), lr=rates[0]
     )

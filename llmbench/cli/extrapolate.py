@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import msgspec
 import typer
 
-from llmbench.cli.learning import Batch, Data, Lr, Plot, Steps, about_training, check_files, corpus_of_option, progress
+from llmbench.cli.learning import (
+    Batch,
+    Data,
+    Lr,
+    Plot,
+    Steps,
+    about_training,
+    check_files,
+    corpus_of_option,
+    progress,
+    refuse_large_steps,
+)
 from llmbench.cli.measured import need_torch, place
 from llmbench.cli.options import (
     As,
@@ -89,6 +100,7 @@ def command(
       llmbench extrapolate nanogpt-cpu --steps 2000 --seed 1 -o lengths.json
     """
     spec = load(model, set)
+    refuse_large_steps(batch, seq)
     need_torch("extrapolate")
     from llmbench.learn.experiments.lengths import METHODS, extrapolate, methods_of
     from llmbench.learn.settings import Settings
@@ -99,6 +111,7 @@ def command(
     chosen = list(METHODS) if methods is None else methods_of([name.strip() for name in methods.split(",")])
     check_files(output, plot)
     text = corpus_of_option(data)
+    text.refuse_short(seq)
     settings = Settings(steps=steps, batch=batch, seq_len=seq, lr=lr, warmup=steps // 10, seed=seed)
     base = override(spec, {"vocab_size": text.vocab_size})
     trainings = len({str(method.trained(seq)) for method in chosen})

@@ -11,7 +11,7 @@ import typer
 
 from llmbench.cli.evaluate import TrainedModel
 from llmbench.cli.measured import Device, DType, need_torch
-from llmbench.cli.options import As, Output, answer, positive_integer, prints_tables
+from llmbench.cli.options import As, Output, Seed, answer, positive_integer, prints_tables
 from llmbench.errors import LLMBenchError
 from llmbench.printable import printable
 from llmbench.report.document import Block, Document, table
@@ -49,7 +49,6 @@ TopP = Annotated[
         show_default=False,
     ),
 ]
-Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Equal seeds give equal texts.")]
 
 
 class Continuation(NamedTuple):

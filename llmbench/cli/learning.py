@@ -75,6 +75,8 @@ Batch = Annotated[
 Seq = Annotated[int, typer.Option("--seq", metavar="TOKENS", help="Length of the sequences.", parser=positive_integer)]
 MOST_TRAININGS = 1000
 """The largest number of models that one command trains."""
+MOST_TOKENS = 2**20
+"""The largest number of tokens of a training step of an experiment. Experiments run on a CPU."""
 
 
 def corpus_of_option(data: str | None, *, first: bool = True) -> Corpus:
@@ -123,6 +125,15 @@ def about_training(spec: ModelSpec, text: Corpus, settings: Settings, *, of_all:
         f"{chosen.optimizer} · {chosen.steps:,} steps · batch {chosen.batch} × {chosen.seq_len} · {rate} · "
         f"{chosen.precision}{f' · seed {chosen.seed}' if of_all else ''}"
     )
+
+
+def refuse_large_steps(batch: int, seq_len: int) -> None:
+    """Raise LLMBenchError if a training step has more than MOST_TOKENS tokens."""
+    if batch * seq_len > MOST_TOKENS:
+        raise LLMBenchError(
+            f"a step of {batch:,} × {seq_len:,} tokens has more than {MOST_TOKENS:,} tokens",
+            hint="use a smaller --batch or --seq",
+        )
 
 
 def refuse_many_trainings(count: int) -> None:

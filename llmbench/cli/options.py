@@ -37,22 +37,25 @@ LARGEST = 2**31
 
 
 def positive_integer(text: str | int) -> int:
-    """Parse the value of an option as a whole number. Raises BadParameter unless it is from 1 to LARGEST.
-
-    The digits are ASCII, without the underscores that Python accepts.
-    """
-    digits = str(text).strip()
-    if not re.fullmatch(r"[+-]?\d+", digits, re.ASCII):
-        raise typer.BadParameter(f"{text!r} is not a whole number")
-    number = int(digits[:20])
-    if not 1 <= number <= LARGEST:
-        raise typer.BadParameter(f"{number} is not between 1 and {LARGEST}")
-    return number
+    """Parse the value of an option as a whole number. Raises BadParameter unless it is from 1 to LARGEST."""
+    return _whole_number(text, 1)
 
 
 def seed_number(text: str | int) -> int:
     """Parse the value of --seed. Raises BadParameter unless it is a whole number from 0 to LARGEST."""
-    return 0 if str(text).strip() == "0" else positive_integer(text)
+    return _whole_number(text, 0)
+
+
+def _whole_number(text: str | int, least: int) -> int:
+    """Parse a whole number from `least` to LARGEST. The digits are ASCII, without the underscores of Python."""
+    digits = str(text).strip()
+    if not re.fullmatch(r"[+-]?\d+", digits, re.ASCII):
+        raise typer.BadParameter(f"{text!r} is not a whole number")
+    number = int(digits[:20])  # Python refuses to convert thousands of digits
+    if not least <= number <= LARGEST:
+        shown = digits if len(digits) <= 20 else f"a number of {len(digits):,} characters"
+        raise typer.BadParameter(f"{shown} is not between {least} and {LARGEST}")
+    return number
 
 
 def decimal_number(text: str | float) -> float:
@@ -73,7 +76,7 @@ def token_count(text: str | int) -> int:
         number, unit = number[:-1], {"k": 1024, "m": 1024**2}[number[-1].lower()]
     if not number.isascii() or not number.isdigit():
         raise typer.BadParameter(f"{text!r} is not a number of tokens, such as 8192 or 8k")
-    return positive_integer(int(number[:20]) * unit)
+    return positive_integer(number if unit == 1 else int(number[:40]) * unit)
 
 
 class _Values(tuple[Item, ...]):
