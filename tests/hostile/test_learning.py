@@ -1,0 +1,193 @@
+"""Strangers' tokenizers, checkpoints and files: the learning commands do not crash, hang or state a wrong figure."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llmbench.cli import run
+from llmbench.errors import LLMBenchError, SpecError
+from llmbench.learn.checkpoint import newest
+from llmbench.learn.continuation import continuation
+from llmbench.learn.data import corpus
+from llmbench.learn.evaluate import evaluate
+from llmbench.learn.exercises.child import _raised
+from llmbench.learn.exercises.runner import exercises_in
+from llmbench.learn.faults import NotFiniteError
+from llmbench.learn.markov import markov_source
+from llmbench.learn.session import new_session
+from llmbench.learn.tokenizer import ByteTokenizer, FileTokenizer
+from llmbench.model.create import build
+from tests.learn.small import settings, spec
+
+Capture = pytest.CaptureFixture[str]
+WORDS = ["[UNK]", "[PAD]", "the", "cat", "sat", "a"]
+
+
+def tokenizer(folder: Path, **changes: Any) -> FileTokenizer:
+    """A tokenizer whose tokens are words, with other parts."""
+    vocab = {word: number for number, word in enumerate(WORDS)}
+    document = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "post_processor": None,
+        "decoder": None,
+        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "[UNK]"},
+    }
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps(document | changes))
+    return FileTokenizer(path)
+
+
+def replace(content: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": {"String": "a"}, "content": content}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"truncation": {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}},
+        {
+            "padding": {
+                "strategy": {"Fixed": 2 * 10**9},
+                "direction": "Right",
+                "pad_to_multiple_of": None,
+                "pad_id": 1,
+                "pad_type_id": 0,
+                "pad_token": "[PAD]",
+            }
+        },
+    ],
+    ids=["truncation", "padding"],
+)
+def test_a_text_is_neither_cut_nor_padded(changes: dict[str, Any], tmp_path: Path) -> None:
+    found = tokenizer(tmp_path, **changes).encode(b"the cat sat the cat")
+    assert found.tokens.tolist() == [2, 3, 4, 2, 3]
+    assert found.scored_bytes == len(b" cat sat the cat")
+
+
+def test_bytes_per_token_are_unknown_if_tokens_lose_text(tmp_path: Path) -> None:
+    for text in (b"the cat\nsat", b"the dog sat"):
+        found = tokenizer(tmp_path).encode(text)
+        assert found.scored_bytes is None
+        assert "changes the text from character" in found.note
+
+
+def test_a_tokenizer_that_fails_ends_with_a_message(tmp_path: Path) -> None:
+    model = {"type": "WordLevel", "vocab": {"the": 0}, "unk_token": "missing"}
+    with pytest.raises(SpecError, match="does not work"):
+        tokenizer(tmp_path, model=model).encode(b"dog")
+    panics = tokenizer(tmp_path, decoder={"type": "Strip", "content": "a", "start": 5, "stop": 5})
+    with pytest.raises(SpecError, match="does not work"):
+        list(panics.decoded(iter([5, 5, 5]), after=[]))
+    with pytest.raises(SpecError, match="is not a byte"):
+        list(ByteTokenizer().decoded(iter([300]), after=[]))
+
+
+@pytest.mark.parametrize("part", ["normalizer", "decoder"])
+def test_a_tokenizer_that_lengthens_a_text_without_end_is_refused(part: str, tmp_path: Path) -> None:
+    steps = "normalizers" if part == "normalizer" else "decoders"
+    tokenizer(tmp_path, **{part: {"type": "Sequence", steps: [replace("aa")] * 9}})
+    with pytest.raises(SpecError, match="more than 1,000 times longer"):
+        tokenizer(tmp_path, **{part: {"type": "Sequence", steps: [replace("a" * 100)] * 2}})
+
+
+def test_a_model_that_computes_nan_says_so() -> None:
+    model = build(spec(vocab_size=64))
+    with torch.no_grad():
+        model.layers[1].ffn.down_proj.weight.fill_(float("nan"))
+    tokens = torch.arange(8)
+    for call in (
+        lambda: evaluate(model, tokens, window=4),
+        lambda: list(continuation(model, tokens, count=3)),
+        lambda: list(continuation(model, tokens, count=3, temperature=0.0)),
+    ):
+        with pytest.raises(NotFiniteError, match=r"the output of layers\.1\.ffn") as refused:
+            call()
+        assert refused.value.exit_code == 1
+
+
+def test_another_text_than_that_of_the_checkpoint_is_refused(tmp_path: Path, capsys: Capture) -> None:
+    text = tmp_path / "text.txt"
+    text.write_bytes(b"the cat sat. " * 40)
+    folder = tmp_path / "run"
+    new_session(spec(), corpus(str(text)), settings(steps=2), device=torch.device("cpu"), folder=folder)
+    assert run(["evaluate", str(folder)]) == 0
+    secret = tmp_path / "secret.txt"
+    secret.write_bytes(b"my diary. " * 60)
+    path = newest(folder) / "state.json"
+    state = json.loads(path.read_bytes())
+    for source, message in ((secret, "has changed since"), (tmp_path / "none", "is missing")):
+        path.write_text(json.dumps(state | {"data": str(source)}))
+        capsys.readouterr()
+        assert run(["evaluate", str(folder)]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert "--text" in error
+
+
+@pytest.mark.parametrize("command", ["dynamics", "extrapolate", "ablate"])
+def test_a_huge_step_is_refused_before_anything_is_built(command: str, capsys: Capture) -> None:
+    for words in (["--seq", "2147483648"], ["--batch", "1000000"]):
+        assert run([command, "--data", "markov:2,1,0", *words]) == 2
+        assert "has more than 1,048,576 tokens" in capsys.readouterr().err
+
+
+def test_work_and_memory_are_counted_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(spec(vocab_size=64, positions={"kind": "none"}, max_position_embeddings=None))
+    with pytest.raises(LLMBenchError, match="GiB free"):
+        next(continuation(model, torch.arange(3), count=2**40))
+    monkeypatch.setattr("llmbench.learn.evaluate.MOST_INPUTS", 100)
+    with pytest.raises(LLMBenchError, match="have 152 tokens together"):
+        evaluate(model, torch.zeros(42, dtype=torch.int64), window=4, stride=1)
+    monkeypatch.setattr("llmbench.learn.markov.MOST_PRODUCTS", 100)
+    with pytest.raises(LLMBenchError, match="does not converge in time"):
+        markov_source("16,1,0").entropy_rate()
+
+
+def test_a_file_of_a_student_is_read_with_care(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    os.mkfifo(path)
+    with pytest.raises(SpecError, match="it is a pipe"):
+        exercises_in(path)
+    path.unlink()
+    path.write_text("x = " + "-" * 100_000 + "1")
+    with pytest.raises(LLMBenchError, match="nested too deeply"):
+        exercises_in(path)
+
+    class BrokenError(Exception):
+        def __str__(self) -> str:
+            raise ValueError("no text")
+
+    assert _raised(BrokenError(), path).message == "BrokenError: its text cannot be computed"
+
+
+def test_choose_writes_over_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["choose", "--spec", "x.toml", "-o", "x.toml"]) == 2
+    assert "are both x.toml" in capsys.readouterr().err
+    Path("x.toml").write_text("mine")
+    assert run(["choose", "--spec", "x.toml"]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert Path("x.toml").read_text() == "mine"
+
+
+@pytest.mark.parametrize("seed", ["1" + "0" * 40, str(2**64 - 1), "-1"])
+def test_a_seed_out_of_range_is_refused_as_it_was_typed(seed: str, capsys: Capture) -> None:
+    assert run(["generate", "run", "--seed", seed]) == 2
+    shown = seed if len(seed) <= 20 else "a number of 41 characters"
+    assert f"{shown} is not between 0 and 2147483648" in capsys.readouterr().err
+
+
+def test_files_of_proc_are_refused_as_texts(capsys: Capture) -> None:
+    assert run(["train", "nanogpt-cpu", "--data", "/proc/self/environ"]) == 2
+    assert "it is a file of /proc" in capsys.readouterr().err
