@@ -151,7 +151,7 @@ class Session:
         last = checkpoint.newest(self.folder)
         if checkpoint.step_of(last) != self.state.step:
             raise LLMBenchError(
-                f"{self.folder} has a checkpoint of another step than {self.state.step:,}: {last.name}",
+                f"the newest checkpoint of {self.folder} is {last.name}, not that of step {self.state.step:,}",
                 hint=f"`llmbench train --resume {self.folder}` goes on after it; to go back, remove later checkpoints",
             )
         refuse_link(self.folder / EVENTS)

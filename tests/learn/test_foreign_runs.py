@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import msgspec
 import pytest
 import torch
 from torch import Tensor
@@ -96,6 +97,16 @@ def test_states_that_the_optimizer_does_not_have_are_refused(
     change_tensors(run / LAST / "optimizer.safetensors", change)
     with pytest.raises(SpecError, match=message):
         resume(run)
+
+
+def test_a_weight_without_a_gradient_has_no_state(run: Path) -> None:
+    session = resume(run)
+    del session.optimizer.state[session.model.final_norm.weight]
+    checkpoint.save(run, session.model, session.optimizer, msgspec.structs.replace(session.state, step=11))
+    again = resume(run)
+    assert again.state.without_states == ["final_norm.weight"]
+    assert not again.optimizer.state[again.model.final_norm.weight]
+    assert again.optimizer.state[again.model.embedding.weight].keys() == {"step", "exp_avg", "exp_avg_sq"}
 
 
 def test_states_of_another_optimizer_are_refused(run: Path) -> None:
@@ -194,9 +205,9 @@ def test_a_folder_belongs_to_one_run(run: Path) -> None:
     with pytest.raises(LLMBenchError, match="another process trains in"):
         first.run(stop_at=11, on_step=lambda row: second.run(stop_at=11))
     first.run(stop_at=11)
-    with pytest.raises(LLMBenchError, match="has a checkpoint of another step than 10: step-00000011"):
+    with pytest.raises(LLMBenchError, match=r"the newest checkpoint of .* is step-00000011, not that of step 10"):
         second.run(stop_at=12)
-    with pytest.raises(LLMBenchError, match="has a checkpoint of another step than 10") as caught:
+    with pytest.raises(LLMBenchError, match="is step-00000011, not that of step 10") as caught:
         resume(run / LAST).run()
     assert f"--resume {run}`" in str(caught.value.hint)
 
