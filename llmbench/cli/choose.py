@@ -227,7 +227,7 @@ def command(
 
       llmbench choose --goal train --params 350m --device rtx-4090 --context 2k
 
-      llmbench choose --goal long-context --context 128k --params 8b --spec my-model.toml
+      llmbench choose --goal long-context --context 128k --params 8b --spec chosen.toml
 
       llmbench choose --goal small-device --device m3-max-128gb --format markdown
     """
