@@ -207,6 +207,9 @@ PLACES = {
             "case Tone():\n    return unchanged",
         ),
         Place("model/attention_steps.py", "relative_bias_table", f"{BOTH}return None"),
+        Place("sizing/launches/eager.py", "_positions", f"{BOTH}return None"),
+        Place("sizing/launches/eager.py", "before_scores", f"{BOTH}return None"),
+        Place("sizing/launches/vllm.py", "_inside_attention", f"{BOTH}return False"),
         Place(
             "model/embeddings.py",
             "_position_table",

@@ -6,6 +6,8 @@ and of its implementation `standard`. A test counts the functions of real models
 
 from __future__ import annotations
 
+from typing import assert_never
+
 from msgspec.structs import replace
 
 from llmbench.sizing.launches.place import DENSE, NO_WORK, NORMS, PRODUCTS, SUMS, Place, Profile, Rule, named
@@ -13,7 +15,15 @@ from llmbench.sizing.lower.ffn import experts_read
 from llmbench.spec.ffn import Activation, Dense, Gated, MoE
 from llmbench.spec.mixer import Attention, LatentAttention, branches
 from llmbench.spec.model import Layer
-from llmbench.spec.position import Alibi, LearnedPositions, RelativeBias, Rope, SinusoidalPositions
+from llmbench.spec.position import (
+    Alibi,
+    LearnedPositions,
+    NoPositions,
+    Positions,
+    RelativeBias,
+    Rope,
+    SinusoidalPositions,
+)
 
 _FUNCTIONS: dict[Activation, int] = {
     "relu": 1,
@@ -56,13 +66,16 @@ def _embedding(place: Place) -> int | None:
 
 def _positions(place: Place) -> int | None:
     """A lookup, the offset of the positions, and the sum. Sines and cosines need ten functions more than the sum."""
-    match place.spec.positions:
+    positions: Positions = place.spec.positions
+    match positions:
         case LearnedPositions(uncounted=None):
             return 3
         case SinusoidalPositions(uncounted=None):
             return 12
-        case _:
+        case LearnedPositions() | SinusoidalPositions() | Rope() | Alibi() | RelativeBias() | NoPositions():
             return None
+        case _:
+            assert_never(positions)
 
 
 def _head(place: Place) -> int:
@@ -106,7 +119,10 @@ def rope(place: Place) -> int | None:
     """For queries and for keys: to fp32, four products, a difference, a sum, joining the halves, and back. Joining the
     dimensions that are not rotated is one more."""
     mixer, rope = place.attention, place.positions
-    if mixer is None or not isinstance(rope, Rope) or (rope.scaling and rope.scaling.kind == "proportional"):
+    if mixer is None:
+        return None
+    assert isinstance(rope, Rope)  # no other encoding has this op
+    if rope.scaling is not None and rope.scaling.kind == "proportional":
         return None
     width = mixer.qk_rope_head_dim if isinstance(mixer, LatentAttention) else mixer.head_dim
     return 2 * (9 + (rope.rotary_dim is not None and rope.rotary_dim < width))
@@ -125,20 +141,20 @@ def _mask(mixer: Attention | LatentAttention, *, cross: bool) -> int:
 def before_scores(place: Place) -> int | None:
     """Return the functions around the attention itself: the latent parts of MLA are joined, ALiBi's slopes are
     computed, and queries get their temperature."""
-    match place.attention:
-        case None:
-            return None
-        case LatentAttention():
-            joined = 3
-        case Attention(temperature=temperature):
-            joined = 0 if temperature is None else 9
-    match place.positions:
+    mixer = place.attention
+    if mixer is None:
+        return None
+    joined = 3 if isinstance(mixer, LatentAttention) else 0 if mixer.temperature is None else 9
+    positions: Positions = place.positions
+    match positions:
         case RelativeBias() | Alibi(rounded=True):
             return None
         case Alibi():
             joined += 13
-        case _:
+        case Rope() | LearnedPositions() | SinusoidalPositions() | NoPositions():
             pass
+        case _:
+            assert_never(positions)
     return joined + place.cross  # cross-attention numbers the tokens of the encoder
 
 
@@ -154,12 +170,12 @@ def _core(place: Place) -> int | None:
     if mixer is None or extra is None or not place.whole or mixer.num_attention_heads == 1:
         return None
     repeated = mixer.num_attention_heads > mixer.num_key_value_heads
-    rotated = isinstance(place.positions, Rope)
+    rotated = place.positions.acts_on == "queries and keys"
     several = place.workload.batch > 1
     copies = (several and not rotated) + (repeated or (several and not rotated)) + (repeated or several)
     if isinstance(mixer, Attention):
         extra += (3 if mixer.logit_soft_cap is not None else 0) + mixer.sinks
-    if isinstance(place.positions, Alibi):
+    if place.positions.acts_on == "scores":  # ALiBi: before_scores refuses the other kinds
         extra += 2  # distance, product with the slopes, sum. The scores are then in fp32 already
     return copies + 2 + 1 + _mask(mixer, cross=place.cross) + 3 + 1 + extra
 

@@ -5,10 +5,20 @@ No run of vLLM is compared with these figures.
 
 from __future__ import annotations
 
+from typing import assert_never
+
 from llmbench.sizing.launches.eager import added
 from llmbench.sizing.launches.place import DENSE, NO_WORK, NORMS, PRODUCTS, SUMS, Place, Profile, Rule, named
 from llmbench.spec.mixer import Attention, LatentAttention, Mamba, branches
-from llmbench.spec.position import RelativeBias
+from llmbench.spec.position import (
+    Alibi,
+    LearnedPositions,
+    NoPositions,
+    Positions,
+    RelativeBias,
+    Rope,
+    SinusoidalPositions,
+)
 
 
 def _up(place: Place) -> int:
@@ -26,7 +36,19 @@ def _core(place: Place) -> int | None:
     """One kernel writes the new keys and values to the cache, and one computes attention."""
     mixer = place.attention
     causal = isinstance(mixer, LatentAttention) or (isinstance(mixer, Attention) and mixer.causal)
-    return 2 if causal and not isinstance(place.positions, RelativeBias) else None
+    return 2 if causal and _inside_attention(place) else None
+
+
+def _inside_attention(place: Place) -> bool:
+    """Return whether the kernel of attention computes what the positions add to the scores."""
+    positions: Positions = place.positions
+    match positions:
+        case Alibi() | Rope() | LearnedPositions() | SinusoidalPositions() | NoPositions():
+            return True
+        case RelativeBias():
+            return False
+        case _:
+            assert_never(positions)
 
 
 def _scan(place: Place) -> int | None:
