@@ -18,7 +18,7 @@ import torch
 from llmbench.learn.data import corpus
 from llmbench.learn.experiments.arms import trained_arm
 from llmbench.learn.experiments.norms import NARROW, OBSERVED, SETTINGS, arms_of, base_of
-from llmbench.learn.loop import Probe
+from llmbench.learn.probe import Probe
 from llmbench.learn.probes import FIGURES, Observer
 from llmbench.spec.catalog import load_bundled
 from llmbench.spec.override import override

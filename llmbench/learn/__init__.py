@@ -7,6 +7,7 @@ markov.py         a synthetic text with a known entropy rate
 settings.py       the settings of a training run
 schedule.py       the learning rate of each step
 loop.py           the training loop
+probe.py          what looks at a model while it trains
 threads.py        the number of CPU threads of a run
 faults.py         the layer whose output is first not finite
 parallel.py       how several processes share a batch

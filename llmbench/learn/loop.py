@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -31,6 +31,7 @@ from llmbench.learn.parallel import (
     unsynchronised,
     whole,
 )
+from llmbench.learn.probe import Moment, Probe
 from llmbench.learn.schedule import learning_rate
 from llmbench.learn.settings import Settings
 from llmbench.measure.ranks import ALONE, Ranks
@@ -40,37 +41,12 @@ from llmbench.model.routing import balance_loss, record_routing
 from llmbench.sizing.flops import count_flops
 from llmbench.sizing.workload import Workload
 
-__all__ = ["Moment", "Probe", "Trained", "optimizer_for", "train", "validation_loss"]
+__all__ = ["Trained", "optimizer_for", "train", "validation_loss"]
 
 
 VALIDATION_TOKENS = 4096
 """The tokens of one forward pass of a validation, if the batches of the training are smaller. Many passes over few
 tokens would take longer than the training."""
-
-
-class Moment(NamedTuple):
-    """What a probe sees of a step. `tokens`, `targets` [B, S]: the last micro-batch of this rank. `loss`: in nats."""
-
-    step: int
-    model: Decoder
-    optimizer: torch.optim.Optimizer
-    tokens: Tensor
-    targets: Tensor
-    loss: float
-    lr: float
-
-
-class Probe:
-    """Looks at a model while it trains. A subclass overrides one of the methods, or both.
-
-    A probe must leave weights, gradients and random generators as they are.
-    """
-
-    def gradients(self, moment: Moment) -> None:
-        """Look at the complete gradients of a step, before they are clipped and before the weights change."""
-
-    def updated(self, moment: Moment) -> Mapping[str, Any] | None:
-        """Look at the weights after the update. The returned figures are added to the row of the step."""
 
 
 class Trained(NamedTuple):

@@ -21,10 +21,11 @@ from llmbench.learn.checkpoint import State
 from llmbench.learn.data import Corpus, corpus_of_checkpoint
 from llmbench.learn.faults import DivergedError
 from llmbench.learn.folder import locked, refuse_link
-from llmbench.learn.loop import Probe, Trained, optimizer_for, train
+from llmbench.learn.loop import Trained, optimizer_for, train
 from llmbench.learn.memory import refuse_without_memory
 from llmbench.learn.metrics import EventFiles, Metrics, StepRow, Validation
 from llmbench.learn.parallel import shard
+from llmbench.learn.probe import Probe
 from llmbench.learn.settings import Settings
 from llmbench.learn.threads import choose_threads
 from llmbench.measure.clock import clock_for

@@ -20,9 +20,9 @@ from llmbench.errors import CannotRunError, LLMBenchError, SpecError
 from llmbench.learn import checkpoint
 from llmbench.learn.data import corpus
 from llmbench.learn.faults import DivergedError
-from llmbench.learn.loop import Moment, Probe
 from llmbench.learn.memory import least_bytes
 from llmbench.learn.metrics import Metrics, StepRow
+from llmbench.learn.probe import Moment, Probe
 from llmbench.learn.session import METRICS, Session, new_session, resumed_session
 from llmbench.model.weights.checkpoint import tensors_in, write_tensors
 from llmbench.sizing.params import count_parameters

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from llmbench.learn.data import Corpus
-from llmbench.learn.loop import Probe, train
+from llmbench.learn.loop import train
+from llmbench.learn.probe import Probe
 from llmbench.learn.probes import FIGURES, Observation, Observer
 from llmbench.learn.probes.attention import floor
 from llmbench.learn.probes.tokens import effective_rank

@@ -20,8 +20,9 @@ from llmbench.errors import CannotRunError, LLMBenchError, SpecError, Unsupporte
 from llmbench.learn import checkpoint
 from llmbench.learn.data import corpus, corpus_of
 from llmbench.learn.faults import DivergedError
-from llmbench.learn.loop import Moment, Probe, optimizer_for, train, validation_loss
+from llmbench.learn.loop import optimizer_for, train, validation_loss
 from llmbench.learn.metrics import Metrics
+from llmbench.learn.probe import Moment, Probe
 from llmbench.learn.session import METRICS, Session, new_session, resumed_session
 from llmbench.model.create import build
 from llmbench.model.routing import record_routing

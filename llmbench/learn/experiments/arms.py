@@ -9,9 +9,10 @@ import msgspec
 import torch
 
 from llmbench.learn.data import Corpus
-from llmbench.learn.loop import Probe, Trained, train
+from llmbench.learn.loop import Trained, train
 from llmbench.learn.memory import refuse_without_memory
 from llmbench.learn.metrics import StepRow, Validation
+from llmbench.learn.probe import Probe
 from llmbench.learn.settings import Settings
 from llmbench.model.create import build
 from llmbench.model.decoder import Decoder

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from llmbench.learn.loop import Moment, Probe
+from llmbench.learn.probe import Moment, Probe
 from llmbench.model.attention_maps import AttentionMap, record_attention
 from llmbench.model.decoder import Decoder
 from llmbench.model.routing import Routing, record_routing
