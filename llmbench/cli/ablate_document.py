@@ -9,7 +9,7 @@ import msgspec
 
 from llmbench.cli.measured import place
 from llmbench.learn.experiments.designs import Design, Step, View
-from llmbench.learn.experiments.statistics import CONFIDENCE, Difference
+from llmbench.learn.experiments.statistics import CONFIDENCE, Difference, has_learned
 from llmbench.report.document import Block, Document, Table, table
 from llmbench.report.fields import Field, fitted, records
 from llmbench.report.units import plural, signed
@@ -289,11 +289,13 @@ def _words(change: Difference) -> str:
 
 def _notes(rows: Sequence[Row], unigram: float, seeds: int) -> Iterator[str]:
     """Yield what a reader must know before using the losses."""
-    untrained = {row.step for row in rows if row.loss is not None and row.loss >= unigram}
-    if untrained:
+    # A mean over seeds can hide that some of them failed, and its wide interval then reads as noise.
+    stuck = {row.step: sum(not has_learned(loss, unigram) for loss in row.losses) for row in rows if row.losses}
+    failed = [f"{step} ({count} of {seeds})" for step, count in stuck.items() if count]
+    if failed:
         yield (
-            f"the loss of {plural(len(untrained), 'design')} is above {unigram:.3f} nats, which a model gets that "
-            "knows only how often each token occurs. The training is too short, or it failed"
+            f"some seeds are not clearly below {unigram:.3f} nats, which a model gets that knows only how often each "
+            f"token occurs: {', '.join(failed)}. These trainings are too short, or they failed"
         )
     if seeds == 1:
         yield "one seed shows no noise. `--seeds 3` gives intervals"

@@ -298,7 +298,7 @@ def _findings(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _too_short(rows: Sequence[Row], unigram: float) -> Iterator[str]:
-    """Yield a note if no training got below the loss of guessing by frequency. Then the variants cannot be told apart.
+    """Yield a note if no training got below the loss of guessing by frequency. Such losses cannot rank the variants.
 
     `unigram`: that loss, in nats.
     """

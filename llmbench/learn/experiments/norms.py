@@ -17,6 +17,7 @@ import msgspec
 from llmbench.errors import unknown
 from llmbench.learn.data import Corpus
 from llmbench.learn.experiments.arms import Arm, trained_arm
+from llmbench.learn.experiments.statistics import has_learned
 from llmbench.learn.faults import DivergedError
 from llmbench.learn.metrics import StepRow
 from llmbench.learn.probes import FIGURES, Observer, PerLayer
@@ -50,9 +51,6 @@ NARROW: Mapping[str, Any] = {
     "tie_word_embeddings": False,
 }
 """The changes of nanogpt-cpu for this experiment: a deep and narrow model trains in minutes on one CPU core."""
-
-LEARNED = 0.05
-"""Nats by which the loss of a model must be below that of guessing by frequency. Otherwise the training failed."""
 
 OBSERVED = 4
 """The sequences of the forward pass of the probes."""
@@ -127,7 +125,7 @@ class Outcome(NamedTuple):
 
 def failed(outcome: Outcome, unigram: float) -> bool:
     """Return whether the model has learned hardly more than the frequencies of the tokens, or stopped."""
-    return outcome.loss is None or outcome.loss > unigram - LEARNED
+    return not has_learned(outcome.loss, unigram)
 
 
 def arms_of(names: Sequence[str], layers: int) -> list[Arm]:

@@ -1,4 +1,5 @@
-"""Intervals and p-values of paired differences: the same seeds, batches or texts under two conditions."""
+"""Rules with which experiments judge losses: intervals and p-values of paired differences (the same seeds, batches or
+texts under two conditions), and whether a model has learned anything."""
 
 from __future__ import annotations
 
@@ -6,10 +7,21 @@ import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-__all__ = ["Difference", "paired", "share_within", "t_quantile"]
+__all__ = ["Difference", "has_learned", "paired", "share_within", "t_quantile"]
 
 CONFIDENCE = 0.95
 """The probability with which an interval contains the true mean."""
+
+LEARNED = 0.05
+"""Nats by which the loss of a model must be below that of guessing by frequency. Otherwise its training failed."""
+
+
+def has_learned(loss: float | None, unigram: float) -> bool:
+    """Return whether a model has learned more than the frequencies of the tokens.
+
+    `loss`: in nats; None if the training stopped. `unigram`: the loss of guessing by frequency, in nats.
+    """
+    return loss is not None and loss <= unigram - LEARNED
 
 
 class Difference(NamedTuple):
