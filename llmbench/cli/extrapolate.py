@@ -33,6 +33,7 @@ from llmbench.cli.options import (
     prints_tables,
     token_counts,
 )
+from llmbench.learn.experiments.statistics import has_learned
 from llmbench.report.document import Block, Document, Table, table
 from llmbench.report.fields import Field, records
 from llmbench.report.plots import Panel, Series
@@ -168,23 +169,11 @@ FIELDS: tuple[Field[Row], ...] = (
     Field("reason", None, description="why there is no loss; empty if there is one"),
 )
 
-VERDICTS = {"lower": "better", "higher": "worse", "within noise": "within noise", "one pair": "unknown"}
-EQUAL = 0.05
-"""A method reads a length as well as the training length if the whole interval of the change lies within ± this loss in
-nats. Such a change is 5% of the perplexity."""
-
 
 def _row(score: Score, about: str) -> Row:
     change = score.change
     mean, low, high, p = (None,) * 4 if change is None else change
-    if score.loss is None:
-        verdict = "cannot read"
-    elif change is None:
-        verdict = "trained length"
-    else:
-        equal = low is not None and high is not None and low >= -EQUAL and high <= EQUAL
-        verdict = "as well" if equal else VERDICTS[change.verdict]
-    return Row(score.method, about, score.length, score.loss, mean, low, high, p, verdict, score.reason)
+    return Row(score.method, about, score.length, score.loss, mean, low, high, p, score.verdict, score.reason)
 
 
 def document(
@@ -280,11 +269,11 @@ def _finding(rows: Sequence[Row], trained: int) -> str:
 
 def _warnings(rows: Sequence[Row], trained: int, unigram: float) -> Iterator[str]:
     """Yield a note about models that have learned less than the frequencies of the tokens."""
-    untrained = [row.method for row in rows if row.length == trained and (row.loss or 0.0) >= unigram]
+    untrained = [row.method for row in rows if row.length == trained and not has_learned(row.loss, unigram)]
     if untrained:
         yield (
             f"{_names(untrained)}: the training is too short to tell anything. Even at {trained} tokens, the loss is "
-            f"above {unigram:.3f} nats, which a model gets that knows only how often each token occurs"
+            f"not clearly below {unigram:.3f} nats, which a model gets that knows only how often each token occurs"
         )
 
 

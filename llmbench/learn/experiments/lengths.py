@@ -35,6 +35,10 @@ SCORED = 32
 SEQUENCES = 64
 """The number of sequences that are scored (W)."""
 
+EQUAL = 0.05
+"""A method reads a length as well as the training length if the whole interval of the change lies within ± this loss in
+nats. Such a change is 5% of the perplexity."""
+
 Positions = Mapping[str, Any]
 """The field `positions` of a spec, as in TOML."""
 
@@ -108,6 +112,21 @@ class Score(NamedTuple):
     loss: float | None
     change: Difference | None
     reason: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """How well the method reads this length, compared with the training length."""
+        if self.loss is None:
+            return "cannot read"
+        if self.change is None:
+            return "trained length"
+        low, high = self.change.low, self.change.high
+        if low is not None and high is not None and low >= -EQUAL and high <= EQUAL:
+            return "as well"
+        return _VERDICTS[self.change.verdict]
+
+
+_VERDICTS = {"lower": "better", "higher": "worse", "within noise": "within noise", "one pair": "unknown"}
 
 
 def methods_of(names: Sequence[str]) -> list[Method]:
