@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 
 from benchmarks.designs import every_design, pairs, result_of
-from llmbench.cli import run
+from llmbench.cli import ablate_document, run
 from llmbench.errors import LLMBenchError, SpecError, UnknownNameError
 from llmbench.learn.data import Corpus
 from llmbench.learn.experiments.ablate import Outcome, ablate, difference
@@ -200,3 +201,14 @@ def test_the_command_answers_in_words_and_in_json(tmp_path: Path, capsys: pytest
 def test_bad_input_is_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["ablate", "--data", "markov:8,2,0", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_note_counts_the_seeds_that_failed() -> None:
+    """Their mean can be below the loss of guessing by frequency."""
+    rows: list[Any] = [
+        SimpleNamespace(step="norm", losses=[2.0, 2.1, 2.0], difference=None),
+        SimpleNamespace(step="post", losses=[2.0, 3.3, 3.31], difference=None),
+    ]
+    (note,) = ablate_document._notes(rows, unigram=3.319, seeds=3)
+    assert "post (2 of 3)" in note
+    assert "norm" not in note

@@ -16,6 +16,7 @@ from llmbench.errors import LLMBenchError
 from llmbench.learn.data import Corpus
 from llmbench.learn.experiments.arms import Arm, trained_arm
 from llmbench.learn.experiments.lengths import METHODS, SCORED, SEQUENCES, Score, extrapolate, methods_of
+from llmbench.learn.experiments.statistics import Difference
 from llmbench.learn.settings import Settings
 from llmbench.spec.model import ModelSpec
 from tests.learn.small import spec, text
@@ -109,3 +110,18 @@ def test_the_command_answers_in_words_and_in_json(tmp_path: Path, capsys: pytest
     )
     assert run(["extrapolate", *options, "--methods", "rotary"]) == 2
     assert "choose from learned" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (0.01, 0.02, "as well"),
+        (-0.02, 0.01, "as well"),
+        (0.01, 0.2, "worse"),
+        (-0.3, -0.2, "better"),
+        (-1, 1, "within noise"),
+    ],
+)
+def test_a_small_change_is_as_well(low: float, high: float, verdict: str) -> None:
+    change = Difference((low + high) / 2, low, high, 0.5)
+    assert Score("rope", 64, 2.0, change).verdict == verdict

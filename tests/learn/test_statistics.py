@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from llmbench.learn.experiments.statistics import paired, share_within, t_quantile
+from llmbench.learn.experiments.statistics import has_learned, paired, share_within, t_quantile
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,7 @@ def test_intervals_contain_the_true_mean_as_often_as_promised() -> None:
     found = [paired([draw.gauss(0.3, 1.0) for _ in range(4)]) for _ in range(2000)]
     share = sum((d.low or 0.0) <= 0.3 <= (d.high or 0.0) for d in found) / len(found)
     assert 0.93 < share < 0.97
+
+
+def test_a_model_that_only_counts_tokens_has_learned_nothing() -> None:
+    assert [has_learned(loss, 3.319) for loss in (2.0, 3.26, 3.28, 3.5, None)] == [True, True, False, False, False]
