@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from llmbench.cli import run
-from llmbench.cli.kernels import with_progress
+from llmbench.cli.kernels.progress import with_progress
 from tests.own_process import run_module
 
 pytest.importorskip("triton")

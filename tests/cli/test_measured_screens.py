@@ -17,7 +17,7 @@ from llmbench.bench.profile import Profile, target_of
 from llmbench.bench.results.metrics import Line, MachineLimits
 from llmbench.cli import diff as diff_command
 from llmbench.cli.bench_document import Measured, document
-from llmbench.cli.kernels import CHECK
+from llmbench.cli.kernels.check import CHECK
 from llmbench.cli.measured import paired_notes
 from llmbench.cli.profile import _document as profile_document
 from llmbench.measure.memory import MemoryPeak

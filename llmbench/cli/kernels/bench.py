@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 import typer
 
 from llmbench.bench.results.metrics import Line, MachineLimits, as_json, compared_with
+from llmbench.cli.kernels.arguments import Names, known_names, named_formats
+from llmbench.cli.kernels.requirements import need_interpreter, need_triton
 from llmbench.cli.measured import device_option, machine, machine_notes, one_table, speedup_note
 from llmbench.cli.options import As, Output, answer, prints_tables, working
 from llmbench.errors import CannotRunError
@@ -18,10 +20,6 @@ if TYPE_CHECKING:
     from llmbench.kernels.kernel import Kernel
     from llmbench.spec.device import DType
 
-Names = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[NAME]...", help="Names of kernels. Default: all kernels.", show_default=False),
-]
 DTypes = Annotated[
     str, typer.Option("--dtype", metavar="LIST", help="Number formats, separated by commas: bf16, fp16, fp32.")
 ]
@@ -73,8 +71,6 @@ def bench_kernels(
 
       llmbench kernels bench rms_norm layer_norm --pass both --dtype bf16,fp32
     """
-    from llmbench.cli.kernels import known_names, named_formats, need_interpreter, need_triton
-
     need_triton()
     from llmbench.kernels.formats import gpu_name
 
