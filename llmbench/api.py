@@ -24,7 +24,7 @@ from llmbench.spec.catalog import find_model
 from llmbench.spec.model import ModelSpec
 
 if TYPE_CHECKING:
-    from llmbench.answers.fit import Fitted
+    from llmbench.answers.fit_row import Fitted
     from llmbench.answers.mfu import Utilized
     from llmbench.model.decoder import Decoder
     from llmbench.sizing.flops import Flops

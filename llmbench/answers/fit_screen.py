@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from llmbench.answers.about import model_block
-from llmbench.answers.fit import CONSTANTS, Fitted
+from llmbench.answers.fit_row import CONSTANTS, Fitted
 from llmbench.report.document import Block, Command, Table, table
 from llmbench.report.fields import Field
 from llmbench.report.units import plural, size

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from llmbench.answers.about import model_block, sweep_fields
-from llmbench.answers.fit import FIELDS, Fitted
+from llmbench.answers.fit_row import FIELDS, Fitted
 from llmbench.report.document import Block, table
 from llmbench.report.fields import Field
 from llmbench.report.units import plural

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from llmbench.answers.about import model_block, sweep_fields, weights_line
-from llmbench.answers.memory import FIELDS, Sized, Verdict
+from llmbench.answers.memory_row import FIELDS, Sized, Verdict
 from llmbench.report.document import Block, table
 from llmbench.report.fields import Field
 from llmbench.report.units import plural, size

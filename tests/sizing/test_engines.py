@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmbench.answers.fit import Fitted, document, fitted
+from llmbench.answers.fit import document, fitted
+from llmbench.answers.fit_row import Fitted
 from llmbench.errors import LayoutError
 from llmbench.sizing.serving.command import weights_of
 from llmbench.sizing.serving.pipeline import layers_per_stage
