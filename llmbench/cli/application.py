@@ -97,7 +97,7 @@ def _run(arguments: list[str], imported: Callable[[], None]) -> int:
             return 0
         from llmbench.cli.hints import usage_error as described  # only a failing command needs it
 
-        _report(*described(problem, arguments))
+        _report(*described(problem, arguments, app))
         return 2
     except typer.Exit as stop:
         return stop.exit_code

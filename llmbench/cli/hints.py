@@ -73,14 +73,17 @@ OTHER_COMMANDS: tuple[tuple[str, str], ...] = (
 """Words that users take for a command, and what they can write after `llmbench` instead."""
 
 
-def usage_error(problem: Any, arguments: list[str]) -> tuple[str, str]:
-    """Return the message and the hint of a usage error of typer."""
+def usage_error(problem: Any, arguments: list[str], application: typer.Typer) -> tuple[str, str]:
+    """Return the message and the hint of a usage error of typer.
+
+    application: the commands that were built for `arguments`.
+    """
     message = problem.format_message()
     message = message if len(message) <= MOST_CHARACTERS else f"{message[:MOST_CHARACTERS]}…"
     lists = "lists all commands" if message.startswith("No such command '") else "shows all arguments and options"
     hint = f"`{_command_path(problem, arguments)} --help` {lists}"
     lacking = re.match(r"Option '([\w-]+)' requires an argument", message)
-    if lacking is not None and (needed := _needed(lacking[1], problem, arguments)):
+    if lacking is not None and (needed := _needed(lacking[1], problem, arguments, application)):
         return message, f"{needed}\n{hint}"
     command = re.match(r"No such command '(.*?)'\.", message)
     if command is not None:
@@ -104,11 +107,9 @@ def usage_error(problem: Any, arguments: list[str]) -> tuple[str, str]:
     return message, hint
 
 
-def _needed(option: str, problem: Any, arguments: list[str]) -> str | None:
+def _needed(option: str, problem: Any, arguments: list[str], application: typer.Typer) -> str | None:
     """Return the help of an option that lacks its value: what the value is, with an example."""
-    from llmbench.cli.application import build
-
-    command: Any = typer.main.get_command(build(arguments))
+    command: Any = typer.main.get_command(application)
     for word in _command_path(problem, arguments).split()[1:]:
         command = command.commands[word]
     found = next((param for param in command.params if option in param.opts), None)
