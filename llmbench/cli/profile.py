@@ -197,11 +197,10 @@ def _document(piece: Piece, target: Target, measured: Profile, inputs: dict[str,
 
 
 def _title(piece: Piece, target: Target) -> str:
-    """Return the lines that describe what is timed: the model and the shape."""
+    """Return the lines that describe what is timed: the model, the piece and the shape."""
     setting = target.setting
     tokens = plural(setting.seq_len, "token")
     shape = [
-        piece.name,
         piece.of(setting.spec),
         target.layer,
         setting.direction,
@@ -209,7 +208,7 @@ def _title(piece: Piece, target: Target) -> str:
         tokens,
         setting.dtype,
     ]
-    return f"{headline(target.model)}\n{' · '.join(filter(None, shape))}: {piece.what}"
+    return f"{headline(target.model)}\n{piece.name}: {piece.what}\n{' · '.join(filter(None, shape))}"
 
 
 def _block(piece: Piece, target: Target, measured: Profile, lines: list[Line]) -> Block:

@@ -210,8 +210,8 @@ _CONTINUED = " \\"
 def _wrapped(text: str, width: int) -> list[str]:
     """Return the lines of a text. A line that is longer than `width` characters continues on the next line.
 
-    Lines break at spaces, but not in a command between backticks that fits into a line. A word that is longer than a
-    line breaks after a punctuation mark, or anywhere.
+    Lines break at spaces, but not inside a part of `_words`. A word that is longer than a line breaks after a
+    punctuation mark, or anywhere.
     """
     lines: list[str] = []
     width = max(1, width)
@@ -238,9 +238,17 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 
 def _words(line: str, width: int) -> Iterator[str]:
-    """Yield the words of a line. A text between backticks of at most `width` characters is one word."""
-    for word in re.findall(r"[^\s`]*`[^`]*`[^\s`]*|\S+", line):
-        yield from [word] if _length(word) <= width else word.split()
+    """Yield the parts of a line that stay whole: words, and longer parts of at most `width` characters.
+
+    A text between backticks is one part, and so is an item of a list such as `32 layers · hidden 4096`, with its dot.
+    """
+    *items, last = line.strip().split(" · ")
+    for item in [*(f"{item} ·" for item in items), last]:
+        if items and _length(item) <= width:
+            yield item
+            continue
+        for word in re.findall(r"[^\s`]*`[^`]*`[^\s`]*|\S+", item):
+            yield from [word] if _length(word) <= width else word.split()
 
 
 def _length(text: str) -> int:

@@ -183,6 +183,15 @@ def test_a_command_between_backticks_does_not_break() -> None:
         assert "`llmbench train --resume runs/one`" in "\n".join(_wrapped(text, width))
 
 
+def test_a_list_breaks_between_its_items() -> None:
+    text = "model · 32 layers · 32 heads (GQA, 8 KV heads) · an item that is longer than a line of the narrowest screen"
+    for width in range(28, len(text)):
+        lines = _wrapped(text, width)
+        assert " ".join(lines) == text
+        assert any("32 heads (GQA, 8 KV heads) ·" in line for line in lines)
+        assert not any(line.startswith("·") for line in lines)
+
+
 def test_markdown_and_html_have_the_whole_command() -> None:
     out = io.StringIO()
     document = Document(command="x", inputs={}, rows_key="rows", rows=[], blocks=[Block(commands=[COMMAND])])

@@ -168,7 +168,8 @@ class Attention(AttentionKind, frozen=True, tag="attention"):
     @property
     def summary(self) -> str:
         heads = plural(self.num_attention_heads, "head")
-        return f"{heads} (GQA, {self.num_key_value_heads} KV)" if self.label == "GQA" else f"{heads} ({self.label})"
+        kv_heads = f", {self.num_key_value_heads} KV heads" if self.label == "GQA" else ""
+        return f"{heads} ({self.label}{kv_heads})"
 
     @property
     def key_dim(self) -> int:
