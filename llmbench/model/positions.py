@@ -25,6 +25,8 @@ from llmbench.spec.position import (
     Rope,
     RopeScaling,
     SinusoidalPositions,
+    alibi_slope,
+    rope_frequency,
 )
 
 
@@ -33,7 +35,7 @@ def inverse_frequencies(
 ) -> tuple[Tensor, float]:
     """Return the scaled RoPE frequencies [R/2], and a factor by which cos and sin are multiplied.
 
-    Unscaled frequencies are theta ** (-2i/R). The kinds of scaling are:
+    `rope_frequency` gives the unscaled frequencies. The kinds of scaling are:
 
     - linear: divides all frequencies by the factor (arXiv 2306.15595).
     - dynamic: increases theta with the sequence length (NTK-aware).
@@ -50,12 +52,12 @@ def inverse_frequencies(
         trained = max_positions or scaling.original_max_position_embeddings or seq_len
         if seq_len > trained:
             theta *= ((scaling.factor * seq_len / trained) - (scaling.factor - 1)) ** (dim / (dim - 2))
-    steps = torch.arange(0, dim, 2, dtype=torch.int64, device=device).to(torch.float32)
+    pairs = torch.arange(dim // 2, dtype=torch.float32, device=device)
     if scaling is not None and scaling.kind == "proportional":
-        frequencies = 1.0 / theta ** (steps / head_dim)
+        frequencies = rope_frequency(theta, pairs, head_dim)
         unrotated = torch.zeros(head_dim // 2 - dim // 2, device=device)
         return torch.cat((frequencies, unrotated)) / scaling.factor, 1.0
-    frequencies = 1.0 / theta ** (steps / dim)
+    frequencies = rope_frequency(theta, pairs, dim)
     if scaling is None:
         return frequencies, 1.0
     return _scaled(scaling, frequencies, theta, dim, seq_len, max_positions)
@@ -246,16 +248,11 @@ def rotate(x: Tensor, tables: tuple[Tensor, Tensor], *, interleaved: bool) -> Te
 
 
 def alibi_slopes(num_heads: int, device: torch.device | None = None) -> Tensor:
-    """Return ALiBi's slopes [N] (arXiv 2108.12409).
-
-    Let n be the largest power of two up to N. The first n heads have the slopes 2 ** (-8i/n). The slopes of the other
-    heads lie between these slopes.
-    """
-    below = 2 ** math.floor(math.log2(num_heads))
+    """Return ALiBi's slopes [N] in fp32."""
     # The range is created on the device, because a copy from the host would make the host wait for the device.
-    head = torch.arange(num_heads, dtype=torch.float64, device=device)
-    between = 4 / below * (2 * (head - below) + 1)
-    return torch.exp2(-torch.where(head < below, 8 / below * (head + 1), between)).to(torch.float32)
+    heads = torch.arange(num_heads, dtype=torch.float64, device=device)
+    slopes: Tensor = alibi_slope(heads, num_heads)
+    return slopes.to(torch.float32)
 
 
 def sinusoids(kind: SinusoidalPositions, positions: Tensor, width: int, dtype: torch.dtype) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Literal, final
+from typing import Any, Literal, final
 
 from llmbench.spec.base import Count, Fault, Kind, Part, Size
 from llmbench.spec.faults import not_negative, positive
@@ -146,6 +146,15 @@ class Rope(PositionKind, frozen=True, tag="rope"):
             )
 
 
+def rope_frequency(theta: float, pair: Any, dims: int) -> Any:
+    """Return RoPE's frequency of a pair of dimensions, counted from 0: 1 / theta^(2·pair / dims), in radians per token.
+
+    - pair: a number, or a tensor of numbers, which gives a tensor of frequencies in its format.
+    - dims: the number of dimensions over which the frequencies are spaced.
+    """
+    return 1.0 / theta ** (2 * pair / dims)
+
+
 @final
 class LearnedPositions(PositionKind, frozen=True, tag="learned"):
     """A trained table with one vector per position. The vector of a position is added to the embedding.
@@ -218,6 +227,19 @@ class Alibi(PositionKind, frozen=True, tag="alibi"):
     acts_on = "scores"
     position_limit = None
     summary = "ALiBi"
+
+
+def alibi_slope(head: Any, heads: int) -> Any:
+    """Return ALiBi's slope of a head, counted from 0 (arXiv 2108.12409, section 3 and appendix).
+
+    Let n be the largest power of two up to `heads`. The slopes are 2^(−8·i/n), first for i = 1, 2, …, n. The other
+    heads have every second slope of 2n heads: i = ½, 1½, 2½, …
+
+    - head: a number, or a tensor of numbers, which gives a tensor of slopes in its format.
+    """
+    below = 2 ** int(math.log2(heads))
+    # The condition is a factor, because a factor serves a number and a tensor.
+    return 2.0 ** (-8 / below * (head + 1 - (below + 0.5) * (head >= below)))
 
 
 @final

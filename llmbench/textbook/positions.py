@@ -6,10 +6,10 @@ import math
 from functools import partial
 from random import Random
 
-from llmbench.spec.position import Rope
+from llmbench.spec.position import Rope, alibi_slope, rope_frequency
 from llmbench.textbook.claim import Claim, Figure, Reading
 
-__all__ = ["CLAIMS", "frequency", "slope"]
+__all__ = ["CLAIMS"]
 
 ROPE = "RoPE, arXiv 2104.09864"
 ALIBI = "ALiBi, arXiv 2108.12409"
@@ -17,19 +17,14 @@ LENGTH = f"{ROPE}; {ALIBI}"
 HEAD_DIM = 64
 
 
-def frequency(index: int, head_dim: int = HEAD_DIM) -> float:
-    """Return RoPE's frequency of a pair of dimensions: base^(−2·index / head_dim), in radians per token."""
-    return math.pow(Rope().theta, -2 * index / head_dim)
+def frequency(pair: int) -> float:
+    """Return RoPE's frequency of a pair of dimensions of a head of 64 dims, in radians per token."""
+    return float(rope_frequency(Rope().theta, pair, HEAD_DIM))
 
 
-def slope(head: int, heads: int) -> float:
-    """Return ALiBi's slope of a head, counted from 0 (arXiv 2108.12409, section 3 and appendix).
-
-    Let n be the largest power of two up to `heads`. The first n slopes are 2^(−8·i/n). The others are every second one
-    of those of 2n heads.
-    """
-    below = 2 ** int(math.log2(heads))
-    return math.exp2(-8 * (head + 1) / below if head < below else -4 * (2 * (head - below) + 1) / below)
+def last_slope(heads: int) -> float:
+    """Return ALiBi's slope of the last of some heads."""
+    return float(alibi_slope(heads - 1, heads))
 
 
 def largest_shift(distance: int) -> float:
@@ -94,9 +89,9 @@ CLAIMS = (
         at="the slope of the last of n heads",
         source=ALIBI,
         figures=(
-            Figure("2^(−8·8/8)", lambda: slope(7, 8), "8 heads"),
-            Figure("every second slope of 16 heads", lambda: slope(11, 12), "12 heads"),
-            Figure("2^(−8·16/16)", lambda: slope(15, 16), "16 heads"),
+            Figure("2^(−8·8/8)", partial(last_slope, 8), "8 heads"),
+            Figure("every second slope of 16 heads", partial(last_slope, 12), "12 heads"),
+            Figure("2^(−8·16/16)", partial(last_slope, 16), "16 heads"),
         ),
         why="The rule needs a power of two. With 12 heads, the first 8 have the slopes of 8 heads, and the last 4 take"
         " every second slope of 16 heads.",

@@ -13,9 +13,6 @@ from torch.nn import functional as F
 
 from llmbench.cli import run
 from llmbench.learn.worked import TOPICS, work
-from llmbench.learn.worked.rope import frequencies
-from llmbench.model.positions import inverse_frequencies
-from llmbench.spec.position import Rope
 
 Capture = pytest.CaptureFixture[str]
 SIZES = [(None, None, 0), (1, 2, 1), (8, 8, 3), (5, 6, 4)]
@@ -81,14 +78,6 @@ def test_a_score_of_rope_depends_on_the_distance_alone() -> None:
         diagonal = scores.diagonal(distance)
         assert float(diagonal.max() - diagonal.min()) < 1e-12
     assert len({round(float(scores.diagonal(distance)[0]), 9) for distance in range(-7, 8)}) == 15
-
-
-def test_frequencies_are_those_of_the_model() -> None:
-    """d = 64: θ₁ .7499, θ₂ .5623, θ₃₁ .000133."""
-    ours = frequencies(64, 10000.0)
-    assert [round(float(ours[i]), 6) for i in (1, 2, 31)] == [0.749894, 0.562341, 0.000133]
-    table, _ = inverse_frequencies(Rope(), 64, seq_len=8, max_positions=None, device=torch.device("cpu"))
-    torch.testing.assert_close(ours, table.double(), rtol=1e-6, atol=0)
 
 
 def test_slopes_of_twelve_heads_end_with_every_second_of_sixteen() -> None:

@@ -14,7 +14,6 @@ from llmbench.spec.catalog import load_bundled
 from llmbench.textbook import CLAIMS, TOPICS
 from llmbench.textbook.claim import Bound, Claim, Figure, Measured, Reading, Unit, decide
 from llmbench.textbook.models import style
-from llmbench.textbook.positions import frequency, slope
 from llmbench.textbook.table import as_json, claimed_text, figure_text, figures_text, sentence
 
 BY_NAME = {claim.name: claim for claim in CLAIMS}
@@ -126,6 +125,8 @@ def test_figures_by_hand() -> None:
     assert figures("LLaMA-2-7B norm weights") == pytest.approx([266_240 / whole])
     assert figures("attention 4·d²") == [4, 2 + 2 / 4]
     assert figures("LLaMA-style size") == pytest.approx([10_646_784 / 10_745_088 - 1, 9_467_136 / 10_745_088 - 1])
+    assert [round(figures(f"RoPE θ{index}")[0], 6) for index in (1, 2, 31)] == [0.749894, 0.562341, 0.000133]
+    assert figures("ALiBi slopes") == [2**-8, pytest.approx(2**-3.5), 2**-8]
     assert figures("16 bytes per parameter") == [16, 16, 8]
     assert figures("GPT-3 FLOPs")[1] == pytest.approx(6 * 174.6e9 * 300e9, rel=0.05)
     assert figures("A100 SRAM") == pytest.approx([108 * 128 * 1.41e9 / 1.555e12])
@@ -152,18 +153,6 @@ def test_verdicts_of_the_textbook() -> None:
     assert {verdicts[name] for name in refuted} == {"refuted"}
     assert {verdicts[name] for name in ("GQA cache", "GQA parameters", "standard at 8,192")} == {"holds"}
     assert {verdicts[name] for name in ("MoE compute", "MQA cache", "teaching code", "12·L·d²")} == {"holds if"}
-
-
-def test_the_model_computes_the_same_positions() -> None:
-    torch = pytest.importorskip("torch")
-    from llmbench.model.positions import alibi_slopes, inverse_frequencies
-    from llmbench.spec.position import Rope
-
-    cpu = torch.device("cpu")
-    ours = torch.tensor([frequency(index) for index in range(32)])
-    assert torch.allclose(inverse_frequencies(Rope(), 64, seq_len=1, max_positions=None, device=cpu)[0], ours)
-    for heads in (1, 8, 12, 16, 20):
-        assert torch.allclose(alibi_slopes(heads), torch.tensor([slope(head, heads) for head in range(heads)]))
 
 
 def test_the_gpt2_style_is_nanogpt() -> None:

@@ -9,6 +9,7 @@ import torch
 from llmbench.learn.worked.reference import model_attention
 from llmbench.learn.worked.step import Case, Check, Worked, difference, dot, draw, number, numbered, step, term
 from llmbench.model.positions import alibi_slopes
+from llmbench.spec.position import alibi_slope
 
 DEFAULT = Case(tokens=4, dim=4)
 HEADS = 4
@@ -20,8 +21,7 @@ def work(case: Case) -> Worked:
     T, D, seed = case
     generator = torch.Generator().manual_seed(seed)
     q, k, v = draw(generator, T, D), draw(generator, T, D), draw(generator, T, D)
-    slopes = torch.tensor([2.0 ** (-8 * (head + 1) / HEADS) for head in range(HEADS)], dtype=torch.float64)
-    twelve = alibi_slopes(12).double()
+    slopes, twelve = (alibi_slope(torch.arange(heads, dtype=torch.float64), heads) for heads in (HEADS, 12))
     distance = (torch.arange(T) - torch.arange(T)[:, None]).double()
     seen = distance <= 0
     scores = q @ k.T / math.sqrt(D)

@@ -8,14 +8,9 @@ from torch import Tensor
 from llmbench.errors import LLMBenchError
 from llmbench.learn.worked.step import Case, Check, Worked, difference, dot, draw, number, numbered, step, term
 from llmbench.model.positions import inverse_frequencies, rotate
-from llmbench.spec.position import Rope
+from llmbench.spec.position import Rope, rope_frequency
 
 DEFAULT = Case(tokens=4, dim=4)
-
-
-def frequencies(dim: int, theta: float, *, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Return the frequencies θ^(−2i/D) [D/2]. The PyTorch model computes them in fp32, as transformers does."""
-    return theta ** (-torch.arange(0, dim, 2, dtype=dtype) / dim)
 
 
 def work(case: Case) -> Worked:
@@ -26,7 +21,7 @@ def work(case: Case) -> Worked:
     rope, half = Rope(), D // 2
     generator = torch.Generator().manual_seed(seed)
     q, k = draw(generator, 2, D)
-    frequency = frequencies(D, rope.theta)
+    frequency = rope_frequency(rope.theta, torch.arange(half, dtype=torch.float64), D)
     angles = torch.arange(T, dtype=torch.float64)[:, None] * frequency
     cos, sin = angles.cos(), angles.sin()
 

@@ -150,7 +150,7 @@ def before_scores(place: Place) -> int | None:
         case RelativeBias() | Alibi(rounded=True):
             return None
         case Alibi():
-            joined += 13
+            joined += 9
         case Rope() | LearnedPositions() | SinusoidalPositions() | NoPositions():
             pass
         case _:

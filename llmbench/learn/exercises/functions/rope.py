@@ -15,10 +15,14 @@ if TYPE_CHECKING:
 
 def reference(x: Tensor, positions: Tensor, theta: float) -> Tensor:
     """Return the rotation of the PyTorch model."""
-    from llmbench.learn.worked.rope import frequencies
-    from llmbench.model.positions import rotate
+    import torch
 
-    angles = positions[:, None].to(x.dtype) * frequencies(x.shape[-1], theta, dtype=x.dtype)
+    from llmbench.model.positions import rotate
+    from llmbench.spec.position import rope_frequency
+
+    dims = x.shape[-1]
+    frequencies = rope_frequency(theta, torch.arange(dims // 2, dtype=x.dtype), dims)
+    angles = positions[:, None].to(x.dtype) * frequencies
     return rotate(x, (angles.cos()[None, None], angles.sin()[None, None]), interleaved=False)
 
 
