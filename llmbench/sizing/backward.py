@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import msgspec
 
@@ -12,13 +12,7 @@ from llmbench.sizing.dtypes import bytes_of
 from llmbench.sizing.op import Op
 from llmbench.sizing.recompute import discarded
 from llmbench.sizing.stages import Chunk
-
-if TYPE_CHECKING:
-    from llmbench.sizing.training_step import TrainingRun
-
-
-Place = Literal["loss", "after", "layer", "before", "optimizer"]
-"""The place of a moment: the loss, another op after the layers, a layer, an op before the layers, or the optimizer."""
+from llmbench.sizing.training_run import Place, TrainingRun
 
 
 class Moment(msgspec.Struct, frozen=True):

@@ -16,7 +16,7 @@ import msgspec
 from llmbench.sizing.dtypes import bytes_of
 from llmbench.sizing.op import Collective
 from llmbench.sizing.stages import Stage
-from llmbench.sizing.training_step import TrainingRun
+from llmbench.sizing.training_run import TrainingRun
 
 __all__ = ["Communication", "step_communication"]
 

@@ -12,7 +12,7 @@ from llmbench.errors import LayoutError
 from llmbench.sizing.dtypes import DType
 from llmbench.sizing.memory import Memory, ServingRun
 from llmbench.sizing.training import run_memory
-from llmbench.sizing.training_step import TrainingRun
+from llmbench.sizing.training_run import TrainingRun
 from llmbench.sizing.workload import Layout, Recompute
 from llmbench.spec.catalog import DeviceHead, device_heads
 

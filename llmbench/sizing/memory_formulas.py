@@ -11,10 +11,11 @@ from llmbench.sizing.dtypes import Tensors, bits_of
 from llmbench.sizing.formula import Formula, counted, divided, plus, shared, times
 from llmbench.sizing.memory import CONTEXT_BYTES, Memory, ServingRun, widest_op
 from llmbench.sizing.op import Op
+from llmbench.sizing.peak import largest_moment
 from llmbench.sizing.recipe import state_tensors
 from llmbench.sizing.recompute import checkpoint_terms
 from llmbench.sizing.stages import Chunk, Stage
-from llmbench.sizing.training_step import TrainingRun
+from llmbench.sizing.training_run import TrainingRun
 from llmbench.sizing.weights import stage_tensors
 from llmbench.sizing.workload import Layout
 
@@ -25,7 +26,7 @@ def training_formulas(run: TrainingRun, memory: Memory) -> list[Formula]:
     """Return the formulas of the peak of a training step. `memory`: the memory of the same run."""
     stage = run.stages[memory.stage]
     resident = run.resident(stage)
-    moment, place, _ = run.peak(stage, resident)
+    moment, place, _ = largest_moment(run, stage, resident)
     chunk = stage.chunks[place]
     parts = memory.parts_bytes
     formulas = [

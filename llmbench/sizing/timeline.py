@@ -14,8 +14,9 @@ import msgspec
 
 from llmbench.sizing.backward import backward_moments, saved_below
 from llmbench.sizing.memory import Memory
+from llmbench.sizing.peak import largest_moment, optimizer_moment
 from llmbench.sizing.stages import Chunk
-from llmbench.sizing.training_step import Resident, TrainingRun
+from llmbench.sizing.training_run import Resident, TrainingRun
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,9 +49,9 @@ def timeline(run: TrainingRun, memory: Memory) -> list[Step]:
     """
     stage = run.stages[memory.stage]
     resident = run.resident(stage)
-    place = run.peak(stage, resident).chunk
+    place = largest_moment(run, stage, resident).chunk
     chunk, others = stage.chunks[place], resident.others[place]
-    last = run.optimizer_moment(resident)
+    last = optimizer_moment(run, resident)
     return [
         *_forward(run, chunk, resident, others),
         *_backward(run, chunk, resident, others),

@@ -21,6 +21,7 @@ import msgspec
 
 from llmbench.errors import SpecError
 from llmbench.sizing.memory import Memory, highest_stage
+from llmbench.sizing.peak import stage_peak
 from llmbench.sizing.recipe import (
     PLAIN_RECIPE,
     Optimizer,
@@ -30,7 +31,7 @@ from llmbench.sizing.recipe import (
     check_recipe,
     training_precision,
 )
-from llmbench.sizing.training_step import TrainingRun, training_stages
+from llmbench.sizing.training_run import TrainingRun, training_stages
 from llmbench.sizing.workload import Layout, Loss, Recompute, Workload
 from llmbench.spec.mixer import branches
 from llmbench.spec.model import ModelSpec
@@ -59,7 +60,7 @@ def run_memory(run: TrainingRun) -> Memory:
 
 def stage_memories(run: TrainingRun) -> list[Memory]:
     """Return the memory of each pipeline stage. Megatron logs the memory of the last one."""
-    return [run.stage_peak(stage) for stage in run.stages]
+    return [stage_peak(run, stage) for stage in run.stages]
 
 
 def training_run(

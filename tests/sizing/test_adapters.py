@@ -14,7 +14,7 @@ from llmbench.sizing.flops import count_flops, step_ops, trained_parameters
 from llmbench.sizing.memory import WORKSPACE_BYTES
 from llmbench.sizing.recipe import Recipe
 from llmbench.sizing.training import run_memory, training_run
-from llmbench.sizing.training_step import TrainingRun
+from llmbench.sizing.training_run import TrainingRun
 from llmbench.sizing.workload import Layout, Workload
 from llmbench.spec.catalog import load_bundled
 

@@ -9,6 +9,7 @@ import pytest
 from llmbench.errors import SpecError
 from llmbench.sizing.lower import lower
 from llmbench.sizing.params import count_parameters
+from llmbench.sizing.peak import stage_peak
 from llmbench.sizing.recipe import Recipe
 from llmbench.sizing.training import training_memory, training_run
 from llmbench.sizing.workload import Layout, Workload
@@ -95,7 +96,7 @@ def test_what_the_host_stores() -> None:
     assert states.steady_bytes == whole.steady_bytes - 12 * N
     run = training_run(LLAMA, 4096, recipe=Recipe(offload=("activations",)))
     layer = run.checkpoint(run.stages[0].chunks[0].layers[0])
-    assert run.stage_peak(run.stages[0]).host_bytes == {"activations": 31 * layer}
+    assert stage_peak(run, run.stages[0]).host_bytes == {"activations": 31 * layer}
     layout = Layout(dp=8, zero=3)
     weights = training_memory(LLAMA, 512, layout=layout, recipe=Recipe(offload=("weights",)))
     # FSDP's CPU offload: fp32 shards of weights, gradients and two moments

@@ -1,19 +1,17 @@
-"""The settings of a training run, what stays allocated during its steps, and the moment with the most bytes."""
+"""The settings of a training run, its pipeline stages, and what stays allocated during its steps."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
 from operator import add, mul
-from typing import TYPE_CHECKING, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import msgspec
 
 from llmbench.errors import SpecError
-from llmbench.sizing.backward import Moment, Place, backward_moments
 from llmbench.sizing.dtypes import DType, Tensors, bits_of, bytes_of
 from llmbench.sizing.lower import lower, lower_next_token_prediction
-from llmbench.sizing.memory import Memory
 from llmbench.sizing.op import Op
 from llmbench.sizing.recipe import Offload, Optimizer, Precision, Recipe, state_bytes, temporary_bits
 from llmbench.sizing.recompute import checkpoint_bytes
@@ -25,6 +23,10 @@ from llmbench.spec.model import ModelSpec
 if TYPE_CHECKING:
     from llmbench.sizing.adapters import Adapters
     from llmbench.sizing.weights import WeightRecipe
+
+Place = Literal["loss", "after", "layer", "before", "optimizer"]
+"""A place in a step: the loss, another op after the layers, a layer, an op before the layers, or the optimizer."""
+_PLACES: tuple[Place, ...] = get_args(Place)
 
 
 class Resident(msgspec.Struct, frozen=True):
@@ -48,20 +50,6 @@ class Resident(msgspec.Struct, frozen=True):
     others: tuple[int, ...]
     update: int
     host: dict[str, int]
-
-
-_PLACES: tuple[Place, ...] = get_args(Place)
-
-
-class Peak(NamedTuple):
-    """The moment of a stage with the most bytes.
-
-    chunk: index of its chunk in the stage. apart: largest bytes of a moment without the weights that FSDP has gathered.
-    """
-
-    moment: Moment
-    chunk: int
-    apart: int
 
 
 def training_stages(
@@ -129,53 +117,6 @@ class TrainingRun(msgspec.Struct, kw_only=True):
     def workspace_bytes(self) -> int:
         """The bytes of library workspaces, and of buffers that live as long as the process."""
         return training_workspaces(self.spec, self.workload, self.layout, self.recipe, self.compute_capability)
-
-    def stage_peak(self, stage: Stage) -> Memory:
-        """Return the peak memory of one stage. The pipeline schedule gives the number of micro-batches in flight."""
-        counts, w = stage.counts, self.workload
-        # The allocator cannot reuse the block of the bf16 logits for the larger fp32 tensors of PyTorch's loss.
-        copies = w.kernels == "eager" and w.loss == "plain"
-        free = sum(op.read_bytes for op, _ in counts if op.kind == "loss") if copies else 0
-        resident = self.resident(stage)
-        top, place, apart = self.peak(stage, resident)
-        others = 0 if top.place == "optimizer" else resident.others[place]
-        gathered = resident.gathered[top.place]
-        # FSDP gathers on a stream of its own, and free blocks of one stream serve no other stream.
-        free += apart - top.bytes - others + max(resident.gathered.values()) - gathered
-        parts = {
-            "weights": resident.weights + gathered,
-            "gradients": top.gradients + resident.placeholders + (resident.gradients if self.persistent else 0),
-            "optimizer": resident.states + top.update,
-            "activations": top.activations + others,
-            "logits": top.logits,
-            "kv_cache": 0,
-            "overhead": self.workspace_bytes,
-        }
-        return Memory(
-            phase="train",
-            seq_len=self.workload.query_len,
-            micro_batch=self.workload.batch,
-            layout=self.layout,
-            peak_bytes=sum(parts.values()),
-            parts_bytes=parts,
-            full_bytes={
-                "weights": resident.weights,
-                "gradients": resident.gradients,
-                "optimizer": resident.states,
-                "activations": max(map(add, resident.others, map(self.saved, stage.chunks))),
-            },
-            moment=top.op,
-            stage=stage.index,
-            stage_peaks=(),
-            parameters=sum(op.parameters * count for op, count in counts),
-            reserved_bytes=sum(parts.values()) + free,
-            steady_bytes=resident.weights
-            + resident.states
-            + (resident.gradients if self.persistent else 0)
-            + self.gradient_copies(stage)
-            + self.workspace_bytes,
-            host_bytes=resident.host,
-        )
 
     def resident(self, stage: Stage) -> Resident:
         """Return the bytes of a stage that do not depend on the moment."""
@@ -263,32 +204,6 @@ class TrainingRun(msgspec.Struct, kw_only=True):
     def in_flight(self, stage: Stage, saved: Sequence[int]) -> list[tuple[int, ...]]:
         """Return the chunks in flight (see `chunks_in_flight`). `saved`: bytes that each chunk of the stage saves."""
         return chunks_in_flight(stage.index, self.layout, self.passes, saved)
-
-    def peak(self, stage: Stage, resident: Resident) -> Peak:
-        """Return the moment of a stage with the most bytes."""
-        last = self.optimizer_moment(resident)
-        best, place, most, apart = last, 0, -1, last.bytes
-        gathered = resident.gathered
-        for index, (chunk, others) in enumerate(zip(stage.chunks, resident.others, strict=True)):
-            for moment in backward_moments(self, chunk):
-                size = moment.bytes + others
-                apart = max(apart, size)
-                size += gathered[moment.place]
-                if size > most:
-                    best, place, most = moment, index, size
-        return Peak(last if last.bytes > most else best, place, apart)
-
-    def optimizer_moment(self, resident: Resident) -> Moment:
-        """Return the moment of the optimizer step. Its gradients are those that do not exist during the whole step."""
-        gradients = 0 if self.persistent or self.recipe.step == "backward" else resident.gradients
-        return Moment(
-            activations=0,
-            logits=0,
-            gradients=gradients,
-            op="optimizer",
-            update=resident.update,
-            place="optimizer",
-        )
 
     @property
     def in_place(self) -> bool:
