@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from llmbench.errors import SpecError, suggestion
-from llmbench.spec.base import Fault, Part
+from llmbench.spec.base import Fault, Name, Part
 from llmbench.spec.field_paths import HUGGING_FACE_NAMES
 from llmbench.spec.model import ModelSpec
 from llmbench.spec.schema import FieldType, Path, every_place, fields_of, tag_of, type_of
@@ -84,7 +84,7 @@ def _value_faults(value: Any, field: FieldType, path: Path) -> Iterator[tuple[Pa
         msgspec.convert(value, field.annotation)
         return
     except msgspec.ValidationError as problem:
-        what = str(problem).partition(" - at `")[0]
+        refusal = str(problem)
     at = ".".join(path)
     match field.shape:
         case "part":
@@ -96,7 +96,10 @@ def _value_faults(value: Any, field: FieldType, path: Path) -> Iterator[tuple[Pa
                     hint = "write a table for each kind of layer: [layers.block]. `pattern` gives the number of layers"
                 yield path, Fault(at, f"must be a table of tables, but is {shown(value)}", hint)
                 return
+            names = FieldType(Name, True, None, "value", ())
             for name, inside in value.items():
+                for _, fault in _value_faults(name, names, path):
+                    yield path, fault._replace(what=f"a name {fault.what}")
                 yield from _faults(inside, field.choices, (*path, str(name)))
         case "list" if isinstance(value, (list, tuple)):
             for number, inside in enumerate(value):
@@ -108,10 +111,43 @@ def _value_faults(value: Any, field: FieldType, path: Path) -> Iterator[tuple[Pa
         near = OTHER_WORDS.get(value.lower()) or suggestion(value, words)
         choice = f"choose from {', '.join(words)}"
         yield path, Fault(at, f"unknown value {shown(value)}", did_you_mean(near if near in words else None, choice))
-    elif ", got " in what:
-        yield path, Fault(at, f"{what[0].lower()}{what[1:]} {shown(value)}", _value_hint(value, field))
     else:
-        yield path, Fault(at, f"{what[0].lower()}{what[1:]}, got {shown(value)}", _value_hint(value, field))
+        yield path, Fault(at, _in_words(refusal, value), _value_hint(value, field))
+
+
+_TYPES = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "a text",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a table",
+}
+"""The words for the types in messages of msgspec."""
+
+
+def _in_words(refusal: str, value: Any) -> str:
+    """Return what a value must be, from the message with which msgspec refused it.
+
+    The message is, for example, "Expected `int | null`, got `str`", "Expected `int` >= 1" or, for an element of a list,
+    "Expected `str`, got `int` - at `$[0]`".
+    """
+    expected, _, place = refusal.partition(" - at `$")
+    names = re.match(r"Expected `(.+?)`", expected)
+    known = [_TYPES[name] for name in names[1].split(" | ") if name in _TYPES] if names is not None else []
+    if not known:
+        return f"{expected[0].lower()}{expected[1:]}, got {shown(value)}"
+    must = " or ".join(known)
+    limit = re.search(r"(of length )?(>=|<=) (\d+)$", expected)
+    if " matching regex " in expected:  # only `Name` has one
+        must += " of letters, digits, spaces and other visible characters"
+    elif limit is not None:
+        unit = "" if limit[1] is None else " character" if limit[3] == "1" else " characters"
+        must += f" of at {'least' if limit[2] == '>=' else 'most'} {int(limit[3]):,}{unit}"
+    element = re.match(r"\[(\d+)\]", place)
+    if element is not None and isinstance(value, (list, tuple)):
+        return f"each value must be {must}, but value {int(element[1]) + 1} is {shown(value[int(element[1])])}"
+    return f"must be {must}, but is {shown(value)}"
 
 
 def _value_hint(value: Any, field: FieldType) -> str | None:

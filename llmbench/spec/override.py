@@ -205,7 +205,9 @@ class _Change:
             return SpecError(f"--set {', '.join(key for _, key in self.changed)}: {problem}")
         path = fault[0]
         keys = [key for changed, key in self.changed if changed == path[: len(changed)] or path == changed[: len(path)]]
-        return SpecError(f"--set {keys[-1] if keys else ''}: {message(fault[1])}", hint=fault[1].hint)
+        key = keys[-1] if keys else ""
+        what = fault[1].what if fault[1].field == key else message(fault[1])
+        return SpecError(f"--set {key}: {what}", hint=fault[1].hint)
 
 
 def _repeated(spec: ModelSpec, key: str, count: Any) -> str:
