@@ -99,7 +99,7 @@ def _value_faults(value: Any, field: FieldType, path: Path) -> Iterator[tuple[Pa
             names = FieldType(Name, True, None, "value", ())
             for name, inside in value.items():
                 for _, fault in _value_faults(name, names, path):
-                    yield path, fault._replace(what=f"a name {fault.what}")
+                    yield (*path, str(name)), fault._replace(what=f"a name {fault.what}")
                 yield from _faults(inside, field.choices, (*path, str(name)))
         case "list" if isinstance(value, (list, tuple)):
             for number, inside in enumerate(value):
