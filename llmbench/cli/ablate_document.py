@@ -9,7 +9,7 @@ import msgspec
 
 from llmbench.cli.measured import place
 from llmbench.learn.experiments.designs import Design, Step, View
-from llmbench.learn.experiments.statistics import CONFIDENCE, Difference, has_learned
+from llmbench.learn.experiments.statistics import CONFIDENCE, Difference
 from llmbench.report.document import Block, Document, Table, table
 from llmbench.report.fields import Field, fitted, records
 from llmbench.report.units import plural, signed
@@ -35,11 +35,13 @@ class Row(NamedTuple):
     step_s: float
     decode_s_per_token: float
     remarks: list[str]
-    lr: float | None
+    lr: float
     loss: float | None
-    losses: list[float] | None
+    losses: list[float | None]
+    failed: int
     loss_by_lr: dict[float, list[float | None]]
     difference: Difference | None
+    pairs: int
     verdict: str
 
     @property
@@ -98,29 +100,32 @@ FIELDS: tuple[Field[Row], ...] = (
     Field(
         "lr",
         "lr",
-        text=lambda row: None if row.lr is None else f"{row.lr:g}",
-        description="learning rate with the lowest loss",
+        text=lambda row: f"{row.lr:g}",
+        description="learning rate at which the fewest seeds failed; among several ones, that with the lowest loss",
     ),
     Field(
         "loss",
         "loss",
         text=lambda row: "diverged" if row.loss is None else f"{row.loss:.3f}",
-        description="validation loss in nats at this rate, mean over the seeds; null if no rate trained all seeds",
+        description="validation loss in nats at this rate, mean over the seeds that did not fail; if all failed, over "
+        "those that did not stop; null if all stopped",
     ),
-    Field("losses", description="the loss of each seed at this rate"),
+    Field("losses", description="the loss of each seed at this rate; null if the training stopped"),
+    Field("failed", description="number of seeds that failed at this rate: they stopped, or learned hardly anything"),
     Field("loss_by_lr", description="the losses of all seeds by learning rate; null if the training stopped"),
     Field(
         "change",
         "Δ loss",
         value=_difference("mean"),
         text=lambda row: row.change_text,
-        description="`loss` minus that of the step before (cumulative), of the first row (added, question), or of the "
-        "last design (removed); null in the first row",
+        description="loss minus that of the step before (cumulative), of the first row (added, question), or of the "
+        "last design (removed), mean over `pairs`; null in the first row and without pairs",
     ),
+    Field("pairs", description="number of seeds with which neither of the two designs failed; 0 in the first row"),
     Field(
         "low",
         value=_difference("low"),
-        description="lower end of the 95% interval of `change`, paired by seed; null with one seed",
+        description="lower end of the 95% interval of `change`; null with less than two pairs",
     ),
     Field("high", value=_difference("high"), description="upper end of this interval"),
     Field(
@@ -130,7 +135,12 @@ FIELDS: tuple[Field[Row], ...] = (
         text=lambda row: row.p_text,
         description="two-sided p-value of a true change of 0",
     ),
-    Field("verdict", "verdict", description="first, better, worse, within noise, one seed, or diverged"),
+    Field(
+        "verdict",
+        "verdict",
+        description="first, better, worse, within noise, one seed, or `N of M seeds failed`; not compared: all seeds "
+        "of the design before failed",
+    ),
 )
 COSTS = {
     "step": 0,
@@ -146,6 +156,7 @@ COSTS = {
 LOSSES = ("step", "about", "lr", "loss", "change", "p", "verdict")
 """The columns of the tables of losses."""
 VERDICTS = {"lower": "better", "higher": "worse", "within noise": "within noise", "one pair": "one seed"}
+NOT_COMPARED = "not compared"
 COMPARED = {
     "cumulative": "the loss minus that of the step before",
     "added": "the loss minus that of {first}",
@@ -158,8 +169,7 @@ COMPARED = {
 def _row(step: Step, outcomes: Mapping[Design, Outcome]) -> Row:
     outcome = outcomes[step.design]
     costs = outcome.costs
-    change = _change(step.before, step.design, outcomes)
-    verdict = "first" if step.before is None else "diverged" if change is None else VERDICTS[change.verdict]
+    change, pairs = _change(step.before, step.design, outcomes)
     return Row(
         step.view,
         step.name,
@@ -174,17 +184,28 @@ def _row(step: Step, outcomes: Mapping[Design, Outcome]) -> Row:
         costs.remarks,
         outcome.rate,
         outcome.loss,
-        outcome.best,
+        list(outcome.best),
+        outcome.failed,
         {rate: list(losses) for rate, losses in outcome.losses.items()},
         change,
-        verdict,
+        pairs,
+        _verdict(step, outcome, change),
     )
 
 
-def _change(before: Design | None, after: Design, outcomes: Mapping[Design, Outcome]) -> Difference | None:
+def _verdict(step: Step, outcome: Outcome, change: Difference | None) -> str:
+    """Return the verdict of a row. A failed seed says more than an interval over the other seeds."""
+    if outcome.failed:
+        return f"{outcome.failed} of {plural(len(outcome.best), 'seed')} failed"
+    if step.before is None:
+        return "first"
+    return NOT_COMPARED if change is None else VERDICTS[change.verdict]
+
+
+def _change(before: Design | None, after: Design, outcomes: Mapping[Design, Outcome]) -> tuple[Difference | None, int]:
     from llmbench.learn.experiments.ablate import difference
 
-    return None if before is None else difference(outcomes[after], outcomes[before])
+    return (None, 0) if before is None else difference(outcomes[after], outcomes[before])
 
 
 def document(
@@ -253,29 +274,32 @@ def _findings(steps: Sequence[Step], rows: Sequence[Row], outcomes: Mapping[Desi
     (first, base), changed = own[0], own[1:]
     if view == "cumulative":
         last = changed[-1][0].design
-        whole = _change(first.design, last, outcomes)
-        if whole is not None:
+        whole, _ = _change(first.design, last, outcomes)
+        if whole is not None and base.loss is not None:
             yield (
                 f"From {base.step} with a loss of {base.loss:.3f} nats, {plural(len(changed), 'step')} lead to "
                 f"{outcomes[last].loss:.3f}: {_words(whole)}."
             )
-    by_verdict = {verdict: [row for _, row in changed if row.verdict == verdict] for verdict in SENTENCES}
-    for verdict, found in by_verdict.items():
+    for verdict, sentence in SENTENCES.items():
+        found = [row for _, row in changed if row.verdict == verdict]
         if found:
-            yield SENTENCES[verdict].format(_listed(found))
+            yield sentence.format(", ".join(map(_named, found)))
+    failed = [f"{_named(row)}: {row.verdict}" for _, row in own if row.failed]
+    if failed:
+        yield f"Failed: {'; '.join(failed)}."
 
 
 SENTENCES = {
     "better": "Lower loss: {}.",
     "worse": "Higher loss: {}.",
     "within noise": "Within noise: {}.",
-    "one seed": "Not decided, because there is one seed: {}.",
-    "diverged": "Diverged, or compared with a design that did: {}.",
+    "one seed": "Not decided, because there is one seed to compare: {}.",
+    NOT_COMPARED: "Not compared, because the design before failed: {}.",
 }
 
 
-def _listed(rows: Sequence[Row]) -> str:
-    return ", ".join(f"{row.step} ({row.about})" for row in rows)
+def _named(row: Row) -> str:
+    return f"{row.step} ({row.about})" if row.about else row.step
 
 
 def _words(change: Difference) -> str:
@@ -289,14 +313,14 @@ def _words(change: Difference) -> str:
 
 def _notes(rows: Sequence[Row], unigram: float, seeds: int) -> Iterator[str]:
     """Yield what a reader must know before using the losses."""
-    # A mean over seeds can hide that some of them failed, and its wide interval then reads as noise.
-    stuck = {row.step: sum(not has_learned(loss, unigram) for loss in row.losses) for row in rows if row.losses}
-    failed = [f"{step} ({count} of {seeds})" for step, count in stuck.items() if count]
-    if failed:
+    if any(row.failed for row in rows):
         yield (
-            f"some seeds are not clearly below {unigram:.3f} nats, which a model gets that knows only how often each "
-            f"token occurs: {', '.join(failed)}. These trainings are too short, or they failed"
+            f"failed: the training stopped, or its loss is not clearly below {unigram:.3f} nats, which a model gets "
+            "that knows only how often each token occurs. Such a training failed, or it was too short"
         )
+    fewer = [f"{row.step} ({row.pairs} of {seeds})" for row in rows if 0 < row.pairs < seeds]
+    if fewer:
+        yield f"Δ and loss leave out the seeds that failed. Seeds left for Δ: {', '.join(fewer)}"
     if seeds == 1:
         yield "one seed shows no noise. `--seeds 3` gives intervals"
     tested = sum(row.difference is not None and row.difference.p is not None for row in rows)

@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
+import torch
 
 from benchmarks.designs import every_design, pairs, result_of
 from llmbench.cli import ablate_document, run
 from llmbench.errors import LLMBenchError, SpecError, UnknownNameError
 from llmbench.learn.data import Corpus
-from llmbench.learn.experiments.ablate import Outcome, ablate, difference
+from llmbench.learn.experiments.ablate import Costs, Outcome, ablate, difference
 from llmbench.learn.experiments.arms import Arm, trained_arm
 from llmbench.learn.experiments.designs import DESIGNS, QUESTIONS, Design, Size, path, questions, size_of
 from llmbench.learn.settings import Settings
+from llmbench.measure.environment import environment
 from llmbench.sizing.params import count_parameters
 from llmbench.spec.catalog import load_bundled
 from llmbench.spec.files import write_spec
@@ -137,19 +139,31 @@ def test_designs_train_on_the_same_batches(data: Corpus) -> None:
 
 
 def outcome(**losses: list[float | None]) -> Outcome:
-    costs: Any = None
-    return Outcome(costs, {float(rate.replace("_", ".")): found for rate, found in losses.items()})
+    """Trainings on a text on which guessing by frequency has a loss of 3 nats."""
+    costs = SimpleNamespace(**dict.fromkeys(Costs._fields), step_s=1.0, decode_s_per_token=1.0, remarks=[])
+    return Outcome(cast(Costs, costs), {float(rate.replace("_", ".")): found for rate, found in losses.items()}, 3.0)
 
 
 def test_the_best_rate_is_compared() -> None:
-    good = outcome(**{"0_1": [2.0, 2.2], "0_2": [1.9, 2.1], "0_3": [1.0, None]})
+    good = outcome(**{"0_1": [2.0, 2.2], "0_2": [1.9, 2.1], "0_3": [1.0, None], "0_4": [2.99, 1.0]})
     assert good.rate == 0.2
-    assert good.loss == pytest.approx(2.0)
+    assert (good.loss, good.failed) == (pytest.approx(2.0), 0)
     other = outcome(**{"0_1": [1.8, 2.1]})
-    found = difference(other, good)
+    found, pairs = difference(other, good)
     assert found is not None
-    assert found.mean == pytest.approx(-0.05)
-    assert difference(good, outcome(**{"0_1": [None, 2.0]})) is None
+    assert (found.mean, pairs) == (pytest.approx(-0.05), 2)
+
+
+def test_a_pair_with_a_failed_training_does_not_count() -> None:
+    good, half = outcome(**{"0_1": [1.8, 2.1, 1.9]}), outcome(**{"0_1": [2.0, None, 2.96]})
+    found, pairs = difference(half, good)
+    assert found is not None
+    assert (found.mean, found.low, pairs) == (pytest.approx(0.2), None, 1)
+    assert (half.loss, half.failed) == (2.0, 2)
+    none = outcome(**{"0_1": [3.2, 3.4, None]})
+    assert difference(none, good) == difference(good, none) == (None, 0)
+    assert (none.loss, none.failed) == (pytest.approx(3.3), 3)
+    assert outcome(**{"0_1": [None]}).loss is None
 
 
 def answer_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
@@ -161,21 +175,23 @@ def answer_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, 
 def test_the_command_answers_in_words_and_in_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     book = tmp_path / "book.txt"
     book.write_text("to be, or not to be: that is the question. " * 50)
-    short = ["--data", str(book), "--steps", "2", "--batch", "2", "--seq", "16", "--set", "num_hidden_layers=1"]
+    short = ["--data", str(book), "--steps", "40", "--batch", "4", "--seq", "16", "--lr", "1e-2"]
+    short += ["--set", "num_hidden_layers=1"]
     assert run(["ablate", "--only", "no_pos_emb", "--seeds", "1", *short]) == 0
     shown = capsys.readouterr().out
-    assert "Not decided, because there is one seed: no_pos_emb (RoPE → no positions)." in shown
+    assert "Not decided, because there is one seed to compare: no_pos_emb (RoPE → no positions)." in shown
     answer = answer_of(capsys, "ablate", "--from", "cs336", "--seeds", "2", *short)
     assert answer["schema"] == "llmbench.ablate/1"
     first, last = answer["steps"]
     assert (first["verdict"], first["change"], last["step"]) == ("first", None, "heads")
+    assert (first["failed"], last["failed"], last["pairs"]) == (0, 0, 2)
     assert last["low"] <= last["change"] <= last["high"]
     assert last["change"] == pytest.approx(last["loss"] - first["loss"])
     size = size_of(load_bundled("nanogpt-cpu"), vocab=256, context=16)._replace(layers=1)
     file = tmp_path / "llama.toml"
     file.write_text(write_spec(DESIGNS["llama"].spec(size)))
     model = str(file)
-    training = ["--phase", "train", "--seq", "16", "--batch", "2"]
+    training = ["--phase", "train", "--seq", "16", "--batch", "4"]
     (params,) = answer_of(capsys, "params", model)["models"]
     (flops,) = answer_of(capsys, "flops", model, *training)["models"]
     (cache,) = answer_of(capsys, "kvcache", model)["models"]
@@ -203,12 +219,19 @@ def test_bad_input_is_refused(arguments: list[str], message: str, capsys: pytest
     assert message in capsys.readouterr().err
 
 
-def test_a_note_counts_the_seeds_that_failed() -> None:
-    """Their mean can be below the loss of guessing by frequency."""
-    rows: list[Any] = [
-        SimpleNamespace(step="norm", losses=[2.0, 2.1, 2.0], difference=None),
-        SimpleNamespace(step="post", losses=[2.0, 3.3, 3.31], difference=None),
-    ]
-    (note,) = ablate_document._notes(rows, unigram=3.319, seeds=3)
-    assert "post (2 of 3)" in note
-    assert "norm" not in note
+def test_the_verdict_of_a_row_names_its_failed_seeds() -> None:
+    """With these losses of post-norm, the interval over all seeds contains 0: noise would hide two failures."""
+    steps = questions(["pre_norm_ablation", "no_pos_emb", "swiglu_ablation"])
+    losses: list[list[float | None]] = [[2.0, 2.1, 2.0], [2.4, 3.3, None], [2.2, 2.31, 2.21], [3.1, 3.2, 3.3]]
+    outcomes = {step.design: outcome(**{"0_1": found}) for step, found in zip(steps, losses, strict=True)}
+    answer = ablate_document.document(steps, outcomes, 3.0, {"seeds": 3}, "", environment(torch.device("cpu")))
+    first, post, none, silu = answer.rows
+    assert (first["verdict"], none["verdict"], none["pairs"]) == ("first", "worse", 3)
+    assert (post["verdict"], post["failed"], post["pairs"]) == ("2 of 3 seeds failed", 2, 1)
+    assert (post["loss"], post["change"], post["low"]) == (2.4, pytest.approx(0.4), None)
+    assert (silu["verdict"], silu["change"]) == ("3 of 3 seeds failed", None)
+    assert "Failed: pre_norm_ablation (pre-norm → post-norm): 2 of 3 seeds failed" in answer.blocks[0].answer
+    assert any("Seeds left for Δ: pre_norm_ablation (1 of 3)" in note for note in answer.blocks[0].notes)
+    outcomes[steps[0].design] = outcome(**{"0_1": [3.0, None, 3.1]})
+    answer = ablate_document.document(steps, outcomes, 3.0, {"seeds": 3}, "", environment(torch.device("cpu")))
+    assert [row["verdict"] for row in answer.rows[:3:2]] == ["3 of 3 seeds failed", "not compared"]

@@ -7,6 +7,7 @@ Dimensions: B sequences, S tokens per sequence.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from statistics import fmean
@@ -18,7 +19,7 @@ import torch
 from llmbench.learn.data import Corpus
 from llmbench.learn.experiments.arms import Arm, trained_arm
 from llmbench.learn.experiments.designs import Design, Size
-from llmbench.learn.experiments.statistics import Difference, paired
+from llmbench.learn.experiments.statistics import Difference, has_learned, paired
 from llmbench.learn.faults import DivergedError
 from llmbench.learn.loop import optimizer_for
 from llmbench.learn.metrics import StepRow
@@ -77,39 +78,68 @@ class Costs(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """The trainings of one design. `losses`: by learning rate, the validation loss of each seed in nats. None: the
-    training stopped, because a number was not finite."""
+    """The trainings of one design.
+
+    - `losses`: by learning rate, the validation loss of each seed in nats. None: the training stopped, because a number
+      was not finite.
+    - `unigram`: the loss of guessing by frequency, in nats. It decides which trainings failed.
+    """
 
     costs: Costs
     losses: Mapping[float, Sequence[float | None]]
+    unigram: float
 
     @property
-    def rate(self) -> float | None:
-        """The learning rate with the lowest mean loss. None: at each rate, a training stopped."""
-        means = {rate: fmean(found) for rate, losses in self.losses.items() if (found := _finite(losses)) is not None}
-        return min(means, key=lambda rate: means[rate], default=None)
+    def rate(self) -> float:
+        """The learning rate at which the fewest trainings failed. Among several ones, that with the lowest loss."""
+
+        def rank(rate: float) -> tuple[int, float]:
+            loss = self._mean(rate)
+            return self._failed(rate), math.inf if loss is None else loss
+
+        return min(self.losses, key=rank)
 
     @property
-    def best(self) -> list[float] | None:
-        """The loss of each seed at the best learning rate, in nats. None: there is no such rate."""
-        return None if self.rate is None else _finite(self.losses[self.rate])
+    def best(self) -> Sequence[float | None]:
+        """The loss of each seed at the best learning rate, in nats. None: the training stopped."""
+        return self.losses[self.rate]
 
     @property
     def loss(self) -> float | None:
-        """The mean loss at the best learning rate, in nats."""
-        return None if self.best is None else fmean(self.best)
+        """The mean loss at the best learning rate in nats, over the seeds that learned. If none did, the mean over the
+        seeds that did not stop. None: all stopped."""
+        return self._mean(self.rate)
+
+    @property
+    def failed(self) -> int:
+        """The number of seeds that failed at the best learning rate: they stopped, or learned hardly anything."""
+        return self._failed(self.rate)
+
+    def learned(self, loss: float | None) -> bool:
+        """Return whether a training with this loss has learned more than the frequencies of the tokens."""
+        return has_learned(loss, self.unigram)
+
+    def _failed(self, rate: float) -> int:
+        return sum(not self.learned(loss) for loss in self.losses[rate])
+
+    def _mean(self, rate: float) -> float | None:
+        finite = [loss for loss in self.losses[rate] if loss is not None]
+        counted = [loss for loss in finite if self.learned(loss)] or finite
+        return fmean(counted) if counted else None
 
 
-def _finite(losses: Sequence[float | None]) -> list[float] | None:
-    finite = [loss for loss in losses if loss is not None]
-    return finite if len(finite) == len(losses) else None
+def difference(outcome: Outcome, before: Outcome) -> tuple[Difference | None, int]:
+    """Return the loss minus that of `before`, paired by seed, and the number of pairs.
 
-
-def difference(outcome: Outcome, before: Outcome) -> Difference | None:
-    """Return the loss minus that of `before`, paired by seed. None: one of the two has no loss."""
-    if outcome.best is None or before.best is None:
-        return None
-    return paired([new - old for new, old in zip(outcome.best, before.best, strict=True)])
+    A pair counts only if both trainings learned. Otherwise its difference would be the size of a failure, and one
+    failure among several seeds would look like noise. None: there is no such pair.
+    """
+    pairs = [
+        new - old
+        for new, old in zip(outcome.best, before.best, strict=True)
+        if new is not None and old is not None and outcome.learned(new) and before.learned(old)
+    ]
+    return paired(pairs) if pairs else None, len(pairs)
 
 
 def ablate(
@@ -138,7 +168,7 @@ def ablate(
         for rate in rates:
             chosen = [msgspec.structs.replace(settings, lr=rate, seed=seed) for seed in seeds]
             losses[rate] = [_loss(spec, data, each, partial(on_step, design)) for each in chosen]
-        outcomes[design] = Outcome(costs[design], losses)
+        outcomes[design] = Outcome(costs[design], losses, data.unigram)
     return outcomes
 
 
