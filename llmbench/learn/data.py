@@ -25,7 +25,7 @@ from llmbench.learn.markov import markov_source
 from llmbench.learn.shakespeare import plays
 from llmbench.spec.reading import read_bytes
 
-__all__ = ["Corpus", "corpus", "corpus_of", "corpus_of_checkpoint", "default_corpus", "unigram_entropy"]
+__all__ = ["Corpus", "corpus", "corpus_of", "corpus_of_checkpoint", "default_corpus", "unigram_entropy", "unigram_loss"]
 
 BYTES = 256
 """The vocabulary of a text: all values of a byte."""
@@ -50,8 +50,8 @@ class Corpus:
     - `source`: with this name, `corpus` returns the text again. It has the whole path of a file.
     - `train` [N], `validation` [N]: the tokens, one byte each (uint8).
     - `vocab_size`: the number of different tokens that can occur.
-    - `unigram`: the entropy of the token frequencies of the whole text, in nats. A model that knows only how often each
-      token occurs has this loss.
+    - `unigram`: the loss on the validation part of a model that knows only how often each token occurs in the train
+      part, in nats (see `unigram_loss`).
     - `floor`: the lowest expected loss of any model, in nats. None: unknown.
     - `notes`: facts that a reader of a loss on this text needs.
     """
@@ -174,10 +174,21 @@ def corpus_of(
         train=tokens[:cut],
         validation=tokens[cut:],
         vocab_size=vocab_size,
-        unigram=unigram_entropy(tokens),
+        unigram=unigram_loss(tokens[:cut], tokens[cut:], vocab_size),
         floor=floor,
         notes=tuple(notes),
     )
+
+
+def unigram_loss(train: Tensor, validation: Tensor, vocab_size: int) -> float:
+    """Return the mean loss on `validation` [M] of guessing each token by its frequency in `train` [N], in nats.
+
+    The probability of token t is (n_t + 1) / (N + V), where n_t counts it in `train` and V is `vocab_size`. The added
+    one (Laplace's rule of succession) keeps the loss finite if a token occurs in `validation` only.
+    """
+    counts = torch.bincount(train, minlength=vocab_size).to(torch.float64)
+    losses = -((counts + 1) / (len(train) + vocab_size)).log()
+    return float(losses[validation.to(torch.int64)].mean())
 
 
 def unigram_entropy(tokens: Tensor) -> float:

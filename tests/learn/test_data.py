@@ -58,14 +58,17 @@ def test_titles_directions_and_remarks_are_left_out() -> None:
     assert shakespeare._speeches(play) == "KING:\nWell met,--good lord--\nand farewell.\n\nQUEEN:\nWho?\n\n"
 
 
-def test_a_text_is_split_and_its_unigram_entropy_is_exact(tmp_path: Path) -> None:
+def test_a_text_is_split_and_its_unigram_loss_is_exact(tmp_path: Path) -> None:
     text = bytes(range(256)) * 10 + b"a" * 2560
     (tmp_path / "file").write_bytes(text)
     found = corpus(str(tmp_path / "file"))
     assert (len(found.train), len(found.validation)) == (4608, 512)
     assert bytes(found.train.tolist()) + bytes(found.validation.tolist()) == text
-    counts = collections.Counter(text)
-    assert found.unigram == pytest.approx(-math.fsum(n / 5120 * math.log(n / 5120) for n in counts.values()), rel=1e-12)
+    counts = collections.Counter(text[:4608])
+    losses = [-math.log((counts[token] + 1) / (4608 + 256)) for token in text[4608:]]
+    assert found.unigram == pytest.approx(math.fsum(losses) / 512, rel=1e-12)
+    unseen = corpus_of("unseen", b"a" * 90 + b"b" * 10)  # no byte of the validation part is in the train part
+    assert unseen.unigram == pytest.approx(math.log(90 + 256), rel=1e-12)
     with pytest.raises(UnknownNameError, match="no such file"):
         corpus(str(tmp_path / "other"))
     with pytest.raises(SpecError, match="it is a folder"):
