@@ -106,6 +106,10 @@ def document(
     )
     if session.folder is not None and state.step < settings.steps:
         kept += f". `llmbench train --resume {session.folder}` goes on to step {settings.steps:,}"
+    devices = session.ranks.size
+    where, peak = place(environment), f"{si(session.peak)}FLOP/s"
+    if devices > 1:
+        where, peak = f"{where} · {devices} processes", f"{devices} × {peak}"
     floor = "" if data.floor is None else f" No model can get below {data.floor:.3f} nats, the entropy of the source."
     block = Block(
         answer=f"After {plural(last.step, 'step')}, the validation loss is {last.validation_loss:.3f} nats per byte "
@@ -117,8 +121,7 @@ def document(
         f"{settings.schedule}, warm-up {settings.warmup} · {settings.precision} · seed {settings.seed}",
         table=table(FIELDS, rows),
         lines=[
-            f"{place(environment)} · {speed:,.0f} tokens/s · MFU {percent(mfu)} of {si(session.peak)}FLOP/s "
-            f"({session.peak_source})",
+            f"{where} · {speed:,.0f} tokens/s · MFU {percent(mfu)} of {peak} ({session.peak_source})",
             f"gradients clipped in {percent(clipped)} of {plural(len(trained.steps), 'step')}",
             kept,
         ],
@@ -136,6 +139,7 @@ def document(
             "vocab_size": data.vocab_size,
             "seconds": step.seconds,
             "tokens_per_s": speed,
+            "devices": devices,
             "mfu": mfu,
             "peak_flops_per_s": session.peak,
             "peak_source": session.peak_source,

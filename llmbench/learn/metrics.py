@@ -39,7 +39,7 @@ class StepRow(msgspec.Struct, frozen=True, kw_only=True):
     - `tokens`: the tokens of all steps so far. `seconds`: the time of all steps so far, without validations.
     - `loss`: the mean loss of the step's batch, before the update, in nats. `lr`: the learning rate of the update.
     - `grad_norm`: the norm of all gradients before clipping. `clipped`: whether it was larger than the limit.
-    - `mfu`: model FLOPs of the step per second, as a share of the device's peak. None: the peak is unknown.
+    - `mfu`: model FLOPs of the step per second, as a share of the peak of all devices. None: the peak is unknown.
     - `figures`: the figures of probes.
     """
 

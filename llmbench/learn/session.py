@@ -53,7 +53,7 @@ class Session:
     - `state`: what the next checkpoint says. Its step is the last finished step.
     - `folder`: where checkpoints and metrics are kept. None: nothing is kept.
     - `rows`: after `run`, the rows of the metrics of all sessions. `notes`: what the user should know about the run.
-    - `peak`: the FLOP/s from which MFU is computed, and `peak_source`: where the figure comes from.
+    - `peak`: the FLOP/s of one device, from which MFU is computed, and `peak_source`: where the figure comes from.
     """
 
     model: Decoder

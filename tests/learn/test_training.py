@@ -279,7 +279,9 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 import llmbench.learn.session as sessions
+from llmbench.cli.train_document import document
 from llmbench.learn.data import corpus
+from llmbench.measure.environment import environment
 from llmbench.measure.ranks import join
 from tests.learn.small import settings, spec
 sessions.measured_peak = lambda device, settings: (1e11, "fixed")
@@ -292,6 +294,9 @@ for sharding in ("ddp", "fsdp"):
     first = run.run(stop_at=3)
     rest = sessions.resumed_session(out / sharding, device=device, ranks=ranks).run()
     found[sharding] = [first.losses + rest.losses, rest.validations[-1].validation_loss]
+    if ranks.first:
+        row, answer = first.steps[-1], document(run, first, {}, "", environment(device))
+        found[sharding] += [row.mfu / row.tokens_per_s, answer.blocks[0].lines[0]]
 print(json.dumps(found))
 """
 
@@ -318,11 +323,16 @@ def test_two_ranks_train_like_one(book: Path, tmp_path: Path) -> None:
         for process in started:
             process.kill()
     assert [process.returncode for process in started] == [0, 0]
-    found = json.loads(said[0])
-    assert found == json.loads(said[1])
+    found, other = map(json.loads, said)
+    assert all(found[name][:2] == other[name] for name in found)
     alone = session(book, tmp_path / "alone", steps=6, accumulate=2, clip=0.5).run()
+    row = alone.steps[-1]
+    assert row.mfu is not None
     weights = dict(checkpoint.load_model(checkpoint.newest(tmp_path / "alone")).named_parameters())
-    for sharding, (losses, validation) in found.items():
+    for sharding, (losses, validation, mfu_of_a_token, said_of_speed) in found.items():
+        assert mfu_of_a_token == pytest.approx(row.mfu / row.tokens_per_s / 2, rel=1e-9)
+        assert " · 2 processes · " in said_of_speed
+        assert said_of_speed.endswith(" of 2 × 100.00 GFLOP/s (fixed)")
         assert losses == pytest.approx(alone.losses, abs=1e-6)
         assert validation == pytest.approx(alone.validations[-1].validation_loss, abs=1e-6)
         theirs = checkpoint.load_model(checkpoint.newest(tmp_path / sharding)).named_parameters()
