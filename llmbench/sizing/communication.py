@@ -85,7 +85,7 @@ def _of_weights(run: TrainingRun, stage: Stage) -> Iterator[Communication]:
         if not op.parameters or copies * layout.instances == 1:
             continue
         gradients = count * bytes_of(op.trained, run.gradient_dtype)
-        weights = count * run.weight_bytes(op)
+        weights = count * sum(tensors.bytes for tensors in run.sent_weights(op))
         moved: list[tuple[Kind, When, int]]
         if layout.zero == 0:
             moved = [("all_reduce", "step", gradients)]

@@ -173,8 +173,7 @@ def _stored(run: TrainingRun, stage: Stage, from_zero: int, tensors: Callable[[O
 def _weights(run: TrainingRun, stage: Stage, moment: Moment) -> str:
     """Return the formula of the stored weights, and of those that FSDP has gathered at the peak."""
     fsdp = run.layout.zero == 3
-    only_master = fsdp and run.formats.master
-    stored = _stored(run, stage, 3, lambda op: [] if only_master and not op.frozen else run.weight_tensors(op))
+    stored = _stored(run, stage, 3, run.stored_weights)
     if run.offloads("weights"):
         stored = ""
     if not fsdp or moment.place == "optimizer":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Literal, assert_never, get_args
 
 import msgspec
@@ -212,7 +213,9 @@ def state_tensors(op: Op, optimizer: Optimizer, precision: Precision, recipe: Re
     n, bits = op.trained, bits_of(recipe.states[0] if recipe.states else precision.states)
     if not n:
         return []
-    tensors = [Tensors("master weights", n, master_bits(precision, recipe))] if precision.master else []
+    # Weights in fp8 have a master copy also where the other weights are in fp32.
+    copied = n if precision.master else min(n, fp8_weights(op, recipe)) if recipe.fp8 == "primary" else 0
+    tensors = [Tensors("master weights", copied, master_bits(recipe))] if copied else []
     match optimizer:
         case "adamw" if len(recipe.states) == 2:
             first, second = recipe.states
@@ -241,10 +244,15 @@ def state_tensors(op: Op, optimizer: Optimizer, precision: Precision, recipe: Re
     return tensors
 
 
-def master_bits(precision: Precision, recipe: Recipe = PLAIN_RECIPE) -> int:
-    """Return the bits per parameter of the master copy, or 0 if there is none."""
-    if not precision.master:
+def fp8_weights(op: Op, recipe: Recipe) -> int:
+    """Return the number of weights of one instance of an op that Transformer Engine multiplies in fp8."""
+    if recipe.fp8 == "none" or op.matrix is None or op.kind != "matmul" or not op.layer or op.component == "router":
         return 0
+    return prod(op.matrix)
+
+
+def master_bits(recipe: Recipe = PLAIN_RECIPE) -> int:
+    """Return the bits per parameter of the master copy."""
     return 16 if recipe.master == "remainder" else bits_of(recipe.master or "fp32")
 
 
@@ -277,8 +285,6 @@ def check_recipe(recipe: Recipe, optimizer: Optimizer, precision: Precision) -> 
         raise SpecError(f"recipe states: the formats of the states of {optimizer} are fixed")
     if len(recipe.states) == 2 and optimizer != "adamw":
         raise SpecError(f"recipe states: {optimizer} does not have two moments", hint="give one format")
-    if recipe.fp8 != "none" and precision.weights == "fp32":
-        raise SpecError(f"recipe fp8={recipe.fp8}: the weights of precision {precision.name} are in fp32")
 
 
 def update_bytes(op: Op, optimizer: Optimizer, precision: Precision) -> int:

@@ -171,8 +171,11 @@ def _check_step(recipe: Recipe, layout: Layout, formats: Precision, passes: int,
             raise SpecError(f"recipe {item}: changes nothing without framework=megatron")
     if recipe.fp8 != "none" and base is not None:
         raise SpecError(f"recipe fp8={recipe.fp8}: contradicts base {base[:40]}, which says how the weights are stored")
-    if recipe.fp8 != "none" and layout.zero == 3:
-        raise SpecError(f"recipe fp8={recipe.fp8}: llmbench does not know the fp8 copies of gathered weights (zero=3)")
+    if recipe.fp8 != "none" and layout.zero == 3 and not (recipe.megatron and recipe.fp8 == "primary"):
+        raise SpecError(
+            f"recipe fp8={recipe.fp8}: llmbench does not know the fp8 copies of gathered weights (zero=3)",
+            hint="it knows them for framework=megatron,fp8=primary",
+        )
 
 
 def training_doubts(spec: ModelSpec) -> tuple[str, ...]:

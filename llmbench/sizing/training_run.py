@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 from operator import add, mul
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -13,7 +12,7 @@ from llmbench.errors import SpecError
 from llmbench.sizing.dtypes import DType, Tensors, bits_of, bytes_of
 from llmbench.sizing.lower import lower, lower_next_token_prediction
 from llmbench.sizing.op import Op
-from llmbench.sizing.recipe import Offload, Optimizer, Precision, Recipe, state_bytes, temporary_bits
+from llmbench.sizing.recipe import Offload, Optimizer, Precision, Recipe, fp8_weights, state_bytes, temporary_bits
 from llmbench.sizing.recompute import checkpoint_bytes
 from llmbench.sizing.stages import Chunk, Stage, chunks_in_flight, stages
 from llmbench.sizing.workload import Layout, Recompute, Workload
@@ -120,15 +119,12 @@ class TrainingRun(msgspec.Struct, kw_only=True):
 
     def resident(self, stage: Stage) -> Resident:
         """Return the bytes of a stage that do not depend on the moment."""
-        fsdp, split_from = self.layout.zero == 3, 4 if self.gathers_stage else 2
+        split_from = 4 if self.gathers_stage else 2
         weights = gradients = states = 0
         for op, count in stage.counts:
             if op.parameters:
                 stored = self.stored_bytes
-                # With a master copy, FSDP stores only shards of the fp32 master copy, which `state_bytes` counts. It
-                # gathers bf16 weights only for the layers that are running. Frozen weights have no master copy.
-                if op.frozen or not (fsdp and self.formats.master):
-                    weights += count * stored(op, 3, self.weight_bytes(op))
+                weights += count * stored(op, 3, sum(tensors.bytes for tensors in self.stored_weights(op)))
                 gradients += count * stored(op, split_from, bytes_of(op.trained, self.gradient_dtype))
                 states += count * stored(op, 1, state_bytes(op, self.optimizer, self.formats, self.recipe))
         saved = [self.saved(chunk) for chunk in stage.chunks]
@@ -208,14 +204,18 @@ class TrainingRun(msgspec.Struct, kw_only=True):
     @property
     def in_place(self) -> bool:
         """Whether each matrix product adds its weight gradient to an fp32 buffer, as in Megatron with Transformer
-        Engine and gradient-accumulation fusion."""
+        Engine and gradient-accumulation fusion. The buffers exist if the gradients are not split."""
         fused = self.workload.kernels == "fused" if self.recipe.fused_gradients is None else self.recipe.fused_gradients
-        return fused and self.formats.gradients != self.formats.weights
+        return fused and self.formats.gradients != self.formats.weights and self.layout.zero < 2
 
     @property
     def gradient_dtype(self) -> DType:
-        """The format of the gradients that the optimizer reads. With a master copy, FSDP reduces them in fp32."""
-        return "fp32" if self.layout.zero == 3 and self.formats.master else self.formats.gradients
+        """The format of the gradients that the optimizer reads.
+
+        With a master copy, PyTorch's FSDP reduces them in fp32. Megatron-FSDP uses the format of the precision.
+        """
+        fsdp = self.layout.zero == 3 and not self.recipe.megatron
+        return "fp32" if fsdp and self.formats.master else self.formats.gradients
 
     @property
     def persistent(self) -> bool:
@@ -256,7 +256,27 @@ class TrainingRun(msgspec.Struct, kw_only=True):
         return bits_of(self.gradient_dtype) // bits_of(self.formats.weights) if self.layout.zero == 3 else 1
 
     def weight_tensors(self, op: Op) -> list[Tensors]:
-        """Return the stored weights of one instance of an op, and what Transformer Engine stores of them in fp8."""
+        """Return the weights of one instance of an op while it runs, and their copies for matrix products in fp8."""
+        matrices = fp8_weights(op, self.recipe)
+        copies = {"none": "", "cached": "fp8 copies and transposes", "primary": "fp8 transposes"}[self.recipe.fp8]
+        per_weight = 2 if self.recipe.fp8 == "cached" else 1
+        return self.sent_weights(op) + ([Tensors(copies, per_weight * matrices, 8)] if matrices else [])
+
+    def stored_weights(self, op: Op) -> list[Tensors]:
+        """Return the weights of one instance of an op that stay allocated, before ZeRO splits them.
+
+        With a master copy, PyTorch's FSDP stores only shards of the master copy, which `state_tensors` counts, and
+        gathers bf16 weights for the running layers. Frozen weights have no master copy. Megatron-FSDP stores shards of
+        the weights too (megatron_fsdp/param_and_grad_buffer.py).
+        """
+        if self.layout.zero < 3:
+            return self.weight_tensors(op)
+        if self.formats.master and not op.frozen and not self.recipe.megatron:
+            return []
+        return self.sent_weights(op)
+
+    def sent_weights(self, op: Op) -> list[Tensors]:
+        """Return the weights of one instance of an op as ZeRO gathers them: without the copies that each GPU makes."""
         if not op.parameters:
             return []
         if op.frozen and self.base is not None:
@@ -266,17 +286,15 @@ class TrainingRun(msgspec.Struct, kw_only=True):
             layer = op.layers[0] if op.layers else None
             return stored_tensors(own, self.base.storage(op, layer), self.base.plain_bits(op), loaded=True)
         kind = "parameters" if self.adapters is None else "frozen parameters" if op.frozen else "adapter parameters"
-        bits, matrices = bits_of(self.formats.weights), 0
-        if self.recipe.fp8 != "none" and op.matrix is not None and op.kind == "matmul" and op.layer:
-            matrices = 0 if op.component == "router" else prod(op.matrix)
-        plain = op.parameters - (matrices if self.recipe.fp8 == "primary" else 0)
+        stored = fp8_weights(op, self.recipe) if self.recipe.fp8 == "primary" else 0
+        plain = op.parameters - stored
         return [
-            *([Tensors(kind, plain, bits)] if plain else []),
-            *([Tensors("fp8 copies and transposes", 2 * matrices, 8)] if matrices else []),
+            *([Tensors(kind, plain, bits_of(self.formats.weights))] if plain else []),
+            *([Tensors("fp8 weights", stored, 8)] if stored else []),
         ]
 
     def weight_bytes(self, op: Op) -> int:
-        """Return the bytes of the weights of one instance of an op, before ZeRO splits them."""
+        """Return the bytes of the weights of one instance of an op while it runs (see `weight_tensors`)."""
         return sum(tensors.bytes for tensors in self.weight_tensors(op))
 
     def stored_bytes(self, op: Op, from_zero: int, size: int) -> int:

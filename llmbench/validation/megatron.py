@@ -32,6 +32,8 @@ _PRECISIONS: dict[tuple[str, str], PrecisionName] = {
     ("fp32", "fp32"): "fp32",
 }
 _OPTIMIZERS: dict[str, Optimizer] = {"": "adamw", "adam": "adamw", "muon": "muon"}
+_FSDP = {"": 0, "no_shard": 0, "optim": 1, "optim_grads": 2, "optim_grads_params": 3}
+"""The ZeRO stage of each --data-parallel-sharding-strategy (docs/user-guide/features/megatron_fsdp.md)."""
 _LOSSES: dict[str, Loss] = {"": "plain", "no": "plain", "native": "fused", "te": "inplace"}
 _SETTLED = 5
 """The step until which the peak rises for other reasons: the optimizer states exist since the second step, and some
@@ -52,6 +54,19 @@ def _doubt(row: Row) -> str:
     """Return why the settings of a row are uncertain, or ""."""
     if row.text("suspect"):
         return row.text("suspect")
+    if row.text("cuda_graph") not in _NO_GRAPHS:
+        # --cuda-graph-warmup-steps is 3 by default (docs/user-guide/features/cuda_graph.md). PyTorch changes its
+        # counters when a tensor is allocated or freed. The replay of a graph does neither.
+        return (
+            "the row does not say which modules the CUDA graphs capture, nor after how many steps. The figure is that "
+            "of a step without graphs. The inputs of graphs take more memory, and PyTorch's counters leave out the "
+            "activations inside of them"
+        )
+    if row.text("fsdp"):
+        return (
+            "the row does not say whether Megatron-FSDP keeps two permanent buffers for gathered weights, and the "
+            "transposes of fp8 weights (--fsdp-double-buffer, --keep-fp8-transpose-cache). The figure has none"
+        )
     if _capability(row) >= 10 and not row.flag("deterministic"):
         return "the row does not say which PyTorch ran, and cuBLAS's workspaces on Blackwell depend on it"
     container = row.text("id").rpartition("/")[2]
@@ -112,6 +127,8 @@ def logged(row: Row) -> Memory:
     return stage_memories(run)[index]
 
 
+_NO_GRAPHS = ("", "none")
+"""The texts of the column `cuda_graph` of runs without CUDA graphs (--cuda-graph-impl)."""
 _STATES: dict[str, DType] = {"": "fp32", "fp32": "fp32", "bf16": "bf16", "fp16": "fp16", "fp8": "fp8"}
 _MASTERS: dict[str, Literal["remainder", "fp16"]] = {"": "remainder", "fp32": "remainder", "fp16": "fp16"}
 """The formats of the precision-aware optimizer. Of an fp32 master copy, it stores the bits that bf16 weights lack."""
@@ -191,7 +208,7 @@ def layout_of(row: Row) -> Layout:
     chunks = pp * row.size("vp", 1)
     # No column says that the embedding and the loss count as layers. Without them, Megatron would refuse the numbers.
     counted = first is None and not row.text("pp_layout") and layers % chunks > 0 and (layers + 2) % chunks == 0
-    sharded = row.flag("dist_optimizer") and dp * cp > 1
+    zero = (_fsdp(row) if row.text("fsdp") else int(bool(row.flag("dist_optimizer")))) if dp * cp > 1 else 0
     return Layout(
         tp=tp,
         sp=bool(row.flag("sp")) and tp > 1,
@@ -206,9 +223,21 @@ def layout_of(row: Row) -> Layout:
         count_embedding=counted,
         count_loss=counted,
         stages=_stages(row),
-        zero=1 if sharded else 0,
-        instances=row.size("dist_opt_instances", 1) if sharded else 1,
+        zero=zero,
+        instances=row.size("dist_opt_instances", 1) if zero else 1,
     )
+
+
+def _fsdp(row: Row) -> int:
+    """Return the ZeRO stage of a run with Megatron-FSDP."""
+    library, _, strategy = row.text("fsdp").partition(" ")
+    if library != "megatron-fsdp" or strategy not in _FSDP:
+        known = ", ".join(filter(None, _FSDP))
+        raise RefusedError(
+            f"column `fsdp`: llmbench does not know {row.text('fsdp')[:60]!r}; it knows megatron-fsdp with one of "
+            f"{known}"
+        )
+    return _FSDP[strategy]
 
 
 def _fp8(row: Row) -> Literal["none", "cached", "primary"]:
@@ -262,19 +291,6 @@ def _refuse_unknown(row: Row) -> None:
         text = row.text(column)
         if text and not (column == "moe_layer_freq" and _dense_first(text)):
             raise RefusedError(f"column `{column}`: llmbench does not compute {what} ({text[:40]})")
-    if row.text("fsdp"):
-        # docs/user-guide/features/megatron_fsdp.md and megatron_fsdp/param_and_grad_buffer.py of Megatron-LM
-        raise RefusedError(
-            f"column `fsdp`: llmbench does not compute {row.text('fsdp')[:40]}. The row does not say whether the run "
-            "keeps two gathered buffers, transposes of fp8 weights and fp32 copies of the weights"
-        )
-    if row.text("cuda_graph"):
-        # PyTorch changes its counters when a tensor is allocated or freed. The replay of a graph does neither.
-        raise RefusedError(
-            "column `cuda_graph`: PyTorch's counters leave out tensors that a captured graph uses again in its memory "
-            "pool, so the logged peak is not that of a step. What stays counted depends on the captured modules and on "
-            "the version of Transformer Engine, which the row does not give"
-        )
 
 
 def _dense_first(pattern: str) -> bool:

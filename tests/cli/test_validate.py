@@ -263,15 +263,22 @@ def test_megatron_precision_aware_optimizer(tmp_path: Path, capsys: Capture) -> 
     assert "exp_avg_dtype" in refused["reason"]
 
 
-def test_megatron_runs_with_graphs_or_fsdp_say_what_is_missing(tmp_path: Path, capsys: Capture) -> None:
-    needed = "mem_max_last,layers,hidden,heads,seq_len,micro_batch,tp,pp,logging_stage,vocab,dp,cuda_graph,fsdp"
-    run = "4e9,12,512,8,1024,4,1,1,0,50257,1"
-    rows = (f"{run},{kind}" for kind in (",", "transformer_engine,", ",megatron-fsdp optim_grads_params"))
-    plain, graph, fsdp = answer(capsys, "memory", write(tmp_path, needed, *rows))["items"]
-    assert plain["ours"]
-    assert not plain["reason"]
-    assert "the captured modules" in graph["reason"]
-    assert "two gathered buffers" in fsdp["reason"]
+def test_megatron_runs_with_graphs_or_fsdp_stand_apart(tmp_path: Path, capsys: Capture) -> None:
+    """Their rows do not give all settings. The figure is that of a step without graphs."""
+    needed = "mem_max_last,mem_allocated_last,layers,hidden,heads,seq_len,micro_batch,tp,pp,logging_stage,vocab,dp,"
+    run = "4e9,2e9,12,512,8,1024,4,1,1,0,50257,8"
+    kinds = (",", "none,", "transformer_engine,", ",megatron-fsdp no_shard", ",megatron-fsdp optim_grads_params")
+    rows = (f"{run},{kind}" for kind in (*kinds, ",torch-fsdp2"))
+    result = answer(capsys, "memory", write(tmp_path, needed + "cuda_graph,fsdp", *rows))
+    plain, none, graph, whole, split, other = result["items"]
+    assert plain["ours"] == none["ours"] == graph["ours"] == whole["ours"]
+    assert [bool(item["doubt"]) for item in result["items"]] == [False, False, True, True, True, False]
+    assert "which modules the CUDA graphs capture" in graph["doubt"]
+    parameters = (50304 + 1024) * 512 + 12 * (12 * 512**2 + 13 * 512) + 2 * 512
+    static = [item["figures"][1]["ours"] for item in (whole, split)]
+    assert static[0] - static[1] == pytest.approx(7 / 8 * 18 * parameters, rel=1e-4)
+    assert "megatron-fsdp with one of no_shard" in other["reason"]
+    assert result["metrics"]["worst"] == abs(plain["error"])
 
 
 def test_cards_of_megatron_bridge_say_what_is_missing(tmp_path: Path, capsys: Capture) -> None:

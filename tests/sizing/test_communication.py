@@ -9,6 +9,7 @@ import pytest
 from llmbench.cli import run
 from llmbench.sizing.communication import step_communication
 from llmbench.sizing.params import count_parameters
+from llmbench.sizing.recipe import Recipe
 from llmbench.sizing.training import training_run
 from llmbench.sizing.workload import Layout
 from llmbench.spec.catalog import load_bundled
@@ -39,6 +40,15 @@ def test_gradients_and_weights_of_replicas() -> None:
             ("reduce_scatter", "fsdp", "backward"): (None, 3 * 2 * whole),
         }
     assert moved("llama2-7b", "dp=8,zero=1,instances=2")["all_reduce", "dp", "step"] == (None, 2 * whole // 4)
+
+
+def test_copies_in_fp8_are_made_on_each_gpu() -> None:
+    """GPUs send bf16 weights, or weights in fp8. Transformer Engine makes their copies and transposes after that."""
+    parts = count_parameters(load_bundled("llama2-7b")).components
+    whole, matrices = sum(parts.values()), parts["attention"] + parts["mlp"]
+    for text, size in (("fp8=cached", 2 * whole), ("fp8=primary", 2 * whole - matrices)):
+        found = moved("llama2-7b", "dp=8,zero=1", recipe=Recipe.parse(text))
+        assert found["all_gather", "dp", "step"] == (None, size)
 
 
 def test_experts_have_replicas_of_their_own() -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from llmbench.errors import SpecError
+from llmbench.sizing.backward import backward_moments
 from llmbench.sizing.lower import lower
 from llmbench.sizing.params import count_parameters
 from llmbench.sizing.peak import stage_peak
-from llmbench.sizing.recipe import Recipe
+from llmbench.sizing.recipe import PrecisionName, Recipe
 from llmbench.sizing.training import training_memory, training_run
 from llmbench.sizing.workload import Layout, Workload
 from llmbench.spec.catalog import load_bundled
@@ -116,6 +117,45 @@ def test_fp8_copies_of_transformer_engine() -> None:
     assert plain["activations"] - cached["activations"] == saved
 
 
+def test_fp8_weights_have_a_master_copy_also_among_fp32_weights() -> None:
+    plain, cached, primary = (
+        training_memory(LLAMA, 2048, precision="fp32", recipe=Recipe(fp8=fp8)).full_bytes
+        for fp8 in ("none", "cached", "primary")
+    )
+    assert cached["weights"] == plain["weights"] + 2 * MATRICES == 4 * N + 2 * MATRICES
+    assert primary["weights"] == 2 * MATRICES + 4 * (N - MATRICES)
+    assert (plain["optimizer"], cached["optimizer"], primary["optimizer"]) == (8 * N, 8 * N, 8 * N + 4 * MATRICES)
+
+
+@pytest.mark.parametrize(
+    ("precision", "fp8", "weights", "gradients", "optimizer"),
+    [
+        ("mixed", "none", 2 * N, 2 * N, 12 * N),
+        ("mixed-fp32-grads", "none", 2 * N, 4 * N, 12 * N),
+        ("mixed-fp32-grads", "primary", 2 * N - MATRICES, 4 * N, 12 * N),
+        ("fp32", "primary", 4 * N - 3 * MATRICES, 4 * N, 8 * N + 4 * MATRICES),
+    ],
+)
+def test_megatron_fsdp_stores_shards_of_weights_and_of_their_master_copy(
+    precision: PrecisionName, fp8: Literal["none", "primary"], weights: int, gradients: int, optimizer: int
+) -> None:
+    """Transposes of fp8 weights exist only while a layer is gathered."""
+    recipe = Recipe(framework="megatron", fp8=fp8)
+    full = training_memory(LLAMA, 512, precision=precision, layout=Layout(dp=8, zero=3), recipe=recipe).full_bytes
+    for part, size in (("weights", weights), ("gradients", gradients), ("optimizer", optimizer)):
+        assert full[part] == pytest.approx(size / 8, rel=1e-6), part
+
+
+def test_split_gradients_exist_whole_until_a_layer_is_done() -> None:
+    """Only gradients that are not split have a buffer to which a matrix product can add."""
+    most = []
+    for zero in (1, 2):
+        run = training_run(LLAMA, 512, precision="mixed-fp32-grads", layout=Layout(dp=8, zero=zero))
+        most.append(max(moment.gradients for moment in backward_moments(run, run.stages[0].chunks[0])))
+    norm = 2 * 4096  # the second one of a layer, which runs backward first
+    assert most == [2 * 32000 * 4096, 2 * MATRICES // 32 + norm]  # the gradient of a table, and those of a layer
+
+
 def test_parts_of_a_layer_that_are_computed_again() -> None:
     """Megatron's --recompute-modules: what each part saves no more, per layer and token."""
 
@@ -188,10 +228,10 @@ def test_dropout_saves_masks() -> None:
         ({"recipe": "master=fp16", "precision": "bf16"}, "no master copy"),
         ({"recipe": "states=bf16", "optimizer": "adamw-8bit"}, "fixed"),
         ({"recipe": "states=fp8+fp16", "optimizer": "lion"}, "two moments"),
-        ({"recipe": "fp8=cached", "precision": "fp32"}, "in fp32"),
         ({"recipe": "step=backward", "micro_batches": 4}, "one micro-batch"),
         ({"recipe": "offload=weights"}, "zero=3"),
-        ({"recipe": "fp8=cached", "layout": Layout(dp=2, zero=3)}, "gathered"),
+        ({"recipe": "fp8=cached,framework=megatron", "layout": Layout(dp=2, zero=3)}, "gathered"),
+        ({"recipe": "fp8=primary", "layout": Layout(dp=2, zero=3)}, "gathered"),
         ({"recipe": "table_units", "layout": Layout(dp=2, zero=2)}, "zero=3"),
         ({"recipe": "deterministic"}, "framework=megatron"),
     ],
