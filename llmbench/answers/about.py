@@ -74,7 +74,7 @@ def sweep_fields(
 ) -> tuple[Field[Item], ...]:
     """Return the fields of the table of a sweep. A field in `headings` becomes a column if the items differ in it.
 
-    A field with numbers gets the unit "count".
+    A field with numbers gets the unit "count". The columns repeat if the table is shown in parts.
     """
 
     def column(field: Field[Item]) -> Field[Item]:
@@ -82,7 +82,7 @@ def sweep_fields(
         if len(values) < 2:
             return field
         unit: Unit = "count" if all(isinstance(value, int) for value in values) else "text"
-        return msgspec.structs.replace(field, heading=headings[field.name], unit=unit)
+        return msgspec.structs.replace(field, heading=headings[field.name], unit=unit, repeats=True)
 
     return tuple(map(column, fields))
 

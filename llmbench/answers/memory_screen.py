@@ -7,11 +7,12 @@ from typing import Any
 import msgspec
 
 from llmbench.answers.about import model_block, sweep_fields, weights_line
-from llmbench.answers.memory_row import FIELDS, Sized, Verdict
+from llmbench.answers.memory_devices import DEVICES_LINE, device_columns, devices_block, in_cases, on_devices
+from llmbench.answers.memory_row import FIELDS, Sized
 from llmbench.report.document import Block, table
 from llmbench.report.fields import Field
 from llmbench.report.units import plural, size
-from llmbench.sizing.devices import HEADROOM, SPLITS, DeviceFit, torch_devices
+from llmbench.sizing.devices import HEADROOM, torch_devices
 from llmbench.sizing.memory import CONTEXT_BYTES, PARTS, Memory, ServingRun
 from llmbench.sizing.recipe import training_precision
 
@@ -21,7 +22,7 @@ NAMED = 3
 
 def blocks(rows: list[Sized]) -> list[Block]:
     """Return the answer, the formulas and the timeline of each row."""
-    shown = [_block(rows[0]) if len(rows) == 1 else _sweep(rows)]
+    shown = [_sweep(rows)] if len(rows) > 1 else [_block(rows[0]), *devices_block(rows[0])]
     varied = [name for name in ("recompute", "kv_dtype") if _differs(rows, name)]
     for row in rows:
         where = "" if len(rows) == 1 else _where(row, varied)
@@ -79,7 +80,9 @@ def _sweep(rows: list[Sized]) -> Block:
     fields = [
         msgspec.structs.replace(field, **changes.get(field.name, {})) for field in FIELDS[1:] if field.name != "fits_on"
     ]
-    needed = Field[Sized]("needed_bytes", "needed", "gib", value=lambda row: row.memory.needed_bytes, in_json=False)
+    needed = Field[Sized](
+        "needed_bytes", "needed", "gib", value=lambda row: row.memory.needed_bytes, in_json=False, repeats=True
+    )
     columns = (
         msgspec.structs.replace(FIELDS[0], heading=None),
         *(
@@ -88,7 +91,7 @@ def _sweep(rows: list[Sized]) -> Block:
             for column in ([needed, field] if field.name == "peak_bytes" else [field])
         ),
         *(part(name, 2 + by_size.index(name)) for name in parts),
-        *_device_columns(first),
+        *device_columns(first),
     )
     block = model_block(
         first,
@@ -97,16 +100,12 @@ def _sweep(rows: list[Sized]) -> Block:
         lines=[
             *(f"the peak is in {_step(first.memory)}" for _ in moments if len(moments) == 1),
             NEEDED,
+            *([DEVICES_LINE] if first.asked else []),
             *_rules(first),
         ],
     )
     block.about = {}
-    block.answer = " ".join(
-        f"{first.spec.name} fits on {fit.device} in {sum(row.verdicts[place].fit.fits for row in rows)} of "
-        f"{plural(len(rows), 'case')}."
-        for place, fit in enumerate(verdict.fit for verdict in first.verdicts)
-        if first.asked
-    )
+    block.answer = in_cases(rows) if first.asked else ""
     block.notes = list(dict.fromkeys([*_same_recompute(rows), *(note for row in rows for note in row.notes)]))
     return block
 
@@ -123,34 +122,6 @@ def _same_recompute(rows: list[Sized]) -> list[str]:
         for row in rows
         if row.recompute == "selective"
     ][:1]
-
-
-def _device_columns(first: Sized) -> list[Field[Sized]]:
-    """Return the columns of each device that the user named, or a column with the smallest device that suffices."""
-    every = next(field for field in FIELDS if field.name == "fits_on")
-    if not first.asked:
-        return [
-            Field("smallest", "smallest device", value=lambda row: next(iter(row.fits_on), "none"), in_json=False),
-            msgspec.structs.replace(every, heading="all devices that fit", spare=len(PARTS) + 3),
-        ]
-
-    def columns(place: int) -> tuple[Field[Sized], Field[Sized]]:
-        """Return the verdict, which the table shows as `yes, 60%`, and the share of the memory, for CSV."""
-
-        def fit(row: Sized) -> DeviceFit:
-            return row.verdicts[place].fit
-
-        def text(row: Sized) -> str:
-            missing = fit(row).missing_format
-            return f"no {missing}" if missing else f"{'yes' if fit(row).fits else 'no'}, {fit(row).filled:.0%}"
-
-        name = fit(first).device
-        return (
-            Field(f"{name}.fits", name, value=lambda row: fit(row).fits, text=text, in_json=False),
-            Field(f"{name}.filled", value=lambda row: fit(row).filled, in_json=False),
-        )
-
-    return [*(column for place in range(len(first.verdicts)) for column in columns(place)), every]
 
 
 _PART_NAMES = {
@@ -210,7 +181,7 @@ def _answer(row: Sized, *, named: int) -> str:
     where = "one GPU" if gpus == 1 else f"{gpus:,} GPUs"
     needs = f"{doing} {row.spec.name} on {where} needs {size(memory.needed_bytes)}{' per GPU' if gpus > 1 else ''}."
     if row.asked:
-        return "\n".join([needs, *(_verdict(verdict, memory) for verdict in row.verdicts)])
+        return f"{needs}{on_devices(row)}"
     fits = [verdict.fit for verdict in row.verdicts]
     if not fits:
         largest = torch_devices()[-1]
@@ -222,38 +193,6 @@ def _answer(row: Sized, *, named: int) -> str:
         devices.append(f"{plural(len(fits) - named, 'larger device')} (see --wide)")
     *others, last = devices
     return f"{needs} It fits on {', '.join(others)}{' and ' if others else ''}{last}."
-
-
-def _verdict(verdict: Verdict, memory: Memory) -> str:
-    """Return the answer for one device that the user named. `memory`: that of the run."""
-    fit = verdict.fit
-    total = f"the {size(fit.memory_bytes)} {fit.memory_from}"
-    if fit.missing_format is not None:
-        return f"{fit.device}: no. Its matrix units do not compute {fit.missing_format}."
-    if fit.fits:
-        return f"{fit.device}: yes. It fills {fit.filled:.0%} of {total}."
-    usable = f"the usable {size(fit.usable_bytes)} ({1 - HEADROOM:.0%} of {total})"
-    text = f"{fit.device}: no. It exceeds {usable} by {size(fit.exceeds_bytes)}."
-    several = memory.layout.num_gpus > 1
-    if verdict.split is not None and verdict.split_memory is not None:
-        needed = size(verdict.split_memory.needed_bytes)
-        text += f" {verdict.split.num_gpus} of them suffice with --layout {verdict.split}: {needed} per GPU."
-    if verdict.changes:
-        fitting = (
-            f"{change.option} ({size(change.memory.needed_bytes)}{' per GPU' if several else ''})"
-            for change in verdict.changes
-        )
-        return f"{text} {'It fits' if several else 'One suffices'} with {', or '.join(fitting)}."
-    if verdict.split is not None:
-        return text
-    if not several:
-        text += f" No layout from {SPLITS[memory.phase][0]} to {SPLITS[memory.phase][-1]} suffices."
-        if memory.phase == "train":
-            parts = memory.parts_bytes["activations"] + memory.parts_bytes["logits"]
-            text += f" Activations and logits need {size(parts)} at the peak: a smaller --seq reduces them."
-    elif memory.phase == "train":
-        text += " Sequence parallelism, ZeRO, recomputation and smaller batches do not suffice on as many GPUs."
-    return text
 
 
 def _rules(row: Sized) -> list[str]:

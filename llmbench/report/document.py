@@ -116,7 +116,10 @@ def transposed(fields: Sequence[Field[Item]], items: Sequence[tuple[str, Item]])
         for field in fields
         if field.heading is not None
     ]
-    return Table(columns=[Field("field", ""), *(Field(name, name, wraps=True) for name, _ in items)], rows=rows)
+    return Table(
+        columns=[Field("field", "", wraps=True, repeats=True), *(Field(name, name, wraps=True) for name, _ in items)],
+        rows=rows,
+    )
 
 
 def cell_texts(cells: Sequence[Any], unit: Unit) -> list[str]:

@@ -32,6 +32,8 @@ class Field(msgspec.Struct, Generic[Item], frozen=True):
     `sparse`: whether tables leave out the column if no row has a value.
     `spare`: a rank above 0 if a narrow terminal may leave out the column. The column with the highest rank is left out
         first.
+    `repeats`: whether each part of the table has the column, if the table is so wide that it is shown in parts, one
+        below the other. A table without such a column is never shown in parts.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Field(msgspec.Struct, Generic[Item], frozen=True):
     wraps: bool = False
     sparse: bool = False
     spare: int = 0
+    repeats: bool = False
 
     def value_of(self, item: Item) -> Any:
         """Return the value of an item. Return "" for a mapping without the key, because the field does not apply."""

@@ -10,6 +10,8 @@ from itertools import chain
 from shutil import get_terminal_size
 from typing import Any, Literal, TextIO
 
+import msgspec
+
 from llmbench.report.document import Command, Document, Table, View
 from llmbench.report.fields import Field
 
@@ -23,6 +25,8 @@ GAP = 2
 """The number of spaces between two columns."""
 NARROW_TEXT = 20
 """A column of wrapped texts is at least this wide, in characters, unless no other column can be left out."""
+MOST_NAMES = 8
+"""The largest number of columns that are named where a table leaves them out."""
 MOST_LINES = 3
 """The largest number of lines of a wrapped text, as long as a column can be left out to give it more room."""
 
@@ -77,7 +81,8 @@ def _document_lines(document: Document, width: int, view: View) -> Iterator[tupl
 def _table_lines(whole: Table, width: int, *, wide: bool) -> Iterator[tuple[str, Style]]:
     """Return the lines of a table in `width` columns of characters. `wide`: show all columns, however long the lines.
 
-    If the table does not fit, and it has another form for narrow terminals, that form is shown.
+    If the table does not fit, and it has another form for narrow terminals, that form is shown. A table with columns
+    that repeat is shown in parts instead, if the columns that are not spare (`wide`: all columns) do not fit.
     """
     table = whole.for_people()
     rows, headings = table.texts(), table.headings()
@@ -88,6 +93,16 @@ def _table_lines(whole: Table, width: int, *, wide: bool) -> Iterator[tuple[str,
         if whole.narrow is not None and len(places) < len(headings):
             yield from _table_lines(whole.narrow, width, wide=wide)
             return
+    shown = [place for place in range(len(headings)) if wide or not table.columns[place].spare]
+    fits = _total(widths) <= width if wide else set(shown) <= set(places)
+    parts = [] if fits else _parts(table.columns, headings, rows, shown, width)
+    if len(parts) > 1:
+        for number, part in enumerate(parts):
+            if number:
+                yield "", ""
+            yield from _table_lines(_part(table, part), width, wide=False)
+        yield from _left_out(table.columns, shown, width)
+        return
 
     def lines(cells: Sequence[str], style: Style, *, at_the_end: bool = False) -> Iterator[tuple[str, Style]]:
         parts = [_wrapped(cells[place], room) for place, room in zip(places, widths, strict=True)]
@@ -104,10 +119,52 @@ def _table_lines(whole: Table, width: int, *, wide: bool) -> Iterator[tuple[str,
     yield from lines(headings, "dim", at_the_end=True)
     for cells in rows:
         yield from lines(cells, "bold" if table.total and cells is rows[-1] else "")
-    left_out = [column.heading or "" for place, column in enumerate(table.columns) if place not in places]
-    if left_out:
-        for line in _wrapped(f"`--wide` also shows: {', '.join(left_out)}", width):
+    yield from _left_out(table.columns, places, width)
+
+
+def _left_out(columns: Sequence[Field[Any]], places: Sequence[int], width: int) -> Iterator[tuple[str, Style]]:
+    """Return the line that names the columns that are left out. `places`: the places of the others."""
+    names = [column.heading or "" for place, column in enumerate(columns) if place not in places]
+    more = f", and {len(names) - MOST_NAMES} more columns" if len(names) > MOST_NAMES + 1 else ""
+    if names:
+        named = ", ".join(names[:MOST_NAMES] if more else names)
+        for line in _wrapped(f"`--wide` also shows: {named}{more}", width):
             yield INDENT + line, "dim"
+
+
+def _parts(
+    columns: Sequence[Field[Any]],
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    shown: Sequence[int],
+    width: int,
+) -> list[list[int]]:
+    """Return the places of the columns of each part of a table that shows the columns at the places `shown`.
+
+    A part has the columns that repeat, and as many others as fit without narrow texts. The list is empty if no column
+    repeats.
+    """
+    repeated = [place for place in shown if columns[place].repeats]
+    if not repeated:
+        return []
+    parts = [repeated]
+    for place in shown:
+        if place in repeated:
+            continue
+        part = [*parts[-1], place]
+        widths = _shares([(columns[at], headings[at], [row[at] for row in rows]) for at in part], width, loose=False)
+        if _total(widths) <= width or parts[-1] == repeated:
+            parts[-1] = part
+        else:
+            parts.append([*repeated, place])
+    return parts
+
+
+def _part(table: Table, places: Sequence[int]) -> Table:
+    """Return the part of a table with the columns at these places, none of which is left out."""
+    part = table.only([place in places for place in range(len(table.columns))])
+    part.columns = [msgspec.structs.replace(column, spare=0) for column in part.columns]
+    return part
 
 
 def _total(widths: Sequence[int]) -> int:

@@ -37,6 +37,8 @@ SCREENS = [
     "memory llama2-7b --explain --timeline",
     "memory llama3-8b --phase inference --seq 8k,32k,128k --batch 1,16",
     "memory llama3-8b --recompute none,every-second --seq 8k,32k --explain",
+    "memory llama3-8b --device h100 --device l40s --device rtx-4090 --device mi300x --device v100-sxm2-32gb",
+    "memory gpt2-xl --phase inference --seq 8,1k --device h100 --device l40s --device l4 --device mi300x --device h200",
     "fit llama3-8b --device h100 --users 32 --explain",
     "fit llama3-70b --device h100 --device rtx-4090 --weights fp8 --weights awq",
     "fit llama3.3-70b --seq 32k",
@@ -207,6 +209,44 @@ def test_the_bytes_of_an_asked_format_stay(monkeypatch: pytest.MonkeyPatch, caps
     assert next(line for line in lines if "component" in line).endswith("in files (GiB)")
     assert run(["params", "gpt-oss-120b"]) == 0
     assert "formula (one layer)" in capsys.readouterr().out
+
+
+def test_a_table_with_columns_that_repeat_is_shown_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    names = [f"device-{number}" for number in range(6)]
+    fields = [
+        Field[dict[str, int]]("tokens", "tokens", "count", repeats=True),
+        Field[dict[str, int]]("peak", "peak", "count", spare=1),
+        *(Field[dict[str, int]](name, name, "percent") for name in names),
+    ]
+    block = Block(table=table(fields, [{"tokens": 8192, "peak": 7} | dict.fromkeys(names, 1)]))
+    parts = shown(View(), block).split("\n\n")
+    assert [part.split("\n")[0].split() for part in parts] == [["tokens", *names[:3]], ["tokens", *names[3:]]]
+    assert parts[1].strip().endswith("`--wide` also shows: peak")
+    parts = shown(View(wide=True), block).split("\n\n")
+    assert [word for part in parts for word in part.split("\n")[0].split()[1:]] == ["peak", *names]
+    assert all(part.split("\n")[0].split()[0] == "tokens" for part in parts)
+
+
+@pytest.mark.parametrize("command", ["memory gpt2 --seq 128,1k", "compare gpt2 llama3-8b deepseek-v3 jamba-v0.1"])
+def test_wide_shows_everything_in_parts(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def words(width: int) -> set[str]:
+        monkeypatch.setenv("COLUMNS", str(width))
+        assert run([*command.split(), "--wide"]) == 0
+        return set(capsys.readouterr().out.split())
+
+    assert words(80) == words(5000)
+
+
+def test_at_most_eight_columns_that_are_left_out_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    for number, end in ((9, "c8"), (10, "c7, and 2 more columns")):
+        row = dict.fromkeys([f"c{place}" for place in range(number)], "x" * 90)
+        fields = [Field[dict[str, str]]("name", "name", value=lambda row: "long name " * 20)]
+        fields += [Field[dict[str, str]](name, name, spare=1) for name in row]
+        assert shown(View(), Block(table=table(fields, [row]))).rstrip().endswith(end)
 
 
 def test_wide_shows_every_column(monkeypatch: pytest.MonkeyPatch) -> None:
