@@ -187,7 +187,7 @@ FIELDS: tuple[Field[Sized], ...] = (
     Field("loss", description="value of `--loss`; null in inference"),
     Field(
         "dropout",
-        description="value of `--dropout`: whether hidden states and attention have dropout; null in inference",
+        description="value of `--dropout`: whether embedding, hidden states and attention have it; null in inference",
     ),
     Field(
         "micro_batches",

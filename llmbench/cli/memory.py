@@ -113,7 +113,7 @@ Dropout = Annotated[
     bool,
     typer.Option(
         "--dropout",
-        help="Hidden states and attention have dropout, whose masks are saved.",
+        help="Embedding, hidden states and attention have dropout, whose masks are saved.",
         rich_help_panel=TRAINING,
     ),
 ]

@@ -30,14 +30,25 @@ Component = Literal[
 OpKind = Literal["embedding", "matmul", "attention", "scan", "conv", "norm", "elementwise", "loss"]
 
 Role = Literal[
-    "act", "rope", "gate", "scan", "core", "indexer_core", "cross_core", "combine", "shared_scale", "residual"
+    "act",
+    "rope",
+    "gate",
+    "scan",
+    "core",
+    "indexer_core",
+    "cross_core",
+    "combine",
+    "shared_scale",
+    "residual",
+    "dropout",
 ]
 """The computations of ops that have no PyTorch module. The module around them computes them.
 
 `act`: an activation function. `rope`: the rotation of queries and keys. `gate`: the gate on the output of attention.
 `scan`: a recurrence. `core`: softmax(Q Kᵀ) V of a mixer. `indexer_core`: the scores of an indexer. `cross_core`:
 softmax(Q Kᵀ) V of cross-attention. `combine`: the weighted sum of the outputs of experts. `shared_scale`: the gate on
-the output of shared experts. `residual`: the sum of the residual stream and the output of a sublayer.
+the output of shared experts. `residual`: the sum of the residual stream and the output of a sublayer. `dropout`:
+the dropout of the embedding.
 
 If a module runs several of them, a trace tries them in this order.
 """

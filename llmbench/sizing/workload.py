@@ -50,8 +50,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         does this.
     on_cpu: whether PyTorch's ops run on a CPU. On a CPU, RMSNorm is computed in several steps. Flash attention needs no
         large fp32 buffer, and it does not expand the keys of grouped heads.
-    dropout: whether the outputs of sublayers and the attention have dropout. The dropout masks are saved. The mask of
-        the embedding, one byte per element, is not counted, as in Korthikanti 2022.
+    dropout: whether the embedding, the outputs of sublayers and the attention have dropout. The masks are saved.
     batch_first: whether flash attention computes with the batch as the first dimension, while all other layers have the
         sequence first (Megatron with Transformer Engine and FlashAttention). The projection after attention then saves
         a transposed copy of the output, which attention also saves.

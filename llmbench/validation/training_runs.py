@@ -27,7 +27,8 @@ _QUANTITIES: dict[str, Literal["peak", "activations", "states", "reserved"]] = {
     "peak_reserved_per_gpu": "reserved",
     "peak memory per GPU": "reserved",  # torchtitan's tables
 }
-"""The quantities that are bytes of one GPU. `states` are weights, gradients and optimizer states of the layers."""
+"""The quantities that are bytes of one GPU. `states` are weights, gradients and optimizer states of the layers, and
+`activations` is what the layers save."""
 
 _FRAGMENTS = (
     "reserved memory: llmbench counts the allocated bytes and the block of the first copy of the logits. Free blocks "
@@ -77,7 +78,9 @@ def _ours(row: Row, quantity: str) -> int:
         return sum(states[part] for part in ("weights", "gradients", "optimizer"))
     memory = _memory(row, spec, layout, seq)
     if quantity == "activations":
-        return memory.full_bytes["activations"]
+        # Korthikanti's formula leaves out the embedding (section 4.3). Twice the layers add what the layers save.
+        twice = override(spec, {"num_hidden_layers": 2 * spec.num_hidden_layers})
+        return _memory(row, twice, layout, seq).full_bytes["activations"] - memory.full_bytes["activations"]
     return memory.reserved_bytes if quantity == "reserved" else memory.peak_bytes
 
 

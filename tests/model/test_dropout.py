@@ -109,8 +109,8 @@ class OneByteMasks(trace.CudaNorms):
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", ["nanogpt-cpu", "llama2-7b", "transformer-base"])
 def test_the_op_table_counts_what_dropout_saves(name: str, dtype: Format, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The masks of every sublayer and of the probabilities, and the probabilities after dropout. The model also saves
-    the mask of the embedding of each stack, which sizing does not count."""
+    """The masks of the embedding of each stack, of every sublayer and of the probabilities, and the probabilities after
+    dropout."""
     monkeypatch.setattr(trace, "CudaNorms", OneByteMasks)
     spec = trace.shortened(load_bundled(name))
     formats: dict[str, Any] = dict.fromkeys(("weight_dtype", "activation_dtype"), dtype)
@@ -123,8 +123,7 @@ def test_the_op_table_counts_what_dropout_saves(name: str, dtype: Format, monkey
         names = {name for op in ops for name in op.names()}
         saved = trace.traced_saved_bytes(model, names, 32, 2, DTYPES[dtype], "standard")
         traced.append(sum(saved.values()))
-    stacks = 1 if spec.encoder is None else 2
-    assert traced[0] - traced[1] == counted[0] - counted[1] + stacks * 2 * 32 * spec.hidden_size
+    assert traced[0] - traced[1] == counted[0] - counted[1] > 0
 
 
 @pytest.mark.parametrize("dropout", [-0.1, 1, float("nan"), "0.1", True])

@@ -291,8 +291,8 @@ def test_korthikanti_by_the_papers_own_formula() -> None:
     assert saved("tp=8", "none") == pytest.approx(48 * sbh * (10 + 24 / tp + scores / tp), rel=0.01)
     assert saved("tp=8,sp", "none") == pytest.approx(48 * sbh * (34 + scores) / tp, rel=0.01)
     assert saved("tp=8,sp", "selective") == pytest.approx(48 * sbh * 34 / tp, rel=0.01)
-    # beside the layers' inputs, which the paper counts, those of the final norm and of the head
-    assert saved("tp=8", "full") == pytest.approx((48 + 2) * sbh * 2, rel=0.01)
+    # beside the layers' inputs, which the paper counts, those of the final norm and of the head, and one mask
+    assert saved("tp=8", "full") == pytest.approx((48 + 2) * sbh * 2 + sbh, rel=0.01)
 
 
 # Serving

@@ -203,6 +203,7 @@ def _embedding(b: Builder) -> None:
         b.norm("embedding_norm", "norms", size, spec.norm)
     if spec.embedding.size is not None:
         b.linear("embedding_projection", "other", size, b.hidden, bias=spec.embedding.projection_bias)
+    b.embedding_dropout()
     if spec.embedding.per_layer is not None:
         _per_layer_embeddings(b, spec.embedding.per_layer)
 
@@ -299,6 +300,7 @@ def _encoder_embedding(b: Builder, stack: Stack) -> None:
     _added_positions(b, b.spec.positions, b.hidden, "encoder.num_positions")
     if stack.embedding_norm:
         b.norm("embedding_norm", "norms", b.hidden, b.spec.norm)
+    b.embedding_dropout()
 
 
 def _head(b: Builder) -> None:

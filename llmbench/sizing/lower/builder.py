@@ -347,6 +347,20 @@ class Builder:
             **temporary,
         )
 
+    def embedding_dropout(self) -> None:
+        """Add the dropout of the input of the first layer, if there is dropout. It saves a mask of one byte per
+        element (Korthikanti 2022, section 4.3)."""
+        if self.workload.dropout:
+            elements = self.stream_tokens * self.hidden.size
+            self.elementwise(
+                "embedding_dropout",
+                "embedding",
+                reads=elements,
+                writes=elements,
+                saved_bytes=elements,
+                role="dropout",
+            )
+
     def residual(self, name: str) -> None:
         """Add the sum of a sublayer's output and the residual stream.
 
