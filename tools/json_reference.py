@@ -3,7 +3,8 @@
     python tools/json_reference.py            # write the tables
     python tools/json_reference.py --check    # compare; exit 1 if a table is out of date
 
-A marker names a module of llmbench.cli and a list of fields in that module: `<!-- fields: params FIELDS -->`.
+A marker names a module of llmbench.answers or llmbench.cli and a list of fields in that module:
+`<!-- fields: params FIELDS -->`, `<!-- fields: kernels.check FUZZ -->`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from llmbench.answers.about import MODEL_FIELDS
 from llmbench.report.fields import Field
 
 TARGET = Path(__file__).parent.parent / "docs" / "guides" / "read-the-json.md"
-MARKED = re.compile(r"(<!-- fields: (\w+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- fields: ([\w.]+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def reference() -> str:
@@ -27,7 +28,7 @@ def reference() -> str:
 
 
 def _table(match: re.Match[str]) -> str:
-    package = "answers" if find_spec(f"llmbench.answers.{match[2]}") else "cli"
+    package = "answers" if find_spec(f"llmbench.answers.{match[2].split('.')[0]}") else "cli"
     fields: tuple[Field[object], ...] = getattr(import_module(f"llmbench.{package}.{match[2]}"), match[3])
     # The fields of a model have their own table, so other tables leave them out.
     of_model = [field.name for field in MODEL_FIELDS]
