@@ -220,31 +220,6 @@ def test_the_page_of_screens_has_every_command_in_80_columns() -> None:
             assert max(map(len, screen.splitlines())) <= 80, text
 
 
-def test_the_glossary_has_the_words_of_measured_tables_and_of_memory() -> None:
-    from llmbench.answers.memory_screen import _PART_NAMES
-    from llmbench.bench.results.metrics import METRICS
-    from llmbench.measure.results import Status
-
-    text = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
-    cells = re.findall(r"^\| ([^|]+) \|", text, flags=re.MULTILINE)
-    words = {word.strip().lower() for cell in cells for word in cell.split(",")}
-    everyday = {
-        "weights",
-        "gradients",
-        "time",
-        "memory",
-        "bytes moved",
-        "tokens/s",
-        "compute rate",
-        "energy",
-        "datasheet",
-    }
-    everyday |= {"ok", "n/a", "oom"}
-    shown = [*_PART_NAMES.values(), *(field.heading for field in METRICS if field.heading), *get_args(Status)]
-    for name in shown:
-        assert any(word in name.lower() for word in words | everyday), f"docs/glossary.md does not explain {name}"
-
-
 @pytest.mark.parametrize("path", PAGES, ids=relative.get)
 def test_the_site_shows_every_block_as_code(path: Path) -> None:
     """MkDocs shows a block with any other first line as a paragraph, without a warning."""

@@ -124,7 +124,7 @@ def _same_recompute(rows: list[Sized]) -> list[str]:
     ][:1]
 
 
-_PART_NAMES = {
+PART_NAMES = {
     "weights": "weights",
     "gradients": "gradients",
     "optimizer": "optimizer and master weights",
@@ -138,7 +138,7 @@ _PART_NAMES = {
 
 
 def _part_names(memory: Memory) -> dict[str, str]:
-    return _PART_NAMES if memory.phase == "train" else _PART_NAMES | {"logits": "logits"}
+    return PART_NAMES if memory.phase == "train" else PART_NAMES | {"logits": "logits"}
 
 
 def _block(row: Sized) -> Block:
