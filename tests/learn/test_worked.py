@@ -97,8 +97,9 @@ def test_the_load_counts_every_pair() -> None:
     worked = work("moe", tokens=8, seed=1)
     pairs, share, mean = values(worked, "load")
     assert pairs.sum() == 8 * 2
-    assert float(share.sum()) == pytest.approx(1)
+    assert share.tolist() == (pairs / 16).tolist()  # in fp64
     assert float(mean.sum()) == pytest.approx(1)
+    assert float(values(worked, "balance loss")) == pytest.approx(4 * float(share @ mean), rel=1e-15)
 
 
 def test_the_cache_grows_by_one_row_per_token() -> None:

@@ -29,7 +29,7 @@ def work(case: Case) -> Worked:
     hidden = torch.stack([(up[expert] @ x[token]).relu() for token, _, expert in pairs])
     outputs = torch.stack([down[expert] @ row for (_, _, expert), row in zip(pairs, hidden, strict=True)])
     combined = (outputs.view(T, TOP_K, D) * weights[..., None]).sum(1)
-    load = torch.bincount(chosen.flatten(), minlength=EXPERTS)
+    load = torch.bincount(chosen.flatten(), minlength=EXPERTS).double()
     share, mean = load / chosen.numel(), probabilities.mean(0)
     balance = EXPERTS * (share * mean).sum()
     i = T - 1
@@ -116,7 +116,7 @@ def work(case: Case) -> Worked:
         step(
             "load",
             "f = share of the (token, expert) pairs, P = mean of p over the tokens",
-            torch.stack((load.double(), share.double(), mean)),
+            torch.stack((load, share, mean)),
             row="",
             rows=["pairs", "f", "P"],
             columns=experts,
