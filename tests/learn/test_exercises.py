@@ -55,6 +55,13 @@ def test_the_right_answer_passes_and_mistakes_fail(name: str) -> None:
             assert not grade(question, str(int(question.answer) + 1)).passed
 
 
+def test_the_days_of_the_solution_are_a_right_answer() -> None:
+    """Also of a run that takes less than a day."""
+    for seed in range(40):
+        question = asked("training-days", seed)
+        assert grade(question, question.solution.rpartition(" = ")[2]).passed, question.solution
+
+
 @pytest.mark.parametrize("name", QUESTIONS)
 def test_seeds_give_other_numbers(name: str) -> None:
     """The same seed gives the same question. Twelve students get at least nine different questions."""

@@ -25,7 +25,7 @@ def ask(draw: Draw) -> Asked:
         answer=days,
         tolerance=0.01,
         solution=f"{flops.total:,} FLOPs per sequence × {batch:,} × {steps:,} / ({gpus} × {peak:g} FLOP/s × {mfu:g}) "
-        f"/ 86,400 s = {days:,.2f} days",
+        f"/ 86,400 s = {days:,.4f} days",
         command=f"llmbench flops {model.words} --phase train --seq 1024 --attention full",
         mistakes=(
             ("the backward pass is missing", days / 3),
