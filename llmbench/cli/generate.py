@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Annotated, Any, NamedTuple
 
+import msgspec
 import typer
 
 from llmbench.cli.evaluate import TrainedModel
@@ -102,10 +103,12 @@ def command(
     need_torch("generate")
     from llmbench.learn.continuation import continuation, stop_tokens
     from llmbench.learn.tokenizer import opened
+    from llmbench.measure.environment import environment
     from llmbench.model.devices import device_of
     from llmbench.model.formats import DTYPES
 
-    model, tokenizer = opened(folder, device=device_of(device), dtype=None if dtype is None else DTYPES[dtype])
+    where = device_of(device)
+    model, tokenizer = opened(folder, device=where, dtype=None if dtype is None else DTYPES[dtype])
     if tokenizer is None:
         raise LLMBenchError(
             f"{folder} has no tokenizer.json, so the prompt cannot become tokens",
@@ -152,10 +155,13 @@ def command(
         "top_k": top_k,
         "top_p": top_p,
         "seed": seed,
+        "device": str(where),
+        "dtype": str(model.embedding.weight.dtype).removeprefix("torch."),
     }
     document = Document(
         command="generate",
         inputs=inputs,
+        environment=msgspec.structs.asdict(environment(where)),
         rows_key="continuations",
         rows=records(FIELDS, [row]),
         blocks=[Block(table=table(FIELDS, [row]))],

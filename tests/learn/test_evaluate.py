@@ -161,7 +161,10 @@ def test_a_trained_model_is_evaluated_and_continues_a_text(
     assert run(words) == 0  # twice as long as the table of positions
     streamed = capsys.readouterr().out
     assert run([*words, "--format", "json"]) == 0
-    row = json.loads(capsys.readouterr().out)["continuations"][0]
+    document = json.loads(capsys.readouterr().out)
+    assert document["inputs"]["dtype"] == "float32"
+    assert document["environment"]["torch"] == torch.__version__
+    (row,) = document["continuations"]
     assert row["tokens"] == 150
     assert streamed == f"the quick{row['text']}\n"
     assert run(["generate", str(tmp_path / "run"), "--prompt", ""]) == 2
