@@ -113,7 +113,6 @@ def test_methods_without_patterns() -> None:
         (FLOAT, "fp8-channel"),
         (block_float("128x128"), "fp8-block,scale_bits=16"),
         (block_float("64x128"), "fp8-block,block_outputs=64,scale_bits=16"),
-        ({**FLOAT, "ignore": []}, "fp8-channel"),
         (W4A16, "w4a16,group=32"),
     ]
     for quantization, text in cases:
@@ -124,6 +123,15 @@ def test_methods_without_patterns() -> None:
         assert not spec.weights.doubts, quantization
         assert stored_weights(spec).format == text
         assert parse_spec(write_spec(spec), "spec").weights == spec.weights
+
+
+def test_a_list_without_the_head_is_marked() -> None:
+    """compressed-tensors and Model Optimizer quantise every matrix that the list does not name."""
+    optimizer = {"quant_method": "modelopt", "quant_algo": "NVFP4"}
+    for quantization in ({**FLOAT, "ignore": []}, {**optimizer, "exclude_modules": ["*.self_attn*"]}):
+        assert "does not name lm_head" in str(spec_of(DENSE, **quantization).weights.doubts)
+    for quantization in (FLOAT, optimizer, {**optimizer, "exclude_modules": ["lm_head*"]}):
+        assert not spec_of(DENSE, **quantization).weights.doubts
 
 
 def test_block_scales_of_qwen3_are_bf16() -> None:

@@ -375,6 +375,8 @@ def _modelopt(keys: _Keys, family: str) -> Weights:
             by_format.setdefault(_algorithm(own), []).append(module)
         overrides = tuple(ModuleFormat(modules=tuple(names), format=text) for text, names in by_format.items())
         return Weights(keeps=keeps, overrides=overrides)
+    if keeps:
+        _doubt_head(keys, keeps)
     return Weights(format=_algorithm(keys), keeps=keeps)
 
 
@@ -415,7 +417,18 @@ def _compressed_tensors(keys: _Keys, family: str) -> Weights:
             keys.doubts.append(f"{keys.path}: the modules of the class {', '.join(sorted(odd))[:80]} are not found")
     if len(set(whole)) > 1:
         raise _UnknownError(f"several groups of {keys.path} have the target Linear")
-    return Weights(format=whole[0] if whole else "", keeps=keys.names("ignore"), overrides=tuple(overrides))
+    keeps = keys.names("ignore")
+    if whole and not any("lm_head" in group.modules for group in overrides):
+        _doubt_head(keys, keeps)
+    return Weights(format=whole[0] if whole else "", keeps=keeps, overrides=tuple(overrides))
+
+
+def _doubt_head(keys: _Keys, keeps: tuple[str, ...]) -> None:
+    """Add a doubt if a list of the modules that stay as they are does not name the head, as those of real files do."""
+    if not any("head" in name for name in keeps):
+        keys.doubts.append(
+            f"{keys.path} does not name lm_head among the modules that stay as they are, and llmbench counts it as such"
+        )
 
 
 def _compressed_group(group: _Keys, written: str) -> str:
