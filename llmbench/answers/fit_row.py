@@ -57,9 +57,22 @@ class Fitted(AboutModel, kw_only=True):
     @property
     def command(self) -> str | None:
         """The command that starts the engine with these settings, or None if there is none."""
-        if self.fit is None or self.files is None:
+        if self.fit is None or self.files is None or not self.fit.runs:
             return None
         return start_command(self.files, self.fit, draft=self.draft_files)
+
+    @property
+    def cannot_run(self) -> str | None:
+        """Why the engine does not run on the device, or None if it does."""
+        if self.fit is None or self.fit.runs:
+            return None
+        missing = self.fit.missing_format
+        if missing is None:
+            return f"llmbench has no profile of {self.engine.spec.title} on devices of {self.device.vendor.title()}"
+        units = f"its matrix units do not compute {missing}"
+        if missing == self.fit.tightest.shard.activations:
+            return units
+        return f"{units}, and llmbench knows no kernel of {self.engine.title} that converts the weights of this model"
 
     @property
     def constants(self) -> list[UsedConstant]:
@@ -232,6 +245,11 @@ FIELDS: tuple[Field[Fitted], ...] = (
         "missing_format",
         description="number format of the matrix products, if the engine cannot run them on the device; else null",
     ),
+    Field(
+        "cannot_run",
+        description="why the engine does not run on the device; null if it does. The other figures are then those of an "
+        "engine that would",
+    ),
     _fit_field(
         "converts",
         key="converts_weights",
@@ -252,7 +270,7 @@ FIELDS: tuple[Field[Fitted], ...] = (
     Field(
         "command",
         description="the command that starts the engine with these settings, for `users` requests of at most `seq_len` "
-        "tokens; null for an ideal engine, and if `--set` changed the model",
+        "tokens; null for an ideal engine, if `--set` changed the model, and if the engine does not run on the device",
     ),
     Field(
         "price_per_hour",

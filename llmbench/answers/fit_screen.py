@@ -58,7 +58,7 @@ def _answer(row: Fitted, fit: Fit) -> str:
     name, where = row.spec.name, row.device.name if gpus == 1 else f"{gpus} × {row.device.name}"
     users = f"{plural(question.users, 'request')} of {plural(question.seq, 'token')}"
     if not fit.runs:
-        return f"{name} does not run on {where}: {_why_not(row, fit)}."
+        return f"{name} does not run on {where}: {row.cannot_run}."
     if fit.fits:
         most = f"{plural(fit.capacity, 'such request')} fit" if fit.capacity > 1 else "No second such request fits"
         if fit.limited:
@@ -104,16 +104,6 @@ def _tokens(row: Fitted, longest: int) -> str:
     if context is None and longest >= LONGEST:
         return "any number of tokens"
     return f"up to {plural(longest, 'token')}{', the context length of the model' if longest == context else ''}"
-
-
-def _why_not(row: Fitted, fit: Fit) -> str:
-    """Return why the engine does not run on the device."""
-    if fit.missing_format is not None:
-        units = f"its matrix units do not compute {fit.missing_format}"
-        if fit.missing_format == fit.tightest.shard.activations:
-            return units
-        return f"{units}, and llmbench knows no kernel of {row.engine.title} that converts the weights of this model"
-    return f"llmbench has no profile of {row.engine.spec.title} on devices of {row.device.vendor.title()}"
 
 
 def _context(row: Fitted) -> str:
