@@ -159,3 +159,21 @@ def test_a_number_of_gpus_without_a_device_is_kept(capsys: Capture) -> None:
     assert f"fits on 4 × {fitting[0]}, and on {len(fitting) - 1} other devices" in text
     assert "4 of these are not enough: rtx-4070" in text
     assert "fits on no built-in device, with 1 GPU" in screen(capsys, "fit", "llama3.1-405b", "--gpus", "1")
+
+
+@pytest.mark.parametrize(
+    ("question", "reason"),
+    [
+        ("llama3.1-8b --device m3-max", "no profile of vLLM on devices of Apple"),
+        ("llama3.1-8b --device v100", "do not compute bf16"),
+        ("deepseek-v3 --device v100 --gpus 8", "do not compute fp8, and llmbench knows no kernel of vLLM"),
+        ("llama3.1-8b --device h100", ""),
+    ],
+)
+def test_the_json_says_why_an_engine_does_not_run(question: str, reason: str, capsys: Capture) -> None:
+    code = run(["fit", *question.split(), "--format", "json"])
+    (row,) = json.loads(capsys.readouterr().out)["fits"]
+    assert code == bool(reason)
+    assert row["fits"] is (row["cannot_run"] is None) is (row["command"] is not None) is (not reason)
+    assert reason in (row["cannot_run"] or "")
+    assert not reason or f": {row['cannot_run']}." in screen(capsys, "fit", *question.split())
