@@ -247,8 +247,8 @@ FIELDS: tuple[Field[Fitted], ...] = (
     ),
     Field(
         "cannot_run",
-        description="why the engine does not run on the device, in words, although the other figures are given; null if "
-        "it runs",
+        description="why the engine does not run on the device; null if it does. The other figures are given in both "
+        "cases",
     ),
     _fit_field(
         "converts",
