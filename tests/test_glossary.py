@@ -21,7 +21,7 @@ SHOWS_TABLES = ("answers", "bench", "cli", "report", "textbook", "validation")
 """The packages that make columns."""
 PLAIN = """
     a about above after again all alternative and answered at before beyond busiest by call case change check choice
-    claim claimed computed constant count decision description difference element exact exceeded experiment extra
+    claim claimed computed constant count decision description difference element exceeded experiment extra
     family file filled fit fixed free from function group guessing hour if in its kept kind largest last length limit
     limited line llmbench longest mean measured median memory method most moved name needed of ok one os other our
     outside paper part per plain predicted price product prompt published python pytorch quantity rate ratio reason

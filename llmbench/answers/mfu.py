@@ -8,7 +8,7 @@ from llmbench.answers.about import MODEL_FIELDS, AboutModel, model_block
 from llmbench.errors import LLMBenchError
 from llmbench.report.document import Document, table
 from llmbench.report.fields import Field, inside, records
-from llmbench.report.units import plural
+from llmbench.report.units import plural, si
 from llmbench.sizing.mfu import Convention, conventions, peak_flops_per_s, utilization
 from llmbench.sizing.workload import Recompute
 from llmbench.spec.catalog import find_device
@@ -234,7 +234,8 @@ def _repeated(row: Utilized) -> list[str]:
     """Return a line that says why HFU is higher than MFU."""
     if not row.convention.repeated:
         return []
-    return [f"HFU also counts the FLOPs of a sequence that are computed again: {row.convention.repeated}"]
+    terms = (f"{si(flops / row.tokens)}FLOPs {noun}" for flops, noun in row.convention.repeated)
+    return [f"per token, HFU also counts what the backward pass computes again: {' and '.join(terms)}"]
 
 
 IN_THE_ANSWER = ("model_causal", "model_full", "hardware_causal")

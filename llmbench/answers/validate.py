@@ -119,8 +119,9 @@ def _blocks(validation: Validation, certain: Metrics, quantities: list[Summary],
     count = answered(items)
     parts = [f"llmbench answers {count} of {plural(len(items), 'row')}"]
     if certain.median_ape is not None:
-        parts.append(f"median error {shown(certain.median_ape, 'percent')}, worst {shown(certain.worst, 'percent')}")
-        parts.append(f"{shown(certain.exact, 'percent')} exact")
+        worst = shown(certain.worst, "percent")
+        parts.append(f"the median error is {shown(certain.median_ape, 'percent')}, the worst is {worst}")
+        parts.append(f"{shown(certain.exact, 'percent')} of the figures are equal up to rounding")
     if bound is not None:
         verdict = "no error is over" if within(validation, bound) else "not all errors are within"
         parts.append(f"{verdict} the bound of {shown(bound, 'percent')}")
@@ -128,7 +129,7 @@ def _blocks(validation: Validation, certain: Metrics, quantities: list[Summary],
     blocks = [
         Block(
             answer="; ".join(parts),
-            headline=f"kind {validation.file.kind}, columns of {validation.file.name}",
+            headline=f"kind of file: {validation.file.kind} · format: {validation.file.name}",
             table=table([field for field in FIELDS if field.name != "reason"], some) if some else None,
             lines=list(dict.fromkeys(item.answer.note for item in some if item.answer and item.answer.note)),
         )

@@ -235,7 +235,7 @@ def document(
             "step: a training step. decode: one token of one sequence, with a cache",
             place(found),
         ],
-        notes=[f"times: {', '.join(disturbed)}"] if disturbed else [],
+        notes=[f"the times are disturbed: {', '.join(disturbed)}"] if disturbed else [],
     )
     return Document(
         command="ablate",

@@ -105,7 +105,7 @@ FIGURES: tuple[Field[Candidate], ...] = (
     Field("users", "users", "count", description="number of requests for which the devices have memory"),
     Field(
         "longest_tokens",
-        "longest in memory",
+        "longest request",
         "count",
         description="tokens of the longest request for which the devices have memory, up to the last position of the "
         "model, and whatever its context length is; 134,217,728 stands for no limit",
@@ -135,7 +135,9 @@ FIGURES: tuple[Field[Candidate], ...] = (
         "gib",
         description="peak bytes of a training step with one sequence on one device: mixed precision, AdamW",
     ),
-    Field("score_share", "scores", "percent", description="share of attention scores in the FLOPs of a prefill"),
+    Field(
+        "score_share", "share of scores", "percent", description="share of attention scores in the FLOPs of a prefill"
+    ),
 )
 _FIGURE = {field.name: field for field in FIGURES}
 MODEL = (

@@ -177,7 +177,7 @@ def _encoded(folder: Path, text: Path | None, tokens: Path | None, tokenizer: An
     if text is None and isinstance(tokenizer, ByteTokenizer):
         state = checkpoint.read_state(checkpoint.newest(folder))
         data = corpus_of_checkpoint(state.data, state.data_sha256, hint="give another text with --text")
-        return f"validation part of {data.name}", tokenizer.encode(data.validation.numpy().tobytes())
+        return f"the validation part of {data.name}", tokenizer.encode(data.validation.numpy().tobytes())
     if text is None:
         raise LLMBenchError("--text is missing", hint="give a file with text, or a file of token numbers with --tokens")
     if tokenizer is None:

@@ -19,7 +19,7 @@ from llmbench.errors import LLMBenchError, SpecError
 from llmbench.report.describe import headline
 from llmbench.report.document import Block, Document, listing, table
 from llmbench.report.fields import Field, fitted, record
-from llmbench.report.units import UNKNOWN
+from llmbench.report.units import UNKNOWN, change, signed
 from llmbench.sizing.params import Parameters, count_parameters
 from llmbench.sizing.weights import bits_per_element, bits_per_weight
 from llmbench.spec.catalog import (
@@ -100,6 +100,14 @@ def _difference(row: Listed) -> int | None:
     return None if published is None else row.parameters.total - published
 
 
+def _relative(row: Listed) -> str | None:
+    """Return the difference from the published number for people: `+439,808 (+0.4%)`."""
+    difference, published = _difference(row), row.spec.published_parameters
+    if difference is None or published is None:
+        return None
+    return f"{signed(f'{difference:+,}')} ({change(row.parameters.total, published)})" if difference else "none"
+
+
 CHECK: tuple[Field[Listed], ...] = (
     Field("file", description="path of the checked file"),
     msgspec.structs.replace(NAME, text=lambda row: title(row.spec)),
@@ -118,7 +126,7 @@ CHECK: tuple[Field[Listed], ...] = (
         lambda row: row.spec.published_parameters,
         description="number of parameters that the source of the spec publishes, or null",
     ),
-    Field("difference", "difference", "count", _difference, in_json=False),
+    Field("difference", "difference", "count", _difference, _relative, in_json=False),
 )
 
 

@@ -225,7 +225,8 @@ def command(
         text = corpus_of_option(data, first=ranks.first)
         if spec.vocab_size != text.vocab_size:
             vocabulary = (
-                f"vocabulary {spec.vocab_size:,} → {text.vocab_size:,} {'bytes' if text.floor is None else 'symbols'}"
+                f"vocabulary changed from {spec.vocab_size:,} to {text.vocab_size:,} "
+                f"{'bytes' if text.floor is None else 'symbols'}"
             )
         settings = _settings(chosen, setting, spec.max_position_embeddings, where.type)
         refuse_stop(stop_at, 0, settings.steps)

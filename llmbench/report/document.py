@@ -97,11 +97,12 @@ def listing(
     items: Sequence[Item],
     *,
     inputs: dict[str, Any] | None = None,
+    answer: str = "",
     lines: list[str] | None = None,
     version: int = 1,
 ) -> Document:
     """Return a document with one table. The table and the JSON have the same rows."""
-    block = Block(table=table(fields, items), lines=lines or [])
+    block = Block(answer=answer, table=table(fields, items), lines=lines or [])
     rows = records(fields, items)
     return Document(command=command, version=version, inputs=inputs or {}, rows_key=rows_key, rows=rows, blocks=[block])
 

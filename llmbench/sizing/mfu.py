@@ -23,6 +23,8 @@ from llmbench.spec.device import DeviceSpec, DType
 from llmbench.spec.model import ModelSpec
 
 Kind = Literal["mfu", "hfu"]
+Repeated = tuple[tuple[int, str], ...]
+"""FLOPs of one sequence that are computed again, each number with what it belongs to."""
 
 
 class Convention(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,7 +32,7 @@ class Convention(msgspec.Struct, frozen=True, kw_only=True):
 
     name: short name for tables. key: name for programs. kind: whether FLOPs that are computed again count.
     used_by: who counts so. flops: FLOPs of one sequence. formula: the formula of these FLOPs with numbers.
-    repeated: the terms of the formula that are computed again. Empty: there are none.
+    repeated: the FLOPs that are computed again.
     """
 
     name: str
@@ -39,7 +41,7 @@ class Convention(msgspec.Struct, frozen=True, kw_only=True):
     used_by: str
     flops: int
     formula: str
-    repeated: str = ""
+    repeated: Repeated = ()
 
 
 def conventions(spec: ModelSpec, seq_len: int, recompute: Recompute = "none") -> list[Convention]:
@@ -69,19 +71,16 @@ def conventions(spec: ModelSpec, seq_len: int, recompute: Recompute = "none") ->
         }
         return sum(parts.values()), plus(*(counted(size, name) for name, size in parts.items() if size))
 
-    def again(ops: list[Op], noun: str) -> tuple[int, str, str]:
+    def again(ops: list[Op], noun: str) -> tuple[int, str, Repeated]:
         count, text = table(ops, noun)
         layers = repeated_flops(ops, recompute)
         flash = sum(op.count * op.recompute_flops for op in ops)  # standard attention has none
-        terms = [
-            counted(layers, "of recomputed layers") if layers else "",
-            counted(flash, "of scores that flash attention repeats") if flash else "",
-        ]
-        repeated = plus(*terms) if layers or flash else ""
-        return count + layers + flash, plus(text, *terms), repeated
+        parts = (layers, "of recomputed layers"), (flash, "of scores that flash attention repeats")
+        repeated = tuple(term for term in parts if term[0])
+        return count + layers + flash, plus(text, *(counted(*term) for term in repeated)), repeated
 
     inside, every = "of pairs inside the mask", "of all pairs"
-    found: list[tuple[str, str, Kind, str, tuple[int, str] | tuple[int, str, str]]] = [
+    found: list[tuple[str, str, Kind, str, tuple[int, str] | tuple[int, str, Repeated]]] = [
         ("6·N, N: all parameters", "6n", "mfu", "rule of thumb", rule(parameters.total, "parameters")),
     ]
     if spec.is_moe:
@@ -99,7 +98,13 @@ def conventions(spec: ModelSpec, seq_len: int, recompute: Recompute = "none") ->
     ]
     return [
         Convention(
-            name=name, key=key, kind=kind, used_by=used_by, flops=flops, formula=formula, repeated="".join(repeated)
+            name=name,
+            key=key,
+            kind=kind,
+            used_by=used_by,
+            flops=flops,
+            formula=formula,
+            repeated=repeated[0] if repeated else (),
         )
         for name, key, kind, used_by, (flops, formula, *repeated) in found
     ]

@@ -48,7 +48,7 @@ def test_list_without_triton_names_every_kernel_and_its_summary(
 def test_check_on_a_cpu_is_interpreted() -> None:
     process = llmbench("kernels", "check", "glu", "--device", "cpu", "--seeds", "1")
     assert process.returncode == 0, process.stderr
-    assert "3 of 3 within budget, in Triton's interpreter" in process.stdout
+    assert "The errors of 3 of 3 rows are within budget, in Triton's interpreter." in process.stdout
     rows = json.loads(llmbench("kernels", "check", "glu", "--dtype", "fp32", "--format", "json").stdout)["kernels"]
     assert [row["dtype"] for row in rows] == ["float32"]
     assert 0 < rows[0]["error"] <= rows[0]["budget"]

@@ -149,7 +149,7 @@ def test_the_check_of_kernels_keeps_the_verdict_at_80_columns(monkeypatch: pytes
         command="kernels.check", inputs={}, rows_key="kernels", rows=[], blocks=[Block(table=table(CHECK, rows))]
     )
     text = "\n".join(lines_of(answer, 80, monkeypatch))
-    for essential in ("verdict", "within budget", "error", "3.5e-03", "budget", "4.7e-03"):
+    for essential in ("verdict", " ok", "error", "3.5e-03", "budget", "4.7e-03"):
         assert essential in text, essential
     fits(answer, monkeypatch)
 

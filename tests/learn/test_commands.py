@@ -77,12 +77,12 @@ def test_what_the_command_says(book: Path, tmp_path: Path, capsys: Capture) -> N
     text = capsys.readouterr().out
     assert text.startswith("After 2 steps, the validation loss is ")
     assert "Guessing by frequency alone gets" in text
-    assert "vocabulary 65 → 256 bytes" in text
+    assert "vocabulary changed from 65 to 256 bytes" in text
     assert "nothing is kept; `-o FOLDER` keeps checkpoints and metrics" in text
     assert run(["train", "nanogpt-cpu", *SMALL, "--data", "markov:8,1,0", "--steps", "1"]) == 0
     text = capsys.readouterr().out
     assert "No model can get below" in text
-    assert "vocabulary 65 → 8 symbols" in text
+    assert "vocabulary changed from 65 to 8 symbols" in text
 
 
 @pytest.mark.parametrize(

@@ -191,11 +191,12 @@ def test_the_screen_says_why_hfu_is_higher(capsys: pytest.CaptureFixture[str]) -
         assert run(["mfu", *arguments, "--device", "h100", "--tokens-per-s", "2000"]) == 0
         return " ".join(capsys.readouterr().out.split())
 
-    again = "HFU also counts the FLOPs of a sequence that are computed again:"
+    again = "HFU also counts what the backward pass computes again:"
     flash = "of scores that flash attention repeats"
-    assert re.search(rf"{again} [\d,]+ {flash} share", shown("llama2-7b"))
+    assert re.search(rf"{again} [\d.]+ MFLOPs {flash} share", shown("llama2-7b"))
     assert re.search(
-        rf"{again} [\d,]+ of recomputed layers \+ [\d,]+ {flash}", shown("llama2-7b", "--recompute", "full")
+        rf"{again} [\d.]+ GFLOPs of recomputed layers and [\d.]+ MFLOPs {flash}",
+        shown("llama2-7b", "--recompute", "full"),
     )
     assert again not in shown("mamba-130m")
     rows = utilized(load_bundled("llama3-8b"), device="h100", gpus=8, tokens_per_s=70_000)

@@ -15,6 +15,7 @@ from llmbench.cli.options import As, Output, answer, positive_integer, prints_ta
 from llmbench.errors import CannotRunError
 from llmbench.report.document import listing
 from llmbench.report.fields import Field, records
+from llmbench.report.units import plural
 
 if TYPE_CHECKING:
     from llmbench.kernels.proof.check import CheckResult
@@ -76,7 +77,7 @@ CHECK: tuple[Field[CheckResult], ...] = (
     Field(
         "passed",
         "verdict",
-        text=lambda row: "within budget" if row.passed else "WRONG",
+        text=lambda row: "ok" if row.passed else "WRONG",
         description="whether all tensors are within their budgets",
     ),
 )
@@ -168,10 +169,11 @@ def check_kernels(
 
     rows = list(with_progress(check_all(known_names(names), named_formats(dtype), seeds, place), "checking"))
     wrong = [row for row in rows if not row.passed]
-    machine = _machine(place)
-    lines = [f"{len(rows) - len(wrong)} of {len(rows)} within budget, {machine}"]
+    found = (
+        f"The errors of {len(rows) - len(wrong)} of {plural(len(rows), 'row')} are within budget, {_machine(place)}."
+    )
     inputs = {"names": names or [], "device": place, "dtype": dtype, "seeds": seeds}
-    answer(listing("kernels.check", "kernels", CHECK, rows, inputs=inputs, lines=lines), format, output)
+    answer(listing("kernels.check", "kernels", CHECK, rows, inputs=inputs, answer=found), format, output)
     if wrong:
         raise typer.Exit(1)
 
@@ -191,15 +193,18 @@ def _fuzz(names: tuple[str, ...], dtype: str, seconds: int, seed: int, place: st
     rows = [item for item in results if isinstance(item, FuzzResult)]
     failures = [failure for row in rows for failure in row.failures]
     ran = sum(row.trials for row in rows)
-    lines = [f"{ran - len(failures)} of {ran} random cases within budget, seed {seed}, {_machine(place)}"]
+    found = (
+        f"{ran - len(failures)} of {plural(ran, 'random case')} are within budget, with seed {seed}, {_machine(place)}."
+    )
+    lines: list[str] = []
     for failure in failures:
-        lines += ["", f"WRONG {failure.trial.kernel}: {failure.reason}", f"  {failure.trial.expression}"]
+        lines += [f"WRONG {failure.trial.kernel}: {failure.reason}", f"  {failure.trial.expression}"]
         lines += [f"  smaller: {failure.smaller.expression}"] if failure.smaller else []
     if failures:
         interpreted = "TRITON_INTERPRET=1 " if place == "cpu" else ""
         call = "from llmbench.kernels.proof.fuzz import repeat; print(repeat(…))"
-        lines += ["", f'To repeat one: {interpreted}python -c "{call}"']
+        lines += [f'To repeat one: {interpreted}python -c "{call}"']
     inputs = {"names": list(names), "device": place, "dtype": dtype, "fuzz_s": seconds, "seed": seed}
-    answer(listing("kernels.check", "kernels", FUZZ, rows, inputs=inputs, lines=lines), format, output)
+    answer(listing("kernels.check", "kernels", FUZZ, rows, inputs=inputs, answer=found, lines=lines), format, output)
     if failures:
         raise typer.Exit(1)

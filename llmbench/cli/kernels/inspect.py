@@ -15,7 +15,7 @@ from llmbench.errors import SpecError
 from llmbench.measure.environment import packages, ptxas
 from llmbench.report.document import Block, Document, table
 from llmbench.report.fields import Field, record, records
-from llmbench.report.units import Unit
+from llmbench.report.units import Unit, plural
 
 if TYPE_CHECKING:
     from llmbench.kernels.proof.inspect import Compiled
@@ -216,10 +216,12 @@ def _compiled_blocks(compiled: list[Compiled]) -> list[Block]:
         if loops := [LoopOf(row, loop) for row in rows for loop in row.loops]:
             blocks.append(Block(headline="hot loops: figures per warp and iteration", table=table(LOOPS, loops)))
     faulty = sum(bool(row.faults) for row in compiled)
-    total = f"{sum(bool(row.config) for row in compiled)} configurations compiled, {faulty} with faults"
+    configurations = plural(sum(bool(row.config) for row in compiled), "configuration")
+    found = f"{configurations} compiled, {faulty or 'none'} with faults."
     arches = dict.fromkeys(row.arch for row in compiled)
     assemblers = ", ".join(f"ptxas {ptxas(number)} for sm_{number}" for number in arches)
-    return [*blocks, Block(lines=[total, f"Triton {packages()['triton']}, {assemblers}"])]
+    blocks[0].answer = found
+    return [*blocks, Block(lines=[f"Triton {packages()['triton']}, {assemblers}"])]
 
 
 def _arches(text: str) -> list[int]:
