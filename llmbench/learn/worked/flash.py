@@ -105,8 +105,9 @@ def _block_update(block: int, before: State, after: State, factor: torch.Tensor,
     old_values = [None if block == 0 else float(m), None, float(total), *before[2].tolist()]
     new_values = [float(new), float(factor), float(more), *added.tolist()]
     old = f"{number(total)} × {number(factor)} + " if block else ""
-    correction = f"f = exp({number(m)} − {term(new)}) = {number(factor)} corrects what earlier blocks added with the "
-    "old m."
+    correction = (
+        f"f = exp({number(m)} − {term(new)}) = {number(factor)} corrects what earlier blocks added with the old m."
+    )
     return step(
         f"block {block}: update",
         "f = exp(m − m'), l' = l f + Σ p, a' = a f + p v",
