@@ -232,6 +232,10 @@ def _formula(spec: ModelSpec, ops: list[Op], explain: bool, *, short: bool = Fal
     for group, chosen in _groups([op for op in ops if not _exists_once(op, counts)]).items():
         texts.setdefault(_sum(spec, chosen, explain, short=short), []).append(group)
     named = {text: groups for text, groups in texts.items() if text}
+    if explain:  # without it, a column or the heading says that the formula is that of one layer
+        layers = {text: sum(counts[group] for group in groups) for text, groups in named.items()}
+        where = {text: f"each of {count} layers" if count > 1 else "one layer" for text, count in layers.items()}
+        named = {f"{text} in {where[text]}": groups for text, groups in named.items()}
     inside = "; ".join(f"{', '.join(groups)}: {text}" if len(texts) > 1 else text for text, groups in named.items())
     outside = " + ".join(filter(None, (_sum(spec, chosen, explain, short=short) for chosen in _by_stack(spec, once))))
     if texts and outside:

@@ -92,43 +92,22 @@ def test_latent_attention_as_other_heads() -> None:
 # params
 
 
-def parts(formula: str, kinds: list[str]) -> list[tuple[str, int, list[str]]]:
-    """The parts of an explained formula: text, number, and the kinds of layers with it (none: it exists once)."""
-    inside, once, last = formula.rpartition(", + ")
-    terms = []
-    if not once and last.endswith(" once"):
-        inside, last = "", last.removesuffix(" once")
-    elif not once:
-        inside, last = last, ""
-    for part in filter(None, inside.split("; ")):
-        named, colon, text = part.rpartition(": ")
-        terms.append((text, number(text), named.split(", ") if colon else kinds))
-    for text in filter(None, [last.removesuffix(" once")]):
-        terms.append((text, number(text), []))
-    return terms
-
-
-def number(text: str) -> int:
-    """The result of an explained formula."""
-    return int(text.rpartition(" = ")[2].replace(",", ""))
+def value(formula: str) -> int:
+    """The number to which an explained formula comes: the sum over its layers, and what exists once."""
+    inside = re.findall(r"([\d,]+) in (?:one|each of (\d+)) layers?", formula)
+    once = re.findall(r"([\d,]+) once", formula) if inside else [formula.removesuffix(" once").rpartition(" = ")[2]]
+    whole = [(number, "1") for number in once]
+    return sum(int(number.replace(",", "")) * int(count or 1) for number, count in inside + whole)
 
 
 @pytest.mark.parametrize("name", ["llama2-7b", "t5-base", "bert-base", "gemma3-4b", "jamba-v0.1", "deepseek-v3"])
 def test_formulas_of_components_come_to_the_model(name: str, capsys: Capture) -> None:
-    counts = {kind: layer["count"] for kind, layer in row(capsys, "params", name)["layers"].items()}
     for line in table(capsys, "params", name, "--explain")[:-1]:
-        component, formula, model = line["component"], line["formula"], int(line["parameters"])
-        if line["parameters_per_layer"]:
-            ((_, part_value, _),) = [part for part in parts(formula, ["any"]) if part[2]]
-            assert part_value == int(line["parameters_per_layer"])
-            once = sum(value for _, value, kinds in parts(formula, ["any"]) if not kinds)
-            assert (model - once) % part_value == 0
-            assert (model - once) // part_value <= sum(counts.values())
-        elif ":" in formula:
-            total = sum(value * sum(counts[kind] for kind in kinds) for _, value, kinds in parts(formula, []) if kinds)
-            assert total + sum(value for _, value, kinds in parts(formula, []) if not kinds) == model, component
-        else:
-            assert number(formula) == model, component
+        formula = line["formula"]
+        assert value(formula) == int(line["parameters"]), line
+        if each := line["parameters_per_layer"]:
+            numbers = re.findall(r"([\d,]+) in (?:one|each of \d+) layers?", formula)
+            assert {number.replace(",", "") for number in numbers} == {each}, line
 
 
 def test_formulas_of_llama(capsys: Capture) -> None:
