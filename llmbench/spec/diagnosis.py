@@ -75,8 +75,16 @@ def _faults(node: Any, choices: Sequence[type[Part]], path: Path) -> Iterator[tu
         elif value != tag_of(part):
             yield (*path, name), unknown_kind(at, node, choices)
     if missing:
-        hint = "a spec states every size; `llmbench specs show llama2-7b` shows a complete spec"
+        hint = f"a spec states every size; `llmbench specs show {_example(part)}` shows a complete spec"
         yield path, Fault(at, f"{subject(part)}lacks {listed(missing)}", hint)
+
+
+def _example(part: type[Part]) -> str:
+    """Return the name of a bundled model that has this kind of part."""
+    from llmbench.spec.kinds import models_with
+
+    models = models_with(part) if tag_of(part) is not None else ()
+    return models[0][0] if models else "llama2-7b"
 
 
 def _value_faults(value: Any, field: FieldType, path: Path) -> Iterator[tuple[Path, Fault]]:

@@ -107,7 +107,7 @@ def targets(tree: dict[str, Any], key: str, model: str, every: Sequence[Place]) 
         return _by_full_path(tree, every, path, key)
     matches = list(_by_end(every, path))
     if not matches:
-        raise _unknown(key, path[-1], every, model)
+        raise _inside_absent_part(key, path, every) or _unknown(key, path[-1], every, model)
     if len(matches) > 1 and "*" not in path and not _alike(matches):
         raise _ambiguous(tree, key, every, matches, model)
     return matches
@@ -148,7 +148,8 @@ def _by_full_path(tree: dict[str, Any], every: Sequence[Place], path: Path, key:
     for step, part in enumerate(path[:-1]):
         children = [child for at, node in nodes for child in _children(at, node, part)]
         if not any(child is not None for _, child in children):
-            raise _no_part(key, ".".join(path[: step + 1]), part, nodes, absent=bool(children))
+            prefix = ".".join(path[: step + 1])
+            raise _inside_absent_part(key, path, every) or _no_part(key, prefix, part, nodes)
         nodes = [(at, child) for at, child in children if child is not None]
     of_node = {id(place.node): place for place in every}
     found = [Target((*at, path[-1]), node, of_node.get(id(node))) for at, node in nodes if isinstance(node, dict)]
@@ -183,11 +184,24 @@ def _children(at: Path, node: Any, part: str) -> list[tuple[Path, Any]]:
     return []
 
 
-def _no_part(key: str, prefix: str, part: str, nodes: Sequence[tuple[Path, Any]], *, absent: bool) -> SpecError:
-    if absent:
-        return SpecError(
-            f"--set {key}: `{prefix}` is none in this spec", hint=f"set the whole part: --set '{prefix}={{ ... }}'"
-        )
+def _inside_absent_part(key: str, path: Path, every: Sequence[Place]) -> SpecError | None:
+    """Return the error for a field of a part that the model could have and lacks. None: the key names no such part."""
+    for end in range(len(path) - 1, 0, -1):
+        for target in _by_end(every, path[:end]):
+            if target.choices and target.node.get(target.field) is None:
+                return _absent(key, ".".join(target.path), target.choices)
+    return None
+
+
+def _absent(key: str, path: str, choices: Sequence[type[Part]]) -> SpecError:
+    """Return the error for a field of a part that is none. The hint names the fields that the part needs."""
+    fields = ["kind"] if len(choices) > 1 else [name for name, field in fields_of(choices[0]).items() if field.required]
+    needed = ", ".join(f"{name} = …" for name in fields)
+    part = f"{{ {needed} }}" if needed else "{}"
+    return SpecError(f"--set {key}: `{path}` is none in this spec", hint=f"add the part: --set '{path}={part}'")
+
+
+def _no_part(key: str, prefix: str, part: str, nodes: Sequence[tuple[Path, Any]]) -> SpecError:
     names = sorted({str(name) for _, node in nodes if isinstance(node, dict) for name in node})
     near = suggestion(part, names)
     hint = f"did you mean `{near}`?" if near else f"choose from {', '.join(names)}" if names else None
@@ -226,9 +240,9 @@ def _unknown(key: str, field: str, every: Sequence[Place], model: str) -> SpecEr
         for name in fields_of(place.part) if place.part is not None else ():
             known.setdefault(name, []).append(".".join((*place.path, name)))
     other = _OTHER_NAMES.get(field)
-    homes = [] if other in known else homes_of(field)
+    homes = [] if other in known else homes_of(other or field)
     if homes and field not in known:
-        hint = f"`{field}` is a field of {' or '.join(homes[:3])}"
+        hint = f"`{other or field}` is a field of {' or '.join(homes[:3])}"
         if "(kind" in homes[0]:
             hint += f". Change the kind first, for example --set {homes[0].split(' (')[0].rpartition('.')[2]}.kind="
             hint += homes[0].split("(kind ")[1].rstrip(")").split(",")[0]
@@ -247,8 +261,10 @@ def _unknown(key: str, field: str, every: Sequence[Place], model: str) -> SpecEr
     return SpecError(f"--set {key}: {model} has no such field", hint=f"did you mean `{near}`?{full}")
 
 
-_OTHER_NAMES = dict.fromkeys(("top_k", "topk", "experts_per_token"), "num_experts_per_tok")
-"""Names that users know from papers, and the fields that they mean. Their words are not those of the field."""
+_OTHER_NAMES = dict.fromkeys(("top_k", "topk", "experts_per_token"), "num_experts_per_tok") | dict.fromkeys(
+    ("shared_experts", "n_shared_experts", "num_shared_experts", "shared_expert"), "shared"
+)
+"""Names that users know from papers and configs, and the fields that they mean. The words differ from the field's."""
 _LONG_WORDS = {"kv": "key value", "vocabulary": "vocab", "attn": "attention", "ctx": "position", "dim": "size"}
 """Words that users write, and the words that the names of fields contain instead."""
 

@@ -192,7 +192,7 @@ def _example(switch: Switch, missing: list[str], spec: ModelSpec, assignments: M
     prefix = switch.key.removesuffix("kind")
     other = [name for name in OTHER_SIZES.get(switch.part, ()) if f"{prefix}{name}" not in assignments]
     missing = [*missing, *other]
-    models = sorted(_models_with(switch.part), key=lambda known: (abs(known[1] - spec.hidden_size), known[0]))
+    models = sorted(models_with(switch.part), key=lambda known: (abs(known[1] - spec.hidden_size), known[0]))
     for model, _, part in models:
         values = {f"{prefix}{name}": getattr(part, name) for name in missing}
         for more in ({}, {"positions.kind": "none"}):
@@ -211,7 +211,7 @@ def _text(value: Any, inline: Any) -> str:
 
 
 @cache
-def _models_with(part: type[Part]) -> tuple[tuple[str, int, Part], ...]:
+def models_with(part: type[Part]) -> tuple[tuple[str, int, Part], ...]:
     """Return the bundled models that have such a part, as (name, hidden_size, part)."""
     from llmbench.spec.catalog import bundled_models, load_bundled, model_text
 

@@ -355,7 +355,10 @@ def test_a_full_path_changes_one_field(data: st.DataObject) -> None:
         ("positions.kind", "rotary", ["did you mean `rope`?", "rope, learned, sinusoidal, alibi, relative_bias, none"]),
         ("norm.kind", "layer_norm", ["did you mean `layernorm`?", "rmsnorm, layernorm"]),
         ("mixer.kind", "none", ["the kinds are attention, mla"]),
-        ("layers.block.mixer.qk_norm.over", "head", ["set the whole part"]),
+        ("layers.block.mixer.qk_norm.over", "head", ["--set 'layers.block.mixer.qk_norm={}'"]),
+        ("mixer.qk_norm.over", "head", ["--set 'layers.block.mixer.qk_norm={}'"]),
+        ("next_token_prediction.count", 1, ["--set 'next_token_prediction={ count = …, layer = … }'"]),
+        ("n_shared_experts", 1, ["`shared` is a field of", "layers.NAME.ffn (kind moe)"]),
         ("activation", "swish", ["did you mean `silu`?"]),
         ("tie_word_embeddings", "yes", []),
     ],
@@ -366,6 +369,21 @@ def test_hints(key: str, value: Any, says: list[str]) -> None:
     assert str(refusal.value).startswith(f"--set {key}")
     for text in says:
         assert text in (refusal.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("key", "says"),
+    [
+        ("ffn.shared_experts", "did you mean `shared`? Its full path is layers.block.ffn.shared"),
+        ("ffn.shared.intermediate_size", "--set 'layers.block.ffn.shared={ intermediate_size = … }'"),
+        ("layers.block.ffn.shared.intermediate_size", "--set 'layers.block.ffn.shared={ intermediate_size = … }'"),
+        ("layers.block.ffn.share.intermediate_size", "did you mean `shared`?"),
+    ],
+)
+def test_hints_for_shared_experts(key: str, says: str) -> None:
+    with pytest.raises(SpecError) as refusal:
+        override(load_bundled("mixtral-8x7b"), {key: 1792})
+    assert says in (refusal.value.hint or "")
 
 
 @pytest.mark.parametrize(
