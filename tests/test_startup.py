@@ -110,7 +110,7 @@ FLOORS = {
     "kernels": {"errors"},
     "model": {"errors", "spec", "sizing", "kernels"},
     "measure": {"errors", "printable", "_version", "spec", "sizing", "model", "kernels"},
-    "textbook": {"errors", "spec", "sizing", "report"},
+    "textbook": {"errors", "spec", "sizing", "report", "learn"},
     "bench": {"textbook", "errors", "_version", "spec", "sizing", "model", "kernels", "measure", "report"},
     "report": {"errors", "printable", "_version", "spec"},
     "validation": {"errors", "spec", "sizing"},

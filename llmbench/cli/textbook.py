@@ -1,4 +1,4 @@
-"""`llmbench textbook`: the claims of a textbook, and which of them arithmetic confirms or refutes."""
+"""`llmbench textbook`: the claims of a textbook, and which of them arithmetic and trainings confirm or refute."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llmbench.errors import unknown
 from llmbench.report.document import Block, Document, table
 from llmbench.textbook import CLAIMS, TOPICS
 from llmbench.textbook.claim import decide
-from llmbench.textbook.table import FIELDS, NOTES, as_json, sentence
+from llmbench.textbook.table import FIELDS, as_json, notes, sentence
 
 Named = Annotated[
     str | None,
@@ -24,7 +24,8 @@ Named = Annotated[
 def command(topic: Named = None, format: As = "table", output: Output = None) -> None:
     """Check a textbook's claims on language models: each claim with our figure, a verdict and the reason.
 
-    Arithmetic decides most claims, without torch. `llmbench bench textbook` measures the others.
+    Arithmetic decides most claims. Recorded trainings of small models decide those about learning. `llmbench bench
+    textbook` measures the others. This command needs no torch, because it reads the records.
 
     TOPIC is one of
 
@@ -42,7 +43,7 @@ def command(topic: Named = None, format: As = "table", output: Output = None) ->
         raise unknown("topic", topic, TOPICS)
     chosen = CLAIMS if topic is None else [claim for claim in CLAIMS if claim in TOPICS[topic].claims]
     outcomes = [decide(claim) for claim in chosen]
-    block = Block(answer=sentence(outcomes), table=table(FIELDS, outcomes), notes=list(NOTES))
+    block = Block(answer=sentence(outcomes), table=table(FIELDS, outcomes), notes=notes(outcomes))
     answer(
         Document(
             command="textbook", inputs={"topic": topic}, rows_key="claims", rows=as_json(outcomes), blocks=[block]

@@ -1,7 +1,7 @@
 """Claims of a textbook on language models, each with the figure that llmbench computes or measures in its place.
 
 Each topic is one file with the data of its claims. `CLAIMS` has all claims: first those that arithmetic decides, then
-those that need a training on a CPU, then those that need a GPU. No file here needs torch.
+those that recorded trainings on a CPU decide, then those that need a GPU. No file here needs torch.
 """
 
 from __future__ import annotations

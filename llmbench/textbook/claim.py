@@ -6,20 +6,45 @@ The verdict is never written down. It follows from the two figures and a stated 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-__all__ = ["ARITHMETIC", "MEASURED", "Claim", "Figure", "Measured", "Outcome", "Reading", "Result", "Verdict", "decide"]
+from llmbench.learn.experiments.statistics import paired
+from llmbench.textbook.recorded import recorded
+
+__all__ = [
+    "ARITHMETIC",
+    "MEASURED",
+    "MEASURES",
+    "Claim",
+    "Estimate",
+    "Figure",
+    "Measured",
+    "Outcome",
+    "Reading",
+    "Result",
+    "Training",
+    "Verdict",
+    "decide",
+]
 
 ARITHMETIC = 0.05
 """A computed figure is near the claimed figure if they differ by at most this share of the claimed figure. A textbook
 rounds its figures to two or three digits."""
 
 MEASURED = 0.10
-"""The same share for a measured figure, which also has noise."""
+"""The same share for a measured figure, which also has noise. For a figure of trainings, it is a share of the claimed
+effect: 10% of −8% is less than one percent, so no effect is never near an effect."""
 
-Verdict = Literal["holds", "holds if", "refuted", "needs a CPU", "needs a GPU"]
+NO_EFFECT = {"ratio": 1.0, "change": 0.0}
+"""By unit, the figure of two things that do not differ. Other units have none."""
+
+MEASURES = "llmbench bench textbook --preset full"
+"""The command that measures the figures of all claims with readings."""
+
+Verdict = Literal["holds", "holds if", "refuted", "within noise", "needs a GPU"]
 Bound = Literal["near", "exact", "or better", "at least", "at most", "between"]
 Unit = Literal["ratio", "share", "change", "bytes", "flops", "dollars", "count", "number", "yes"]
 
@@ -37,23 +62,57 @@ class Figure(NamedTuple):
     setting: str = ""
 
 
+class Estimate(NamedTuple):
+    """A figure of trainings.
+
+    - `mean`: the mean over seeds. None: the models have no such figure.
+    - `low`, `high`: the 95% interval of the true mean. None: there is none, for example because there is one seed.
+    - `seeds`: the number of seeds. None: the figure is the same for all seeds.
+    """
+
+    mean: float | None
+    low: float | None = None
+    high: float | None = None
+    seeds: int | None = None
+
+    @classmethod
+    def of(cls, figures: Sequence[float], *, logarithms: bool = False) -> Estimate:
+        """Return the estimate of one figure per seed. `logarithms`: the figures are natural logarithms of ratios."""
+        found = paired(figures)
+        ends = (found.mean, found.low, found.high)
+        mean, low, high = (None if end is None else math.exp(end) if logarithms else end for end in ends)
+        return cls(mean, low, high, len(figures))
+
+
+class Training(NamedTuple):
+    """A figure that llmbench reads from recorded trainings.
+
+    - `formula`: how the figure is computed.
+    - `runs`: the names of the recorded runs.
+    - `value()` computes the figure, in the unit of the claim.
+    - `setting`: the case, if the claim has several, or why the models have no such figure.
+    - `reason`: why the trainings do not decide the claim. "": they decide.
+    """
+
+    formula: str
+    runs: tuple[str, ...]
+    value: Callable[[], Estimate]
+    setting: str = ""
+    reason: str = ""
+
+
 class Reading(NamedTuple):
     """How `bench textbook` reads the figure of a claim from the rows of a run.
 
     - `run`: the name of the run.
     - `kind`: "time ratio": the time of `of` divided by the time of `over`. "time change", "memory change": how much
-      more `of` needs than `over`, as a share of `over`. "runs": 1 if `of` runs, 0 if its model refuses to run. "loss":
-      the loss of `of` at the end of a short training, as a share of the loss of guessing.
-    - `setting`: the case, if the claim has several.
-    - `any_size`: whether a smaller model than that of the claim also decides it.
+      more `of` needs than `over`, as a share of `over`.
     """
 
     run: str
-    kind: Literal["time ratio", "time change", "memory change", "runs", "loss"]
+    kind: Literal["time ratio", "time change", "memory change"]
     of: str
-    over: str = ""
-    setting: str = ""
-    any_size: bool = False
+    over: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +128,10 @@ class Claim:
       "exact": equal. "at least", "at most": a bound. "or better": near, or a larger gain (a ratio above 1, a change
       below 0). "between": `claimed` lies between the smallest and the largest of our figures.
     - `figures`: our figures, if arithmetic decides the claim.
-    - `readings`: how `bench textbook` measures our figures, if arithmetic does not decide the claim.
-    - `needs`: what decides a claim without figures: a training on a CPU, or a GPU.
-    - `command`: the command of llmbench that shows the figure or measures it.
+    - `trainings`: our figures of recorded trainings, if they decide the claim.
+    - `reading`: how `bench textbook` measures our figure, if a GPU decides the claim.
+    - `command`: the command of llmbench that shows or measures the figure. "": that of the first recorded run, or that
+      of all readings.
     - `why`: why the figures agree or differ.
     """
 
@@ -84,19 +144,44 @@ class Claim:
     unit: Unit = "ratio"
     bound: Bound = "near"
     figures: tuple[Figure, ...] = ()
-    readings: tuple[Reading, ...] = ()
-    needs: Literal["CPU", "GPU"] = "GPU"
+    trainings: tuple[Training, ...] = ()
+    reading: Reading | None = None
     command: str = ""
 
     @property
     def settled_by(self) -> Literal["arithmetic", "CPU", "GPU"]:
-        """What decides the claim."""
-        return "arithmetic" if self.figures else self.needs
+        """What decides the claim: arithmetic, recorded trainings on a CPU, or a measurement on a GPU."""
+        if self.figures:
+            return "arithmetic"
+        return "CPU" if self.trainings and not any(training.reason for training in self.trainings) else "GPU"
 
-    def agrees(self, figure: float) -> bool:
-        """Return whether one of our figures agrees with the claimed figure."""
-        tolerance = ARITHMETIC if self.figures else MEASURED
-        near = abs(figure - self.claimed) <= tolerance * abs(self.claimed + (self.unit == "change"))
+    @property
+    def runs(self) -> tuple[str, ...]:
+        """The names of the recorded runs behind our figures."""
+        return tuple(dict.fromkeys(run for training in self.trainings for run in training.runs))
+
+    @property
+    def shown_by(self) -> str:
+        """The command of llmbench that shows or measures the figure. "": there is none."""
+        if self.command or self.figures:
+            return self.command
+        return recorded(self.runs[0]).command if self.runs else MEASURES
+
+    @property
+    def tolerance(self) -> float:
+        """How much a near figure differs from the claimed figure at most."""
+        if self.trainings:
+            return MEASURED * abs(self.claimed - NO_EFFECT.get(self.unit, 0.0))
+        return (ARITHMETIC if self.figures else MEASURED) * abs(self.claimed + (self.unit == "change"))
+
+    def agrees(self, estimate: Estimate) -> bool:
+        """Return whether one of our figures agrees with the claimed figure. An interval that contains the claimed
+        figure is near it."""
+        figure, low, high, _ = estimate
+        if figure is None:
+            return False
+        inside = low is not None and high is not None and low <= self.claimed <= high
+        near = inside or abs(figure - self.claimed) <= self.tolerance
         more, less = figure >= self.claimed, figure <= self.claimed
         better = less if self.unit == "change" else more
         return {
@@ -108,14 +193,30 @@ class Claim:
             "between": near,
         }[self.bound]
 
+    def within_noise(self, estimate: Estimate) -> bool:
+        """Return whether the interval of a figure contains the bound of the claim, or else the figure of no effect."""
+        neutral = self.claimed if self.bound in ("at least", "at most") else NO_EFFECT.get(self.unit)
+        if neutral is None or estimate.low is None or estimate.high is None:
+            return False
+        return estimate.low < neutral < estimate.high
+
 
 class Result(NamedTuple):
-    """One of our figures. `agrees`: whether it agrees with the claimed figure."""
+    """One of our figures.
 
-    figure: float
+    - `figure`: None if our models have no such figure.
+    - `agrees`: whether it agrees with the claimed figure, and is not within noise.
+    - `low`, `high`, `seeds`: its interval, if it is the mean over seeds (`Estimate`).
+    """
+
+    figure: float | None
     agrees: bool
     setting: str = ""
     formula: str = ""
+    low: float | None = None
+    high: float | None = None
+    seeds: int | None = None
+    within_noise: bool = False
 
 
 class Measured(NamedTuple):
@@ -124,7 +225,6 @@ class Measured(NamedTuple):
 
     figure: float | None
     reason: str = ""
-    setting: str = ""
 
 
 class Outcome(NamedTuple):
@@ -132,7 +232,8 @@ class Outcome(NamedTuple):
 
     - "holds", "refuted": all of our figures agree with the claimed figure, or none does.
     - "holds if": some of them agree. The settings of these are the condition.
-    - "needs a CPU", "needs a GPU": no figure decides the claim yet. `reason` says why.
+    - "within noise": the trainings cannot tell.
+    - "needs a GPU": no figure decides the claim yet. `reason` says why.
     """
 
     claim: Claim
@@ -141,24 +242,37 @@ class Outcome(NamedTuple):
     reason: str = ""
 
 
-def decide(claim: Claim, measured: Sequence[Measured] = ()) -> Outcome:
-    """Return the verdict on a claim. Arithmetic decides a claim with figures. Measured figures decide another claim, if
-    all of them were measured at its setting."""
-    results = tuple(_computed(claim, figure) for figure in claim.figures)
-    results += tuple(
-        Result(one.figure, claim.agrees(one.figure), one.setting) for one in measured if one.figure is not None
-    )
-    reasons = [one.reason for one in measured if one.reason]
+def decide(claim: Claim, measured: Measured | None = None) -> Outcome:
+    """Return the verdict on a claim. Arithmetic or recorded trainings decide a claim with such figures. A measured
+    figure decides another claim, if it was measured at the setting of the claim."""
+    results = [_result(claim, Estimate(figure.value()), figure.setting, figure.formula) for figure in claim.figures]
+    results += [_result(claim, each.value(), each.setting, each.formula) for each in claim.trainings]
+    reasons = [training.reason for training in claim.trainings if training.reason]
+    if measured is not None:
+        reasons += [measured.reason] if measured.reason else []
+        results += [_result(claim, Estimate(measured.figure))] if measured.figure is not None else []
     if not results or reasons:
-        needs: Verdict = "needs a CPU" if claim.needs == "CPU" else "needs a GPU"
-        return Outcome(claim, needs, results, "; ".join(dict.fromkeys(reasons)))
-    if claim.bound == "between":
-        figures = [result.figure for result in results]
-        return Outcome(claim, "holds" if min(figures) <= claim.claimed <= max(figures) else "refuted", results)
+        return Outcome(claim, "needs a GPU", tuple(results), "; ".join(dict.fromkeys(reasons)))
+    return Outcome(claim, _between(claim, results) if claim.bound == "between" else _agreement(results), tuple(results))
+
+
+def _result(claim: Claim, estimate: Estimate, setting: str = "", formula: str = "") -> Result:
+    mean, low, high, seeds = estimate
+    noise = claim.within_noise(estimate)
+    return Result(mean, claim.agrees(estimate) and not noise, setting, formula, low, high, seeds, noise)
+
+
+def _agreement(results: Sequence[Result]) -> Verdict:
     agreeing = [result.agrees for result in results]
-    return Outcome(claim, "holds" if all(agreeing) else "holds if" if any(agreeing) else "refuted", results)
+    if any(agreeing):
+        return "holds" if all(agreeing) else "holds if"
+    return "within noise" if any(result.within_noise for result in results) else "refuted"
 
 
-def _computed(claim: Claim, figure: Figure) -> Result:
-    value = figure.value()
-    return Result(value, claim.agrees(value), figure.setting, figure.formula)
+def _between(claim: Claim, results: Sequence[Result]) -> Verdict:
+    """Return whether the claimed figure lies between our figures, or between the ends of their intervals."""
+    figures = [result.figure for result in results if result.figure is not None]
+    ends = [end for result in results for end in (result.low, result.high) if end is not None]
+    if min(figures) <= claim.claimed <= max(figures):
+        return "holds"
+    return "within noise" if ends and min(ends) <= claim.claimed <= max(ends) else "refuted"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from functools import partial
 from random import Random
 
 from llmbench.spec.position import Rope, alibi_slope, rope_frequency
-from llmbench.textbook.claim import Claim, Figure, Reading
+from llmbench.textbook.claim import Bound, Claim, Estimate, Figure, Training
+from llmbench.textbook.trainings import perplexity_growth, perplexity_rise, reads
 
 __all__ = ["CLAIMS"]
 
@@ -15,6 +17,14 @@ ROPE = "RoPE, arXiv 2104.09864"
 ALIBI = "ALiBi, arXiv 2108.12409"
 LENGTH = f"{ROPE}; {ALIBI}"
 HEAD_DIM = 64
+RUNS = ("length-0", "length-1", "length-2")
+"""The recorded runs of `extrapolate`, with one seed each."""
+TRAINED = 64
+"""The length of the sequences in these trainings, in tokens."""
+GROWTH = f"exp(loss − loss at {TRAINED} tokens)"
+NEAR: Bound = "near"
+BETWEEN: Bound = "between"
+TEXTS = "the textbook states no model, no text and no length; 2, 4 and 8 times the length of the training are assumed"
 
 
 def frequency(pair: int) -> float:
@@ -48,6 +58,14 @@ def largest_shift(distance: int) -> float:
 
     scores = [score(distance + shift) for shift in (0, 1, 10, 100, 1000)]
     return max(scores) - min(scores)
+
+
+def longer(formula: str, value: Callable[[Sequence[str], str, int], Estimate], method: str) -> tuple[Training, ...]:
+    """Return a figure of all seeds at 2, 4 and 8 times the length of the training."""
+    lengths = [factor * TRAINED for factor in (2, 4, 8)]
+    return tuple(
+        Training(formula, RUNS, partial(value, RUNS, method, length), f"{length} tokens") for length in lengths
+    )
 
 
 CLAIMS = (
@@ -105,29 +123,60 @@ CLAIMS = (
             at="twice the length",
             source=LENGTH,
             unit="yes",
-            bound="at least" if can else "at most",
-            readings=(Reading("length", "runs", kind, any_size=True),),
-            needs="CPU",
-            command="llmbench bench textbook",
+            bound="exact",
+            trainings=(Training("whether the model runs", RUNS[:1], partial(reads, RUNS[0], method, 2 * TRAINED)),),
             why="A table of learned positions has no rows for later positions."
             if not can
             else "The encoding is a formula, so it exists for every position. Whether the model still predicts well is"
             " another question.",
         )
-        for kind, can in (("learned", False), ("RoPE", True), ("ALiBi", True))
+        for kind, method, can in (("learned", "learned", False), ("RoPE", "rope", True), ("ALiBi", "alibi", True))
     ),
     *(
         Claim(
             name=f"{kind} perplexity",
             says=f"{kind}: the perplexity grows by a factor of {long / short:.2f} ({short} to {long}) at longer texts",
             claimed=long / short,
-            at="trained on short texts; the textbook states no model and no text",
+            at=TEXTS,
             source=LENGTH,
-            needs="CPU",
-            command="llmbench extrapolate --methods learned,rope,alibi",
-            why="The figure depends on the model and on the text. A short training settles the order of the encodings.",
+            bound=bound,
+            trainings=trainings,
+            why=why,
         )
-        for kind, short, long in (("learned", 15.2, 89.2), ("RoPE", 14.8, 35.7), ("ALiBi", 14.9, 19.4))
+        for kind, short, long, bound, trainings, why in (
+            (
+                "learned",
+                15.2,
+                89.2,
+                NEAR,
+                (
+                    Training(
+                        "the table has no row for a later position",
+                        RUNS[:1],
+                        partial(perplexity_growth, RUNS[:1], "learned", 2 * TRAINED),
+                        "the model refuses longer texts",
+                    ),
+                ),
+                "The textbook also says that such a model cannot read longer texts, and both cannot be true. A longer"
+                " table would have rows that were never trained.",
+            ),
+            (
+                "RoPE",
+                14.8,
+                35.7,
+                BETWEEN,
+                longer(GROWTH, perplexity_growth, "rope"),
+                "The perplexity grows with each doubling of the length, so the figure depends on the length.",
+            ),
+            (
+                "ALiBi",
+                14.9,
+                19.4,
+                BETWEEN,
+                longer(GROWTH, perplexity_growth, "alibi"),
+                "Far tokens get a large negative bias. So a longer text changes almost nothing, and does not help.",
+            ),
+        )
     ),
     *(
         Claim(
@@ -135,16 +184,34 @@ CLAIMS = (
             says=f"{kind} raises the perplexity past the training length by {claimed:.0%}",
             claimed=claimed,
             unit="change",
-            at="without further training; the textbook states no model and no length",
+            at=f"without further training; {TEXTS}",
             source=source,
-            needs="CPU",
-            command="llmbench extrapolate --methods rope,interpolation,ntk,yarn",
-            why="The figure depends on the model, on the text and on the factor of the extension.",
+            bound="between",
+            trainings=longer(f"{GROWTH} − 1", perplexity_rise, method),
+            why=why,
         )
-        for kind, claimed, source in (
-            ("interpolation", 1.50, "position interpolation, arXiv 2306.15595"),
-            ("NTK-aware scaling", 0.20, "YaRN, arXiv 2309.00071"),
-            ("YaRN", 0.03, "YaRN, arXiv 2309.00071"),
+        for kind, method, claimed, source, why in (
+            (
+                "interpolation",
+                "interpolation",
+                1.50,
+                "position interpolation, arXiv 2306.15595",
+                "The model never saw fractions of a position. The paper trains it again for some steps.",
+            ),
+            (
+                "NTK-aware scaling",
+                "ntk",
+                0.20,
+                "YaRN, arXiv 2309.00071",
+                "A larger base helps up to some times the length. The figure depends on this factor.",
+            ),
+            (
+                "YaRN",
+                "yarn",
+                0.03,
+                "YaRN, arXiv 2309.00071",
+                "YaRN is the best of the three at 8 times the length. Its paper trains the model again for some steps.",
+            ),
         )
     ),
 )

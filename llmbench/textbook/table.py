@@ -2,32 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llmbench.report.fields import Field, records
-from llmbench.report.units import si, signed
-from llmbench.textbook.claim import ARITHMETIC, MEASURED, Claim, Outcome, Unit, Verdict
+from llmbench.report.units import UNKNOWN, si, signed
+from llmbench.textbook.claim import ARITHMETIC, MEASURED, Claim, Outcome, Result, Unit, Verdict
+from llmbench.textbook.recorded import recorded
 
-__all__ = ["FIELDS", "NOTES", "as_json", "claimed_text", "figure_text", "figures_text", "sentence"]
+__all__ = [
+    "FIELDS",
+    "NOTES",
+    "as_json",
+    "claimed_text",
+    "figure_text",
+    "figures_text",
+    "interval_text",
+    "notes",
+    "sentence",
+]
 
 COUNTED: dict[Verdict, tuple[str, str]] = {
     "holds": ("holds", "hold"),
     "holds if": ("holds under a condition", "hold under a condition"),
     "refuted": ("is refuted", "are refuted"),
-    "needs a CPU": ("needs a training on a CPU", "need a training on a CPU"),
+    "within noise": ("is within noise", "are within noise"),
     "needs a GPU": ("needs a GPU", "need a GPU"),
 }
 """For each verdict, what a sentence says of one claim and of several claims."""
 
-NOTES = (
-    f"holds: our figure differs from the claimed figure by at most {ARITHMETIC:.0%}, if it is computed, or"
-    f" {MEASURED:.0%}, if it is measured. Changes are compared as ratios: −25% is the ratio 0.75",
-    "holds if: some of our figures agree. The condition is the setting of a figure marked ✓",
-    "a claim with ≥ or ≤ holds if our figure is on that side",
-    "a speed-up or a saving that is larger than the claimed one also counts, if the claim is about the gain",
+RULES: tuple[tuple[str, Callable[[Outcome], bool]], ...] = (
+    (
+        f"holds: our figure differs from the claimed figure by at most {ARITHMETIC:.0%}, if it is computed, or"
+        f" {MEASURED:.0%}, if it is measured. Changes are compared as ratios: −25% is the ratio 0.75",
+        lambda outcome: not outcome.claim.trainings,
+    ),
+    (
+        "holds if: some of our figures agree. The condition is the setting of a figure marked ✓",
+        lambda outcome: outcome.verdict == "holds if",
+    ),
+    (
+        f"trainings: a figure holds if its 95% interval contains the claimed figure, or if it differs by at most"
+        f" {MEASURED:.0%} of the claimed effect",
+        lambda outcome: bool(outcome.claim.trainings) and outcome.claim.bound in ("near", "or better"),
+    ),
+    (
+        "within noise: the 95% intervals of our figures contain both answers, so the trainings cannot tell",
+        lambda outcome: outcome.verdict == "within noise",
+    ),
+    (
+        "a claim with ≥ or ≤ holds if our figure is on that side",
+        lambda outcome: outcome.claim.bound in ("at least", "at most"),
+    ),
+    (
+        "a speed-up or a saving that is larger than the claimed one also counts, if the claim is about the gain",
+        lambda outcome: outcome.claim.bound == "or better",
+    ),
+    (
+        "a claim about texts of no stated length holds if its figure lies between our figures at several lengths",
+        lambda outcome: bool(outcome.claim.trainings) and outcome.claim.bound == "between",
+    ),
 )
-"""The lines that explain the verdicts."""
+"""The rules of the verdicts in words, each with the outcomes that need it."""
+
+NOTES = tuple(text for text, _ in RULES)
+"""All rules in words."""
+
+
+def notes(outcomes: Sequence[Outcome]) -> list[str]:
+    """Return the rules behind these outcomes."""
+    return [text for text, needed in RULES if any(map(needed, outcomes))]
 
 
 def sentence(outcomes: Sequence[Outcome]) -> str:
@@ -41,8 +85,10 @@ def sentence(outcomes: Sequence[Outcome]) -> str:
     return f"Of {len(verdicts)} claims, {', '.join(parts)}."
 
 
-def figure_text(value: float, unit: Unit) -> str:
+def figure_text(value: float | None, unit: Unit) -> str:
     """Return a figure as text, in its unit."""
+    if value is None:
+        return UNKNOWN
     return {
         "yes": "yes" if value else "no",
         "bytes": f"{si(value)}B",
@@ -62,32 +108,43 @@ def claimed_text(claim: Claim) -> str:
     return ("" if claim.unit == "yes" else sign) + figure_text(claim.claimed, claim.unit)
 
 
+def interval_text(result: Result, unit: Unit) -> str:
+    """Return the 95% interval of a figure as text: ` [1.2×, 1.4×]`. "": it has none."""
+    if result.low is None or result.high is None:
+        return ""
+    return f" [{figure_text(result.low, unit)}, {figure_text(result.high, unit)}]"
+
+
 def figures_text(outcome: Outcome) -> str:
     """Return our figures as text. Several figures have their settings, and a mark if they agree with the claim."""
-    results, unit = outcome.results, outcome.claim.unit
+    results = outcome.results
     if not results:
-        return "–"
-    if len(results) == 1:
-        return figure_text(results[0].figure, unit)
-    marked = outcome.verdict == "holds if"
-    return "; ".join(
-        f"{figure_text(result.figure, unit)}{' ✓' * (marked and result.agrees)} ({result.setting})"
-        for result in results
-    )
+        return UNKNOWN
+    if len(results) == 1 and results[0].figure is not None:
+        return _figure_text(outcome, results[0])
+    return "; ".join(f"{_figure_text(outcome, result)} ({result.setting})" for result in results)
+
+
+def _figure_text(outcome: Outcome, result: Result) -> str:
+    """Return a figure as text. Its interval belongs to it where the interval decides."""
+    unit = outcome.claim.unit
+    interval = interval_text(result, unit) if outcome.verdict == "within noise" else ""
+    mark = " ✓" if outcome.verdict == "holds if" and result.agrees else ""
+    return f"{figure_text(result.figure, unit)}{interval}{mark}"
 
 
 def _why(outcome: Outcome) -> str:
-    settles = outcome.verdict in ("needs a CPU", "needs a GPU") and outcome.claim.command
+    claim = outcome.claim
     reason = f"{outcome.reason[:1].upper()}{outcome.reason[1:]}." if outcome.reason else ""
-    command = f"`{outcome.claim.command}` measures it." if settles else ""
-    return " ".join(filter(None, (reason, outcome.claim.why, command)))
+    command = f"`{claim.shown_by}` measures it." if outcome.verdict == "needs a GPU" else ""
+    return " ".join(filter(None, (reason, claim.why, command)))
 
 
 FIELDS: tuple[Field[Outcome], ...] = (
     Field(
         "verdict",
         "verdict",
-        description="`holds`, `refuted`, `holds if` (some cases agree), `needs a CPU` (a training) or `needs a GPU`",
+        description="`holds`, `refuted`, `holds if` (some cases agree), `within noise` or `needs a GPU`",
     ),
     Field("claim", value=lambda outcome: outcome.claim.name, description="name of the claim"),
     Field(
@@ -102,7 +159,7 @@ FIELDS: tuple[Field[Outcome], ...] = (
         "llmbench",
         value=lambda outcome: outcome.results[0].figure if outcome.results else None,
         text=figures_text,
-        description="our figure of the first case, in `unit`; null: not computed or measured",
+        description="our figure of the first case, in `unit`; null: there is none",
         wraps=True,
     ),
     Field("says", "claim", value=lambda outcome: outcome.claim.says, description="the claim in words", wraps=True),
@@ -136,24 +193,30 @@ FIELDS: tuple[Field[Outcome], ...] = (
     Field(
         "cases",
         value=lambda outcome: [result._asdict() for result in outcome.results],
-        description="our figures: a list of `figure`, `agrees`, `setting` and `formula`",
+        description="our figures: a list of `figure`, `agrees`, `setting`, `formula`, `low`, `high` (95% interval of"
+        " the mean over `seeds`) and `within_noise`",
     ),
     Field("reason", value=lambda outcome: outcome.reason or None, description="why a figure decides nothing; null"),
     Field(
         "settled_by",
         value=lambda outcome: outcome.claim.settled_by,
-        description="what decides the claim: `arithmetic`, `CPU` or `GPU`",
+        description="what decides the claim: `arithmetic`, `CPU` (recorded trainings) or `GPU`",
     ),
     Field(
         "run",
-        value=lambda outcome: next((reading.run for reading in outcome.claim.readings), None),
+        value=lambda outcome: outcome.claim.reading.run if outcome.claim.reading else None,
         description="the run of `bench textbook` that measures the claim; null: there is none",
     ),
     Field("source", value=lambda outcome: outcome.claim.source, description="the paper behind the claim"),
     Field(
         "command",
-        value=lambda outcome: outcome.claim.command or None,
-        description="the command that shows or measures the figure; null: there is none yet",
+        value=lambda outcome: outcome.claim.shown_by or None,
+        description="the command that shows or measures the figure; null: there is none",
+    ),
+    Field(
+        "trainings",
+        value=lambda outcome: [recorded(run).command for run in outcome.claim.runs],
+        description="the commands of the recorded trainings behind the figures",
     ),
 )
 """The fields of a claim with its verdict."""

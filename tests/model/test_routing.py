@@ -79,17 +79,26 @@ def largest_load(coefficient: float, steps: int = 60) -> float:
         model.layers[0].get_parameter("ffn.router.bias")[0] = 2.0
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for step in range(steps):
-        tokens, targets = progressions(64, 8, 32, step, CPU)
+        tokens, targets = progressions(8, step)
         with record_routing(model) as routings:
             loss: Tensor = model(tokens, targets=targets)
         (loss + coefficient * balance_loss(routings.values())).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     with torch.no_grad(), record_routing(model) as routings:
-        model(progressions(64, 8, 32, steps, CPU)[0])
+        model(progressions(8, steps)[0])
     (routing,) = routings.values()
     return float(routing.load.max()) * 8
 
 
 def test_the_balance_loss_evens_the_load() -> None:
     assert largest_load(0.1) < 2 < 4 < largest_load(0.0)
+
+
+def test_progressions_continue() -> None:
+    """The task of the router: each token is the one before it plus a stride of the sequence."""
+    tokens, targets = progressions(5, 3)
+    strides = (targets - tokens) % 64
+    assert torch.equal(tokens[:, 1:], targets[:, :-1])
+    assert torch.equal(strides, strides[:, :1].expand_as(strides))
+    assert 1 <= int(strides.min()) <= int(strides.max()) <= 7

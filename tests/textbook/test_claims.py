@@ -14,10 +14,10 @@ from llmbench.spec.catalog import load_bundled
 from llmbench.textbook import CLAIMS, TOPICS
 from llmbench.textbook.claim import Bound, Claim, Figure, Measured, Reading, Unit, decide
 from llmbench.textbook.models import style
-from llmbench.textbook.table import as_json, claimed_text, figure_text, figures_text, sentence
+from llmbench.textbook.table import as_json, claimed_text, figure_text, sentence
 
 BY_NAME = {claim.name: claim for claim in CLAIMS}
-DECIDED = {claim.name: decide(claim) for claim in CLAIMS if claim.figures}
+DECIDED = {claim.name: decide(claim) for claim in CLAIMS}
 SIZING = ("params", "flops", "kvcache", "memory", "mfu", "compare", "specs", "textbook")
 
 
@@ -59,16 +59,13 @@ def test_verdicts_of_computed_figures(statement: Claim, verdict: str) -> None:
 
 def test_verdicts_of_measured_figures() -> None:
     """A measured figure has twice the tolerance. It decides only if it was measured at the setting of the claim."""
-    statement = replace(claim(2.0), readings=(Reading("a", "time ratio", "b", "c"),))
+    statement = replace(claim(2.0), reading=Reading("a", "time ratio", "b", "c"))
     assert decide(statement).verdict == "needs a GPU"
-    assert decide(replace(statement, needs="CPU")).verdict == "needs a CPU"
-    assert decide(statement, [Measured(1.81)]).verdict == "holds"
-    assert decide(statement, [Measured(1.79)]).verdict == "refuted"
-    both = decide(statement, [Measured(2.0, setting="warm"), Measured(3.0, setting="cold")])
-    assert both.verdict == "holds if"
-    assert figures_text(both) == "2× ✓ (warm); 3× (cold)"
-    smaller = decide(statement, [Measured(2.0, "smaller"), Measured(None, "not run")])
-    assert (smaller.verdict, smaller.reason, smaller.results[0].figure) == ("needs a GPU", "smaller; not run", 2.0)
+    assert decide(statement, Measured(1.81)).verdict == "holds"
+    assert decide(statement, Measured(1.79)).verdict == "refuted"
+    smaller = decide(statement, Measured(2.0, "smaller"))
+    assert (smaller.verdict, smaller.reason, smaller.results[0].figure) == ("needs a GPU", "smaller", 2.0)
+    assert decide(statement, Measured(None, "not run")).reason == "not run"
 
 
 def test_texts() -> None:
@@ -87,17 +84,16 @@ def test_every_claim_is_complete() -> None:
         assert statement.at
         assert statement.source
         assert statement.why.endswith(".")
-        assert not (statement.figures and statement.readings), statement.name
-        assert statement.needs == "GPU" or not statement.figures, statement.name
-        assert statement.command or statement.figures, statement.name
-        settings = [figure.setting for figure in statement.figures] + [each.setting for each in statement.readings]
+        assert sum(map(bool, (statement.figures, statement.trainings, statement.reading))) == 1, statement.name
+        assert statement.shown_by or statement.figures, statement.name
+        settings = [figure.setting for figure in (*statement.figures, *statement.trainings)]
         assert len(set(settings)) == len(settings), statement.name
-        assert all(settings) or len(settings) == 1, statement.name
+        assert all(settings) or len(settings) <= 1, statement.name
     order = [statement.settled_by for statement in CLAIMS]
     assert order == sorted(order, key=("arithmetic", "CPU", "GPU").index)
 
 
-@pytest.mark.parametrize("command", sorted({claim.command for claim in CLAIMS if claim.command}))
+@pytest.mark.parametrize("command", sorted({claim.shown_by for claim in CLAIMS if claim.shown_by}))
 def test_commands_of_the_claims(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     program, *words = shlex.split(command)
     assert program == "llmbench"

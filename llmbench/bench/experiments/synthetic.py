@@ -1,4 +1,4 @@
-"""Synthetic models and data for experiments: small models, a task that they learn in a few steps, and expert choices.
+"""Synthetic models and data for experiments: small models, and choices of experts.
 
 t tokens, k experts per token, B batch, S length.
 """
@@ -22,7 +22,7 @@ from llmbench.spec.mixer import Attention, Mixer
 from llmbench.spec.model import Layer, ModelSpec, Norm
 from llmbench.spec.position import Positions, Rope
 
-__all__ = ["LEARNING_RATE", "ROUTINGS", "TAIL", "Routing", "choices", "heads", "model_of", "progressions", "trained"]
+__all__ = ["ROUTINGS", "Routing", "choices", "heads", "model_of", "progressions"]
 
 # Small models
 
@@ -64,67 +64,12 @@ def model_of(
     ).check()
 
 
-# A task that a small model learns in a few steps
-
-LEARNING_RATE = 1e-3
-"""The learning rate of a training, unless said."""
-
-TAIL = 10
-"""The final loss of a training is the mean loss of its last `TAIL` steps."""
-
-
-def progressions(vocab_size: int, batch: int, length: int, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return token sequences [B, S] and the next token of each position [B, S].
-
-    A sequence is start, start + stride, start + 2·stride, … modulo the vocabulary size, with a stride from 1 to 7. The
-    task shows whether a model learns at all, and whether the model can read longer sequences than those in training.
-    The task does not show the quality of a model on text.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    start = torch.randint(vocab_size, (batch, 1), generator=generator)
-    stride = torch.randint(1, 8, (batch, 1), generator=generator)
-    tokens = ((start + stride * torch.arange(length + 1)) % vocab_size).to(device)
-    return tokens[:, :-1], tokens[:, 1:]
-
-
-def trained(
-    spec: ModelSpec,
-    *,
-    steps: int,
-    length: int,
-    device: torch.device,
-    batch: int = 8,
-    learning_rate: float = LEARNING_RATE,
-    warmup: int = 0,
-    balance: float = 0.0,
-) -> tuple[Decoder, list[float]]:
-    """Train a model in fp32 on progressions, with `steps` steps of AdamW. Return the model and its loss at each step.
-
-    `warmup`: the number of first steps in which the learning rate grows linearly.
-    `balance`: the multiple of the balance loss of the experts that is added to the loss.
-    """
-    model = build(spec, device=device, init="xavier")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
-    losses = []
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * min(1.0, (step + 1) / max(1, warmup))
-        tokens, targets = progressions(spec.vocab_size, batch, length, step, device)
-        with record_routing(model) as routings:
-            loss = model(tokens, targets=targets)
-        (loss + balance * balance_loss(routings.values()) if balance else loss).backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        losses.append(loss.detach())
-    return model, torch.stack(losses).tolist()
-
-
 # Expert choices
 
 Routing = Literal["even", "skewed", "trained", "balanced"]
 ROUTINGS: tuple[Routing, ...] = get_args(Routing)
 
-STEPS, LENGTH, VOCABULARY = 100, 32, 64
+STEPS, BATCH, LENGTH, VOCABULARY, LEARNING_RATE = 100, 8, 32, 64, 1e-3
 CPU = torch.device("cpu")
 
 
@@ -142,7 +87,7 @@ def choices(routing: Routing, experts: int, top_k: int, tokens: int) -> Tensor:
         generator = torch.Generator().manual_seed(7)
         return torch.multinomial(chances.expand(tokens, -1), top_k, generator=generator)
     model = _trained_mixture(experts, top_k, 0.1 if routing == "balanced" else 0.0)
-    unseen, _ = progressions(VOCABULARY, -(-tokens // LENGTH), LENGTH, STEPS, CPU)
+    unseen, _ = progressions(-(-tokens // LENGTH), STEPS)
     with torch.no_grad():
         model(unseen)
     last = model.layers[-1].ffn
@@ -151,8 +96,31 @@ def choices(routing: Routing, experts: int, top_k: int, tokens: int) -> Tensor:
     return last.last_chosen[:tokens]
 
 
+def progressions(batch: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return token sequences [B, S] and the next token of each position [B, S].
+
+    A sequence is start, start + stride, start + 2·stride, … modulo the vocabulary size, with a stride from 1 to 7. A
+    small model learns this task in a few steps. The task does not show the quality of a model on text.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    start = torch.randint(VOCABULARY, (batch, 1), generator=generator)
+    stride = torch.randint(1, 8, (batch, 1), generator=generator)
+    tokens = (start + stride * torch.arange(LENGTH + 1)) % VOCABULARY
+    return tokens[:, :-1], tokens[:, 1:]
+
+
 @cache
 def _trained_mixture(experts: int, top_k: int, balance: float) -> Decoder:
+    """Return a small model with experts that AdamW has trained in fp32. `balance`: the factor of the balance loss."""
     ffn = MoE(num_experts=experts, num_experts_per_tok=top_k, intermediate_size=32)
     spec = model_of("router", 64, mixer=heads(4, 4, 16), ffn=ffn, layers=2, vocab=VOCABULARY)
-    return trained(spec, steps=STEPS, length=LENGTH, device=CPU, balance=balance)[0]
+    model = build(spec, device=CPU, init="xavier")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
+    for step in range(STEPS):
+        tokens, targets = progressions(BATCH, step)
+        with record_routing(model) as routings:
+            loss = model(tokens, targets=targets)
+        (loss + balance * balance_loss(routings.values()) if balance else loss).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return model

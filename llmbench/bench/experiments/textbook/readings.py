@@ -27,44 +27,28 @@ def read(reading: Reading, rows: Rows) -> Measured:
     try:
         figure = _figure(reading, rows)
     except NoFigureError as problem:
-        return Measured(None, str(problem), reading.setting)
+        return Measured(None, str(problem))
     cases = [row.case for row in rows.values()]
-    if all(map(is_own, cases)) or reading.any_size:
-        return Measured(figure, setting=reading.setting)
+    if all(map(is_own, cases)):
+        return Measured(figure)
     where = ", ".join(in_words(cases[0], [name for name in cases[0] if name not in ("run", "dtype")]))
-    return Measured(figure, f"this run was smaller than the setting of the claim: {where}", reading.setting)
+    return Measured(figure, f"this run was smaller than the setting of the claim: {where}")
 
 
 def _figure(reading: Reading, rows: Rows) -> float:
-    if reading.kind == "runs":
-        return _runs(_row(rows, reading.of))
-    row = _timed(rows, reading.of)
-    if reading.kind == "loss":
-        return float(row.extra["loss_of_guessing"] or 0.0)
-    over = _timed(rows, reading.over)
+    row, over = _timed(rows, reading.of), _timed(rows, reading.over)
     if reading.kind == "memory change":
         return _peak(row) / _peak(over) - 1
     return _time_ratio(row, over) - (reading.kind == "time change")
 
 
-def _row(rows: Rows, name: str) -> Row:
+def _timed(rows: Rows, name: str) -> Row:
     if name not in rows:
         raise NoFigureError("not run")
-    return rows[name]
-
-
-def _timed(rows: Rows, name: str) -> Row:
-    row = _row(rows, name)
+    row = rows[name]
     if row.status != "ok":
         raise NoFigureError(f"{name}: {row.status}, {row.reason}")
     return row
-
-
-def _runs(row: Row) -> float:
-    """Return 1 if the candidate has a time, and 0 if its model refused to run."""
-    if row.status not in ("ok", "n/a"):
-        raise NoFigureError(f"{row.implementation}: {row.status}, {row.reason}")
-    return float(row.status == "ok")
 
 
 def _peak(row: Row) -> int:

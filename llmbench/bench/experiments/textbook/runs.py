@@ -1,16 +1,14 @@
 """The runs that decide the textbook's measured claims. On a GPU, a run uses the setting that the claim states. On a
-CPU, most runs use a smaller setting. The short trainings (`depth`) have one setting, which a CPU runs in a minute.
+CPU, most runs use a smaller setting.
 
 A run is a group with the candidates that a claim compares. The case of the group is the setting that the run used.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
-from typing import Any
 
 import msgspec
 import torch
@@ -18,13 +16,11 @@ import torch
 from llmbench.bench.candidates import Entry, entry_group, piece_group
 from llmbench.bench.experiments import activations, generate, train
 from llmbench.bench.experiments.experiment import Ask, Group
-from llmbench.bench.experiments.synthetic import LEARNING_RATE, TAIL, heads, model_of, progressions, trained
+from llmbench.bench.experiments.synthetic import heads, model_of
 from llmbench.bench.experiments.train.step import TrainStep
 from llmbench.bench.pieces import find_piece
 from llmbench.bench.pieces import moe as moe_pieces
-from llmbench.errors import CannotRunError, LLMBenchError
 from llmbench.measure.check_and_time import Candidate
-from llmbench.measure.clock import Call
 from llmbench.measure.reference import ReferenceMeasurements
 from llmbench.measure.results import Scalar
 from llmbench.sizing.work import Pass
@@ -32,7 +28,7 @@ from llmbench.spec.catalog import load_bundled
 from llmbench.spec.ffn import Dense, Gated
 from llmbench.spec.model import ModelSpec, Norm
 from llmbench.spec.override import override
-from llmbench.spec.position import Alibi, LearnedPositions, Positions, Rope
+from llmbench.spec.position import LearnedPositions
 from llmbench.textbook.models import gpt2, shared_heads, style
 
 __all__ = ["RUNS", "is_own"]
@@ -206,91 +202,6 @@ def style_decode(ask: Ask) -> Group:
     return _steps(case, _styles(layers), "sdpa", 1, 255, ask)
 
 
-def depth(ask: Ask) -> Group:
-    """Return the group of short trainings that differ in the place of the norms, the warm-up, the rate and the depth.
-
-    The full preset has the same setting on each device.
-    """
-    layers, steps, warmup = (4, 12, 4) if ask.quick and not ask.on_gpu else (12, 250, 100)
-    arms: dict[str, tuple[str, int, dict[str, Any]]] = {
-        "pre-norm": ("pre", layers, {}),
-        "post-norm": ("post", layers, {}),
-        "post-norm, warm-up": ("post", layers, {"warmup": warmup}),
-        "post-norm, rate / 3": ("post", layers, {"learning_rate": LEARNING_RATE / 3}),
-        "post-norm, half the layers": ("post", layers // 2, {}),
-    }
-
-    def candidates(references: ReferenceMeasurements) -> list[Candidate]:
-        return [
-            _learner(name, _placed(placement, count), steps, ask, batch=16, **settings)
-            for name, (placement, count, settings) in arms.items()
-        ]
-
-    case = _case("depth", ask, layers=layers, hidden_size=64, steps=steps) | {"dtype": "fp32"}
-    return _group(case, list(arms), candidates, ask)
-
-
-def _placed(placement: str, layers: int) -> ModelSpec:
-    """Return a model of width 64 with this placement of norms."""
-    spec = model_of(
-        "deep",
-        64,
-        mixer=heads(4, 4, 16),
-        ffn=Dense(intermediate_size=256),
-        norm=LAYER_NORM,
-        positions=LearnedPositions(num_positions=32),
-        layers=layers,
-        vocab=64,
-    )
-    block = msgspec.structs.replace(spec.layers["block"], placement=placement)
-    return msgspec.structs.replace(spec, layers={"block": block}, final_norm=placement == "pre")
-
-
-def length(ask: Ask) -> Group:
-    """Return the group of models that are trained on sequences of 32 tokens and then read sequences of 64 tokens."""
-    kinds: dict[str, Positions] = {"learned": LearnedPositions(num_positions=32), "RoPE": Rope(), "ALiBi": Alibi()}
-    steps = 30 if ask.quick and not ask.on_gpu else 200
-
-    def candidates(references: ReferenceMeasurements) -> list[Candidate]:
-        return [_learner(name, spec_of(positions), steps, ask, read=64) for name, positions in kinds.items()]
-
-    def spec_of(positions: Positions) -> ModelSpec:
-        ffn = Gated(intermediate_size=128)
-        return model_of("short", 64, mixer=heads(4, 4, 16), ffn=ffn, positions=positions, layers=2, vocab=64)
-
-    case = _case("length", ask, trained_at=32, read_at=64, steps=steps) | {"dtype": "fp32"}
-    return _group(case, list(kinds), candidates, ask)
-
-
-def _learner(name: str, spec: ModelSpec, steps: int, ask: Ask, *, read: int = 32, **settings: Any) -> Candidate:
-    """Return a candidate that trains a model on sequences of 32 tokens and then times it on sequences of `read` tokens.
-    `settings`: further arguments of `trained`.
-
-    The row gets two extra figures. `loss_of_guessing`: the final training loss as a share of ln V, the loss of uniform
-    guessing among V tokens. `loss_at_length`: the loss on the sequences of `read` tokens, as a share of ln V.
-    """
-    extra: dict[str, Scalar] = {}
-    guessing = math.log(spec.vocab_size)
-
-    def prepare() -> Call:
-        model, losses = trained(spec, steps=steps, length=32, device=ask.device, **settings)
-        extra["loss_of_guessing"] = sum(losses[-TAIL:]) / TAIL / guessing
-        tokens, targets = progressions(spec.vocab_size, 8, read, steps, ask.device)
-
-        def call() -> torch.Tensor:
-            with torch.no_grad():
-                return model(tokens, targets=targets)
-
-        try:
-            extra["loss_at_length"] = float(call()) / guessing
-        except LLMBenchError as refusal:
-            # A refusal is the result that decides the claim. CannotRunError makes the row n/a instead of FAILED.
-            raise CannotRunError(str(refusal)) from None
-        return call
-
-    return Candidate(name=name, prepare=prepare, extra=extra)
-
-
 RUNS: dict[str, Callable[[Ask], Group]] = {
     **{f"flash {tokens}": partial(flash, tokens) for tokens in (512, 1024, 2048, 4096)},
     **{f"decode {batch}": partial(decode, batch) for batch in (1, 16)},
@@ -301,8 +212,6 @@ RUNS: dict[str, Callable[[Ask], Group]] = {
     "style train": style_train,
     "style forward": style_forward,
     "style decode": style_decode,
-    "depth": depth,
-    "length": length,
 }
 """The runs, by the names that claims use (`Reading.run`)."""
 

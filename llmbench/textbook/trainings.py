@@ -1,0 +1,96 @@
+"""Figures of the recorded trainings, one per seed, with which claims are decided."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+from llmbench.learn.experiments.statistics import has_learned
+from llmbench.textbook.claim import Estimate
+from llmbench.textbook.recorded import recorded
+
+__all__ = [
+    "failures",
+    "least",
+    "loss_change",
+    "perplexity_growth",
+    "perplexity_ratio",
+    "perplexity_rise",
+    "reads",
+    "steps_ratio",
+]
+
+Losses = Sequence[tuple[int, float]]
+"""Pairs of a step and the validation loss after it."""
+
+
+def perplexity_growth(runs: Sequence[str], method: str, length: int) -> Estimate:
+    """Return the perplexity of the same tokens at this length, divided by that at the length of the training.
+
+    `runs`: runs of `extrapolate`, one for each seed.
+    """
+    rows = [row for run in runs for row in recorded(run).where(method=method, length=length)]
+    changes = [row["change"] for row in rows if row["loss"] is not None]
+    return Estimate.of(changes, logarithms=True) if len(changes) == len(rows) else Estimate(None)
+
+
+def perplexity_rise(runs: Sequence[str], method: str, length: int) -> Estimate:
+    """Return how much `perplexity_growth` is above 1."""
+    growth = perplexity_growth(runs, method, length)
+    mean, low, high = (None if end is None else end - 1 for end in growth[:3])
+    return growth._replace(mean=mean, low=low, high=high)
+
+
+def reads(run: str, method: str, length: int) -> Estimate:
+    """Return 1 if a model can read sequences of this length at all, else 0. `run`: a run of `extrapolate`."""
+    (row,) = recorded(run).where(method=method, length=length)
+    return Estimate(float(row["loss"] is not None))
+
+
+def failures(run: str, arm: str, layers: int) -> Estimate:
+    """Return the share of the trainings of a variant that failed, over the seeds of a run of `dynamics`."""
+    record = recorded(run)
+    learned = [has_learned(row["loss"], record.text.unigram) for row in record.where(arm=arm, layers=layers)]
+    return Estimate(learned.count(False) / len(learned), seeds=len(learned))
+
+
+def least(run: str, arm: str, probe: str, *, whole: float = 1.0) -> Estimate:
+    """Return the smallest value of a probe in the trainings of a variant, divided by `whole`.
+
+    `run`: a run of `dynamics`. The smallest value is that of all heads, layers and observed steps.
+    """
+    return Estimate.of([row["least"][probe] / whole for row in recorded(run).where(arm=arm)])
+
+
+def steps_ratio(run: str, arm: str, other: str, layers: int) -> Estimate:
+    """Return the steps of a variant until it has some loss, divided by those of another variant.
+
+    The loss is that which both variants reach: the higher one of their last losses. `run`: a run of `dynamics`.
+    """
+    new, old = ([row["losses"] for row in recorded(run).where(arm=name, layers=layers)] for name in (arm, other))
+    ratios = []
+    for ours, theirs in zip(new, old, strict=True):
+        loss = max(ours[-1][1], theirs[-1][1])
+        ratios.append(math.log(_steps_until(loss, ours) / _steps_until(loss, theirs)))
+    return Estimate.of(ratios, logarithms=True)
+
+
+def _steps_until(loss: float, losses: Losses) -> float:
+    """Return the steps after which the validation loss has fallen to `loss`, on lines between the validations."""
+    for (step, above), (later, below) in pairwise(losses):
+        if below <= loss:
+            return step + (later - step) * (above - loss) / (above - below)
+    raise ValueError(f"the loss never falls to {loss}")
+
+
+def perplexity_ratio(run: str, step: str, before: str) -> Estimate:
+    """Return the perplexity of one design divided by that of another one, paired by seed. `run`: a run of `ablate`."""
+    (new,), (old,) = (list(recorded(run).where(step=name)) for name in (step, before))
+    return Estimate.of([a - b for a, b in zip(new["losses"], old["losses"], strict=True)], logarithms=True)
+
+
+def loss_change(run: str, step: str, before: str) -> Estimate:
+    """Return how much lower the loss of one design is than that of another one, as a negative share of the latter."""
+    (new,), (old,) = (list(recorded(run).where(step=name)) for name in (step, before))
+    return Estimate.of([a / b - 1 for a, b in zip(new["losses"], old["losses"], strict=True)])
