@@ -182,6 +182,8 @@ class EngineSpec(Part, frozen=True, kw_only=True):
     - budget: the rule by which the engine divides the memory, in a sentence.
     - vendors: vendors of the devices whose memory the profile describes. Empty: all.
     - kv_formats: formats of the cache that the engine can store. Empty: all.
+    - indexed: the format in which the engine stores the latents of a model with an indexer, by the format of the cache
+      that the user names.
     - weight_formats: formats of the weights that the engine loads. `gguf*` stands for all names that begin with gguf.
       Empty: all.
     - layouts: how the engine divides a model over GPUs: tp, pp, dp and ep. whole_experts: whether `ep` always splits
@@ -200,6 +202,7 @@ class EngineSpec(Part, frozen=True, kw_only=True):
     converted: dict[str, str] = msgspec.field(default_factory=dict)
     vendors: tuple[str, ...] = ()
     kv_formats: tuple[str, ...] = ()
+    indexed: dict[str, str] = msgspec.field(default_factory=dict)
     weight_formats: tuple[str, ...] = ()
     layouts: tuple[str, ...] = ("tp", "pp", "dp", "ep")
     whole_experts: bool = False

@@ -294,10 +294,17 @@ def test_an_engine_refuses_formats_that_it_cannot_store() -> None:
 
 
 def test_engines_store_the_keys_of_an_indexer_in_fp8() -> None:
-    """DeepSeek-V3.2 has keys of 128 elements beside a latent of 576. In fp8, they have a scale of 4 bytes."""
+    """DeepSeek-V3.2 has keys of 128 elements beside a latent of 576. In fp8, they have a scale of 4 bytes.
+
+    vLLM and SGLang store the latents of such a model as fp8_ds_mla if the cache is fp8.
+    """
     for engine, kv, indexer, latent in (
         ("vllm", None, 132, 1152),
-        ("sglang", "fp8", 132, 576),
+        ("sglang", "fp8", 132, 656),
+        ("sglang", "fp8_e5m2", 132, 576),
+        ("vllm", "fp8", 132, 656),
+        ("vllm", "fp8_e5m2", 132, 656),
+        ("trtllm", "fp8", 132, 576),
         ("vllm", "fp8_ds_mla", 132, 656),
         ("ideal", "fp8_ds_mla", 132, 656),
         ("ideal", "fp8", 128, 576),

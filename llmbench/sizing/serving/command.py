@@ -91,7 +91,7 @@ def _sglang(name: str, fit: Fit, seq: int, draft: str | None) -> list[str]:
     parts += [f"--ep-size {layout.ep}"] if layout.ep > 1 else []
     parts += [f"--mem-fraction-static {_share(own.share)}", f"--max-running-requests {max(1, question.users)}"]
     parts += [f"--chunked-prefill-size {own.batched_tokens}"]
-    # A model with an indexer stores fp8_ds_mla rows if the cache is fp8.
+    # SGLang names the format of the elements, and a model with an indexer stores fp8_ds_mla rows of them.
     parts += _cache_flag(fit, {"fp8": "fp8_e4m3", "fp8_ds_mla": "fp8_e4m3", "fp4": "fp4_e2m1"})
     for key, flag, unit in (
         ("block_tokens", "--page-size", 1),

@@ -21,7 +21,7 @@ from llmbench.sizing.stages import Stage, stages
 from llmbench.sizing.weights import WeightRecipe, op_bytes
 from llmbench.sizing.workload import Layout, Workload
 from llmbench.spec.engine import Engine
-from llmbench.spec.mixer import LatentAttention, MixerKind
+from llmbench.spec.mixer import LatentAttention, MixerKind, branches
 from llmbench.spec.model import ModelSpec
 
 Visible = Literal["all", "window", "chunk", "state"]
@@ -167,13 +167,20 @@ def shards(
         ops += _predictors(spec, workload, layout, engine.whole("mtp"))
     mtp = len({layer for op in ops if op.stack == "mtp" for layer in op.layers})
     cut = stages(spec, ops, divided(layout, spec.num_hidden_layers, mtp, engine.remainder))
-    parts = [_shard(spec, stage, layout, engine, recipe, plain, kv or plain) for stage in cut]
+    cache = engine.spec.indexed.get(kv or "", kv) if _selects(spec) else kv
+    parts = [_shard(spec, stage, layout, engine, recipe, plain, cache or plain) for stage in cut]
     if converted:
         parts = [msgspec.structs.replace(part, title=f"{part.title}, converted from fp32") for part in parts]
     if draft is None:
         return parts
     _check_vocabulary(engine, spec, draft)
     return [*parts[:-1], _with_draft(parts[-1], draft, layout, engine, kv, fp32)]
+
+
+def _selects(spec: ModelSpec) -> bool:
+    """Return whether an indexer selects the latents to which a query attends, as in DeepSeek-V3.2."""
+    mixers = (mixer for layer in spec.layers.values() for mixer in branches(layer.mixer))
+    return any(isinstance(mixer, LatentAttention) and mixer.indexer is not None for mixer in mixers)
 
 
 def made_on_loading(spec: ModelSpec, weights: str | None) -> bool:
