@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from llmbench.report.units import plural
 from llmbench.sizing.lower import lower
 from llmbench.sizing.params import ONE_TOKEN
 from llmbench.spec.catalog import load_bundled
@@ -114,27 +115,23 @@ CLAIMS = (
         why="The saving is 1 − 1/heads, so that a model with more heads saves more.",
         command="llmbench kvcache llama2-7b --set num_key_value_heads=1",
     ),
-    Claim(
-        name="GQA parameters",
-        says="a 7B model with grouped-query attention has 85% of the parameters",
-        claimed=0.85,
-        unit="share",
-        at="LLaMA-2-7B, 4 of 32 heads",
-        source=SHARED,
-        figures=(Figure("parameters with 4 KV heads / with 32", lambda: share_of_parameters(4)),),
-        why="The projections of keys and values have fewer outputs.",
-        command="llmbench compare llama2-7b llama2-7b --set num_key_value_heads=4",
-    ),
-    Claim(
-        name="MQA parameters",
-        says="a 7B model with multi-query attention has 75% of the parameters",
-        claimed=0.75,
-        unit="share",
-        at="LLaMA-2-7B, 1 of 32 heads",
-        source=SHARED,
-        figures=(Figure("parameters with 1 KV head / with 32", lambda: share_of_parameters(1)),),
-        why="Keys and values own a small part of the weights. Queries, output, feed-forward and embedding stay.",
-        command="llmbench params llama2-7b --set num_key_value_heads=1",
+    *(
+        Claim(
+            name=f"{kind} parameters",
+            says=f"a 7B model with {name} attention has {claimed:.0%} of the parameters",
+            claimed=claimed,
+            unit="share",
+            at=f"LLaMA-2-7B, {kv_heads} of 32 heads",
+            source=SHARED,
+            figures=(
+                Figure(
+                    f"parameters with {plural(kv_heads, 'KV head')} / with 32", partial(share_of_parameters, kv_heads)
+                ),
+            ),
+            why="Keys and values own a small part of the weights. Queries, output, feed-forward and embedding stay.",
+            command=f"llmbench compare llama2-7b llama2-7b --set num_key_value_heads={kv_heads}",
+        )
+        for kind, name, kv_heads, claimed in (("GQA", "grouped-query", 4, 0.85), ("MQA", "multi-query", 1, 0.75))
     ),
     Claim(
         name="GQA memory",
@@ -156,7 +153,7 @@ CLAIMS = (
             says=f"{kind} makes the projections of attention {-claimed:.0%} smaller",
             claimed=claimed,
             unit="change",
-            at=f"width 768, 12 heads, {kv_heads} KV head{'s' * (kv_heads > 1)}",
+            at=f"width 768, 12 heads, {plural(kv_heads, 'KV head')}",
             source=SHARED,
             figures=(
                 Figure("(q + k + v) / 3 q", partial(projections, kv_heads, output=False), "Q, K, V"),

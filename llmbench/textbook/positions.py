@@ -22,8 +22,6 @@ RUNS = ("length-0", "length-1", "length-2")
 TRAINED = 64
 """The length of the sequences in these trainings, in tokens."""
 GROWTH = f"exp(loss − loss at {TRAINED} tokens)"
-NEAR: Bound = "near"
-BETWEEN: Bound = "between"
 TEXTS = "the textbook states no model, no text and no length; 2, 4 and 8 times the length of the training are assumed"
 
 
@@ -65,6 +63,20 @@ def longer(formula: str, value: Callable[[Sequence[str], str, int], Estimate], m
     lengths = [factor * TRAINED for factor in (2, 4, 8)]
     return tuple(
         Training(formula, RUNS, partial(value, RUNS, method, length), f"{length} tokens") for length in lengths
+    )
+
+
+def grown(kind: str, short: float, long: float, bound: Bound, trainings: tuple[Training, ...], why: str) -> Claim:
+    """Return the claim that the perplexity grows from `short` to `long` at longer texts."""
+    return Claim(
+        name=f"{kind} perplexity",
+        says=f"{kind}: the perplexity grows by a factor of {long / short:.2f} ({short} to {long}) at longer texts",
+        claimed=long / short,
+        at=TEXTS,
+        source=LENGTH,
+        bound=bound,
+        trainings=trainings,
+        why=why,
     )
 
 
@@ -132,51 +144,37 @@ CLAIMS = (
         )
         for kind, method, can in (("learned", "learned", False), ("RoPE", "rope", True), ("ALiBi", "alibi", True))
     ),
-    *(
-        Claim(
-            name=f"{kind} perplexity",
-            says=f"{kind}: the perplexity grows by a factor of {long / short:.2f} ({short} to {long}) at longer texts",
-            claimed=long / short,
-            at=TEXTS,
-            source=LENGTH,
-            bound=bound,
-            trainings=trainings,
-            why=why,
-        )
-        for kind, short, long, bound, trainings, why in (
-            (
-                "learned",
-                15.2,
-                89.2,
-                NEAR,
-                (
-                    Training(
-                        "the table has no row for a later position",
-                        RUNS[:1],
-                        partial(perplexity_growth, RUNS[:1], "learned", 2 * TRAINED),
-                        "the model refuses longer texts",
-                    ),
-                ),
-                "The textbook also says that such a model cannot read longer texts, and both cannot be true. A longer"
-                " table would have rows that were never trained.",
+    grown(
+        "learned",
+        15.2,
+        89.2,
+        "near",
+        (
+            Training(
+                "the table has no row for a later position",
+                RUNS[:1],
+                partial(perplexity_growth, RUNS[:1], "learned", 2 * TRAINED),
+                "the model refuses longer texts",
             ),
-            (
-                "RoPE",
-                14.8,
-                35.7,
-                BETWEEN,
-                longer(GROWTH, perplexity_growth, "rope"),
-                "The perplexity grows with each doubling of the length, so the figure depends on the length.",
-            ),
-            (
-                "ALiBi",
-                14.9,
-                19.4,
-                BETWEEN,
-                longer(GROWTH, perplexity_growth, "alibi"),
-                "Far tokens get a large negative bias. So a longer text changes almost nothing, and does not help.",
-            ),
-        )
+        ),
+        "The textbook also says that such a model cannot read longer texts, and both cannot be true. A longer table"
+        " would have rows that were never trained.",
+    ),
+    grown(
+        "RoPE",
+        14.8,
+        35.7,
+        "between",
+        longer(GROWTH, perplexity_growth, "rope"),
+        "The perplexity grows with each doubling of the length, so the figure depends on the length.",
+    ),
+    grown(
+        "ALiBi",
+        14.9,
+        19.4,
+        "between",
+        longer(GROWTH, perplexity_growth, "alibi"),
+        "Far tokens get a large negative bias. So a longer text changes almost nothing, and does not help.",
     ),
     *(
         Claim(

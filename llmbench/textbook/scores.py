@@ -12,7 +12,7 @@ from llmbench.sizing.training import training_memory
 from llmbench.sizing.work import work
 from llmbench.sizing.workload import Workload
 from llmbench.spec.catalog import load_bundled
-from llmbench.textbook.claim import Claim, Figure, Reading
+from llmbench.textbook.claim import Bound, Claim, Figure, Reading
 from llmbench.textbook.models import attention_core, gpt2, less
 
 __all__ = ["CLAIMS"]
@@ -20,6 +20,7 @@ __all__ = ["CLAIMS"]
 FLASH = "FlashAttention, arXiv 2205.14135"
 TRAINING = "forward and backward pass of 12 layers of width 768, batch 8"
 A100 = 40e9
+PEAK = "peak of the op table"
 
 
 def scores(seq_len: int, *, batch: int = 1) -> int:
@@ -92,6 +93,22 @@ def with_probabilities_only(seq_len: int) -> int:
     return training("flash", seq_len) + core.count * core.score_bytes
 
 
+def on_40_gb(name: str, says: str, bound: Bound, figures: tuple[Figure, ...], why: str, command: str = "") -> Claim:
+    """Return a claim that a training fits in the memory of an A100 with 40 GB, or that it does not."""
+    return Claim(
+        name=name,
+        says=says,
+        claimed=A100,
+        unit="bytes",
+        bound=bound,
+        at=f"{TRAINING}, mixed precision",
+        source=FLASH,
+        figures=figures,
+        why=why,
+        command=command,
+    )
+
+
 CLAIMS = (
     Claim(
         name="score elements",
@@ -154,58 +171,44 @@ CLAIMS = (
         " its result.",
         command="llmbench memory gpt2 --set positions.num_positions=8192 --seq 2048 --micro-batch 8 --kernels standard",
     ),
-    Claim(
-        name="standard at 4,096",
-        says="standard attention trains at 4,096 tokens on 40 GB (the textbook prints its time)",
-        claimed=A100,
-        unit="bytes",
-        bound="at most",
-        at=f"{TRAINING}, mixed precision",
-        source=FLASH,
-        figures=(
-            Figure("peak of the op table", lambda: training("standard", 4096), "the whole step"),
+    on_40_gb(
+        "standard at 4,096",
+        "standard attention trains at 4,096 tokens on 40 GB (the textbook prints its time)",
+        "at most",
+        (
+            Figure(PEAK, lambda: training("standard", 4096), "the whole step"),
             Figure(
                 "layers × batch × heads × tokens² × 2 bytes, and the peak of flash attention",
                 lambda: with_probabilities_only(4096),
                 "only the bf16 probabilities are stored",
             ),
         ),
-        why="Even the probabilities alone nearly fill the GPU. So the time that the textbook prints at 4,096 tokens was"
-        " not measured with this batch on this GPU.",
+        "Even the probabilities alone nearly fill the GPU. So the time that the textbook prints at 4,096 tokens was not"
+        " measured with this batch on this GPU.",
     ),
-    Claim(
-        name="standard at 8,192",
-        says="standard attention does not train at 8,192 tokens on 40 GB",
-        claimed=A100,
-        unit="bytes",
-        bound="at least",
-        at=f"{TRAINING}, mixed precision",
-        source=FLASH,
-        figures=(Figure("peak of the op table", lambda: training("standard", 8192)),),
-        why="The scores grow with the square of the length.",
+    on_40_gb(
+        "standard at 8,192",
+        "standard attention does not train at 8,192 tokens on 40 GB",
+        "at least",
+        (Figure(PEAK, lambda: training("standard", 8192)),),
+        "The scores grow with the square of the length.",
     ),
-    Claim(
-        name="flash at 8,192",
-        says="flash attention trains at 8,192 tokens on 40 GB",
-        claimed=A100,
-        unit="bytes",
-        bound="at most",
-        at=f"{TRAINING}, mixed precision",
-        source=FLASH,
-        figures=(
-            Figure("peak of the op table", lambda: training("flash", 8192), "PyTorch's cross-entropy"),
+    on_40_gb(
+        "flash at 8,192",
+        "flash attention trains at 8,192 tokens on 40 GB",
+        "at most",
+        (
+            Figure(PEAK, lambda: training("flash", 8192), "PyTorch's cross-entropy"),
+            Figure(PEAK, lambda: training("flash", 8192, "chunked"), "a loss in chunks, PyTorch's norms"),
             Figure(
-                "peak of the op table", lambda: training("flash", 8192, "chunked"), "a loss in chunks, PyTorch's norms"
-            ),
-            Figure(
-                "peak of the op table",
+                PEAK,
                 lambda: training_memory(gpt2(8192), 8192, micro_batch=8, loss="chunked").peak_bytes,
                 "a loss in chunks, fused norms and activations",
             ),
         ),
-        why="Without scores, the logits are the largest tensor: 65,536 tokens × 50,257 words. A loss that stores them"
-        " in fp32 needs more than the whole GPU.",
-        command="llmbench memory gpt2 --set positions.num_positions=8192 --seq 8192 --micro-batch 8",
+        "Without scores, the logits are the largest tensor: 65,536 tokens × 50,257 words. A loss that stores them in"
+        " fp32 needs more than the whole GPU.",
+        "llmbench memory gpt2 --set positions.num_positions=8192 --seq 8192 --micro-batch 8",
     ),
     Claim(
         name="teaching code",

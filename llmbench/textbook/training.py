@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from functools import partial
+from typing import Literal, get_args
 
 from llmbench.sizing.training import training_memory
 from llmbench.spec.catalog import load_bundled
@@ -28,7 +29,10 @@ def against_inference(seq_len: int, batch: int) -> float:
     return training_memory(spec, seq_len, micro_batch=batch).peak_bytes / memory_bytes(spec, seq_len, batch=batch)
 
 
-def eight_times_the_length(attention: Literal["standard", "flash"]) -> float:
+Core = Literal["standard", "flash"]
+
+
+def eight_times_the_length(attention: Core) -> float:
     """Return the memory of a training step of GPT-2 with 8,192 tokens, divided by that with 1,024 tokens."""
     long, short = (
         training_memory(gpt2(8192), seq_len, micro_batch=8, attention=attention, kernels="eager").peak_bytes
@@ -60,12 +64,13 @@ CLAIMS = (
         bound="at least",
         at="LLaMA-2-7B, mixed precision; the textbook states no length",
         source=ACTIVATIONS,
-        figures=(
-            Figure("peak of training / memory of serving", lambda: against_inference(2048, 1), "2,048 tokens, batch 1"),
-            Figure("peak of training / memory of serving", lambda: against_inference(2048, 8), "2,048 tokens, batch 8"),
+        figures=tuple(
             Figure(
-                "peak of training / memory of serving", lambda: against_inference(4096, 32), "4,096 tokens, batch 32"
-            ),
+                "peak of training / memory of serving",
+                partial(against_inference, seq_len, batch),
+                f"{seq_len:,} tokens, batch {batch}",
+            )
+            for seq_len, batch in ((2048, 1), (2048, 8), (4096, 32))
         ),
         why="The states alone need 8 times the bytes of bf16 weights. Many tokens per step add activations, but the"
         " cache of inference grows with them, too.",
@@ -77,9 +82,9 @@ CLAIMS = (
         claimed=16,
         at="training GPT-2 with batch 8 on 1,024 and 8,192 tokens",
         source=ACTIVATIONS,
-        figures=(
-            Figure("peak at 8,192 / peak at 1,024 tokens", lambda: eight_times_the_length("standard"), "standard"),
-            Figure("peak at 8,192 / peak at 1,024 tokens", lambda: eight_times_the_length("flash"), "flash"),
+        figures=tuple(
+            Figure("peak at 8,192 / peak at 1,024 tokens", partial(eight_times_the_length, attention), attention)
+            for attention in get_args(Core)
         ),
         why="Scores grow with the square of the length, all other activations with the length, and the states not at"
         " all. So the factor is larger with standard attention, and smaller with flash attention.",
