@@ -386,5 +386,7 @@ def test_a_config_in_the_cache_without_a_network(hub: pytest.MonkeyPatch, capsys
     assert run(["flops", "hf:llmbench/parts", "--format", "json"]) == 0
     capsys.readouterr()
     use(hub, "http://127.0.0.1:1")
-    (note,) = model_of(capsys, "hf:llmbench/parts")["notes"]
+    config, note = model_of(capsys, "hf:llmbench/parts")["notes"]
+    assert "of commit" in config
+    assert "in the local cache: cannot reach http://127.0.0.1:1" in config
     assert "cannot reach http://127.0.0.1:1 to read model.safetensors.index.json of `llmbench/parts`" in note

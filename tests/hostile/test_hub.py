@@ -24,6 +24,8 @@ LONGEST_S = 4.0
 
 CONFIG = json.dumps({"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4}).encode()
 INDEX = json.dumps({"weight_map": {"a": "a.safetensors"}}).encode()
+HEADER = b'{"t":{"dtype":"I8","shape":[1],"data_offsets":[0,1]}}'
+SHARD = len(HEADER).to_bytes(8, "little") + HEADER + b"x"
 
 
 class Hostile(BaseHTTPRequestHandler):
@@ -60,6 +62,25 @@ class Hostile(BaseHTTPRequestHandler):
                 self.head(429, 0, {"Retry-After": "3600"})
             case "round":
                 self.head(302, 0, {"Location": self.path})
+            case "moved":  # the answer that sends the request to another address has an endless content
+                self.head(302, None, {"Location": self.path.replace("moved", "good")})
+                self.drip(b" " * 2**20, 0)
+            case "good":
+                self.head(200, len(CONFIG))
+                self.wfile.write(CONFIG)
+            case "file":
+                self.head(302, 0, {"Location": "file:///etc/passwd"})
+            case "gzip":
+                self.head(200, 100, {"Content-Encoding": "gzip, gzip"})
+                self.wfile.write(b" " * 100)
+            case "part":
+                self.head(206, len(CONFIG))
+                self.wfile.write(CONFIG)
+            case "private":
+                self.head(401, 0)
+            case "equal":  # all files of the index are the same
+                self.head(206, len(SHARD), {"Content-Range": f"bytes 0-{len(SHARD) - 1}/{len(SHARD)}"})
+                self.wfile.write(SHARD)
             case "commit":
                 self.head(200, len(CONFIG), {"X-Repo-Commit": "../../../x"})
                 self.wfile.write(CONFIG)
@@ -112,7 +133,11 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         ("slow-status", CannotRunError, "cannot reach"),
         ("slow-headers", CannotRunError, "cannot reach"),
         ("busy", CannotRunError, "with the status 429"),
-        ("round", CannotRunError, "cannot reach"),
+        ("round", CannotRunError, "from one address to the next, 10 times"),
+        ("file", CannotRunError, "sends a request to file:///etc/passwd, which is no address"),
+        ("gzip", CannotRunError, "sent the config compressed"),
+        ("part", CannotRunError, "with the status 206"),
+        ("private-at-hf_quant_config.json", CannotRunError, "hf_quant_config.json of .* with the status 401"),
         ("endless", SpecError, "it has more than 33,554,432 bytes"),
         ("commit", CannotRunError, "does not say the commit"),
         ("slow-at-hf_quant_config.json", CannotRunError, "did not send hf_quant_config.json"),
@@ -187,3 +212,41 @@ def test_a_huggingface_hub_that_cannot_be_imported(
     monkeypatch.syspath_prepend(str(tmp_path))
     assert run(["params", "hf:llmbench/x"]) == 3
     assert "huggingface_hub cannot be used: ValueError: invalid literal: abc" in capsys.readouterr().err
+
+
+def test_the_content_of_a_redirect_is_not_read(server: str) -> None:
+    assert hub.read_config("llmbench/moved").hidden_size == 64
+    assert Hostile.sent < 2**24
+
+
+def test_headers_are_decoded_one_after_another(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second of many equal files ends the reading, and so does a limit of all bytes."""
+    names = {"weight_map": {f"t{number}": f"m{number}.safetensors" for number in range(40)}}
+    index = hub_requests.Whole(json.dumps(names).encode(), "")
+    monkeypatch.setattr(hub_requests, "ALL_S", 30.0)
+    monkeypatch.setattr(hub_headers.HubRequests, "whole", lambda *_, **__: index)
+    with pytest.raises(SpecError, match="tensor t is also in another file"):
+        hub_headers._headers("llmbench/equal", "main")
+    monkeypatch.setattr(hub_headers, "MOST_HEADERS", 10 * len(HEADER))
+    monkeypatch.setattr(hub_headers, "merged", list)
+    with pytest.raises(SpecError, match="the headers of llmbench/equal have more than 530 bytes"):
+        hub_headers._headers("llmbench/equal", "main")
+    monkeypatch.setattr(hub_headers, "MOST_TENSORS", 1)
+    with pytest.raises(SpecError, match="the files of llmbench/equal have more than 1 tensors"):
+        hub_headers._headers("llmbench/equal", "main")
+
+
+def test_a_config_of_the_cache_is_named(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not hub.read_config("llmbench/good").notes
+    monkeypatch.setattr(hub_requests, "_url", lambda *_: f"{server}/llmbench/busy/resolve/main/")
+    (note,) = hub.read_config("llmbench/good").notes
+    assert note.startswith("the config is that of commit aaaaaaaaaaaa in the local cache: ")
+    assert note.endswith("with the status 429")
+
+
+def test_messages_have_no_password(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://user:s3cret@127.0.0.1:9")
+    assert run(["params", "hf:llmbench/other"]) == 3
+    assert "s3cret" not in (error := capsys.readouterr().err)
+    assert "http://127.0.0.1:9" in error

@@ -37,16 +37,19 @@ def read_config(repository: str) -> ModelSpec:
     if repository.count("/") != 1:
         raise SpecError(f"`hf:{repository[:80]}` does not have the form hf:organisation/name")
     hub = HubRequests(repository)
+    notes: tuple[str, ...] = ()
     try:
         folder = _download(hub, repository)
-    except CannotRunError:
+    except CannotRunError as problem:
         cached = _cached(repository)
         if cached is None:
             raise
         folder = cached
+        notes = (f"the config is that of commit {folder.name[:12]} in the local cache: {problem}",)
     spec = load_config(folder, name=repository.split("/")[1])
     place = str(folder) if has_all_files(folder) else f"{HUB}{repository}@{folder.name}"
-    return msgspec.structs.replace(spec, weights=msgspec.structs.replace(spec.weights, tensors_in=place))
+    weights = msgspec.structs.replace(spec.weights, tensors_in=place)
+    return msgspec.structs.replace(spec, weights=weights, notes=(*notes, *spec.notes))
 
 
 def _cached(repository: str) -> Path | None:

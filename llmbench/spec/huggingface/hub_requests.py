@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 from llmbench.errors import CannotRunError, LLMBenchError, SpecError, UnknownNameError, install_hint
 from llmbench.printable import printable
@@ -34,6 +34,9 @@ _DEFAULT_ENDPOINT = "https://huggingface.co"
 _ON_THIS_MACHINE = "give the path of a config.json on this machine"
 _AS_STORED = {"Accept-Encoding": "identity"}
 """The header that asks for a file as it is stored, because parts of it are asked for by their bytes."""
+_MOVED = (301, 302, 303, 307, 308)
+"""The statuses with which a server sends a request to another address."""
+_MOST_MOVES = 10
 Result = TypeVar("Result")
 
 
@@ -52,7 +55,10 @@ class Whole(NamedTuple):
 
 
 class _Answer(NamedTuple):
-    """An answer of the hub. headers: also those of the answer that sent the request to another server."""
+    """An answer of the hub.
+
+    headers: also those of the answers that sent the request to another address. chunks: the content as it was sent.
+    """
 
     status: int
     headers: dict[str, str]
@@ -75,11 +81,13 @@ class HubRequests:
             import huggingface_hub
             from huggingface_hub import constants, errors, utils
 
-            self.endpoint, self._errors = _checked(constants.ENDPOINT or _DEFAULT_ENDPOINT), errors
-            self._url = _url(huggingface_hub.hf_hub_url, errors, repository, revision, self.endpoint)
+            address, self._errors = _checked(constants.ENDPOINT or _DEFAULT_ENDPOINT), errors
+            self.endpoint = _without_account(address)
+            self._url = _url(huggingface_hub.hf_hub_url, errors, repository, revision, address)
             self._tools: Any = utils  # it has the functions below in every version, but does not declare them in all
             self._session: Any = self._tools.get_session()
         self._own: dict[str, str] | None = None
+        self._exists = revision != "main"  # a commit comes from an earlier answer
         self._last = time.monotonic() + ALL_S
 
     def whole(self, name: str, *, answer_s: float = LATER_S) -> Whole | None:
@@ -89,11 +97,12 @@ class HubRequests:
         """
 
         def read(answer: _Answer) -> Whole | None:
-            # A commit comes from an earlier answer, so the repository exists.
-            exists = self.revision != "main" or answer.headers.get("x-error-code") == "EntryNotFound"
-            if answer.status == 404 and exists:
+            if answer.status == 404 and (self._exists or answer.headers.get("x-error-code") == "EntryNotFound"):
                 return None
             self._expect_success(answer, name)
+            if answer.status != 200:
+                raise self._failed(answer, name)
+            self._exists = True
             content = self._joined(answer.chunks, MOST_BYTES + 1, name)
             if len(content) > MOST_BYTES:
                 raise SpecError(f"cannot read {printable(name)}: it has more than {MOST_BYTES:,} bytes")
@@ -154,19 +163,40 @@ class HubRequests:
 
     @contextmanager
     def _open(self, name: str, headers: dict[str, str]) -> Iterator[_Answer]:
-        """Send one request. Both libraries leave out the token of the user if the hub sends the request to another
-        server."""
-        url = self._url + quote(name)
+        """Send a request, and send it again to each address to which an answer sends it.
+
+        Neither HTTP library may follow these answers: both read the whole content of each, which has no limit.
+        """
         if self._own is None:
             with _errors_of_setup():  # some versions ask the hub for this
                 self._own = self._tools.build_hf_headers() | _AS_STORED
-        options: dict[str, Any] = {"headers": {**self._own, **headers}, "timeout": LATER_S}
+        url, sent, earlier = self._url + quote(name), self._own | headers, dict[str, str]()
+        for _ in range(_MOST_MOVES):
+            with self._send(url, sent) as answer:
+                own = answer.headers
+                if answer.status in _MOVED and "location" in own:
+                    url, sent = _moved(url, own["location"], sent)
+                elif own.get("content-encoding", "identity").lower() != "identity":
+                    raise CannotRunError(f"{self.endpoint} sent {_named(name)} compressed, although this was not asked")
+                else:
+                    yield answer._replace(headers=own | earlier)
+                    return
+            earlier = own | earlier
+        raise CannotRunError(
+            f"{self.endpoint} sent the request for {_named(name)} from one address to the next, {_MOST_MOVES} times"
+        )
+
+    @contextmanager
+    def _send(self, url: str, headers: dict[str, str]) -> Iterator[_Answer]:
+        """Send one request to one address."""
+        options: dict[str, Any] = {"headers": headers, "timeout": LATER_S}
         if callable(self._session.stream):  # httpx, since version 1 of huggingface_hub
-            with self._session.stream("GET", url, follow_redirects=True, **options) as answer:
-                yield _Answer(answer.status_code, _headers(answer), answer.iter_bytes(2**14))
+            with self._session.stream("GET", url, follow_redirects=False, **options) as answer:
+                yield _Answer(answer.status_code, _lower(answer.headers), answer.iter_raw(2**14))
         else:  # requests
-            with self._session.get(url, stream=True, **options) as answer:
-                yield _Answer(answer.status_code, _headers(answer), answer.iter_content(2**14))
+            with self._session.get(url, stream=True, allow_redirects=False, **options) as answer:
+                chunks = answer.raw.stream(2**14, decode_content=False)
+                yield _Answer(answer.status_code, _lower(answer.headers), chunks)
 
     def _joined(self, chunks: Iterator[bytes], most: int, name: str) -> bytes:
         """Return the first `most` bytes of an answer."""
@@ -181,24 +211,27 @@ class HubRequests:
 
     def _expect_success(self, answer: _Answer, name: str) -> None:
         """Raise the error that says why the hub does not send a file."""
-        status, code = answer.status, answer.headers.get("x-error-code")
+        code = answer.headers.get("x-error-code")
         page = f"{self.endpoint}/{self.repository}"
-        if code == "GatedRepo" or status == 403:
+        if code == "GatedRepo" or answer.status == 403:
             raise CannotRunError(
                 f"the repository `{self.repository}` is gated: only accounts with a permission can read its files",
                 hint=f"ask for the permission at {page}, and then run `hf auth login`",
             )
-        if status in (401, 404):
+        if answer.status in (401, 404) and not self._exists:
             raise UnknownNameError(
                 f"there is no public repository `{self.repository}` at {self.endpoint}",
                 hint="check the name; for a private repository, run `hf auth login` first",
             )
-        if status >= 300:
-            raise CannotRunError(
-                f"{self.endpoint} answered the request for {_named(name)} of `{self.repository}` with the status "
-                f"{status}",
-                hint=f"try again later, or {_ON_THIS_MACHINE}",
-            )
+        if answer.status not in (200, 206):
+            raise self._failed(answer, name)
+
+    def _failed(self, answer: _Answer, name: str) -> LLMBenchError:
+        return CannotRunError(
+            f"{self.endpoint} answered the request for {_named(name)} of `{self.repository}` with the status "
+            f"{answer.status}",
+            hint=f"try again later, or {_ON_THIS_MACHINE}",
+        )
 
     def _refusal(self, name: str, problem: Exception) -> LLMBenchError:
         """Return the error for an error of huggingface_hub or of its HTTP library."""
@@ -265,9 +298,28 @@ def _checked(endpoint: str) -> str:
     return endpoint
 
 
-def _headers(answer: Any) -> dict[str, str]:
-    """Return the headers of an answer and of the answers that sent the request to another server, in lower case."""
-    return {name.lower(): value for each in (answer, *reversed(answer.history)) for name, value in each.headers.items()}
+def _without_account(endpoint: str) -> str:
+    """Return the address of a hub for messages, without the name and the password of a user."""
+    parts = urlsplit(endpoint)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def _moved(url: str, location: str, headers: dict[str, str]) -> tuple[str, dict[str, str]]:
+    """Return the address to which an answer sends a request, and the headers for it.
+
+    Another server does not get the token of the user.
+    """
+    there = urljoin(url, location)
+    old, new = urlsplit(url), urlsplit(there)
+    if new.scheme not in ("http", "https") or not new.hostname:
+        raise CannotRunError(f"the hub sends a request to {printable(location, most=80)}, which is no address")
+    if (old.scheme, old.netloc) != (new.scheme, new.netloc):
+        headers = {name: value for name, value in headers.items() if name.lower() != "authorization"}
+    return there, headers
+
+
+def _lower(headers: Any) -> dict[str, str]:
+    return {name.lower(): value for name, value in headers.items()}
 
 
 def _is_size(text: str) -> bool:

@@ -21,6 +21,7 @@ from llmbench.spec.reading import MOST_BYTES, open_regular, read_bytes
 
 __all__ = [
     "INDEX",
+    "MOST_TENSORS",
     "SINGLE",
     "FileTensor",
     "Index",
