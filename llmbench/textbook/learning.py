@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from llmbench.textbook.claim import Claim, Training
-from llmbench.textbook.trainings import failures, least, loss_change, perplexity_ratio, steps_ratio
+from llmbench.textbook.estimates import failures, least, loss_change, perplexity_ratio, steps_ratio
 
 __all__ = ["CLAIMS"]
 

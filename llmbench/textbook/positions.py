@@ -9,7 +9,7 @@ from random import Random
 
 from llmbench.spec.position import Rope, alibi_slope, rope_frequency
 from llmbench.textbook.claim import Bound, Claim, Estimate, Figure, Training
-from llmbench.textbook.trainings import perplexity_growth, perplexity_rise, reads
+from llmbench.textbook.estimates import perplexity_growth, perplexity_rise, reads
 
 __all__ = ["CLAIMS"]
 

@@ -20,7 +20,7 @@ from llmbench.learn.data import Corpus
 from llmbench.learn.experiments import ablate, lengths, norms
 from llmbench.learn.settings import Settings
 from llmbench.sizing.params import count_parameters
-from llmbench.textbook import CLAIMS, learning, positions, trainings
+from llmbench.textbook import CLAIMS, estimates, learning, positions
 from llmbench.textbook.claim import Outcome, decide
 from llmbench.textbook.recorded import Run, names, recorded
 
@@ -147,7 +147,7 @@ def edited(monkeypatch: pytest.MonkeyPatch, claim: str, change: Callable[[dict[s
         rows = tuple(change({"seed": record.settings["seed"], **row}) for row in record.rows)
         return msgspec.structs.replace(record, rows=rows)
 
-    monkeypatch.setattr(trainings, "recorded", other)
+    monkeypatch.setattr(estimates, "recorded", other)
     return decide(BY_NAME[claim])
 
 
@@ -217,7 +217,7 @@ def test_figures_by_hand() -> None:
     result = decide(BY_NAME["RoPE perplexity"]).results[1]
     assert (result.setting, result.seeds) == ("256 tokens", 3)
     assert [result.figure, result.low, result.high] == pytest.approx([math.exp(mean + end) for end in (0, -half, half)])
-    rise = trainings.perplexity_rise(positions.RUNS, "rope", 256)
+    rise = estimates.perplexity_rise(positions.RUNS, "rope", 256)
     assert rise[:3] == pytest.approx([math.exp(mean + end) - 1 for end in (0, -half, half)])
 
     gelu, swiglu = (
@@ -233,9 +233,9 @@ def test_steps_until_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     quick, slow = [[0, 4.0], [100, 3.0], [200, 2.0]], [[0, 4.0], [100, 3.5], [200, 2.5]]
     rows = tuple({"arm": arm, "layers": 3, "losses": losses} for arm, losses in (("quick", quick), ("slow", slow)))
     record = msgspec.structs.replace(recorded("depth-12"), rows=rows)
-    monkeypatch.setattr(trainings, "recorded", lambda name: record)
-    assert trainings.steps_ratio("any", "quick", "slow", 3) == (pytest.approx(150 / 200), None, None, 1)
-    assert trainings.steps_ratio("any", "slow", "quick", 3).mean == pytest.approx(200 / 150)
+    monkeypatch.setattr(estimates, "recorded", lambda name: record)
+    assert estimates.steps_ratio("any", "quick", "slow", 3) == (pytest.approx(150 / 200), None, None, 1)
+    assert estimates.steps_ratio("any", "slow", "quick", 3).mean == pytest.approx(200 / 150)
 
 
 # The pages

@@ -94,7 +94,7 @@ EXPERIMENTS: dict[str, AboutExperiment] = {
     "collectives": AboutExperiment(
         "all-reduce, all-gather, reduce-scatter and all-to-all under torchrun, over tensor sizes"
     ),
-    "textbook": AboutExperiment("a textbook's claims, decided by arithmetic or measured, and whether they hold"),
+    "textbook": AboutExperiment("a textbook's claims, each with our figure, and whether they hold"),
 }
 """Every experiment, by name. For each name, this folder has a file or folder of the same name that defines
 `EXPERIMENT`."""

@@ -42,14 +42,11 @@ FIELDS: dict[str, Callable[[Any], str]] = {
     "layers": partial(plural, noun="layer"),
     "new_tokens": partial(plural, noun="new token"),
     "ranks": partial(plural, noun="rank"),
-    "read_at": "read at {:,} tokens".format,
     "routing": "{} routing".format,
     "seq_len": partial(plural, noun="token"),
     "set": "with {}".format,
-    "steps": partial(plural, noun="step"),
     "tokens": partial(plural, noun="token"),
     "top_k": "{} per token".format,
-    "trained_at": "trained at {:,} tokens".format,
 }
 """For each field of a case, the function that returns the field's value in words. A field that is not listed is shown
 as its name and value."""
