@@ -124,9 +124,9 @@ def _advice(verdict: Verdict, memory: Memory) -> str:
         others = "Sequence parallelism, ZeRO, recomputation and smaller batches do not suffice on as many GPUs."
         return "" if serving else others
     advice.append(f"No layout from {SPLITS[memory.phase][0]} to {SPLITS[memory.phase][-1]} suffices.")
-    if memory.phase == "train":
-        parts = memory.parts_bytes["activations"] + memory.parts_bytes["logits"]
-        advice.append(f"Activations and logits need {size(parts)} at the peak: a smaller --seq reduces them.")
+    if memory.phase == "train":  # a layout divides everything else
+        parts = memory.full_bytes["activations"] + memory.parts_bytes["logits"]
+        advice.append(f"Activations and logits need {size(parts)}: a smaller --seq reduces them.")
     return " ".join(advice)
 
 

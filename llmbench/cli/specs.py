@@ -210,7 +210,9 @@ FORMATS: tuple[Field[Chosen], ...] = (
         value=lambda row: bits_per_weight(load_bundled(MIXTURE), row.name),
         description=f"stored bits of all tensors of {MIXTURE}, divided by its parameters",
     ),
-    Field("products", "computes", value=lambda row: row.format.products, description="number format of the products"),
+    Field(
+        "products", "computes in", value=lambda row: row.format.products, description="number format of the products"
+    ),
     Field("source", value=lambda row: row.format.source, description="publication or tool that defines the format"),
 )
 
@@ -454,6 +456,11 @@ def _is_device(file: Path) -> bool:
 
 
 def _write(text: str, output: Path | None) -> None:
+    """Write a spec to the file `output`, or to stdout. Raises LLMBenchError if the name says another format."""
+    if output is not None and output.suffix in (".json", ".csv", ".md"):
+        raise LLMBenchError(
+            f"--output {output}: a spec is written as TOML", hint=f"use --output {output.with_suffix('.toml')}"
+        )
     if output is None:
         sys.stdout.write(text)
         return

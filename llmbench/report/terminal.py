@@ -301,10 +301,11 @@ def _words(line: str, width: int) -> Iterator[str]:
     """
     *items, last = line.strip().split(" · ")
     for item in [*(f"{item} ·" for item in items), last]:
-        if items and _length(item) <= width:
-            yield item
+        whole = item if _length(item) <= width else item.removesuffix(" ·")  # the end of the line replaces the dot
+        if items and _length(whole) <= width:
+            yield whole
             continue
-        for word in re.findall(r"[^\s`]*`[^`]*`[^\s`]*|\S+", item):
+        for word in re.findall(r"[^\s`]*`[^`]*`[^\s`]*|\S+(?: ·$)?", item):
             yield from [word] if _length(word) <= width else word.split()
 
 

@@ -518,3 +518,11 @@ def test_a_dash_is_stdout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert run(["bench", "heads", "--device", "cpu", "--output", "-"]) == 2
     assert "--output -: results need a file" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_spec_is_written_as_toml(capsys: Capture, tmp_path: Path) -> None:
+    assert run(["specs", "show", "gpt2", "-o", str(tmp_path / "gpt2.csv")]) == 2
+    error = capsys.readouterr().err
+    assert "a spec is written as TOML" in error
+    assert f"use --output {tmp_path / 'gpt2.toml'}" in error
+    assert not list(tmp_path.iterdir())
