@@ -16,8 +16,9 @@ import msgspec
 import torch
 
 from llmbench.learn.data import corpus
-from llmbench.learn.experiments.arms import trained_arm
-from llmbench.learn.experiments.norms import NARROW, OBSERVED, SETTINGS, arms_of, base_of
+from llmbench.learn.experiments.norms import OBSERVED
+from llmbench.learn.experiments.placements import NARROW, SETTINGS, arms_of, base_of
+from llmbench.learn.experiments.training import trained_arm
 from llmbench.learn.probe import Probe
 from llmbench.learn.probes import FIGURES, Observer
 from llmbench.spec.catalog import load_bundled

@@ -158,7 +158,7 @@ def few_steps(example: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> st
     compares = example.startswith(("llmbench ablate", "llmbench dynamics", "llmbench extrapolate"))
     text = "to be, or not to be: that is the question. " * (500 if compares else 100)
     (folder / "book.txt").write_text(text)
-    monkeypatch.setattr("llmbench.learn.data.plays", text.encode)
+    monkeypatch.setattr("llmbench.learn.texts.plays", text.encode)
     monkeypatch.setattr("llmbench.learn.session.measured_peak", lambda device, settings: (1e11, "fixed"))
     if "--resume" in example:
         assert run(["train", "nanogpt-cpu", "--batch", "1", "--steps", "2", "--stop-at", "1", "-o", "run2"]) == 0

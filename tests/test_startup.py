@@ -66,6 +66,46 @@ COMMANDS = [
 WITHOUT_FORMAT = [["specs", "show", "llama2-7b"], ["specs", "import", "CONFIG"]]
 
 
+REFUSED = [
+    *(["train", *words] for words in ([], ["gpt5"], ["bert-base"], ["--resume", "missing"])),
+    *(["train", "nanogpt-cpu", *words] for words in (
+        ["--lr", "fast"], ["--lr", "-1"], ["--seq", "65"], ["--stop-at", "3000"], ["-o", "tests"],
+        ["--setting", "momentum=1"], ["--setting", "dropout=2"], ["--data", "missing"], ["--data", "markov:x"],
+    )),
+    *(["ablate", *words] for words in (
+        ["mamba-130m"], ["--from", "gpt3"], ["--only", "dropout"], ["--set", "num_attention_heads=1"],
+        ["--data", "markov:x"], ["-o", "missing/file"],
+    )),
+    *(["dynamics", *words] for words in (
+        ["--arms", "middle"], ["mamba-130m", "--arms", "qk-norm"], ["--plot", "missing/file.png"], ["--plot", "a.doc"],
+    )),
+    *(["extrapolate", *words] for words in (
+        ["--methods", "xpos"], ["mamba-130m"], ["--lengths", "16"], ["--seq", "16"], ["--data", "missing"],
+    )),
+    *([name, "missing"] for name in ("evaluate", "generate")),
+    ["evaluate", "FOLDER"], ["evaluate", "FOLDER", "--text", "missing"], ["generate", "FOLDER"],
+    ["generate", "FOLDER", "--top-p", "2"],
+]  # fmt: skip
+"""Commands with a wrong option, name or file. `FOLDER` has a config.json, and no tokenizer."""
+
+
+def test_refusals_do_not_wait_for_torch(tmp_path: Path) -> None:
+    """Without torch, a command that reaches its import has the exit code 3."""
+    (tmp_path / "config.json").write_text("{}")
+    commands = [[str(tmp_path) if word == "FOLDER" else word for word in words] for words in REFUSED]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT],
+        input=json.dumps(commands),
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(answers) == len(commands)
+    assert [words for words, code, _, _ in answers if code != 2] == []
+
+
 def test_sizing_needs_nothing_heavy(tmp_path: Path) -> None:
     """The commands share a process. The first command that imports a heavy package, or the library of tables, is
     named."""

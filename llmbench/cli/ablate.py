@@ -17,10 +17,10 @@ from llmbench.cli.learning import (
     Steps,
     about_training,
     check_files,
-    corpus_of_option,
     progress,
     refuse_large_steps,
     refuse_many_trainings,
+    text_of_option,
 )
 from llmbench.cli.measured import need_torch
 from llmbench.cli.options import As, Choices, Output, Set, answer, load, names, prints_tables
@@ -116,16 +116,21 @@ def command(
     designs = list(dict.fromkeys(step.design for step in chosen))
     trainings = len(designs) * len(rates) * seeds
     refuse_many_trainings(trainings)
+    size = size_of(spec, vocab=spec.vocab_size, context=seq)
+    for design in designs:  # refuse a design before torch is imported
+        design.spec(size)
+    check_files(output, None)
+    content = text_of_option(data)
     need_torch("ablate")
+    from llmbench.learn.data import corpus_of_text
     from llmbench.learn.experiments.ablate import ablate
     from llmbench.learn.settings import Settings
     from llmbench.measure.environment import environment
     from llmbench.model.devices import device_of
 
-    check_files(output, None)
-    text = corpus_of_option(data)
+    text = corpus_of_text(content)
     text.refuse_short(seq)
-    size = size_of(spec, vocab=text.vocab_size, context=seq)
+    size = size._replace(vocab=text.vocab_size)
     settings = Settings(steps=steps, batch=batch, seq_len=seq, lr=rates[0], warmup=steps // 10, validate_every=steps)
     labels = {step.design: step.name for step in reversed(chosen)}
     with progress(trainings * steps) as advance:

@@ -20,17 +20,19 @@ from llmbench.cli.learning import (
     Steps,
     about_training,
     check_files,
-    corpus_of_option,
     progress,
     refuse_large_steps,
     refuse_many_trainings,
+    text_of_option,
 )
 from llmbench.cli.measured import need_torch, place
 from llmbench.cli.options import As, Counts, Output, Set, answer, load, prints_tables, sequence_counts
+from llmbench.learn.experiments.placements import NARROW, SETTINGS, arms_of, base_of
 from llmbench.report.document import Block, Document, Table, table
 from llmbench.report.fields import Field, records
 from llmbench.report.plots import Panel, Series
 from llmbench.report.units import plural
+from llmbench.spec.override import override
 
 if TYPE_CHECKING:
     from llmbench.learn.experiments.norms import Outcome
@@ -99,20 +101,24 @@ def command(
     names = [name.strip() for name in arms.split(",")]
     count = len(names) * len(layers) * len(rates) * seeds
     refuse_many_trainings(count)
+    base = override(spec, {**({} if model else NARROW), "max_position_embeddings": seq})
+    for depth in layers:  # refuse a variant before torch is imported
+        for arm in arms_of(names, depth):
+            arm.spec(base_of(base, depth))
+    check_files(output, plot)
+    content = text_of_option(data)
     need_torch("dynamics")
-    from llmbench.learn.experiments.norms import NARROW, SETTINGS, arms_of, base_of, dynamics
+    from llmbench.learn.data import corpus_of_text
+    from llmbench.learn.experiments.norms import dynamics
     from llmbench.measure.environment import environment
     from llmbench.model.devices import device_of
-    from llmbench.spec.override import override
 
-    arms_of(names, layers[0])
-    check_files(output, plot)
-    text = corpus_of_option(data)
+    text = corpus_of_text(content)
     text.refuse_short(seq)
     settings = msgspec.structs.replace(
         SETTINGS, steps=steps, batch=batch, seq_len=seq, validate_every=max(1, steps // 4), lr=rates[0]
     )
-    base = override(spec, {**({} if model else NARROW), "vocab_size": text.vocab_size, "max_position_embeddings": seq})
+    base = override(base, {"vocab_size": text.vocab_size})
     with progress(count * steps) as advance:
         outcomes = dynamics(
             base,

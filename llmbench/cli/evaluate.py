@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import msgspec
 import typer
 
-from llmbench.cli.measured import Device, DType, need_torch, place
+from llmbench.cli.measured import Device, DType, check_file, need_torch, place
 from llmbench.cli.options import As, Output, answer, prints_tables, token_count, working
 from llmbench.errors import LLMBenchError
+from llmbench.learn.refusals import refuse_other_folders, refuse_without_tokenizer
+from llmbench.learn.state import is_checkpoint
 from llmbench.report.describe import headline
 from llmbench.report.document import Block, Document, table
 from llmbench.report.fields import Field, records
 from llmbench.report.units import fixed, plural
+from llmbench.spec.reading import open_regular
 
 if TYPE_CHECKING:
     from llmbench.learn.evaluate import Evaluation, PositionLoss
@@ -135,6 +139,17 @@ def command(
     """
     if text is not None and tokens is not None:
         raise LLMBenchError("--text and --tokens cannot be used together")
+    refuse_other_folders(folder)
+    if not is_checkpoint(folder) and tokens is None:
+        if text is None:
+            raise LLMBenchError(
+                "--text is missing", hint="give a file with text, or a file of token numbers with --tokens"
+            )
+        refuse_without_tokenizer(folder, "text", ", or give a JSON list of token numbers with --tokens")
+    for path in (text, tokens):
+        if path is not None:
+            os.close(open_regular(path))
+    check_file("--output", output)
     need_torch("evaluate")
     from llmbench.learn.data import unigram_entropy
     from llmbench.learn.evaluate import evaluate
@@ -167,24 +182,18 @@ def command(
 
 def _encoded(folder: Path, text: Path | None, tokens: Path | None, tokenizer: Any) -> tuple[str, Encoded]:
     """Return the name of the text, and its tokens."""
-    from llmbench.learn import checkpoint
     from llmbench.learn.data import corpus_of_checkpoint
+    from llmbench.learn.state import newest, read_state
     from llmbench.learn.tokenizer import MOST_BYTES, ByteTokenizer, read_tokens
     from llmbench.spec.reading import read_bytes
 
     if tokens is not None:
         return tokens.name, read_tokens(tokens)
     if text is None and isinstance(tokenizer, ByteTokenizer):
-        state = checkpoint.read_state(checkpoint.newest(folder))
+        state = read_state(newest(folder))
         data = corpus_of_checkpoint(state.data, state.data_sha256, hint="give another text with --text")
         return f"the validation part of {data.name}", tokenizer.encode(data.validation.numpy().tobytes())
-    if text is None:
-        raise LLMBenchError("--text is missing", hint="give a file with text, or a file of token numbers with --tokens")
-    if tokenizer is None:
-        raise LLMBenchError(
-            f"{folder} has no tokenizer.json, so the text cannot become tokens",
-            hint="copy the file from the model's repository, or give a JSON list of token numbers with --tokens",
-        )
+    assert text is not None
     encoded: Encoded = tokenizer.encode(read_bytes(text, MOST_BYTES))
     return text.name, encoded
 

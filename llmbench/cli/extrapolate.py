@@ -16,9 +16,9 @@ from llmbench.cli.learning import (
     Steps,
     about_training,
     check_files,
-    corpus_of_option,
     progress,
     refuse_large_steps,
+    text_of_option,
 )
 from llmbench.cli.measured import need_torch, place
 from llmbench.cli.options import (
@@ -33,14 +33,16 @@ from llmbench.cli.options import (
     prints_tables,
     token_counts,
 )
+from llmbench.learn.experiments.positions import METHODS, Method, base_of, lengths_of, methods_of
 from llmbench.learn.experiments.statistics import has_learned
 from llmbench.report.document import Block, Document, Table, table
 from llmbench.report.fields import Field, records
 from llmbench.report.plots import Panel, Series
 from llmbench.report.units import plural, signed
+from llmbench.spec.override import override
 
 if TYPE_CHECKING:
-    from llmbench.learn.experiments.lengths import Method, Score
+    from llmbench.learn.experiments.lengths import Score
     from llmbench.measure.environment import Environment
 
 Methods = Annotated[
@@ -102,16 +104,19 @@ def command(
     """
     spec = load(model, set)
     refuse_large_steps(batch, seq)
+    chosen = list(METHODS) if methods is None else methods_of([name.strip() for name in methods.split(",")])
+    lengths_of(lengths, seq)
+    base_of(spec, chosen, seq)
+    check_files(output, plot)
+    content = text_of_option(data)
     need_torch("extrapolate")
-    from llmbench.learn.experiments.lengths import METHODS, extrapolate, methods_of
+    from llmbench.learn.data import corpus_of_text
+    from llmbench.learn.experiments.lengths import extrapolate
     from llmbench.learn.settings import Settings
     from llmbench.measure.environment import environment
     from llmbench.model.devices import device_of
-    from llmbench.spec.override import override
 
-    chosen = list(METHODS) if methods is None else methods_of([name.strip() for name in methods.split(",")])
-    check_files(output, plot)
-    text = corpus_of_option(data)
+    text = corpus_of_text(content)
     text.refuse_short(seq)
     settings = Settings(steps=steps, batch=batch, seq_len=seq, lr=lr, warmup=steps // 10, seed=seed)
     base = override(spec, {"vocab_size": text.vocab_size})

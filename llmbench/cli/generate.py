@@ -11,9 +11,9 @@ import msgspec
 import typer
 
 from llmbench.cli.evaluate import TrainedModel
-from llmbench.cli.measured import Device, DType, need_torch
+from llmbench.cli.measured import Device, DType, check_file, need_torch
 from llmbench.cli.options import As, Output, Seed, answer, positive_integer, prints_tables
-from llmbench.errors import LLMBenchError
+from llmbench.learn.refusals import refuse_other_folders, refuse_without_tokenizer
 from llmbench.printable import printable
 from llmbench.report.document import Block, Document, table
 from llmbench.report.fields import Field, records
@@ -47,6 +47,8 @@ TopP = Annotated[
         "--top-p",
         metavar="P",
         help="Draw only from the most likely tokens whose probabilities sum to P.",
+        min=0.0,
+        max=1.0,
         show_default=False,
     ),
 ]
@@ -100,6 +102,9 @@ def command(
 
       llmbench generate run --temperature 0 --format json
     """
+    refuse_other_folders(folder)
+    refuse_without_tokenizer(folder, "prompt")
+    check_file("--output", output)
     need_torch("generate")
     from llmbench.learn.continuation import continuation, stop_tokens
     from llmbench.learn.tokenizer import opened
@@ -109,11 +114,7 @@ def command(
 
     where = device_of(device)
     model, tokenizer = opened(folder, device=where, dtype=None if dtype is None else DTYPES[dtype])
-    if tokenizer is None:
-        raise LLMBenchError(
-            f"{folder} has no tokenizer.json, so the prompt cannot become tokens",
-            hint="copy the file from the model's repository",
-        )
+    assert tokenizer is not None
     before = tokenizer.encode(prompt.encode(errors="surrogateescape")).tokens
     count = 0
 

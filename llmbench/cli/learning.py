@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from llmbench.spec.model import ModelSpec
 if TYPE_CHECKING:
     from llmbench.learn.data import Corpus
     from llmbench.learn.settings import Settings
+    from llmbench.learn.texts import Text
 
 
 def learning_rate(text: str | float) -> float:
@@ -79,17 +81,17 @@ MOST_TOKENS = 2**20
 """The largest number of tokens of a training step of an experiment. Experiments run on a CPU."""
 
 
-def corpus_of_option(data: str | None, *, first: bool = True) -> Corpus:
+def text_of_option(data: str | None) -> Text:
     """Return the text of --data. If the default text is missing, the sources of the standard library take its place.
 
-    `first`: whether this process says so on stderr.
+    A note on stderr says so. Under torchrun, which gives each process a number in RANK, only the first process says it.
     """
-    from llmbench.learn.data import corpus, default_corpus
+    from llmbench.learn.texts import default_text, text_of
 
     if data is not None:
-        return corpus(data)
-    text, reason = default_corpus()
-    if reason is not None and first:
+        return text_of(data)
+    text, reason = default_text()
+    if reason is not None and os.environ.get("RANK", "0") == "0":
         say(f"note: {reason}")
     return text
 

@@ -6,12 +6,14 @@ import shlex
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
+import msgspec
 import typer
+from msgspec import structs
 
 from llmbench.cli.help import OUTPUT
-from llmbench.cli.learning import Data, corpus_of_option, progress
+from llmbench.cli.learning import Data, progress, text_of_option
 from llmbench.cli.measured import Device, need_torch
 from llmbench.cli.messages import say
 from llmbench.cli.options import MODEL_HELP, Set, answer, load, positive_integer, prints_tables, token_count
@@ -22,6 +24,8 @@ from llmbench.report.render import Format
 
 if TYPE_CHECKING:
     from llmbench.learn.settings import Settings
+    from llmbench.learn.texts import Text
+    from llmbench.spec.model import ModelSpec
 
 OTHERS = (
     "accumulate",
@@ -205,13 +209,16 @@ def command(
         )
     if tensorboard and folder is None and resume is None:
         raise LLMBenchError("--tensorboard needs a folder for the event files", hint="add -o FOLDER")
-    spec = None if model is None else load(model, set)
+    plan = None if model is None else _plan(load(model, set), chosen, setting, stop_at, folder, data)
+    if resume is not None:
+        _refuse_resume(resume, stop_at, compiled)
     need_torch("train")
     if tensorboard and find_spec("tensorboard") is None:
         raise CannotRunError(
             "--tensorboard needs the package tensorboard, which is not installed", hint="run `pip install tensorboard`"
         )
-    from llmbench.learn.session import new_session, refuse_stop, resumed_session
+    from llmbench.learn.data import corpus_of_text
+    from llmbench.learn.session import new_session, resumed_session
     from llmbench.measure.environment import environment
     from llmbench.measure.ranks import join
     from llmbench.model.devices import device_of
@@ -221,15 +228,16 @@ def command(
     if resume is not None:
         session = resumed_session(resume, device=where, ranks=ranks, compile=compiled)
     else:
-        assert spec is not None
-        text = corpus_of_option(data, first=ranks.first)
+        assert plan is not None
+        spec, settings = plan.spec, plan.settings
+        if dtype is None and where.type == "cuda":
+            settings = structs.replace(settings, precision="bf16")
+        text = corpus_of_text(plan.text)
         if spec.vocab_size != text.vocab_size:
             vocabulary = (
                 f"vocabulary changed from {spec.vocab_size:,} to {text.vocab_size:,} "
                 f"{'bytes' if text.floor is None else 'symbols'}"
             )
-        settings = _settings(chosen, setting, spec.max_position_embeddings, where.type)
-        refuse_stop(stop_at, 0, settings.steps)
         session = new_session(
             spec,
             text,
@@ -269,10 +277,42 @@ def _refuse_with_resume(options: dict[str, Any]) -> None:
             )
 
 
-def _settings(chosen: dict[str, Any], others: list[str] | None, context: int | None, device: str) -> Settings:
-    """Return the settings: the values of the options, and the defaults that depend on the model and the device."""
-    import msgspec
+class _Plan(NamedTuple):
+    """What is known of a new run before torch is imported."""
 
+    spec: ModelSpec
+    settings: Settings
+    text: Text
+
+
+def _plan(
+    spec: ModelSpec,
+    chosen: dict[str, Any],
+    others: list[str] | None,
+    stop_at: int | None,
+    folder: Path | None,
+    data: str | None,
+) -> _Plan:
+    """Return the plan of a run. Refuse here what cannot work: an import of torch takes seconds."""
+    from llmbench.learn.refusals import refuse_run, refuse_stop
+
+    settings = _settings(chosen, others, spec.max_position_embeddings)
+    refuse_stop(stop_at, 0, settings.steps)
+    refuse_run(spec, settings, folder)
+    return _Plan(spec, settings, text_of_option(data))
+
+
+def _refuse_resume(folder: Path, stop_at: int | None, compiled: bool) -> None:
+    from llmbench.learn.refusals import refuse_stop
+    from llmbench.learn.state import resumable
+
+    _, _, state = resumable(folder, compile=compiled)
+    refuse_stop(stop_at, state.step, state.settings.steps)
+
+
+def _settings(chosen: dict[str, Any], others: list[str] | None, context: int | None) -> Settings:
+    """Return the settings: the values of the options, and the defaults that depend on the model. `context`: its length
+    of context."""
     from llmbench.learn.settings import Settings, Sharding
     from llmbench.spec.override import parse_assignments
 
@@ -282,11 +322,10 @@ def _settings(chosen: dict[str, Any], others: list[str] | None, context: int | N
     values: dict[str, Any] = {
         "seq_len": min(context or LONGEST, LONGEST),
         "warmup": min(defaults.warmup, steps // 10),
-        "precision": "bf16" if device == "cuda" else "fp32",
         "validate_every": min(defaults.validate_every, -(-steps // 8)),
         **given,
     }
-    kinds = {field.name: field.type for field in msgspec.structs.fields(Settings)}
+    kinds = {field.name: field.type for field in structs.fields(Settings)}
     words = {int: "a whole number", float: "a number", bool: "true or false", Sharding: "ddp or fsdp"}
     for name, value in parse_assignments(others or []).items():
         if name not in OTHERS:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,74 +18,22 @@ from torch import Tensor, nn
 
 from llmbench.errors import LLMBenchError, SpecError
 from llmbench.learn.parallel import divided_like, whole
-from llmbench.learn.settings import Settings
+from llmbench.learn.state import STATE, State, checkpoints, name_of, read_state
 from llmbench.model.create import build
 from llmbench.model.decoder import Decoder
 from llmbench.model.weights.checkpoint import tensors_in, write_tensors
 from llmbench.sizing.params import count_parameters
-from llmbench.spec.model import ModelSpec
-from llmbench.spec.reading import read_bytes
 from llmbench.spec.weights.safetensors import short
 
-__all__ = [
-    "State",
-    "checkpoints",
-    "is_checkpoint",
-    "load_model",
-    "load_optimizer",
-    "newest",
-    "read_state",
-    "save",
-    "step_of",
-]
+__all__ = ["load_model", "load_optimizer", "save"]
 
-MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+MODEL, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
 KEPT = 2
 """The number of checkpoints that a run keeps. The last one alone could be damaged by a failing disk."""
-MOST_THREADS = 4096
-"""The largest number of threads that a checkpoint may ask for."""
-SCHEMA = "llmbench.checkpoint/1"
 
 _LEAST = {"step": 1.0, "exp_avg_sq": 0.0}
 """The least number that a state of an optimizer can have. `exp_avg_sq` is a mean of squares."""
-_NAME = re.compile(r"step-([0-9]{8,12})")
 _TEMPORARY = ".unfinished-"
-
-
-class State(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a checkpoint says beside its tensors.
-
-    - `step`: the last finished step. `seconds`: the training time of all steps so far.
-    - `data`: the source of the text (see Corpus). `data_sha256`: the hash of its train part.
-    - `threads`: the number of CPU threads. It decides the order of sums, so a resumed run keeps it.
-    - `versions`: the versions of llmbench, Python and torch.
-    - `without_states`: the weights that have no state of the optimizer, because they never had a gradient, such as an
-      expert that got no token. After step 0, all other weights have states.
-
-    Everything random in a step depends on `settings.seed` and the step, so there is no state of a random generator.
-    """
-
-    schema: str = SCHEMA
-    step: int
-    seconds: float
-    spec: ModelSpec
-    settings: Settings
-    data: str
-    data_sha256: str
-    threads: int
-    command: str
-    versions: dict[str, str]
-    without_states: list[str] = []
-
-    def __post_init__(self) -> None:
-        if self.schema != SCHEMA:
-            raise ValueError(f"the schema is {self.schema[:60]!r}, not {SCHEMA!r}")
-        if self.step > self.settings.steps:
-            raise ValueError(f"step {self.step} is after the last step of the settings, {self.settings.steps}")
-        if self.step < 0 or not 1 <= self.threads <= MOST_THREADS or not 0 <= self.seconds < float("inf"):
-            raise ValueError(
-                f"step {self.step}, {self.threads} threads and {self.seconds} seconds are no state of a run"
-            )
 
 
 def save(
@@ -104,7 +51,7 @@ def save(
     if state.step:
         names = [name for weight, name in _names(model).items() if not optimizer.state.get(weight)]
         state = msgspec.structs.replace(state, without_states=names)
-    target = folder / f"step-{state.step:08d}"
+    target = folder / name_of(state.step)
     temporary = folder / f"{_TEMPORARY}{target.name}"
     try:
         for left in folder.glob(f"{_TEMPORARY}*"):  # a killed run left them
@@ -127,50 +74,6 @@ def save(
             _remove(old)
     except OSError as problem:
         raise LLMBenchError(f"cannot write the checkpoint {target}: {problem.strerror}") from None
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints of a run, the oldest first."""
-    try:
-        names = os.listdir(folder)
-    except (OSError, ValueError):  # ValueError: the path contains a character that no file name can have
-        return []
-    steps = {int(match[1]): folder / name for name in names if (match := _NAME.fullmatch(name))}
-    return [steps[step] for step in sorted(steps)]
-
-
-def is_checkpoint(folder: Path) -> bool:
-    """Return whether the folder is a checkpoint, or the folder of a run with checkpoints."""
-    return os.path.isfile(folder / STATE) or bool(checkpoints(folder))
-
-
-def newest(folder: Path) -> Path:
-    """Return `folder` if it is a checkpoint, else its last checkpoint. Raises LLMBenchError if it has none."""
-    if os.path.isfile(folder / STATE):
-        return folder
-    found = checkpoints(folder)
-    if not found:
-        raise LLMBenchError(f"{folder} has no checkpoint of `llmbench train`", hint="give the folder of its -o option")
-    return found[-1]
-
-
-def read_state(checkpoint: Path) -> State:
-    """Return the state of a checkpoint. Raises SpecError if the file is missing or damaged."""
-    path = checkpoint / STATE
-    try:
-        state = msgspec.json.decode(read_bytes(path), type=State)
-        state.spec.check()
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, LLMBenchError) as problem:
-        raise SpecError(f"{path} is not the state of a checkpoint: {problem}") from None
-    if (named := step_of(checkpoint)) not in (None, state.step):
-        raise SpecError(f"{path}: it is the state of step {state.step}, but the name of its folder says step {named}")
-    return state
-
-
-def step_of(checkpoint: Path) -> int | None:
-    """Return the step in the name of a checkpoint, or None if the folder has another name."""
-    match = _NAME.fullmatch(checkpoint.name)
-    return None if match is None else int(match[1])
 
 
 def load_model(checkpoint: Path, *, impl: str | None = None, device: torch.device | str = "cpu") -> Decoder:

@@ -10,36 +10,32 @@ Dimensions: B sequences, S tokens per sequence, N tokens of a text.
 from __future__ import annotations
 
 import hashlib
-import os
 import random
-import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from llmbench.errors import CannotRunError, LLMBenchError, UnknownNameError
-from llmbench.learn.markov import markov_source
-from llmbench.learn.shakespeare import plays
-from llmbench.spec.reading import read_bytes
+from llmbench.errors import LLMBenchError
+from llmbench.learn.markov import source_of
+from llmbench.learn.texts import Text, text_of
 
-__all__ = ["Corpus", "corpus", "corpus_of", "corpus_of_checkpoint", "default_corpus", "unigram_entropy", "unigram_loss"]
+__all__ = [
+    "Corpus",
+    "corpus",
+    "corpus_of",
+    "corpus_of_checkpoint",
+    "corpus_of_text",
+    "unigram_entropy",
+    "unigram_loss",
+]
 
 BYTES = 256
 """The vocabulary of a text: all values of a byte."""
 TRAIN_SHARE = 0.9
-MOST_BYTES = 2**31
-"""The largest size of a text, in bytes."""
 MARKOV_LENGTH = 2**20
 """The length of a synthetic text, in symbols."""
-TINYSHAKESPEARE = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
-"""The sha256 of tinyshakespeare (github.com/karpathy/char-rnn, data/tinyshakespeare/input.txt)."""
-PUBLISHED = (
-    "published for this text (nanoGPT's README): validation loss 1.88 with its settings for a CPU, 1.4697 with those "
-    "for a GPU. Its tokens are 65 characters, one byte each",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,28 +99,17 @@ class Corpus:
 
 
 def corpus(name: str) -> Corpus:
-    """Return the text that --data names: `shakespeare`, `stdlib`, `markov:V,order,seed`, or the path of a file.
+    """Return the text that --data names. Raises the errors of `text_of`."""
+    return corpus_of_text(text_of(name))
 
-    Raises CannotRunError if `shakespeare` is asked for and its package is missing, UnknownNameError for a file that
-    does not exist, and SpecError for a file that cannot be read.
-    """
-    if name == "shakespeare":
-        return corpus_of(name, plays())
-    if name == "stdlib":
-        return corpus_of(name, _stdlib(), notes=("the text changes with the version of Python",))
-    kind, _, rest = name.partition(":")
-    if kind == "markov":
-        source = markov_source(rest)
-        text = source.text(MARKOV_LENGTH)
-        return corpus_of(name, text, vocab_size=source.symbols, floor=source.entropy_rate())
-    path = Path(name)
-    if not os.path.exists(path):
-        raise UnknownNameError(
-            f"--data {name}: no such file", hint="give a file, or shakespeare, stdlib, markov:V,order,seed"
-        )
-    text = read_bytes(path, MOST_BYTES)
-    published = PUBLISHED if hashlib.sha256(text).hexdigest() == TINYSHAKESPEARE else ()
-    return corpus_of(path.name, text, source=str(path.absolute()), notes=published)
+
+def corpus_of_text(text: Text) -> Corpus:
+    """Return a text as tokens. Raises LLMBenchError for a text that is too short, and for some synthetic texts."""
+    if isinstance(text.content, bytes):
+        return corpus_of(text.name, text.content, source=text.source, notes=text.notes)
+    source = source_of(text.content)
+    content = source.text(MARKOV_LENGTH)
+    return corpus_of(text.name, content, vocab_size=source.symbols, floor=source.entropy_rate())
 
 
 def corpus_of_checkpoint(source: str, sha256: str, *, hint: str | None = None) -> Corpus:
@@ -140,15 +125,6 @@ def corpus_of_checkpoint(source: str, sha256: str, *, hint: str | None = None) -
     if found.train_sha256() != sha256:
         raise LLMBenchError(f"the text {source} has changed since the checkpoint was written", hint=hint)
     return found
-
-
-def default_corpus() -> tuple[Corpus, str | None]:
-    """Return the default text. If its package is missing, return `stdlib`, and the reason as the second value."""
-    try:
-        return corpus("shakespeare"), None
-    except CannotRunError as problem:
-        reason = f"{problem}. The sources of Python's standard library are used instead"
-        return corpus("stdlib"), f"{reason} ({problem.hint})"
 
 
 def corpus_of(
@@ -195,9 +171,3 @@ def unigram_entropy(tokens: Tensor) -> float:
     """Return the entropy of the frequencies of tokens [N], in nats: −Σ f ln f over all different tokens."""
     shares = torch.bincount(tokens).to(torch.float64) / len(tokens)
     return float(torch.special.entr(shares).sum())
-
-
-def _stdlib() -> bytes:
-    """Return the Python files in the top folder of the standard library, joined in the order of their names."""
-    folder = Path(sysconfig.get_paths()["stdlib"])
-    return b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))

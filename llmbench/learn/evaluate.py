@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llmbench.errors import LLMBenchError, UnsupportedError
+from llmbench.errors import LLMBenchError
 from llmbench.learn.faults import NotFiniteError
+from llmbench.learn.refusals import refuse_other_models
 from llmbench.model.arguments import token_rows
 from llmbench.model.decoder import Decoder
 from llmbench.sizing.lengths import refuse_beyond_positions
 
-__all__ = ["Evaluation", "PositionLoss", "evaluate", "refuse_other_models"]
+__all__ = ["Evaluation", "PositionLoss", "evaluate"]
 
 LOGITS = 2**26
 """The largest number of logits of one forward pass. It decides how many windows share a pass."""
@@ -70,15 +71,6 @@ class Evaluation(NamedTuple):
         return rows
 
 
-def refuse_other_models(model: Decoder) -> None:
-    """Raise UnsupportedError for a model that does not predict the next token from the tokens before it.
-
-    A model with an encoder needs two texts. BERT sees the token that it should predict.
-    """
-    if model.has_encoder or not model.spec.decodes:
-        raise UnsupportedError(f"{model.spec.name} does not predict the next token from the tokens before it")
-
-
 @torch.no_grad()
 def evaluate(
     model: Decoder,
@@ -97,7 +89,7 @@ def evaluate(
     Raises UnsupportedError for a model that does not predict the next token, SpecError or LLMBenchError for tokens, a
     window or a stride that do not fit, and NotFiniteError for a model that computes NaN.
     """
-    refuse_other_models(model)
+    refuse_other_models(model.spec)
     spec = model.spec
     if len(tokens) < 2:
         raise LLMBenchError(

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from llmbench.learn.data import Corpus
-from llmbench.learn.evaluate import refuse_other_models
 from llmbench.learn.faults import DivergedError, cause_of, module_of, refuse_divergence
 from llmbench.learn.metrics import StepRow, Validation
 from llmbench.learn.parallel import (
@@ -32,6 +31,7 @@ from llmbench.learn.parallel import (
     whole,
 )
 from llmbench.learn.probe import Moment, Probe
+from llmbench.learn.refusals import refuse_other_models
 from llmbench.learn.schedule import learning_rate
 from llmbench.learn.settings import Settings
 from llmbench.measure.ranks import ALONE, Ranks
@@ -94,7 +94,7 @@ def train(
     """
     data.refuse_short(settings.seq_len)
     refuse_unequal_parts(settings, ranks)
-    refuse_other_models(model)
+    refuse_other_models(model.spec)
     before, device = seconds, model.embedding.weight.device
     shard(model, settings, ranks)
     optimizer = optimizer_for(model, settings) if optimizer is None else optimizer

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from llmbench.errors import LLMBenchError
+from llmbench.learn.texts import MarkovName, markov_name
 
-__all__ = ["MarkovSource", "markov_source"]
+__all__ = ["MarkovSource", "markov_source", "source_of"]
 
-MOST_PROBABILITIES = 2**20
-"""The largest number of transition probabilities, V^(k+1)."""
 SPREAD = 2.0
 """The standard deviation of the logits from which the transition probabilities are computed."""
 MOST_STEPS, MOST_PRODUCTS = 100_000, 2**31
@@ -81,21 +80,13 @@ class MarkovSource:
 
 
 def markov_source(text: str) -> MarkovSource:
-    """Return the source that `V,order,seed` describes, for example `16,2,0`. The order and the seed may be left out.
+    """Return the source that `V,order,seed` describes, for example `16,2,0`. Raises the errors of `markov_name`."""
+    return source_of(markov_name(text))
 
-    Raises LLMBenchError for a wrong description, and for a source with too many transition probabilities.
-    """
-    parts = text.split(",")
-    if not 1 <= len(parts) <= 3 or not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
-        raise LLMBenchError(
-            f"markov:{text}: needs the number of symbols, the order and the seed", hint="for example markov:16,2,0"
-        )
-    symbols, order, seed = [*map(int, parts), *(1, 0)[len(parts) - 1 :]]
-    if not 2 <= symbols <= 256 or not 1 <= order <= 20 or symbols ** (order + 1) > MOST_PROBABILITIES:
-        raise LLMBenchError(
-            f"markov:{text}: needs 2 to 256 symbols, an order of at least 1, and symbols^(order + 1) of at most "
-            f"{MOST_PROBABILITIES:,}"
-        )
+
+def source_of(name: MarkovName) -> MarkovSource:
+    """Return the source with these numbers."""
+    symbols, order, seed = name
     generator = random.Random(f"{seed} transitions")
     contexts = symbols**order
     logits = torch.tensor([generator.gauss(0.0, SPREAD) for _ in range(contexts * symbols)], dtype=torch.float64)

@@ -17,7 +17,6 @@ import torch
 from llmbench._version import __version__
 from llmbench.errors import LLMBenchError
 from llmbench.learn import checkpoint
-from llmbench.learn.checkpoint import State
 from llmbench.learn.data import Corpus, corpus_of_checkpoint
 from llmbench.learn.faults import DivergedError
 from llmbench.learn.folder import locked, refuse_link
@@ -26,7 +25,9 @@ from llmbench.learn.memory import refuse_without_memory
 from llmbench.learn.metrics import EventFiles, Metrics, StepRow, Validation
 from llmbench.learn.parallel import shard
 from llmbench.learn.probe import Probe
+from llmbench.learn.refusals import refuse_run, refuse_stop
 from llmbench.learn.settings import Settings
+from llmbench.learn.state import State, checkpoints, newest, resumable, step_of
 from llmbench.learn.threads import choose_threads
 from llmbench.measure.clock import clock_for
 from llmbench.measure.environment import environment
@@ -34,13 +35,12 @@ from llmbench.measure.ranks import ALONE, Ranks
 from llmbench.measure.reference import measure_matmul
 from llmbench.model.create import build
 from llmbench.model.decoder import Decoder
-from llmbench.sizing.lengths import refuse_beyond_positions
 from llmbench.sizing.mfu import peak_flops_per_s
 from llmbench.spec.catalog import load_device
 from llmbench.spec.model import ModelSpec
 from llmbench.spec.override import override
 
-__all__ = ["METRICS", "Session", "measured_peak", "new_session", "refuse_stop", "resumed_session"]
+__all__ = ["METRICS", "Session", "measured_peak", "new_session", "resumed_session"]
 
 METRICS = "metrics.jsonl"
 EVENTS = "tensorboard"
@@ -89,7 +89,7 @@ class Session:
             try:
                 return self._train(files, stop_at, probes, on_step, on_validation)
             except DivergedError as problem:
-                kept = [] if self.folder is None else checkpoint.checkpoints(self.folder)
+                kept = [] if self.folder is None else checkpoints(self.folder)
                 raise DivergedError(problem.step, problem.cause, kept[-1] if kept else None) from None
             finally:
                 for file in files:
@@ -149,8 +149,8 @@ class Session:
         if self.folder is None or not self.ranks.first:
             return []
         stack.enter_context(locked(self.folder))
-        last = checkpoint.newest(self.folder)
-        if checkpoint.step_of(last) != self.state.step:
+        last = newest(self.folder)
+        if step_of(last) != self.state.step:
             raise LLMBenchError(
                 f"the newest checkpoint of {self.folder} is {last.name}, not that of step {self.state.step:,}",
                 hint=f"`llmbench train --resume {self.folder}` goes on after it; to go back, remove later checkpoints",
@@ -158,16 +158,6 @@ class Session:
         refuse_link(self.folder / EVENTS)
         metrics = Metrics(self.folder / METRICS, after=self.state.step)
         return [metrics, EventFiles(self.folder / EVENTS, after=self.state.step)] if tensorboard else [metrics]
-
-
-def refuse_stop(stop_at: int | None, done: int, steps: int) -> None:
-    """Raise LLMBenchError if a run of `steps` steps that has finished step `done` cannot go on to step `stop_at`."""
-    if done >= steps:
-        raise LLMBenchError(f"the run is finished: it has all of its {steps:,} steps")
-    if stop_at is not None and stop_at > steps:
-        raise LLMBenchError(f"the schedule ends after step {steps:,}, so it cannot stop at step {stop_at:,}")
-    if stop_at is not None and stop_at <= done:
-        raise LLMBenchError(f"the run has finished step {done:,} already, so it cannot stop at step {stop_at:,}")
 
 
 def new_session(
@@ -187,11 +177,8 @@ def new_session(
 
     Raises LLMBenchError if the folder exists, or if the text or the model is too short for the sequences.
     """
-    refuse_beyond_positions(spec, settings.seq_len)
+    refuse_run(spec, settings, folder)
     data.refuse_short(settings.seq_len)
-    if folder is not None and os.path.lexists(folder):
-        hint = f"`llmbench train --resume {folder}` continues the run" if checkpoint.is_checkpoint(folder) else None
-        raise LLMBenchError(f"-o {folder} exists already", hint=hint or "give the name of a new folder")
     if spec.vocab_size != data.vocab_size:
         spec = override(spec, {"vocab_size": data.vocab_size, "published_parameters": None})
     refuse_without_memory(spec, settings, device, ranks)
@@ -217,22 +204,11 @@ def new_session(
 def resumed_session(folder: Path, *, device: torch.device, ranks: Ranks = ALONE, compile: bool = False) -> Session:
     """Load the last checkpoint of a run, and prepare to go on.
 
-    `compile`: whether the checkpoint may ask for torch.compile, which starts a compiler.
+    `compile`: see `resumable`.
 
-    Raises LLMBenchError if the folder has no checkpoint, or if the text has changed.
+    Raises the errors of `resumable`, and LLMBenchError if the text has changed.
     """
-    found = checkpoint.newest(folder)
-    run = folder if found != folder else Path(os.path.abspath(folder)).parent
-    if checkpoint.step_of(Path(os.path.abspath(found))) is None:
-        raise LLMBenchError(
-            f"{found} is a checkpoint outside of the folder of a run", hint="give the folder of the -o option"
-        )
-    state = checkpoint.read_state(found)
-    if state.settings.compile and not compile:
-        raise LLMBenchError(
-            f"{found} asks for torch.compile, which starts a compiler",
-            hint="if you trust the folder, add `--setting compile=true`",
-        )
+    found, run, state = resumable(folder, compile=compile)
     data = corpus_of_checkpoint(state.data, state.data_sha256)
     refuse_without_memory(state.spec, state.settings, device, ranks)
     model = checkpoint.load_model(found, device=device)

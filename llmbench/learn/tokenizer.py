@@ -21,13 +21,14 @@ from torch import Tensor
 
 from llmbench.errors import CannotRunError, LLMBenchError, SpecError
 from llmbench.learn import checkpoint
+from llmbench.learn.refusals import TOKENIZER, refuse_other_folders
+from llmbench.learn.state import is_checkpoint, newest
 from llmbench.model.create import load
 from llmbench.model.decoder import Decoder
 from llmbench.spec.reading import read_bytes
 
 __all__ = ["ByteTokenizer", "Encoded", "FileTokenizer", "Tokenizer", "opened", "read_tokens"]
 
-TOKENIZER = "tokenizer.json"
 MOST_BYTES = 2**28
 """The largest size of a tokenizer.json, of a text and of a file of tokens, in bytes."""
 MOST_GROWTH = 1000
@@ -199,14 +200,10 @@ def opened(
     `dtype`: the number format of the model. None: that of the files. The tokenizer is None if a folder of transformers
     has no tokenizer.json. Raises LLMBenchError if the folder has neither, and the errors of `llmbench.model.load`.
     """
-    if checkpoint.is_checkpoint(folder):
-        model = checkpoint.load_model(checkpoint.newest(folder), impl=impl, device=device)
+    refuse_other_folders(folder)
+    if is_checkpoint(folder):
+        model = checkpoint.load_model(newest(folder), impl=impl, device=device)
         return (model if dtype is None else model.to(dtype)).eval(), ByteTokenizer()
-    if not os.path.isfile(folder / "config.json"):
-        raise LLMBenchError(
-            f"{folder} is neither a folder of `llmbench train` nor a folder with config.json and weights",
-            hint="`llmbench train nanogpt-cpu -o run` makes the folder run",
-        )
     model = load(folder, impl=impl, device=device, dtype=dtype)
     path = folder / TOKENIZER
     return model, FileTokenizer(path) if os.path.isfile(path) else None

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from llmbench.errors import UnsupportedError
 from llmbench.model.decoder import Decoder
+from llmbench.spec.deepnorm import deepnorm
 from llmbench.spec.mixer import Attention
 from llmbench.spec.model import ModelSpec
 
-__all__ = ["DeepNorm", "Initialisation", "deepnorm", "initialise", "is_matrix"]
+__all__ = ["Initialisation", "initialise", "is_matrix"]
 
 Initialisation = Literal["gpt2", "scaled", "xavier", "vaswani", "deepnorm", "empty"]
 """How the weight matrices and embedding tables get their first values.
@@ -36,25 +37,6 @@ _SMALLER_IN_DEEPNORM = ("v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """Projections whose first values DeepNorm multiplies by β."""
 
 _TABLES = ("embedding.weight", "position_embedding.weight", "token_type_embedding.weight")
-
-
-class DeepNorm(NamedTuple):
-    """The constants of DeepNorm: norm(α · x + f(x)).
-
-    - `alpha`: the factor on the residual stream, `skip_scale` of a layer with placement "post".
-    - `beta`: the factor on the first values of some matrices.
-    """
-
-    alpha: float
-    beta: float
-
-
-def deepnorm(layers: int) -> DeepNorm:
-    """Return DeepNorm's constants for a stack of `layers` layers: α = (2·layers)^¼, β = (8·layers)^−¼.
-
-    Source: arXiv 2203.00555, figure 2, for models with a decoder only or an encoder only.
-    """
-    return DeepNorm((2 * layers) ** 0.25, (8 * layers) ** -0.25)
 
 
 def initialise(model: Decoder, *, init: Initialisation, seed: int = 0) -> None:

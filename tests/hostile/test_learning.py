@@ -12,7 +12,6 @@ import torch
 
 from llmbench.cli import run
 from llmbench.errors import LLMBenchError, SpecError
-from llmbench.learn.checkpoint import newest
 from llmbench.learn.continuation import continuation
 from llmbench.learn.data import corpus
 from llmbench.learn.evaluate import evaluate
@@ -21,6 +20,7 @@ from llmbench.learn.exercises.runner import exercises_in
 from llmbench.learn.faults import NotFiniteError
 from llmbench.learn.markov import markov_source
 from llmbench.learn.session import new_session
+from llmbench.learn.state import newest
 from llmbench.learn.tokenizer import ByteTokenizer, FileTokenizer
 from llmbench.model.create import build
 from tests.learn.small import settings, spec

@@ -16,8 +16,9 @@ from llmbench.cli import ablate_document, run
 from llmbench.errors import LLMBenchError, SpecError, UnknownNameError
 from llmbench.learn.data import Corpus
 from llmbench.learn.experiments.ablate import Costs, Outcome, ablate, difference
-from llmbench.learn.experiments.arms import Arm, trained_arm
+from llmbench.learn.experiments.arms import Arm
 from llmbench.learn.experiments.designs import DESIGNS, QUESTIONS, Design, Size, path, questions, size_of
+from llmbench.learn.experiments.training import trained_arm
 from llmbench.learn.settings import Settings
 from llmbench.measure.environment import environment
 from llmbench.sizing.params import count_parameters

