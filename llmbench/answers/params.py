@@ -124,6 +124,16 @@ FIELDS: tuple[Field[Counted], ...] = (
         "for other modalities such as `vision_tower`; from files also `other_tensors`, which belong to no op; the sum "
         "is `stored_bytes`",
     ),
+    Field(
+        "stored_approximate_because",
+        value=lambda row: [] if row.stored is None else list(row.stored.doubts),
+        description="reasons why `stored_bytes` may be inexact",
+    ),
+    Field(
+        "stored_unknown_because",
+        value=lambda row: row.spec.weights.unknown if row.stored is None else None,
+        description="why `stored_bytes` is null; null if it is known",
+    ),
 )
 
 

@@ -365,15 +365,21 @@ def command(
 def _compared(spec: ModelSpec, seq: int, weights: str | None, changes: tuple[str, ...]) -> Compared:
     spec = spec if weights is not None else with_headers(spec)
     known = weights is not None or spec.weights.known
+    stored = stored_weights(spec, weights) if known else None
+    training = training_memory(spec, seq)
     return Compared(
         spec=spec,
+        doubts=(
+            *(f"bytes of the weights: {doubt}" for doubt in (stored.doubts if stored is not None else ())),
+            *(f"memory in training: {doubt}" for doubt in training.approximate),
+        ),
         tokens=seq,
         changes=changes,
         parameters=count_parameters(spec),
-        stored=stored_weights(spec, weights) if known else None,
+        stored=stored,
         cache=kv_cache(spec, seq),
         inference=inference_memory(spec, seq, weights=weights) if known else None,
-        training=training_memory(spec, seq),
+        training=training,
         prefill_flops_per_token=count_flops(spec, Workload.prefill(seq)).per_token,
         decode_flops_per_token=count_flops(spec, Workload.decode(seq)).per_token if spec.decodes else None,
     )

@@ -48,6 +48,8 @@ FIELDS: dict[str, dict[str, Any]] = {
         "weights_from": TEXT,
         "stored_bytes": INT,
         "stored_components": dict.fromkeys(("embedding", "attention", "mlp", "norms", "lm_head"), INT),
+        "stored_approximate_because": "list",
+        "stored_unknown_because": "NoneType",
     },
     "flops": MARK
     | {"phase": TEXT, "attention": TEXT, "recompute": TEXT, "absorbed_mla": BOOL, "flops_per_token": FLOAT}

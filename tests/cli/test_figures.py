@@ -263,6 +263,28 @@ def test_compare_gives_values_not_texts(capsys: Capture) -> None:
     assert line.split()[0] == "–"
 
 
+def test_inexact_bytes_are_marked_in_the_json(tmp_path: Path, capsys: Capture) -> None:
+    """The number of parameters is exact also if the bytes in the files are not."""
+    linear = {"targets": ["Linear"], "weights": {"num_bits": 8, "type": "float", "strategy": "channel"}}
+    methods = {
+        "unsaid": {"quant_method": "compressed-tensors", "config_groups": {"a": linear}},
+        "unknown": {"quant_method": "hqq"},
+    }
+    for name, quantization in methods.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps({"model_type": "llama", "quantization_config": quantization}))
+    unsaid, unknown = (row(capsys, "params", str(tmp_path / f"{name}.json")) for name in methods)
+    assert not unsaid["approximate"]
+    (reason,) = unsaid["stored_approximate_because"]
+    assert "does not name lm_head" in reason
+    assert (unsaid["stored_unknown_because"], unknown["stored_bytes"]) == (None, None)
+    assert "hqq" in unknown["stored_unknown_because"]
+    assert unknown["stored_approximate_because"] == []
+    compared = row(capsys, "compare", str(tmp_path / "unsaid.json"))["approximate_because"]
+    assert compared == [f"bytes of the weights: {reason}"]
+    doubts = row(capsys, "memory", "mamba-130m")["approximate_because"]
+    assert row(capsys, "compare", "mamba-130m")["approximate_because"] == [f"memory in training: {doubts[0]}"]
+
+
 # Wording and units
 
 
