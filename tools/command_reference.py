@@ -14,6 +14,7 @@ from typing import Any, get_args
 
 from typer.main import get_command
 
+from llmbench import textbook
 from llmbench.bench.experiments import EXPERIMENTS
 from llmbench.bench.extra_candidates import CANDIDATES
 from llmbench.bench.pieces import PIECES
@@ -100,6 +101,7 @@ NAMES: dict[str, list[str]] = {
     "kernels inspect names": [*KERNELS],
     "specs show name": ["<models>", "<devices>"],
     "worked topic": [*TOPICS],
+    "textbook topic": [*textbook.TOPICS],
     "exercise show name": [*EXERCISES],
     "exercise check target": [*EXERCISES],
 }

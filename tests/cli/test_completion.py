@@ -24,6 +24,7 @@ from llmbench.sizing.dtypes import KVDType
 from llmbench.spec.catalog import bundled_devices, bundled_models
 from llmbench.spec.engine import engine_names
 from llmbench.spec.weights.formats import format_names
+from llmbench.textbook import TOPICS as TEXTBOOK_TOPICS
 
 
 @pytest.mark.parametrize(
@@ -51,6 +52,7 @@ from llmbench.spec.weights.formats import format_names
         ("bench heads --device ", ("auto", "cpu", "cuda")),
         ("kernels ", ("bench", "list", "check", "inspect")),
         ("kernels check norm ", KERNELS),
+        ("textbook ", TEXTBOOK_TOPICS),
         ("params --format ", ("table", "json", "csv", "markdown")),
         ("params --format = ", ("table", "json", "csv", "markdown")),  # as bash splits --format=
         ("params --format=", [f"--format={name}" for name in ("table", "json", "csv", "markdown")]),
