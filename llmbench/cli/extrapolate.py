@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import msgspec
@@ -193,8 +193,9 @@ def document(
     """Return the document of all scores. `trained`: the training length. `about`: the model, text and settings.
     `unigram`: the loss in nats of a model that knows only how often each token occurs."""
     rows = [_row(score, next(m.about for m in methods if m.name == score.method)) for score in scores]
+    untrained = [row.method for row in rows if row.length == trained and not has_learned(row.loss, unigram)]
     block = Block(
-        answer=_finding(rows, trained),
+        answer=_finding(rows, trained, untrained),
         headline=about,
         table=_losses(rows, trained),
         lines=[
@@ -202,7 +203,7 @@ def document(
             f"Δ: the loss minus that at {trained} tokens, ± half of its 95% interval",
             place(found),
         ],
-        notes=list(_warnings(rows, trained, unigram)),
+        notes=[_too_short(untrained, trained, unigram)] if untrained else [],
     )
     return Document(
         command="extrapolate",
@@ -247,15 +248,21 @@ def _losses(rows: Sequence[Row], trained: int) -> Table:
     return Table(columns=columns, rows=cells)
 
 
-def _finding(rows: Sequence[Row], trained: int) -> str:
-    """Return the sentences that answer the question: which methods keep their loss at the longest length?"""
+def _finding(rows: Sequence[Row], trained: int, untrained: Sequence[str]) -> str:
+    """Return the sentences that answer the question: which methods keep their loss at the longest length?
+
+    `untrained`: methods whose models have not learned enough to be judged.
+    """
     longest = max(row.length for row in rows)
     last = [row for row in rows if row.length == longest]
-    kept = [row for row in last if row.verdict in ("as well", "better")]
-    worse = sorted((row for row in last if row.verdict == "worse"), key=lambda row: row.change or 0.0)
+    judged = [row for row in last if row.method not in untrained]
+    kept = [row for row in judged if row.verdict in ("as well", "better")]
+    worse = sorted((row for row in judged if row.verdict == "worse"), key=lambda row: row.change or 0.0)
     refused = [row.method for row in last if row.loss is None]
     sentences = []
-    if kept:
+    if not judged:
+        sentences.append("The training is too short to judge any method.")
+    elif kept:
         sentences.append(
             f"Trained on {plural(trained, 'token')}, {_names([row.method for row in kept])} "
             f"{'reads' if len(kept) == 1 else 'read'} {longest} tokens as well or better."
@@ -272,14 +279,12 @@ def _finding(rows: Sequence[Row], trained: int) -> str:
     return " ".join(sentences)
 
 
-def _warnings(rows: Sequence[Row], trained: int, unigram: float) -> Iterator[str]:
-    """Yield a note about models that have learned less than the frequencies of the tokens."""
-    untrained = [row.method for row in rows if row.length == trained and not has_learned(row.loss, unigram)]
-    if untrained:
-        yield (
-            f"{_names(untrained)}: the training is too short to tell anything. Even at {trained} tokens, the loss is "
-            f"not clearly below {unigram:.3f} nats, which a model gets that knows only how often each token occurs"
-        )
+def _too_short(untrained: Sequence[str], trained: int, unigram: float) -> str:
+    """Return a note about methods whose models have learned less than the frequencies of the tokens."""
+    return (
+        f"{_names(untrained)}: the training is too short to tell anything. Even at {trained} tokens, the loss is not "
+        f"clearly below {unigram:.3f} nats, which a model gets that knows only how often each token occurs"
+    )
 
 
 def _names(names: Sequence[str]) -> str:

@@ -93,16 +93,16 @@ def extrapolate(
     trainings: dict[str, tuple[Mapping[str, Tensor], Tensor]] = {}
     scores = []
     for method in methods:
-        trained = method.trained(train_length)
-        key = str(trained)
+        changes = method.changes(base, train_length, train_length)
+        key = str(changes)
         if key not in trainings:  # the methods of RoPE share one training
-            arm = Arm(method.name, {"positions": trained})
+            arm = Arm(method.name, changes)
             model, _ = trained_arm(base, arm, data, settings, on_step=partial(on_step, method.name))
             at_training = _losses(model.eval(), tokens[:, -train_length:], targets[:, -train_length:])
             trainings[key] = model.state_dict(), at_training
         weights, at_training = trainings[key]
         for length in lengths:
-            spec = override(base, {"positions": method.positions(train_length, length)})
+            spec = override(base, method.changes(base, train_length, length))
             reason = beyond_positions(spec, length)
             if reason is not None:
                 scores.append(Score(method.name, length, None, None, reason))

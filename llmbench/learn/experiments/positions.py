@@ -1,4 +1,7 @@
-"""The position encodings that `extrapolate` compares, and how each one reads longer sequences. No torch."""
+"""The position encodings that `extrapolate` compares, and how each one reads longer sequences. No torch.
+
+Dimensions: K scored tokens, D hidden size.
+"""
 
 from __future__ import annotations
 
@@ -23,17 +26,22 @@ class Method(NamedTuple):
 
     - `trained(length)`: the positions of the training, on sequences of this length.
     - `read(length, longer)`: the positions with which the trained weights read a longer sequence. None: the same.
+    - `scaled`: whether embeddings are multiplied by √D (arXiv 1706.03762, section 3.4). Otherwise small embeddings
+      would vanish beside sines and cosines.
     """
 
     name: str
     about: str
     trained: Callable[[int], Positions]
     read: Callable[[int, int], Positions] | None = None
+    scaled: bool = False
 
-    def positions(self, length: int, longer: int) -> Positions:
-        """Return the positions for sequences of `longer` tokens, after a training on `length` tokens."""
+    def changes(self, base: ModelSpec, length: int, longer: int) -> dict[str, Any]:
+        """Return the fields of the spec for sequences of `longer` tokens, after a training on `length` tokens."""
         beyond = self.read if longer > length else None
-        return self.trained(length) if beyond is None else beyond(length, longer)
+        positions = self.trained(length) if beyond is None else beyond(length, longer)
+        scale = base.hidden_size**0.5 if self.scaled else base.embedding.scale
+        return {"positions": positions, "embedding": {"scale": scale}}
 
 
 def _rope(length: int) -> Positions:
@@ -52,7 +60,7 @@ def _scaled(kind: str, *, factor: Callable[[int, int], float]) -> Callable[[int,
 
 METHODS: tuple[Method, ...] = (
     Method("learned", "a trained table", lambda length: {"kind": "learned", "num_positions": length}),
-    Method("sinusoidal", "sines and cosines (arXiv 1706.03762)", lambda length: {"kind": "sinusoidal"}),
+    Method("sinusoidal", "sines and cosines (arXiv 1706.03762)", lambda length: {"kind": "sinusoidal"}, scaled=True),
     Method("rope", "rotary, unchanged (arXiv 2104.09864)", _rope),
     Method(
         "interpolation",
@@ -97,5 +105,5 @@ def base_of(spec: ModelSpec, methods: Sequence[Method], trained: int) -> ModelSp
     """Return the model with the context of the training. Raises SpecError if it cannot have one of the encodings."""
     base = override(spec, {"max_position_embeddings": trained})
     for method in methods:
-        override(base, {"positions": method.trained(trained)})
+        override(base, method.changes(base, trained, trained))
     return base
