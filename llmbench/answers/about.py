@@ -37,8 +37,8 @@ class AboutModel(msgspec.Struct, kw_only=True):
 
     @property
     def notes(self) -> list[str]:
-        """A note if a sequence of `tokens` tokens is too long for the model, and the notes of the spec."""
-        return [*length_notes(self.spec, self.tokens), *self.spec.notes]
+        """Notes on the length of the sequences, if `tokens` says it, and the notes of the spec."""
+        return [*length_notes(self.spec, self.tokens), *encoder_notes(self.spec, self.tokens), *self.spec.notes]
 
     @property
     def title(self) -> str:
@@ -62,8 +62,8 @@ MODEL_FIELDS: tuple[Field[AboutModel], ...] = (
     Field("approximate_because", description="list of reasons why the figures may be inexact"),
     Field(
         "notes",
-        description="list of notes: the notes of the spec, a note if the sequence is too long for the model, and notes "
-        "on the names of devices",
+        description="list of notes: the notes of the spec, a note if the sequence is too long for the model, a note on "
+        "the input of an encoder, and notes on the names of devices",
     ),
 )
 """The first fields of each row about a model."""
@@ -122,6 +122,14 @@ def length_notes(spec: ModelSpec, tokens: int) -> list[str]:
     if context is None or tokens <= context:
         return []
     return [f"a sequence of more than {plural(context, 'token')} exceeds the context length of {spec.name}"]
+
+
+def encoder_notes(spec: ModelSpec, tokens: int) -> list[str]:
+    """Return a list with a note on the input of an encoder if a command computes with `tokens` tokens, else none."""
+    if spec.encoder is None or not tokens:
+        return []
+    read = f"{plural(spec.encoder.length, 'token')}" if spec.encoder.length else "as many tokens as the decoder"
+    return [f"the encoder of {spec.name} reads {read}; figures per token are those per token of the decoder"]
 
 
 def title(spec: ModelSpec, *, approximate: bool = False) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from llmbench.answers.about import MODEL_FIELDS, AboutModel, length_notes
+from llmbench.answers.about import MODEL_FIELDS, AboutModel, encoder_notes, length_notes
 from llmbench.cli.options import SEQ, As, Models, Output, Seq, Set, WeightsOption, answer, load, prints_tables, reading
 from llmbench.cli.versus import VersusCommand, sides
 from llmbench.report.describe import distinct
@@ -411,6 +411,7 @@ def _block(rows: list[Compared], seq: int, *, mark: bool) -> Block:
         notes=[
             *([] if mark or not rows[0].changes else [EVERY_MODEL]),
             *distinct(note for row in rows for note in length_notes(row.spec, seq)),
+            *distinct(note for row in rows for note in encoder_notes(row.spec, seq)),
             *_noted(rows, names, _not_loaded),
             *_noted(rows, names, lambda row: row.spec.notes),
         ],

@@ -285,6 +285,15 @@ def test_inexact_bytes_are_marked_in_the_json(tmp_path: Path, capsys: Capture) -
     assert row(capsys, "compare", "mamba-130m")["approximate_because"] == [f"memory in training: {doubts[0]}"]
 
 
+@pytest.mark.parametrize("command", ["flops", "kvcache", "memory", "compare", "mfu --device h100 --tokens-per-s 9"])
+def test_a_note_says_how_many_tokens_an_encoder_reads(command: str, tmp_path: Path, capsys: Capture) -> None:
+    whisper = tmp_path / "whisper.json"
+    whisper.write_text(json.dumps({"model_type": "whisper"}), encoding="utf-8")
+    for model, read in (("t5-base", "as many tokens as the decoder"), (str(whisper), "1,500 tokens"), ("gpt2", "")):
+        text = " ".join(answer(capsys, *command.split(), model, "--seq", "64", "--notes").split())
+        assert (f"the encoder of {Path(model).stem} reads {read}" in text) == bool(read), model
+
+
 # Wording and units
 
 
