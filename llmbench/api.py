@@ -325,6 +325,8 @@ def mfu(
     batch: int | None = None,
     step_s: float | None = None,
     tokens_per_s: float | None = None,
+    mfu: float | None = None,
+    tokens: float | None = None,
     precision: Literal["bf16", "fp16", "tf32", "fp32", "fp8", "fp4"] = "bf16",
     recompute: Recompute = "none",
     explain: bool = False,
@@ -332,7 +334,8 @@ def mfu(
     """Compute the utilization of a training run, as `llmbench mfu` does. `values` has one item for each convention.
 
     batch, step_s: sequences of all GPUs together and seconds per step. tokens_per_s: tokens per second of all GPUs
-    together, in their place.
+    together, in place of step_s. mfu: expected share of the peak, from 0 to 1, in place of a measured speed. tokens:
+    tokens of the whole training.
 
     Raises LLMBenchError for a value that is not valid, and for a format that the device does not compute.
     """
@@ -344,12 +347,13 @@ def mfu(
         "gpus": gpus,
         "step_s": step_s,
         "tokens_per_s": tokens_per_s,
+        "mfu": mfu,
         "batch": batch,
         "precision": precision,
         "recompute": recompute,
     }
-    rows = answers.utilized(load(model), seq=seq, **options)
-    inputs = {"model": rows[0].spec.name, "seq_len": seq, **options}
+    rows = answers.utilized(load(model), seq=seq, training_tokens=tokens, **options)
+    inputs = {"model": rows[0].spec.name, "seq_len": seq, "tokens": tokens, **options}
     return Answer(rows, answers.document(rows, inputs, explain=explain))
 
 

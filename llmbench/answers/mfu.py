@@ -8,7 +8,7 @@ from llmbench.answers.about import MODEL_FIELDS, AboutModel, model_block
 from llmbench.errors import LLMBenchError
 from llmbench.report.document import Document, table
 from llmbench.report.fields import Field, inside, records
-from llmbench.report.units import plural, si
+from llmbench.report.units import billions, duration, plural, si
 from llmbench.sizing.mfu import Convention, conventions, peak_flops_per_s, utilization
 from llmbench.sizing.workload import Recompute
 from llmbench.spec.catalog import find_device
@@ -20,7 +20,8 @@ class Utilized(AboutModel, kw_only=True):
     """The utilization of a run by one convention.
 
     tokens: tokens per sequence. device: name of the device. peak: its dense peak in `precision`, in FLOP/s.
-    tokens_per_s: tokens per second of all GPUs. step_s, batch: None if the tokens per second were given.
+    tokens_per_s: tokens per second of all GPUs. step_s, batch: None if the sequences per step are unknown.
+    expected: whether the speed is that of an expected MFU. training_tokens: tokens of the whole training, or None.
     """
 
     convention: Convention
@@ -32,6 +33,13 @@ class Utilized(AboutModel, kw_only=True):
     batch: int | None
     step_s: float | None
     recompute: Recompute
+    expected: bool
+    training_tokens: float | None
+
+    @property
+    def training_s(self) -> float | None:
+        """The seconds of the whole training, or None."""
+        return None if self.training_tokens is None else self.training_tokens / self.tokens_per_s
 
     @property
     def flops_per_token(self) -> float:
@@ -98,10 +106,10 @@ FIELDS: tuple[Field[Utilized], ...] = (
     Field("precision", description="value of `--precision`: number format of the matrix products"),
     Field("peak_flops_per_s", value=lambda row: row.peak, description="dense peak of the device in this format"),
     Field("tokens_per_s", description="tokens per second of all GPUs together"),
-    Field("step_s", description="value of `--step-time` in seconds; null with `--tokens-per-s`"),
-    Field(
-        "batch", description="value of `--batch`: sequences per step of all GPUs together; null with `--tokens-per-s`"
-    ),
+    Field("step_s", description="seconds per optimizer step; null without `--batch`"),
+    Field("batch", description="value of `--batch`: sequences per step of all GPUs together, or null"),
+    Field("training_tokens", description="value of `--tokens`: tokens of the whole training, or null"),
+    Field("training_s", description="seconds of the whole training: `training_tokens` / `tokens_per_s`, or null"),
     Field("seq_len", value=lambda row: row.tokens, description="value of `--seq`: tokens per sequence"),
     Field("recompute", description="value of `--recompute`"),
 )
@@ -109,6 +117,9 @@ FIELDS: tuple[Field[Utilized], ...] = (
 
 LEAST, MOST = 1e-9, 1e15
 """The limits of a time in seconds, and of a number of tokens per second."""
+MOST_TOKENS = 1e18
+EXPECTED = "model_causal"
+"""The convention of an expected MFU."""
 
 
 def utilized(
@@ -120,36 +131,47 @@ def utilized(
     batch: int | None = None,
     step_s: float | None = None,
     tokens_per_s: float | None = None,
+    mfu: float | None = None,
+    training_tokens: float | None = None,
     precision: DType = "bf16",
     recompute: Recompute = "none",
 ) -> list[Utilized]:
     """Return the utilization of a training run by each convention.
 
     batch: sequences per step of all GPUs together. step_s: seconds per step. tokens_per_s: tokens per second of all
-        GPUs together, in place of batch and step_s.
+        GPUs together, in place of step_s. mfu: expected share of the peak by the convention EXPECTED, in place of a
+        measured speed. training_tokens: tokens of the whole training.
 
     Raises LLMBenchError for an unknown device, for a format that it does not compute, and for missing or contradicting
     times.
     """
-    if (step_s is None) == (tokens_per_s is None):
+    if sum(speed is not None for speed in (step_s, tokens_per_s, mfu)) != 1:
         raise LLMBenchError(
-            "--step-time and --tokens-per-s: exactly one of them is needed",
-            hint="for example --step-time 1.2s --batch 512, or --tokens-per-s 500000",
+            "--step-time, --tokens-per-s and --mfu: exactly one of them is needed",
+            hint="for example --step-time 1.2s --batch 512, or --tokens-per-s 500000, or --mfu 40% to plan a training",
         )
-    for option, value in (("--step-time", step_s), ("--tokens-per-s", tokens_per_s)):
-        if value is not None and not LEAST <= value <= MOST:
-            raise LLMBenchError(f"{option} {value:g}: must be from {LEAST:g} to {MOST:g}")
-    if (step_s is None) != (batch is None):
+    for option, value in (("--step-time", step_s), ("--tokens-per-s", tokens_per_s), ("--mfu", mfu)):
+        most = MOST if option != "--mfu" else 1
+        if value is not None and not LEAST <= value <= most:
+            raise LLMBenchError(f"{option} {value:g}: must be from {LEAST:g} to {most:g}")
+    if training_tokens is not None and not 1 <= training_tokens <= MOST_TOKENS:
+        raise LLMBenchError(f"--tokens {training_tokens:g}: must be from 1 to {MOST_TOKENS:g}")
+    if step_s is not None and batch is None:
         raise LLMBenchError(
-            "--batch: --step-time needs the sequences per step of all GPUs together"
-            if batch is None
-            else "--batch: changes nothing with --tokens-per-s",
-            hint="add --batch, for example --batch 512" if batch is None else "leave out --batch",
+            "--batch: --step-time needs the sequences per step of all GPUs together",
+            hint="add --batch, for example --batch 512",
         )
     found = find_device(device)
     peak = peak_flops_per_s(found, precision)
-    speed = tokens_per_s if step_s is None else (batch or 0) * seq / step_s
-    assert speed is not None
+    counted = conventions(spec, seq, recompute)
+    if step_s is not None:
+        speed = (batch or 0) * seq / step_s
+    elif mfu is not None:
+        (expected,) = (each for each in counted if each.key == EXPECTED)
+        speed = mfu * gpus * peak * seq / expected.flops
+    else:
+        assert tokens_per_s is not None
+        speed = tokens_per_s
     return [
         Utilized(
             spec=spec,
@@ -161,10 +183,12 @@ def utilized(
             peak=peak,
             tokens_per_s=speed,
             batch=batch,
-            step_s=step_s,
+            step_s=step_s if batch is None else batch * seq / speed,
             recompute=recompute,
+            expected=mfu is not None,
+            training_tokens=training_tokens,
         )
-        for convention in conventions(spec, seq, recompute)
+        for convention in counted
     ]
 
 
@@ -204,18 +228,30 @@ def document(rows: list[Utilized], inputs: dict[str, Any], *, explain: bool = Fa
         f"{row.spec.name} on {plural(row.gpus, 'GPU')} ({row.device}): MFU {first:.1%} with the pairs inside the mask, "
         f"{full:.1%} with all pairs; HFU {hardware:.1%}."
     )
+    if row.training_s is not None:
+        block.answer = f"{_training_time(row)}\n{block.answer}"
     answer.blocks = [block]
     return answer
 
 
 def _context(row: Utilized) -> str:
     peak = f"{row.peak / 1e12:,.1f} TFLOP/s dense {row.precision}"
-    step = "" if row.step_s is None else f" · {row.step_s:g} s per step of {plural(row.batch or 0, 'sequence')}"
+    step = "" if row.step_s is None else f" · {row.step_s:.4g} s per step of {plural(row.batch or 0, 'sequence')}"
     again = "no recomputation" if row.recompute == "none" else f"recompute {row.recompute}"
     return (
         f"training · {row.tokens_per_s:,.0f} tokens per second{step} · {plural(row.tokens, 'token')} per sequence\n"
         f"{row.gpus:,} × {row.device} · peak {peak} each · {again}"
     )
+
+
+def _training_time(row: Utilized) -> str:
+    """Return the sentence that says how long the whole training takes."""
+    assert row.training_tokens is not None
+    assert row.training_s is not None
+    hours = row.training_s / 3600 * row.gpus
+    speed = "the expected MFU" if row.expected else "the measured speed"
+    spent = f", which are {hours:,.0f} GPU hours" if hours >= 10 else ""
+    return f"At {speed}, {billions(row.training_tokens)} tokens take {duration(row.training_s)}{spent}."
 
 
 def _lines(row: Utilized, explain: bool) -> list[str]:

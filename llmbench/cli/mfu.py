@@ -21,7 +21,7 @@ from llmbench.cli.options import (
     positive_integer,
     prints_tables,
 )
-from llmbench.sizing.items import decimal
+from llmbench.sizing.items import amount, decimal
 from llmbench.sizing.workload import Recompute
 
 _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "": 1.0}
@@ -49,11 +49,29 @@ def duration(text: str | float) -> float:
 
 def rate(text: str | float) -> float:
     """Parse a number of tokens per second, such as 512000 or 512k (512,000)."""
-    whole = str(text).strip().lower().replace(",", "")
-    scale = {"k": 1e3, "m": 1e6}.get(whole[-1:], 1.0)
-    return (
-        _positive(whole[:-1] if scale > 1 else whole, "a number of tokens per second, such as 512000 or 512k") * scale
-    )
+    return _amount(text, "a number of tokens per second, such as 512000 or 512k")
+
+
+def tokens(text: str | float) -> float:
+    """Parse a number of tokens, such as 300B or 1.5T."""
+    return _amount(text, "a number of tokens, such as 300B or 1.5T")
+
+
+def share(text: str | float) -> float:
+    """Parse a share such as 40% or 0.4. Return a number from 0 to 1."""
+    whole = str(text).strip()
+    number = _positive(whole.removesuffix("%"), "a share, such as 40% or 0.4")
+    number = number / 100 if whole.endswith("%") else number
+    if number > 1:
+        raise typer.BadParameter(f"{whole!r} is more than the peak; write 40% or 0.4")
+    return number
+
+
+def _amount(text: str | float, what: str) -> float:
+    try:
+        return amount(str(text))
+    except ValueError:
+        raise typer.BadParameter(f"{str(text)!r} is not {what}") from None
 
 
 Device = Annotated[
@@ -66,7 +84,7 @@ StepTime = Annotated[
     typer.Option(
         "--step-time",
         metavar="TIME",
-        help="Time of one optimizer step, for example 1.2s or 850ms. It needs --batch.",
+        help="Measured time of one optimizer step, for example 1.2s or 850ms. It needs --batch.",
         parser=duration,
         show_default=False,
     ),
@@ -78,6 +96,27 @@ TokensPerS = Annotated[
         metavar="N",
         help="Tokens per second of all GPUs together, in place of --step-time. For a rate per GPU use --gpus 1.",
         parser=rate,
+        show_default=False,
+    ),
+]
+ExpectedMfu = Annotated[
+    float | None,
+    typer.Option(
+        "--mfu",
+        metavar="SHARE",
+        help="Expected MFU, for example 40%, in place of a measured speed. It counts the model FLOPs with the pairs "
+        "inside the mask.",
+        parser=share,
+        show_default=False,
+    ),
+]
+Tokens = Annotated[
+    float | None,
+    typer.Option(
+        "--tokens",
+        metavar="N",
+        help="Tokens of the whole training, for example 300B. The answer then says how long it takes.",
+        parser=tokens,
         show_default=False,
     ),
 ]
@@ -108,6 +147,8 @@ def command(
     gpus: Gpus = 1,
     step_time: StepTime = None,
     tokens_per_s: TokensPerS = None,
+    mfu: ExpectedMfu = None,
+    tokens: Tokens = None,
     batch: Batch = None,
     seq: Seq = SEQ,
     precision: Precision = "bf16",
@@ -123,6 +164,8 @@ def command(
     attention, the FLOPs of the model itself, and these FLOPs with what the backward pass computes again. MFU does not
     count the latter. The peak is the dense peak of the device in the number format of the products.
 
+    With --tokens, the answer says how long a training takes. The speed is a measured one, or that of --mfu.
+
     Examples:
 
       llmbench mfu llama3-8b --device h100 --gpus 64 --step-time 8.5s --batch 512 --seq 8k
@@ -132,6 +175,8 @@ def command(
       llmbench mfu mixtral-8x7b --device a100 --tokens-per-s 3000 --explain
 
       llmbench mfu llama3-8b --device h100 --gpus 8 --tokens-per-s 90k --precision fp8 --format json
+
+      llmbench mfu llama3.2-3b --device h100 --gpus 64 --mfu 40% --tokens 300B --seq 8k
     """
     rows = utilized(
         load(model, set),
@@ -141,6 +186,8 @@ def command(
         batch=batch,
         step_s=step_time,
         tokens_per_s=tokens_per_s,
+        mfu=mfu,
+        training_tokens=tokens,
         precision=precision,
         recompute=recompute,
     )
@@ -150,6 +197,8 @@ def command(
         "gpus": gpus,
         "step_time_s": step_time,
         "tokens_per_s": tokens_per_s,
+        "mfu": mfu,
+        "tokens": tokens,
         "batch": batch,
         "seq_len": seq,
         "precision": precision,

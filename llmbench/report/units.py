@@ -183,6 +183,14 @@ def billions(value: float) -> str:
     return f"{value / 1e6:,.1f} M"
 
 
+def duration(seconds: float) -> str:
+    """Format a time of a training in days, hours, minutes or seconds: 2.9 days."""
+    for scale, name, least in ((86400, "days", 2), (3600, "hours", 2), (60, "minutes", 2)):
+        if seconds >= least * scale:
+            return f"{seconds / scale:,.1f} {name}"
+    return f"{seconds:,.1f} seconds"
+
+
 def fixed(value: float, decimals: int) -> str:
     """Return the number with this many decimals, and from a million on as a power of ten, such as 8.76e+34."""
     return f"{value:.{decimals}f}" if abs(value) < 1e6 else f"{value:.2e}"

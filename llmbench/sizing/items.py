@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from math import isfinite
+from math import inf, isfinite
 from typing import Any
 
 from llmbench.errors import LLMBenchError, suggestion
@@ -76,6 +76,22 @@ def decimal(text: str) -> float:
     number = float(text)
     if not isfinite(number):
         raise ValueError("needs a number")
+    return number
+
+
+_SCALES = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
+
+
+def amount(text: str) -> float:
+    """Read a positive number such as 512000, 512,000, 512k, 300B or 1.5T. Commas can only separate thousands."""
+    whole = text.strip().lower()
+    scale = _SCALES.get(whole[-1:], 1.0)
+    digits = whole[:-1] if scale > 1 else whole
+    if re.fullmatch(r"\d{1,3}(,\d{3})+(\.\d+)?", digits, re.ASCII):
+        digits = digits.replace(",", "")
+    number = decimal(digits) * scale
+    if not 0 < number < inf:
+        raise ValueError("needs a positive number")
     return number
 
 

@@ -148,13 +148,39 @@ def test_both_ways_to_say_the_speed() -> None:
     assert step["6n"] == pytest.approx(6 * 8_030_261_248 * 64 * 8192 / 2 / 8 / 989.4e12)
 
 
+def test_the_time_of_a_training(capsys: pytest.CaptureFixture[str]) -> None:
+    """6·N·tokens / (GPUs × peak × MFU) by the model's own FLOPs. An expected MFU gives itself back."""
+    spec = load_bundled("llama3-8b")
+    rows = utilized(spec, device="h100", gpus=64, seq=8192, batch=512, mfu=0.4, training_tokens=300e9)
+    assert shares(rows)["model_causal"] == pytest.approx(0.4)
+    (row,) = (row for row in rows if row.convention.key == "model_causal")
+    assert row.training_s == pytest.approx(row.flops_per_token * 300e9 / (64 * 989.4e12 * 0.4))
+    assert row.step_s == pytest.approx(512 * 8192 / row.tokens_per_s)
+    again = utilized(spec, device="h100", gpus=64, seq=8192, batch=512, step_s=row.step_s, training_tokens=300e9)
+    assert again[0].training_s == pytest.approx(row.training_s)
+    assert shares(again) == pytest.approx(shares(rows))
+    base = ["mfu", "llama3-8b", "--device", "h100", "--gpus", "64", "--seq", "8k"]
+    assert run([*base, "--mfu", "40%", "--tokens", "300B"]) == 0
+    assert capsys.readouterr().out.startswith("At the expected MFU, 300.00 B tokens take 7.1 days, which are 10,")
+    assert run([*base, "--tokens-per-s", "1,000k", "--tokens", "90M"]) == 0
+    assert capsys.readouterr().out.startswith("At the measured speed, 90.0 M tokens take 90.0 seconds.")
+
+
 def test_wrong_input(capsys: pytest.CaptureFixture[str]) -> None:
     base = ["mfu", "llama3-8b", "--device", "a100"]
     for more, named in (
         ([], "exactly one of them is needed"),
         (["--step-time", "1s"], "--step-time needs the sequences per step"),
         (["--tokens-per-s", "9", "--step-time", "1s"], "exactly one of them is needed"),
-        (["--tokens-per-s", "9", "--batch", "8"], "changes nothing with --tokens-per-s"),
+        (["--tokens-per-s", "9", "--mfu", "40%"], "exactly one of them is needed"),
+        (["--mfu", "40"], "is more than the peak"),
+        (["--mfu", "0%"], "is not a share"),
+        (["--mfu", "1e-30"], "--mfu 1e-30: must be from 1e-09 to 1"),
+        (["--mfu", "40%", "--tokens", "1,5"], "is not a number of tokens"),
+        (["--mfu", "40%", "--tokens", "0"], "is not a number of tokens"),
+        (["--mfu", "40%", "--tokens", "1e19"], "--tokens 1e+19: must be from 1 to 1e+18"),
+        (["--tokens-per-s", "1,5"], "is not a number of tokens per second"),
+        (["--tokens-per-s", "1,,500"], "is not a number of tokens per second"),
         (["--tokens-per-s", "9", "--precision", "fp8"], "its matrix units do not compute fp8"),
         (["--tokens-per-s", "nan"], "is not a number of tokens per second"),
         (["--tokens-per-s", "0"], "is not a number of tokens per second"),
