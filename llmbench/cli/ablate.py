@@ -6,11 +6,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from llmbench.cli.ablate_document import document
+from llmbench.cli.ablate_document import document, panels
 from llmbench.cli.learning import (
     Batch,
     Data,
     Lrs,
+    Plot,
     Rates,
     Seeds,
     Seq,
@@ -85,6 +86,7 @@ def command(
     batch: Batch = 12,
     seq: Seq = 64,
     set: Set = None,
+    plot: Plot = None,
     format: As = "table",
     output: Output = None,
 ) -> None:
@@ -119,7 +121,7 @@ def command(
     size = size_of(spec, vocab=spec.vocab_size, context=seq)
     for design in designs:  # refuse a design before torch is imported
         design.spec(size)
-    check_files(output, None)
+    check_files(output, plot)
     content = text_of_option(data)
     need_torch("ablate")
     from llmbench.learn.data import corpus_of_text
@@ -160,4 +162,8 @@ def command(
         f"{about_training(first, text, settings, of_all=False)} · warm-up {settings.warmup} · learning rate {shown} · "
         f"{plural(seeds, 'seed')}"
     )
+    if plot is not None:
+        from llmbench.report.plots import save
+
+        save(panels(chosen, outcomes, text.unigram), plot, title="What does each part change?", caption=about)
     answer(document(chosen, outcomes, text.unigram, inputs, about, environment(device_of("cpu"))), format, output)

@@ -12,13 +12,14 @@ from llmbench.learn.experiments.designs import Design, Step, View
 from llmbench.learn.experiments.statistics import CONFIDENCE, Difference
 from llmbench.report.document import Block, Document, Table, table
 from llmbench.report.fields import Field, fitted, records
+from llmbench.report.plots import Column, Columns
 from llmbench.report.units import plural, signed
 
 if TYPE_CHECKING:
     from llmbench.learn.experiments.ablate import Outcome
     from llmbench.measure.environment import Environment
 
-__all__ = ["FIELDS", "document"]
+__all__ = ["FIELDS", "document", "panels"]
 
 
 class Row(NamedTuple):
@@ -157,13 +158,13 @@ LOSSES = ("step", "about", "lr", "loss", "change", "p", "verdict")
 """The columns of the tables of losses."""
 VERDICTS = {"lower": "better", "higher": "worse", "within noise": "within noise", "one pair": "one seed"}
 NOT_COMPARED = "not compared"
-COMPARED = {
-    "cumulative": "the loss minus that of the step before",
-    "added": "the loss minus that of {first}",
-    "removed": "the loss minus that of {first}. Above 0: the removed step was useful",
-    "question": "the loss minus that of {first}",
+BEFORE: dict[View, str] = {
+    "cumulative": "the step before",
+    "added": "{first}",
+    "removed": "{first}",
+    "question": "{first}",
 }
-"""What Δ means in each view."""
+"""The design of each view that a design is compared with."""
 
 
 def _row(step: Step, outcomes: Mapping[Design, Outcome]) -> Row:
@@ -249,6 +250,39 @@ def document(
     )
 
 
+def panels(steps: Sequence[Step], outcomes: Mapping[Design, Outcome], unigram: float) -> list[Columns]:
+    """Return a plot of each view: the loss of each step with the interval of its change. `unigram`: see `document`."""
+    rows = [_row(step, outcomes) for step in steps]
+    result = []
+    for view in dict.fromkeys(row.view for row in rows):
+        own = [(row, outcomes[step.design]) for step, row in zip(steps, rows, strict=True) if row.view == view]
+        first = own[0][0].step
+        result.append(
+            Columns(
+                title="" if view == "question" else f"view: {view}",
+                y="validation loss (nats)",
+                columns=[_column(row, outcome) for row, outcome in own],
+                interval=f"mean, and 95% interval of its\ndifference from {BEFORE[view].format(first=first)}",
+                cross="a seed that failed",
+                line=("guessing by frequency", unigram),
+            )
+        )
+    return result
+
+
+def _column(row: Row, outcome: Outcome) -> Column:
+    found = row.difference
+    half = None if found is None or found.high is None else found.high - found.mean
+    finite = [loss for loss in row.losses if loss is not None]
+    return Column(
+        label="\n".join((row.step, *row.about.replace(" → ", " →\n").split("\n"))).rstrip(),
+        mean=None if row.failed == len(row.losses) else row.loss,
+        half=half,
+        values=[loss for loss in finite if outcome.learned(loss)],
+        crossed=[loss for loss in finite if not outcome.learned(loss)],
+    )
+
+
 def _columns(chosen: Mapping[str, int], rows: Sequence[Row]) -> Table:
     """Return a table of some fields. `chosen`: their names, with their ranks for narrow terminals (`Field.spare`)."""
     fields = {field.name: field for field in FIELDS}
@@ -263,7 +297,11 @@ def _losses(rows: Sequence[Row]) -> Block:
     return Block(
         headline="" if view == "cumulative" else f"view: {view}",
         table=_columns({name: 0 for name in LOSSES if name != "lr" or not one_rate}, rows),
-        lines=[f"Δ ± half of its 95% interval, paired by seed: {COMPARED[view].format(first=rows[0].step)}"],
+        lines=[
+            "Δ ± half of its 95% interval, paired by seed: the loss minus that of "
+            + BEFORE[view].format(first=rows[0].step)
+            + (". Above 0: the removed step was useful" if view == "removed" else "")
+        ],
     )
 
 
@@ -315,8 +353,8 @@ def _notes(rows: Sequence[Row], unigram: float, seeds: int) -> Iterator[str]:
     """Yield what a reader must know before using the losses."""
     if any(row.failed for row in rows):
         yield (
-            f"failed: the training stopped, or its loss is not clearly below {unigram:.3f} nats, which a model gets "
-            "that knows only how often each token occurs. Such a training failed, or it was too short"
+            f"a seed failed if its training stopped, or if its loss is not clearly below {unigram:.3f} nats, which a "
+            "model gets that knows only how often each token occurs. A longer training may help"
         )
     fewer = [f"{row.step} ({row.pairs} of {seeds})" for row in rows if 0 < row.pairs < seeds]
     if fewer:

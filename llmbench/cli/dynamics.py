@@ -237,7 +237,10 @@ def document(
 
 
 def panels(outcomes: Sequence[Outcome], unigram: float) -> list[Panel]:
-    """Return a plot of the loss against the learning rate for each depth. A loss is the mean over seeds."""
+    """Return a plot of the loss against the learning rate for each depth.
+
+    A loss is the mean over the seeds that did not stop, as in the table. A cross marks a rate at which a seed failed.
+    """
     rates = sorted({outcome.lr for outcome in outcomes})
     rows = [_row(outcome, unigram) for outcome in outcomes]
     result = []
@@ -248,9 +251,12 @@ def panels(outcomes: Sequence[Outcome], unigram: float) -> list[Panel]:
             if depth == layers:
                 stopped = [f"{rate:g}" for rate in rates if not losses[rate]]
                 missing = f"not finite at {', '.join(stopped)}" if stopped else ""
-                curves.append(Series(arm, [(rate, fmean(losses[rate])) for rate in rates if losses[rate]], missing))
+                failed = frozenset(rate for rate in rates if any(row.failed for row in by_rate[rate]))
+                points = [(rate, fmean(losses[rate])) for rate in rates if losses[rate]]
+                curves.append(Series(arm, points, missing, failed))
         curves.append(Series("guessing by frequency", [(rate, unigram) for rate in rates]))
-        result.append(Panel("validation loss (nats)", plural(layers, "layer"), "learning rate", "nats", curves))
+        cross = "a seed failed"
+        result.append(Panel("validation loss (nats)", plural(layers, "layer"), "learning rate", "nats", curves, cross))
     return result
 
 
@@ -292,12 +298,20 @@ def _findings(rows: Sequence[Row]) -> Iterator[str]:
         verdicts = []
         for (depth, arm), by_rate in _groups(rows).items():
             if depth == layers:
-                bad = [f"{rate:g}" for rate, found in by_rate.items() if any(row.failed for row in found)]
-                good = [f"{rate:g}" for rate in by_rate if f"{rate:g}" not in bad]
+                failures = {rate: sum(row.failed for row in found) for rate, found in by_rate.items()}
+                bad = [
+                    f"{rate:g}"
+                    if failures[rate] == len(found)
+                    else f"{rate:g} ({failures[rate]} of {len(found)} seeds)"
+                    for rate, found in by_rate.items()
+                    if failures[rate]
+                ]
+                good = [f"{rate:g}" for rate in by_rate if not failures[rate]]
                 if not bad:
                     verdicts.append(f"{arm} trains at {'all rates' if len(good) > 1 else good[0]}")
                 elif not good:
-                    verdicts.append(f"{arm} fails at {'all rates' if len(bad) > 1 else bad[0]}")
+                    every = len(bad) > 1 and all(failures[rate] == len(found) for rate, found in by_rate.items())
+                    verdicts.append(f"{arm} fails at {'all rates' if every else ', '.join(bad)}")
                 else:
                     verdicts.append(f"{arm} trains at {', '.join(good)} and fails at {', '.join(bad)}")
         yield f"With {plural(layers, 'layer')}: {'; '.join(verdicts)}."

@@ -1,10 +1,13 @@
-"""Plot curves as text for a terminal, or as a picture file with matplotlib. Both axes are logarithmic."""
+"""Plot curves as text for a terminal, or curves and columns as a picture file with matplotlib.
+
+Both axes of curves are logarithmic.
+"""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -13,7 +16,7 @@ from typing import Any, NamedTuple
 from llmbench.errors import CannotRunError, LLMBenchError, install_hint
 from llmbench.report.units import Unit, fitting, heading, shown, size
 
-__all__ = ["Panel", "Series", "check_plot", "save", "terminal"]
+__all__ = ["Column", "Columns", "Panel", "Series", "check_plot", "save", "terminal"]
 
 SUFFIXES = (".png", ".svg", ".pdf")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -23,11 +26,16 @@ MARKERS = "osD^vPX*"
 
 
 class Series(NamedTuple):
-    """A curve. `points`: (x, y) pairs, in which x and y are above zero. `missing`: a remark about missing points."""
+    """A curve.
+
+    - `points`: (x, y) pairs, in which x and y are above zero. `missing`: a remark about missing points.
+    - `crossed`: the x values whose points get a cross. `Panel.cross` says what it means.
+    """
 
     name: str
     points: list[tuple[float, float]]
     missing: str = ""
+    crossed: frozenset[float] = frozenset()
 
     @property
     def label(self) -> str:
@@ -39,7 +47,7 @@ class Panel(NamedTuple):
     """A plot with one pair of axes and several curves.
 
     `y`: the name of the plotted quantity, for example time. `unit`: the base unit of `y`: "s", "B" (bytes) or "nats".
-    `x`: the label of the x axis. `case`: the setting of the measurement.
+    `x`: the label of the x axis. `case`: the setting of the measurement. `cross`: what a cross at a point means.
     """
 
     y: str
@@ -47,11 +55,46 @@ class Panel(NamedTuple):
     x: str
     unit: str
     series: list[Series]
+    cross: str = ""
 
     @property
     def title(self) -> str:
         """The title of the plot."""
         return f"{self.y}, {self.case}" if self.case else self.y
+
+
+class Column(NamedTuple):
+    """One column of a plot: its mean, half of the interval around it, and the single values.
+
+    `mean`, `half`: None if unknown. `crossed`: the values that the mean leaves out.
+    """
+
+    label: str
+    mean: float | None
+    half: float | None
+    values: list[float]
+    crossed: list[float]
+
+
+class Columns(NamedTuple):
+    """A plot with a column for each of several cases, on a linear axis.
+
+    `y`: the label of the axis. `interval`, `cross`: what an interval and a cross mean. `line`: a horizontal line with
+    its label.
+    """
+
+    title: str
+    y: str
+    columns: list[Column]
+    interval: str
+    cross: str
+    line: tuple[str, float]
+
+    @property
+    def width(self) -> float:
+        """The width in inches at which the labels do not overlap, with the legend beside the axes."""
+        longest = max(len(line) for column in self.columns for line in column.label.split("\n"))
+        return 3.0 + max(0.8, 0.085 * longest) * len(self.columns)
 
 
 def check_plot(path: Path) -> None:
@@ -97,8 +140,8 @@ _SHOWN_IN: dict[str, Unit] = {"s": "ms", "B": "gib", "nats": "number"}
 """The display unit of each base unit, before `fitting` adapts the display unit to the values."""
 
 
-def save(panels: list[Panel], path: Path, *, title: str = "", caption: str = "") -> None:
-    """Write all panels into one picture, two panels per row, with a title above and a caption below.
+def save(panels: Sequence[Panel | Columns], path: Path, *, title: str = "", caption: str = "") -> None:
+    """Write all panels into one picture, with a title above and a caption below. Two panels with curves share a row.
 
     Raises LLMBenchError if the file cannot be written.
     """
@@ -116,14 +159,20 @@ def _plain_texts() -> Iterator[None]:
         yield
 
 
-def _save(panels: list[Panel], path: Path, title: str, caption: str) -> None:
-    columns = min(2, len(panels))
-    rows = -(-len(panels) // columns)
-    figure = _figure((5.6 * columns, 3.4 * rows + 0.7), dpi=150, layout="constrained")
-    names = dict.fromkeys(series.name for panel in panels for series in panel.series)
+def _save(panels: Sequence[Panel | Columns], path: Path, title: str, caption: str) -> None:
+    curves = [panel for panel in panels if isinstance(panel, Panel)]
+    across = min(2, len(panels)) if curves else 1
+    rows = -(-len(panels) // across)
+    width = max([5.6 * across, *(panel.width for panel in panels if isinstance(panel, Columns))])
+    figure = _figure((width, 3.4 * rows + 0.7), dpi=150, layout="constrained")
+    names = dict.fromkeys(series.name for panel in curves for series in panel.series)
     styles = {name: _style(number) for number, name in enumerate(names)}
     for index, panel in enumerate(panels, 1):
-        _draw(figure.add_subplot(rows, columns, index), panel, styles)
+        axes = figure.add_subplot(rows, across, index)
+        if isinstance(panel, Panel):
+            _draw(axes, panel, styles)
+        else:
+            _draw_columns(axes, panel)
     if title:
         figure.suptitle(title, fontsize=11, fontweight="bold")
     if caption:
@@ -152,6 +201,11 @@ def _draw(axes: Any, panel: Panel, styles: dict[str, dict[str, Any]]) -> None:
     for series in panel.series:
         xs, ys = zip(*series.points, strict=True) if series.points else ((), ())
         axes.plot(xs, ys, label=series.label, **styles[series.name])
+        crossed = [point for point in series.points if point[0] in series.crossed]
+        if crossed:
+            axes.plot(*zip(*crossed, strict=True), **_CROSS | {"color": styles[series.name]["color"]})
+    if any(series.crossed for series in panel.series):
+        axes.plot([], [], label=panel.cross, **_CROSS)
     axes.set_title(panel.title, fontsize=10, loc="left")
     axes.set_xlabel(panel.x, fontsize=9)
     axes.set_ylabel(heading(panel.y, unit), fontsize=9)
@@ -166,12 +220,46 @@ def _draw(axes: Any, panel: Panel, styles: dict[str, dict[str, Any]]) -> None:
         margin = (ticks[-1] / ticks[0]) ** 0.02  # space for the markers at both ends
         axes.set_ylim(ticks[0] / margin, ticks[-1] * margin)
         axes.minorticks_off()
-    axes.tick_params(labelsize=8)
-    axes.grid(visible=True, color="#DDDDDD", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
+    _tidy(axes)
     # Beside the axes, many names hide no curve.
     beside = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)} if len(panel.series) > MOST_INSIDE else {}
     axes.legend(fontsize=7.5, frameon=False, **beside)
+
+
+def _draw_columns(axes: Any, panel: Columns) -> None:
+    for place, column in enumerate(panel.columns):
+        for values, style in ((column.values, _DOT), (column.crossed, _CROSS)):
+            axes.plot([place] * len(values), values, **style)
+        if column.mean is not None:
+            axes.errorbar(place, column.mean, yerr=column.half, **_MEAN)
+    axes.axhline(panel.line[1], color="#7F7F7F", linewidth=1.0, linestyle="--", label=panel.line[0])
+    axes.errorbar([], [], yerr=[], label=panel.interval, **_MEAN)
+    axes.plot([], [], label="one seed", **_DOT)
+    if any(column.crossed for column in panel.columns):
+        axes.plot([], [], label=panel.cross, **_CROSS)
+    axes.set_title(panel.title, fontsize=10, loc="left")
+    axes.set_ylabel(panel.y, fontsize=9)
+    axes.set_xticks(range(len(panel.columns)), [column.label for column in panel.columns])
+    axes.set_xlim(-0.5, len(panel.columns) - 0.5)
+    _tidy(axes)
+    axes.legend(fontsize=7.5, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+
+
+def _tidy(axes: Any) -> None:
+    axes.tick_params(labelsize=8)
+    axes.grid(visible=True, color="#DDDDDD", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+_CROSS: dict[str, Any] = {
+    "color": "#000000",
+    "marker": "x",
+    "linestyle": "none",
+    "markersize": 8,
+    "markeredgewidth": 1.4,
+}
+_DOT: dict[str, Any] = {"color": "#56B4E9", "marker": ".", "linestyle": "none", "markersize": 6}
+_MEAN: dict[str, Any] = {"color": "#0072B2", "fmt": "o", "markersize": 4.5, "markerfacecolor": "none", "capsize": 5}
 
 
 def _plain(number: str) -> str:

@@ -347,7 +347,7 @@ OPTIONS = {
     "diff": "--all --format --output",
     "train": "--data --steps --batch --seq --lr --warmup --schedule --optimizer --dtype --device --seed --setting "
     "--set --stop-at --resume --output --tensorboard --format",
-    "ablate": "--from --to --only --view --lr --seeds --data --steps --batch --seq --set --format --output",
+    "ablate": "--from --to --only --view --lr --seeds --data --steps --batch --seq --set --plot --format --output",
     "dynamics": "--arms --layers --lr --seeds --data --steps --batch --seq --set --plot --format --output",
     "extrapolate": "--methods --lengths --seq --data --steps --batch --lr --seed --set --plot --format --output",
     "evaluate": "--text --tokens --seq --stride --by-position --device --dtype --format --output",
@@ -379,7 +379,7 @@ def test_options_are_frozen(command: str) -> None:
     names = [option.opts[0] for option in options if "--help" not in option.opts]
     own = OPTIONS[command].split()
     assert names == own + (SHARED if "--format" in own else [])
-    assert len(own) <= {"memory": 22, "fit": 15, "train": 18, "ablate": 13}.get(command, 12)
+    assert len(own) <= {"memory": 22, "fit": 15, "train": 18, "ablate": 14}.get(command, 12)
     assert all(option.help for option in options)
 
 

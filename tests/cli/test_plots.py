@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llmbench.errors import LLMBenchError
-from llmbench.report.plots import Panel, Series, save, terminal
+from llmbench.report.plots import Column, Columns, Panel, Series, save, terminal
 
 CURVE = [(1, 1e-3), (10, 1e-2), (100, 1e-1)]
 
@@ -50,3 +50,18 @@ def test_a_plot_says_what_was_measured(tmp_path: Path) -> None:
     assert {"512", "1,024", "16,384", "1", "2", "16", "peak memory (MiB)", "peak memory, causal"} <= set(texts)
     assert {"flash", "standard (OOM at 16,384)", "flex (n/a)", "which is best?", "a machine · fp32"} <= set(texts)
     assert not any("10" in text and "×" in text for text in texts)
+
+
+@pytest.mark.filterwarnings("error")
+def test_columns_have_names_intervals_and_crosses(tmp_path: Path) -> None:
+    import matplotlib as mpl
+
+    columns = [Column("first", 2.0, None, [1.9, 2.1], []), Column("second\na → b", None, None, [], [3.1])]
+    panel = Columns("losses", "loss (nats)", columns, "mean and interval", "a failure", ("a line", 3.0))
+    with mpl.rc_context({"svg.fonttype": "none"}):  # text as text
+        save([panel], tmp_path / "columns.svg")
+        save([panel._replace(columns=columns[:1])], tmp_path / "column.svg")
+    pictures = [(tmp_path / f"{name}.svg").read_text() for name in ("columns", "column")]
+    texts = [set(re.findall(r">([^<>]+)</text>", picture)) for picture in pictures]
+    assert {"first", "second", "a → b", "losses", "loss (nats)", "mean and interval", "a failure", "a line"} <= texts[0]
+    assert "a failure" not in texts[1]

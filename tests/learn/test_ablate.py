@@ -181,7 +181,9 @@ def test_the_command_answers_in_words_and_in_json(tmp_path: Path, capsys: pytest
     assert run(["ablate", "--only", "no_pos_emb", "--seeds", "1", *short]) == 0
     shown = capsys.readouterr().out
     assert "Not decided, because there is one seed to compare: no_pos_emb (RoPE → no positions)." in shown
-    answer = answer_of(capsys, "ablate", "--from", "cs336", "--seeds", "2", *short)
+    picture = tmp_path / "steps.svg"
+    answer = answer_of(capsys, "ablate", "--from", "cs336", "--seeds", "2", "--plot", str(picture), *short)
+    assert "<svg" in picture.read_text()
     assert answer["schema"] == "llmbench.ablate/1"
     first, last = answer["steps"]
     assert (first["verdict"], first["change"], last["step"]) == ("first", None, "heads")
@@ -233,6 +235,12 @@ def test_the_verdict_of_a_row_names_its_failed_seeds() -> None:
     assert (silu["verdict"], silu["change"]) == ("3 of 3 seeds failed", None)
     assert "Failed: pre_norm_ablation (pre-norm → post-norm): 2 of 3 seeds failed" in answer.blocks[0].answer
     assert any("Seeds left for Δ: pre_norm_ablation (1 of 3)" in note for note in answer.blocks[0].notes)
+    (picture,) = ablate_document.panels(steps, outcomes, 3.0)
+    assert [(column.mean, column.values, column.crossed) for column in picture.columns[1::2]] == [
+        (2.4, [2.4], [3.3]),
+        (None, [], [3.1, 3.2, 3.3]),
+    ]
+    assert picture.columns[2].half == pytest.approx(none["high"] - none["change"])
     outcomes[steps[0].design] = outcome(**{"0_1": [3.0, None, 3.1]})
     answer = ablate_document.document(steps, outcomes, 3.0, {"seeds": 3}, "", environment(torch.device("cpu")))
     assert [row["verdict"] for row in answer.rows[:3:2]] == ["3 of 3 seeds failed", "not compared"]

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from llmbench.cli import run
-from llmbench.cli.dynamics import document
+from llmbench.cli.dynamics import document, panels
 from llmbench.learn.data import Corpus
 from llmbench.learn.experiments.norms import Outcome, dynamics, failed
 from llmbench.learn.experiments.placements import ARMS, SETTINGS, arms_of, base_of
@@ -88,6 +88,16 @@ def test_the_command_answers_in_words_and_in_json(tmp_path: Path, capsys: pytest
     assert run(["dynamics", "--arms", "pre", "--lr", "1e-3", *options, "--format", "csv"]) == 0
     (row,) = csv.DictReader(capsys.readouterr().out.splitlines())
     assert (row["arm"], float(row["loss"]), row["failed"]) == ("pre", training["loss"], str(training["failed"]).lower())
+
+
+def test_failed_seeds_are_marked_in_the_plot_and_counted_in_words() -> None:
+    found = [outcome(loss)._replace(lr=rate) for rate, loss in ((0.1, 2.0), (0.1, 3.1), (0.2, 2.0), (0.2, 2.2))]
+    (panel,) = panels(found, 3.147)
+    (points, crossed) = panel.series[0].points, panel.series[0].crossed
+    assert points == [(0.1, pytest.approx(2.55)), (0.2, pytest.approx(2.1))]
+    assert (crossed, panel.cross) == ({0.1}, "a seed failed")
+    said = document(found, 3.147, {}, "", ENVIRONMENT).blocks[0].answer
+    assert said == "With 2 layers: pre trains at 0.2 and fails at 0.1 (1 of 2 seeds)."
 
 
 def test_a_run_that_is_too_short_has_a_note() -> None:
