@@ -18,6 +18,7 @@ from llmbench.sizing.workload import Layout
 from llmbench.spec.catalog import find_model
 from llmbench.spec.files import parse_spec, write_spec
 from llmbench.spec.huggingface import from_config
+from llmbench.spec.huggingface.facts import facts
 from llmbench.spec.model import ModelSpec
 from llmbench.spec.override import override
 from llmbench.spec.weights import patterns, safetensors
@@ -101,6 +102,20 @@ def _simulated(stage: int, layout: Layout, micro_batches: int, saved: list[int])
         now[chunk] -= 1
         most[chunk] = max(most[chunk], sum(count * size for count, size in zip(now, saved, strict=True)))
     return most
+
+
+@pytest.mark.parametrize(
+    ("model_type", "many"),
+    [
+        ("gemma4_text", {f"key{index}": 0 for index in range(20_000)}),
+        ("dots3_note_text", {"per_layer_config": {str(index): {} for index in range(40_000)}}),
+    ],
+)
+def test_the_work_is_not_layers_times_keys(model_type: str, many: dict[str, object]) -> None:
+    config = facts()[model_type]["defaults"] | {"model_type": model_type, "num_hidden_layers": 10_000} | many
+    del config["layer_types"]
+    with quickly():
+        assert len(from_config(config, name="x").order) == 10_000
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,10 @@ class Config:
             if not _same(self._values.setdefault(name, value), value):
                 self.doubt(f"config keys {path}{first} and {path}{key} mean the same but have different values")
         self._spelled = frozenset(values)
-        self._defaults = {self._name(key): value for key, value in defaults.items()}
+        if aliases:
+            defaults = {self._name(key): value for key, value in defaults.items()}
+        self._defaults = defaults
+        self._for_layers: tuple[dict[str, Any], dict[str, Any]] | None = None
         self._read: set[str] = set()
         for key, value in self._values.items():
             self._check_type(key, value, self._defaults.get(key))
@@ -104,6 +107,7 @@ class Config:
     def put(self, key: str, value: Any) -> None:
         """Set the value of a key. Importers use it if they derive the value from other keys."""
         self._values[self._name(key)] = value
+        self._for_layers = None
 
     def rename(self, **keys: str) -> None:
         """Copy the value of each `alias` to `key`, for the given pairs `alias=key`, if the config has no `key`."""
@@ -268,12 +272,15 @@ class Config:
 
         The caller must call `doubt_unread` on the returned Config too.
         """
-        stated = {str(layer).lstrip("0") or "0": values for layer, values in self.table("per_layer_config").items()}
+        if self._for_layers is None:  # the same tables for all layers: a config can have many keys and many layers
+            by_index = {layer.lstrip("0") or "0": values for layer, values in self.table("per_layer_config").items()}
+            self._for_layers = by_index, {**self._defaults, **self._values}
+        stated, defaults = self._for_layers
         own = stated.get(str(index), {}) if "per_layer_config" in self else derived or {}
         if not isinstance(own, dict):
             raise self.error("per_layer_config", f"must have an object for layer {index}, not {_shown(own)}")
         own = {self._name(key): value for key, value in own.items()}
-        return self.nested("per_layer_config", own, {**self._defaults, **self._values})
+        return self.nested("per_layer_config", own, defaults)
 
     def require(self, key: str, *allowed: Any) -> None:
         """Mark the spec as approximate if the value of `key` is not in `allowed`. A null or absent key is always
