@@ -122,9 +122,21 @@ def _markdown_line(line: str | Command) -> str:
     return f"{_escaped(line.label)}\n\n{fence}sh\n{line.text}\n{fence}"
 
 
+_MARKUP = re.compile(
+    r"""
+    \\(?=[!-/:-@\[-`{-~]|$)  # a backslash that would escape the next character
+    |<(?=[A-Za-z/!?])  # an HTML tag
+    |&(?=\#?\w+;)  # a character by its name
+    |(?<=\])[(\[:]  # a link or a picture
+    |(?<=:)/(?=/)|(?<=www)\.  # an address, which GitHub turns into a link
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+
+
 def _escaped(text: str) -> str:
-    """Return the text with a backslash where an HTML tag, a link or a picture may begin."""
-    return re.sub(r"<(?=[A-Za-z/!?])|(?<=\])\(", r"\\\g<0>", text)
+    """Return the text with a backslash where Markdown would begin an HTML tag, a link or a picture."""
+    return _MARKUP.sub(r"\\\g<0>", text)
 
 
 def _markdown_table(table: Table) -> str:
