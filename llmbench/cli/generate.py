@@ -139,10 +139,10 @@ def command(
     start = time.perf_counter()
     for part in tokenizer.decoded(counted(new), after=before.tolist()):
         if streams and not parts:
-            sys.stdout.write(printable(prompt, lines=True))
+            sys.stdout.write(printable(prompt, lines=True, prose=True))
         parts.append(part)
         if streams:
-            sys.stdout.write(printable(part, lines=True))
+            sys.stdout.write(printable(part, lines=True, prose=True))
             sys.stdout.flush()
     if streams:
         sys.stdout.write("\n")

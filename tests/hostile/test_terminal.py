@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from llmbench.cli import run
 from llmbench.errors import LLMBenchError
-from llmbench.printable import UNSAFE, json_escaped, printable
+from llmbench.printable import MOST_MARKS, UNSAFE, json_escaped, printable
 from llmbench.spec.files import parse_spec
 from tests.measure.rows import ENVIRONMENT, header, row
 
@@ -172,8 +172,23 @@ def test_a_name_cannot_imitate_a_hint(tmp_path: Path, capsys: Capture) -> None:
 
 def test_invisible_characters_are_shown_as_escapes() -> None:
     assert printable("a\u00adb\u3164c\U000e0100") == "a\\xadb\\u3164c\\U000e0100"
-    for visible in ("é", "漢字", "👩\u200d💻", "می\u200cخواهم"):
+    for hidden in "\u200c\u200d\ufe0f\u17b5\u2800\U00013430\ufff8\ufffc\u206a\U000e01f0\U000e0fff":
+        assert printable(f"a{hidden}b") == f"a{hidden.encode('unicode_escape').decode()}b"
+        assert not {hidden} & set(json_escaped(f'"a{hidden}b"'))
+    for visible in ("é", "e\u0301", "漢字", "שָׁלוֹם", "बुद्धि", "ཧཱུྃ"):
         assert printable(visible) == visible
+
+
+def test_prose_keeps_the_characters_that_join_letters_and_emoji() -> None:
+    for text in ("👩\u200d💻", "می\u200cخواهم", "❤\ufe0f"):
+        assert printable(text, prose=True) == text
+    assert printable("a\u200bb\x1b", prose=True) == "a\\u200bb\\x1b"
+
+
+def test_a_letter_has_few_marks() -> None:
+    pile = "e" + "\u0301" * 300
+    for shown in (printable(pile), json_escaped(f'"{pile}"')[1:-1]):
+        assert shown == "e" + "\u0301" * MOST_MARKS + "\\u0301" * (300 - MOST_MARKS)
 
 
 def test_markdown_has_no_links_and_pictures_of_strangers(tmp_path: Path, capsys: Capture) -> None:
