@@ -87,7 +87,9 @@ def main(arguments: list[str] | None = None) -> None:
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() not in ("utf-8", "utf8"):
-            stream.reconfigure(errors="replace")  # prints ? if the encoding lacks a character, such as ×
+            from llmbench.cli.encodings import SIGNS  # most terminals understand UTF-8
+
+            stream.reconfigure(errors=SIGNS)
     gc.disable()  # The imports create many objects and no garbage. A collection would only visit these objects.
     from llmbench.cli import application
 

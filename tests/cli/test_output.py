@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from llmbench.cli import run
+from llmbench.cli.encodings import SIGNS
 from llmbench.report.document import Block, Document, Table, table
 from llmbench.report.fields import Cell, Field, records
 from llmbench.report.render import render
@@ -308,7 +309,14 @@ def test_a_terminal_without_utf8_gets_no_traceback() -> None:
     done = process("params", "llama2-7b", env=variables)
     assert "Traceback" not in done.stderr
     assert done.returncode == 0
-    assert "6,738,415,616" in done.stdout
+    assert "rule of thumb 12*L*d^2 = 6.44 B (-4.4%) | equal to the published total" in done.stdout
+    assert "?" not in done.stdout
+
+
+def test_signs_that_an_encoding_lacks_have_others_of_the_same_meaning() -> None:
+    text = "a · 12·L·d² = −31.7% – 10⁻¹² × 2 ≤ 3 … ±5 β₂ 漢"
+    assert text.encode("ascii", SIGNS) == b"a | 12*L*d^2 = -31.7% - 10^-12 x 2 <= 3 ... +/-5 ?2 ?"
+    assert text.encode("latin-1", SIGNS).decode("latin-1") == "a · 12·L·d² = -31.7% - 10^-¹² × 2 <= 3 ... ±5 ?2 ?"
 
 
 # Approximate models
