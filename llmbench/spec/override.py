@@ -47,17 +47,21 @@ def parse_assignments(items: Iterable[str]) -> dict[str, Any]:
             raise SpecError(f"--set {key}: is not valid UTF-8")
         if key in assignments:
             raise SpecError(f"--set {key}: is given twice")
-        assignments[key] = _value(value.strip())
+        assignments[key] = _value(key, value.strip())
     return assignments
 
 
-def _value(text: str) -> Any:
+def _value(key: str, text: str) -> Any:
+    """Return the value that a text in TOML has, or the text itself. Raises SpecError if it contains further keys."""
     if text.lower() in ("none", "null"):
         return None
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except (tomllib.TOMLDecodeError, KeyError, RecursionError, ValueError):
+        document = tomllib.loads(f"value = {text}")
+    except (tomllib.TOMLDecodeError, RecursionError, ValueError):
         return text
+    if len(document) > 1:
+        raise SpecError(f"--set {key}: has more than one line", hint="give one --set for each field")
+    return document["value"]
 
 
 def override(spec: ModelSpec, assignments: Mapping[str, Any]) -> ModelSpec:
