@@ -49,7 +49,7 @@ def duration(text: str | float) -> float:
 
 def rate(text: str | float) -> float:
     """Parse a number of tokens per second, such as 512000 or 512k (512,000)."""
-    return _amount(text, "a number of tokens per second, such as 512000 or 512k")
+    return _amount(text, "a number of tokens per second, such as 512000, 512,000 or 512k")
 
 
 def tokens(text: str | float) -> float:

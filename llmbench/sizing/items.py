@@ -87,12 +87,20 @@ def amount(text: str) -> float:
     whole = text.strip().lower()
     scale = _SCALES.get(whole[-1:], 1.0)
     digits = whole[:-1] if scale > 1 else whole
-    if re.fullmatch(r"\d{1,3}(,\d{3})+(\.\d+)?", digits, re.ASCII):
-        digits = digits.replace(",", "")
-    number = decimal(digits) * scale
+    number = decimal(without_commas(digits)) * scale
     if not 0 < number < inf:
         raise ValueError("needs a positive number")
     return number
+
+
+def without_commas(text: str) -> str:
+    """Return the text of a number without the commas between groups of three digits: 1,234.5 becomes 1234.5.
+
+    Raises ValueError for other commas: 1,5 is 1.5 in some countries, and 15 if commas are ignored.
+    """
+    if "," in text and not re.fullmatch(r"[0-9]{1,3}(,[0-9]{3})+(?![0-9])[^,]*", text):
+        raise ValueError("may have a comma only between groups of three digits, as in 1,234,567")
+    return text.replace(",", "")
 
 
 def several(*names: str) -> Reader:

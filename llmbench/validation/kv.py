@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from llmbench.sizing.items import without_commas
 from llmbench.sizing.kv_formats import row_bytes
 from llmbench.spec.mixer import AttentionKind, branches
 from llmbench.spec.model import ModelSpec
@@ -17,7 +18,7 @@ __all__ = ["answer"]
 _UNITS = {"bytes": 1, "GiB": 2**30, "MiB": 2**20, "KiB": 2**10, "GB": 10**9, "MB": 10**6, "KB": 10**3, "B": 1}
 
 
-_NUMBER = r"\d[\d,]*(?:\.\d+)?"
+_NUMBER = r"\d+(?:,\d+)*(?:\.\d+)?"
 _UNIT = r"(?:[KMG]i?B|bytes|B)\b"
 _SIZES = re.compile(
     rf"(?:K\s*)?{_NUMBER}\s*(?P<first>{_UNIT})?(?:\s*(?:\+|,\s*V\b)\s*(?P<second>{_NUMBER})\s*(?:V\b)?\s*(?P<unit>{_UNIT})?)?"
@@ -74,7 +75,10 @@ def _given(text: str) -> _Printed:
 
     A unit in brackets is the unit that the engine means: SGLang prints GiB as GB.
     """
-    numbers = [part.replace(",", "") for part in re.findall(_NUMBER, text)]
+    try:
+        numbers = [without_commas(part) for part in re.findall(_NUMBER, text)]
+    except ValueError as problem:
+        raise RefusedError(f"column `given`: {text[:60]!r}: a number {problem}") from None
     sizes = re.match(_SIZES, text)
     if sizes is None:
         raise RefusedError(f"column `given`: {text[:60]!r} is not a size such as `224.00 MiB`")

@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import Literal, assert_never
 
 from llmbench.errors import LLMBenchError
+from llmbench.sizing.items import without_commas
 
 __all__ = ["EXAMPLES", "Kind", "parse_answer"]
 
@@ -68,8 +69,11 @@ def parse_answer(text: str, kind: Kind) -> Fraction:
     match = _ANSWER.fullmatch(text.strip()[:MOST].lower())
     if match is None or len(text) > MOST:
         raise LLMBenchError(f"--answer {text[:40]}: this is not a number from 0 with a unit", hint=hint)
-    digits, exponent, unit = match[1].replace(",", "").replace("_", ""), match[2] or "", match[3]
-    number = Fraction(Decimal(digits + exponent))
+    digits, exponent, unit = match[1].replace("_", ""), match[2] or "", match[3]
+    try:
+        number = Fraction(Decimal(without_commas(digits) + exponent))
+    except ValueError as problem:
+        raise LLMBenchError(f"--answer {text[:40]}: the number {problem}", hint=hint) from None
     factor = _factor(unit, kind)
     if factor is None:
         raise LLMBenchError(f"--answer {text[:40]}: `{unit}` is no unit of this answer", hint=hint)
