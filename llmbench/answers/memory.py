@@ -191,8 +191,8 @@ def _verdicts(run: Run, memory: Memory, products: DType, names: Sequence[str]) -
         if fit.fits:
             verdicts.append(Verdict(fit))
             continue
-        split, needed = split_until_it_fits(run, memory, device, products) or (None, None)
-        verdicts.append(Verdict(fit, split, needed, tuple(changes_that_fit(run, device, products))))
+        split = split_until_it_fits(run, memory, device, products)
+        verdicts.append(Verdict(fit, split, tuple(changes_that_fit(run, device, products))))
     return verdicts
 
 

@@ -108,9 +108,9 @@ def _advice(verdict: Verdict, memory: Memory) -> str:
         return ""
     several = memory.layout.num_gpus > 1
     advice = []
-    if verdict.split is not None and verdict.split_memory is not None:
-        needed = size(verdict.split_memory.needed_bytes)
-        advice.append(f"{verdict.split.num_gpus} of them suffice with --layout {verdict.split}: {needed} per GPU.")
+    if verdict.split is not None:
+        option, split = verdict.split
+        advice.append(f"{split.layout.num_gpus} of them suffice with {option}: {size(split.needed_bytes)} per GPU.")
     if verdict.changes:
         fitting = (
             f"{change.option} ({size(change.memory.needed_bytes)}{' per GPU' if several else ''})"
@@ -121,9 +121,12 @@ def _advice(verdict: Verdict, memory: Memory) -> str:
         return " ".join(advice)
     if several:
         serving = memory.phase == "inference"
-        others = "Sequence parallelism, ZeRO, recomputation and smaller batches do not suffice on as many GPUs."
+        others = (
+            "Sequence and tensor parallelism, ZeRO, recomputation and smaller batches do not suffice on as many GPUs."
+        )
         return "" if serving else others
-    advice.append(f"No layout from {SPLITS[memory.phase][0]} to {SPLITS[memory.phase][-1]} suffices.")
+    recomputed = ", also with full recomputation" if memory.phase == "train" else ""
+    advice.append(f"No layout from {SPLITS[memory.phase][0]} to {SPLITS[memory.phase][-1]} suffices{recomputed}.")
     if memory.phase == "train":  # a layout divides everything else
         parts = memory.full_bytes["activations"] + memory.parts_bytes["logits"]
         advice.append(f"Activations and logits need {size(parts)}: a smaller --seq reduces them.")

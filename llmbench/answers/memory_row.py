@@ -13,7 +13,7 @@ from llmbench.sizing.devices import Change, DeviceFit, Run
 from llmbench.sizing.dtypes import DType, KVDType
 from llmbench.sizing.memory import CONTEXT_BYTES, Memory, ServingRun
 from llmbench.sizing.recipe import Optimizer, PrecisionName
-from llmbench.sizing.workload import Layout, Loss, Recompute
+from llmbench.sizing.workload import Loss, Recompute
 from llmbench.spec.catalog import devices_named, find_device_head
 
 if TYPE_CHECKING:
@@ -26,14 +26,12 @@ if TYPE_CHECKING:
 class Verdict(NamedTuple):
     """The answer for one device.
 
-    split: a layout with which several of these devices can run the model, if one device cannot and such a layout is
-        known. split_memory: the memory of one of these devices.
+    split: the options with which several of these devices can run the model, if one device cannot.
     changes: the changes with which as many of these devices can run the model.
     """
 
     fit: DeviceFit
-    split: Layout | None = None
-    split_memory: Memory | None = None
+    split: Change | None = None
     changes: tuple[Change, ...] = ()
 
 
@@ -137,18 +135,24 @@ DEVICES: tuple[Field[Verdict], ...] = (
         value=lambda verdict: [change.option for change in verdict.changes],
         description="if the memory is too small: the options with which the model fits on as many GPUs, each alone. In "
         "training, sequence parallelism, ZeRO, recomputation and smaller micro-batches with as many sequences per step "
-        "are tried, and several together if none suffices alone. In inference, it is the largest batch that fits",
+        "are tried, several together if none suffices alone, and last tensor parallelism. In inference, it is the "
+        "largest batch that fits",
     ),
     Field(
         "split_layout",
-        value=lambda verdict: None if verdict.split is None else str(verdict.split),
+        value=lambda verdict: None if verdict.split is None else str(verdict.split.memory.layout),
         description="if one device is too small: the first of the layouts `dp=N,zero=3` (training) or `tp=N` "
         "(inference), N = 2, 4, 8, …, with which N of these devices can run the model. null: no such layout suffices, "
         "the device lacks the format, or `--layout` was used",
     ),
     Field(
+        "split_options",
+        value=lambda verdict: None if verdict.split is None else verdict.split.option,
+        description="the options for these N devices: the layout, and full recomputation if no layout suffices alone",
+    ),
+    Field(
         "split_needed_bytes",
-        value=lambda verdict: None if verdict.split_memory is None else verdict.split_memory.needed_bytes,
+        value=lambda verdict: None if verdict.split is None else verdict.split.memory.needed_bytes,
         description="bytes that each of these N devices needs",
     ),
 )

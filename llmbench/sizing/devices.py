@@ -96,29 +96,6 @@ SPLITS = {
 """The layouts that `split_until_it_fits` tries: FSDP in training, tensor parallelism in serving."""
 
 
-def split_until_it_fits(run: Run, memory: Memory, device: DeviceHead, products: DType) -> tuple[Layout, Memory] | None:
-    """Return the first layout of SPLITS with which the devices can run the model, and the memory of one device.
-
-    None: the run has a layout already, no layout of SPLITS suffices, or the device lacks the format of the products.
-    memory: the memory of the run.
-    """
-    if memory.layout.num_gpus > 1:
-        return None
-    for text in SPLITS[memory.phase]:
-        layout = Layout.parse(text)
-        try:
-            split = memory_of(run.with_layout(layout))
-        except LayoutError:
-            continue
-        if device_fit(device, split.needed_bytes, products).fits:
-            return layout, split
-    return None
-
-
-MOST_SEQUENCES = 4096
-"""Smaller micro-batches are tried below this number of sequences."""
-
-
 class Change(NamedTuple):
     """A change of a run. option: the options with their new values. memory: the memory of one GPU with it."""
 
@@ -126,13 +103,42 @@ class Change(NamedTuple):
     memory: Memory
 
 
+def split_until_it_fits(run: Run, memory: Memory, device: DeviceHead, products: DType) -> Change | None:
+    """Return the first layout of SPLITS with which the devices can run the model. memory: the memory of the run.
+
+    If no layout suffices for a training step, full recomputation is tried with each of them. None: the run has a layout
+    already, nothing suffices, or the device lacks the format of the products.
+    """
+    if memory.layout.num_gpus > 1:
+        return None
+    runs = [run]
+    if isinstance(run, TrainingRun) and run.recompute != "full" and not run.recipe.recompute:
+        runs.append(msgspec.structs.replace(run, recompute="full"))
+    for each in runs:
+        for text in SPLITS[memory.phase]:
+            try:
+                other = each.with_layout(Layout.parse(text))
+            except LayoutError:
+                continue
+            split = memory_of(other)
+            if device_fit(device, split.needed_bytes, products).fits:
+                return Change(_options(run, other), split)
+    return None
+
+
+MOST_SEQUENCES = 4096
+"""Smaller micro-batches are tried below this number of sequences."""
+MOST_TP = 8
+"""Tensor parallelism is tried up to this size, because it needs the links inside a machine of eight GPUs."""
+
+
 def changes_that_fit(run: Run, device: DeviceHead, products: DType) -> list[Change]:
     """Return the changes with which a run fits on these devices, without more GPUs.
 
     In training, a change is sequence parallelism, a higher stage of ZeRO, more recomputation, or smaller micro-batches
     with as many sequences per step: of each the smallest one that suffices. If none suffices alone, the only change is
-    several of them together. In serving, the change is the largest batch that fits. Empty: nothing suffices, or the
-    device lacks the format of the products.
+    several of them together, or else tensor parallelism in place of a part of data parallelism. In serving, the change
+    is the largest batch that fits. Empty: nothing suffices, or the device lacks the format of the products.
     """
 
     def fits(other: Run) -> Change | None:
@@ -165,8 +171,31 @@ def changes_that_fit(run: Run, device: DeviceHead, products: DType) -> list[Chan
     layouts = (_layout_with(layout, sp=layout.tp > 1, zero=zero) for zero in (layout.zero, *stages))
     together = [most.with_layout(other) for other in layouts if other is not None]
     return (
-        first(together) or _smaller(most, fits) or [change for run in together[-1:] for change in _smaller(run, fits)]
+        first(together)
+        or _smaller(most, fits)
+        or [change for run in together[-1:] for change in _smaller(run, fits)]
+        or first(_with_more_tp(run))
+        or first(other for each in together[-1:] for other in _with_more_tp(each))
     )
+
+
+def _with_more_tp(run: TrainingRun) -> Iterator[TrainingRun]:
+    """Yield the run with a part of its data parallelism turned into tensor parallelism, on as many GPUs.
+
+    A step keeps its number of sequences, so each replica has more micro-batches.
+    """
+    layout = run.layout
+    if run.recipe.step == "backward":  # it cannot accumulate gradients
+        return
+    for factor in (2, 4, 8):
+        if layout.tp * factor > MOST_TP or layout.dp % factor:
+            return
+        try:
+            split = msgspec.structs.replace(layout, tp=layout.tp * factor, dp=layout.dp // factor, sp=True)
+            other = run.with_layout(split)
+        except LayoutError:
+            return
+        yield other.with_micro_batch(run.workload.batch, run.passes * factor)
 
 
 def _smaller(run: Run, fits: Callable[[Run], Change | None]) -> list[Change]:
@@ -213,7 +242,7 @@ def _options(run: Run, other: Run) -> str:
     if isinstance(run, ServingRun) or isinstance(other, ServingRun):
         assert isinstance(other, ServingRun)
         return f"--batch {other.batch}"
-    if other.workload.batch != run.workload.batch:
-        options.append(f"--batch {other.workload.batch} --micro-batches {other.passes}")
+    options += [f"--batch {other.workload.batch}"] if other.workload.batch != run.workload.batch else []
+    options += [f"--micro-batches {other.passes}"] if other.passes != run.passes else []
     options += [f"--recompute {other.recompute}"] if other.recompute != run.recompute else []
     return " ".join(options)

@@ -192,10 +192,34 @@ def test_a_sweep_says_in_how_many_cases_a_device_fits(capsys: Capture) -> None:
 
 
 def test_no_number_of_devices_suffices(capsys: Capture) -> None:
-    code, text = result(capsys, "llama2-7b", "--seq", "64k", "--device", "h100")
+    code, text = result(capsys, "llama2-7b", "--seq", "1m", "--device", "h100")
     assert code == 1
-    assert "No layout from dp=2,zero=3 to dp=64,zero=3 suffices." in " ".join(text.split())
-    assert row(capsys, "llama2-7b", "--seq", "64k", "--device", "h100")["devices"][0]["split_layout"] is None
+    assert "to dp=64,zero=3 suffices, also with full recomputation." in " ".join(text.split())
+    assert row(capsys, "llama2-7b", "--seq", "1m", "--device", "h100")["devices"][0]["split_layout"] is None
+
+
+@pytest.mark.parametrize(
+    ("question", "options"),
+    [
+        (["qwen3-14b", "--seq", "16k"], "--layout dp=4,zero=3 --recompute full"),  # several devices in place of one
+        (
+            ["llama3.3-70b", "--seq", "8k", "--layout", "dp=16,zero=3", "--batch", "2", "--recompute", "full"],
+            "--layout tp=8,sp,dp=2,zero=3 --micro-batches 8",  # as many GPUs and sequences per step
+        ),
+    ],
+)
+def test_a_way_to_fit_that_changes_several_options(question: list[str], options: str, capsys: Capture) -> None:
+    """The options are tried as a command. Its memory is that which the sentence names."""
+    code, text = result(capsys, *question, "--device", "h100")
+    assert code == 1
+    (device,) = row(capsys, *question, "--device", "h100")["devices"]
+    assert options in (device["split_options"], *device["changes"])
+    names = [word for word in options.split() if word.startswith("--")]
+    kept = [word for pair in zip(question[1::2], question[2::2], strict=True) if pair[0] not in names for word in pair]
+    changed = row(capsys, question[0], *kept, *options.split(), "--device", "h100")
+    assert changed["fits_on"] == ["h100-sxm"]
+    needed = (changed["reserved_bytes"] + changed["context_bytes"]) / 2**30
+    assert re.search(rf"{options}[: (]+{needed:.2f} GiB per GPU", " ".join(text.split()))
 
 
 @pytest.mark.parametrize(
