@@ -245,7 +245,8 @@ FIELDS: tuple[Field[Sized], ...] = (
         Field(
             "steady_bytes",
             description="bytes that stay allocated between two steps: weights, optimizer states, library workspaces, "
-            "and gradients if they are never freed; in inference, weights and cache",
+            "gradients if they are never freed, and the last inputs of Megatron's pipeline stages; in inference, "
+            "weights and cache",
         ),
         Field(
             "host_bytes",

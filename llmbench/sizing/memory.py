@@ -54,8 +54,8 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     reserved_bytes: bytes that PyTorch's allocator reserves on the device: peak_bytes and free blocks that fit no other
         tensor. With plain cross-entropy, the bf16 logits leave a block that is too small for the fp32 tensors of the
         loss. With FSDP, gathered weights have blocks of their own, so their largest size at any moment counts.
-    steady_bytes: bytes that stay allocated between two steps: weights, optimizer states, library workspaces, and
-        gradients if they are never freed.
+    steady_bytes: bytes that stay allocated between two steps: weights, optimizer states, library workspaces, gradients
+        if they are never freed, and the last inputs of Megatron's pipeline stages.
     host_bytes: bytes of each part that the memory of the host stores.
     approximate: reasons why these figures are not exact, in addition to the spec's own reasons.
     moment: name of the op that runs at the peak.

@@ -269,7 +269,9 @@ def _short(op: Op) -> str:
 def _activations(run: TrainingRun, stage: Stage, place: int, moment: Moment) -> str:
     """Return the formula of the activations at the peak, from the first layer to the running op."""
     if moment.place == "optimizer":
-        return "0"
+        return (
+            counted(moment.activations, "bytes of inputs of chunks and their gradients") if moment.activations else "0"
+        )
     chunk = stage.chunks[place]
     terms: list[str] = []
     saved = 0

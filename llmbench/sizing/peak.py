@@ -65,6 +65,7 @@ def stage_peak(run: TrainingRun, stage: Stage) -> Memory:
         + resident.states
         + (resident.gradients if run.persistent else 0)
         + run.gradient_copies(stage)
+        + resident.inputs
         + run.workspace_bytes,
         host_bytes=resident.host,
     )
@@ -89,7 +90,7 @@ def optimizer_moment(run: TrainingRun, resident: Resident) -> Moment:
     """Return the moment of the optimizer step. Its gradients are those that do not exist during the whole step."""
     gradients = 0 if run.persistent or run.recipe.step == "backward" else resident.gradients
     return Moment(
-        activations=0,
+        activations=resident.inputs,
         logits=0,
         gradients=gradients,
         op="optimizer",

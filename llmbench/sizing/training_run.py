@@ -38,6 +38,7 @@ class Resident(msgspec.Struct, frozen=True):
     others: for each chunk, the bytes that other micro-batches and chunks have saved when its backward pass runs. They
         are freed before the optimizer runs.
     update: bytes of the temporaries of the optimizer step.
+    inputs: bytes of the inputs that chunks keep between the steps (see `TrainingRun.kept_inputs`).
     host: bytes of each part that the memory of the host stores.
     """
 
@@ -48,6 +49,7 @@ class Resident(msgspec.Struct, frozen=True):
     placeholders: int
     others: tuple[int, ...]
     update: int
+    inputs: int
     host: dict[str, int]
 
 
@@ -149,8 +151,21 @@ class TrainingRun(msgspec.Struct, kw_only=True):
             placeholders=self.placeholders(stage.ops),
             others=others,
             update=0 if "optimizer" in host else self.update_temporaries(stage) + self.gradient_copies(stage),
+            inputs=self.kept_inputs(stage),
             host=host,
         )
+
+    def kept_inputs(self, stage: Stage) -> int:
+        """Return the bytes of the inputs that the chunks of a stage keep until their next micro-batch.
+
+        Megatron's chunk keeps the hidden states that it has received last (core/transformer/transformer_block.py,
+        set_input_tensor), and these keep their gradient (core/pipeline_parallel/schedules.py, backward_step). During
+        the passes, they are the input of a micro-batch in flight. The first chunk of the model receives none.
+        """
+        if not self.recipe.megatron:
+            return 0
+        received = len(stage.chunks) - (stage.index == 0)
+        return 2 * received * self.stream()
 
     def offloads(self, part: Offload) -> bool:
         """Return whether the memory of the host stores a part."""

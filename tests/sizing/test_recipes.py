@@ -10,7 +10,7 @@ from llmbench.errors import SpecError
 from llmbench.sizing.backward import backward_moments
 from llmbench.sizing.lower import lower
 from llmbench.sizing.params import count_parameters
-from llmbench.sizing.peak import stage_peak
+from llmbench.sizing.peak import optimizer_moment, stage_peak
 from llmbench.sizing.recipe import PrecisionName, Recipe
 from llmbench.sizing.training import training_memory, training_run
 from llmbench.sizing.workload import Layout, Workload
@@ -144,6 +144,24 @@ def test_megatron_fsdp_stores_shards_of_weights_and_of_their_master_copy(
     full = training_memory(LLAMA, 512, precision=precision, layout=Layout(dp=8, zero=3), recipe=recipe).full_bytes
     for part, size in (("weights", weights), ("gradients", gradients), ("optimizer", optimizer)):
         assert full[part] == pytest.approx(size / 8, rel=1e-6), part
+
+
+@pytest.mark.parametrize(("layout", "received"), [("pp=4", 1), ("pp=4,interleave=2", 2), ("tp=2,sp,pp=4", 1), ("", 0)])
+def test_megatron_keeps_the_last_input_of_each_chunk_and_its_gradient(layout: str, received: int) -> None:
+    """2 × 4,096 bytes per token each. The first chunk of the model receives no hidden states."""
+    plain, megatron = (
+        training_run(LLAMA, 512, layout=Layout.parse(layout), precision="fp32", recipe=Recipe(framework=framework))
+        for framework in ("torch", "megatron")
+    )
+    kept = [megatron.kept_inputs(stage) for stage in megatron.stages]
+    size = 2 * 4 * 512 * 4096 // (2 if "sp" in layout else 1)
+    assert kept == [max(0, received - 1) * size, *[received * size] * (len(kept) - 1)]
+    assert not any(map(plain.kept_inputs, plain.stages))
+    last = stage_peak(megatron, megatron.stages[-1])
+    resident = megatron.resident(megatron.stages[-1])
+    held = resident.weights + resident.gradients + resident.states + megatron.workspace_bytes
+    assert last.steady_bytes == held + kept[-1]
+    assert optimizer_moment(megatron, resident).activations == kept[-1]
 
 
 def test_split_gradients_exist_whole_until_a_layer_is_done() -> None:
