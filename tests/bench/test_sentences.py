@@ -257,5 +257,14 @@ def test_changes_are_told_in_words() -> None:
     )
 
 
+def test_the_slowest_row_is_named_although_its_change_can_be_noise() -> None:
+    noisy = [1e-3 * (0.2 + 0.4 * (number % 5)) for number in range(10)]
+    after = [row("flash", [2.5 * sample for sample in noisy], mask="causal"), row("sdpa", noisy, mask="causal")]
+    before = [row(name, noisy, mask="causal") for name in ("flash", "sdpa")]
+    text = about_changes(diff(results(*before), results(*after)))
+    assert "The slowest unclear row: flash in attention (64 tokens, causal) takes 2.50× as long." in text
+    assert "slowest" not in about_changes(diff(results(*before), results(*before)))
+
+
 def test_rows_of_two_sessions_are_not_compared() -> None:
     assert comparison(row("a", [1e-3] * 3), row("b", [1e-3] * 4)) is None

@@ -17,7 +17,7 @@ from llmbench.bench.results.metrics import Line, peak_bytes
 from llmbench.bench.results.words import in_words
 from llmbench.errors import LLMBenchError
 from llmbench.measure.measurement import NOISY_SPREAD, Ratio, ratio
-from llmbench.measure.regressions import MEMORY_SHARE, noise
+from llmbench.measure.regressions import DETECTABLE, MEMORY_SHARE, noise
 from llmbench.report.units import percent, plural, shown
 
 if TYPE_CHECKING:
@@ -394,6 +394,10 @@ def about_changes(difference: Difference) -> str:
         for verdict, (one, many) in CHANGED.items()
         if counts[verdict]
     ]
+    slower = [change for change in changes if change.verdict == "unclear" and (change.ratio or 0) > DETECTABLE]
+    if slower:
+        most = max(slower, key=lambda change: change.ratio or 0)
+        sentences.append(f"The slowest unclear row: {where(most)} takes {shown(most.ratio, 'ratio')} as long.")
     untimed = [change for change in changes if change.verdict == "untimed"]
     if untimed:
         sides = [side for change in untimed for side in (change.before, change.after) if side is not None]
