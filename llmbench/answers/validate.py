@@ -76,6 +76,10 @@ FIELDS: tuple[Field[Item], ...] = (
 """The fields of a row."""
 
 
+IN_PARTS = 3
+"""The largest number of answered rows of which the screen shows the terms."""
+
+
 def _text(item: Item, name: str) -> str | None:
     """Return a figure with its unit. The name of its quantity ends with the unit."""
     figure = _figure(item)
@@ -134,6 +138,8 @@ def _blocks(validation: Validation, certain: Metrics, quantities: list[Summary],
             lines=list(dict.fromkeys(item.answer.note for item in some if item.answer and item.answer.note)),
         )
     ]
+    if len(some) <= IN_PARTS:
+        blocks += filter(None, map(_parts_block, some))
     groups = by_group(items)
     if groups:
         blocks.append(_summary_block("by group", groups))
@@ -147,6 +153,19 @@ def _blocks(validation: Validation, certain: Metrics, quantities: list[Summary],
     if refused:
         blocks.append(_reasons("refused rows", refused, lambda item: item.reason))
     return blocks
+
+
+def _parts_block(item: Item) -> Block | None:
+    """Return a table with the terms of our figures for a row, or None if they are not in bytes or not known."""
+    figure, parts = _figure(item), item.answer.parts if item.answer is not None else {}
+    if figure is None or not parts or not figure.quantity.endswith("bytes"):
+        return None
+    columns: list[Field[tuple[str, float]]] = [
+        Field("part", "part", value=lambda part: part[0].replace("_", " ")),
+        Field("bytes", "ours", "gib", value=lambda part: part[1]),
+    ]
+    rows = [part for part in parts.items() if part[1]]
+    return Block(headline=f"line {item.line}: the terms that llmbench computes", table=table(columns, rows))
 
 
 def _reasons(headline: str, items: list[Item], reason: Callable[[Item], Any]) -> Block:

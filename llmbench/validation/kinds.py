@@ -35,7 +35,7 @@ FILES = (
     FileKind(
         "engine_logs",
         "engine",
-        ("engine", "version", "model", "scheme", "gpu", "tp", "total_gib", "util"),
+        ("engine", "version", "model", "gpu", "tp"),
         ("engine", "version", "model", "scheme", "kv_dtype"),
         "engine",
     ),

@@ -32,6 +32,9 @@ _OPTIMIZERS: dict[str, Optimizer] = {
     "bitsandbytes.optim.PagedAdamW8bit": "adamw-8bit",
     "bitsandbytes.optim.PagedAdamW": "adamw",
     "torch.optim.SGD": "sgd",
+    "adamw": "adamw",
+    "adamw-8bit": "adamw-8bit",
+    "sgd": "sgd",
 }
 _FUSED_SINCE = "2024-09"
 """The recipes in torchtune's recipes/configs set `fused: True` for torch.optim.AdamW since September 2024. Before, the

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,21 @@ def write(folder: Path, *lines: str) -> Path:
     path = folder / "rows.csv"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
+
+
+def test_a_file_of_ones_own_can_lack_columns_and_its_terms_are_shown(tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "own.csv"
+    path.write_text("engine,version,model,gpu,tp,max_model_len,weights_gib\nvllm,0.19,llama3.1-8b,h100,1,8192,14.99\n")
+    assert run(["validate", "engine", str(path), "--bound", "0.01"]) == 0
+    text = capsys.readouterr().out
+    assert "line 2: the terms that llmbench computes" in text
+    assert re.search(r"^  weights +14\.96$", text, re.MULTILINE)
+    path.write_text(
+        "peak_gib,model,method,num_gpus,micro_batch,max_seq_len,dtype,optimizer,packed\n"
+        "30,llama3.2-3b,full,1,1,2048,bf16,adamw,True\n"
+    )
+    assert run(["validate", "memory", str(path)]) == 0
+    assert "answers 1 of 1 row" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("path", sorted(PUBLISHED.glob("*.csv")), ids=lambda path: path.stem)
