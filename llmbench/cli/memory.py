@@ -84,9 +84,9 @@ LayoutOption = Annotated[
     typer.Option(
         "--layout",
         metavar="LAYOUT",
-        help="Parallel layout, for example tp=8,sp,pp=8,interleave=3,dp=2,cp=1,zero=1. Experts have a grid of their "
-        "own, ep=8,etp=1. Uneven stages of 80 layers: pp=4,first=19,last=19, or with quotes "
-        "'pp=4,stages=Et*19|t*21|t*21|t*19L'. Default: one GPU.",
+        help="Parallel layout, for example tp=8,sp,pp=4,dp=2,zero=1. cp=2 divides the tokens, pp=8,interleave=3 gives "
+        "each GPU three stages. Experts have a grid of their own, ep=8,etp=1. Uneven stages of 80 layers: "
+        "pp=4,first=19,last=19, or with quotes 'pp=4,stages=Et*19|t*21|t*21|t*19L'. Default: one GPU.",
         show_default=False,
     ),
 ]
