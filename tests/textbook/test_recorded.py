@@ -18,6 +18,8 @@ import pytest
 from llmbench.cli import ablate_document, dynamics, extrapolate, run
 from llmbench.learn.data import Corpus
 from llmbench.learn.experiments import ablate, lengths, norms
+from llmbench.learn.experiments.placements import NARROW
+from llmbench.learn.experiments.positions import METHODS
 from llmbench.learn.settings import Settings
 from llmbench.sizing.params import count_parameters
 from llmbench.textbook import CLAIMS, estimates, learning, positions
@@ -121,11 +123,11 @@ def test_three_seeds_are_paired() -> None:
 def test_the_claims_state_the_recorded_settings() -> None:
     """The texts of the claims have numbers, for example of steps. They are those of the records."""
     assert {recorded(name).settings["seq_len"] for name in positions.RUNS} == {positions.TRAINED}
-    assert norms.NARROW["head_dim"] == learning.HEAD_DIM
+    assert NARROW["head_dim"] == learning.HEAD_DIM
     for name in DYNAMICS:
         settings = recorded(name).settings
         tokens = settings["batch"] * settings["seq_len"]
-        assert f"width {norms.NARROW['hidden_size']}" in learning.AT
+        assert f"width {NARROW['hidden_size']}" in learning.AT
         assert f"{settings['steps']} steps of {tokens:,} bytes" in learning.AT
         assert settings["lr"] == (3e-4 if name == "depth-12-low-rate" else 1e-3)
     for claim in (BY_NAME["activation loss"], BY_NAME["LLaMA loss"]):
@@ -247,7 +249,7 @@ def table_row(page: str, name: str) -> list[str]:
     return next(line.split() for line in screen.splitlines() if line.startswith(f"  {name} "))
 
 
-@pytest.mark.parametrize("method", [method.name for method in lengths.METHODS])
+@pytest.mark.parametrize("method", [method.name for method in METHODS])
 def test_the_guide_shows_the_recorded_losses_of_longer_texts(method: str) -> None:
     rows = list(recorded("length-0").where(method=method))
     shown = ["–" if row["loss"] is None else f"{row['loss']:.3f}" for row in rows]
