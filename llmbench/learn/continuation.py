@@ -111,7 +111,7 @@ def stop_tokens(folder: Path) -> frozenset[int]:
             continue
         try:
             config = msgspec.json.decode(read_bytes(path))
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             continue
         value = config.get("eos_token_id") if isinstance(config, dict) else None
         values = value if isinstance(value, list) else [value]

@@ -9,11 +9,13 @@ import base64
 import codecs
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import msgspec
 import torch
@@ -22,6 +24,7 @@ from torch import Tensor
 from llmbench.errors import CannotRunError, LLMBenchError, SpecError
 from llmbench.learn import checkpoint
 from llmbench.learn.refusals import TOKENIZER, refuse_other_folders
+from llmbench.learn.settings import LARGEST
 from llmbench.learn.state import is_checkpoint, newest
 from llmbench.model.create import load
 from llmbench.model.decoder import Decoder
@@ -34,8 +37,12 @@ MOST_BYTES = 2**28
 MOST_GROWTH = 1000
 """The largest factor by which the replacements of a tokenizer.json may lengthen a text. The tables of
 SentencePiece have 33: NFKC turns one Arabic ligature into 33 bytes."""
+MOST_ADDED = 1000
+"""The largest number of tokens and of their characters that a tokenizer.json may add around a text."""
 LONGEST_PART = 2**20
 """The largest number of characters that one token may add to a text."""
+STDERR = 2
+"""The file descriptor of stderr."""
 
 
 class Encoded(NamedTuple):
@@ -102,15 +109,25 @@ class FileTokenizer:
         text = read_bytes(path, MOST_BYTES)
         try:
             document = msgspec.json.decode(text)
-            growth = _growth(document)
+            parts = document if isinstance(document, dict) else {}
+            growth, decoding = _growth(document), _growth(parts.get("decoder"))
+            frame = _frame(parts.get("post_processor"))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as problem:
             raise SpecError(f"{path} is not a tokenizer: {problem}") from None
         if growth > MOST_GROWTH:
             raise SpecError(f"{path}: its replacements can make a text more than {MOST_GROWTH:,} times longer")
-        self._path = path
+        if not frame.whole:
+            raise SpecError(f"{path}: its post-processor leaves out the text, or repeats it")
+        if frame.added > MOST_ADDED:
+            raise SpecError(
+                f"{path}: its post-processor can add more than {MOST_ADDED:,} tokens and characters to a text"
+            )
+        self._path, self._decoding = path, decoding
         self._inner: Any = self._call(import_module("tokenizers").Tokenizer.from_str, text.decode())
         self._inner.no_truncation()  # a file can ask for both, but a loss needs the whole text and nothing else
         self._inner.no_padding()
+        if hasattr(self._inner.model, "dropout"):  # BPE's merges are left out at random, so each call has other tokens
+            self._inner.model.dropout = None
 
     def encode(self, text: bytes) -> Encoded:
         """Return the tokens of a text. Raises LLMBenchError if it is not UTF-8 or the tokenizer fails.
@@ -124,6 +141,9 @@ class FileTokenizer:
         encoding = self._call(self._inner.encode, characters)
         tokens = torch.tensor(encoding.ids, dtype=torch.int64)
         own = [token for token, added in zip(encoding.ids, encoding.special_tokens_mask, strict=True) if not added]
+        lengths = (len(self._inner.id_to_token(token) or "") * count for token, count in Counter(own).items())
+        if self._decoding * sum(lengths) > MOST_GROWTH * len(characters):
+            raise SpecError(f"{self._path}: its tokens are more than {MOST_GROWTH:,} times longer than the text")
         back = self._call(lambda: self._inner.decode(own, skip_special_tokens=False))
         if back != characters:
             pairs = enumerate(zip(back, characters, strict=False))
@@ -151,7 +171,8 @@ class FileTokenizer:
         BaseException and has no public name.
         """
         try:
-            return function(*arguments)
+            with _silent_stderr():  # before the exception, Rust prints the place in its code and a backtrace
+                return function(*arguments)
         except BaseException as problem:
             if not isinstance(problem, Exception) and type(problem).__name__ != "PanicException":
                 raise
@@ -159,11 +180,30 @@ class FileTokenizer:
             raise SpecError(f"{self._path}: the tokenizer does not work: {reason}") from None
 
 
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Discard what native code prints to stderr, until the block ends."""
+    try:
+        kept = os.dup(STDERR)
+    except OSError:  # the process has no stderr
+        yield
+        return
+    try:
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, STDERR)
+        os.close(nothing)
+        yield
+    finally:
+        os.dup2(kept, STDERR)
+        os.close(kept)
+
+
 def _growth(part: Any) -> float:
-    """Return the largest factor by which the replacements in a part of a tokenizer.json can lengthen a text.
+    """Return the largest factor by which a part of a tokenizer.json can lengthen a text.
 
     Replacements follow each other, so their factors are multiplied. A regular expression can match once between any two
-    characters, and an empty pattern does.
+    characters, and an empty pattern does. A token can be one character with the prefix or the suffix of the model, or
+    the token that stands for an unknown character.
     """
     if isinstance(part, list):
         return math.prod(map(_growth, part))
@@ -179,7 +219,57 @@ def _growth(part: Any) -> float:
             own = 1.0 + len(content)
         case {"type": "Precompiled", "precompiled_charsmap": str(encoded)}:
             own = _longest_replacement(base64.b64decode(encoded))
+        case {"vocab": _}:
+            affixes = (part.get(name) for name in ("unk_token", "continuing_subword_prefix", "end_of_word_suffix"))
+            own = max([1.0, *(1.0 + len(text) for text in affixes if isinstance(text, str))])
     return own * math.prod(map(_growth, part.values()))
+
+
+class _Frame(NamedTuple):
+    """What a post-processor puts around a text.
+
+    `added`: the number of tokens, and of their characters, at most. `whole`: whether the text then stands there once.
+    """
+
+    added: int = 0
+    whole: bool = True
+
+
+def _frame(processor: Any) -> _Frame:
+    """Return what a post-processor of a tokenizer.json puts around a text.
+
+    A template lists the items around the text A, and those around the texts A and B. In a sequence of post-processors,
+    the library can use the second list for a single text.
+    """
+    match processor:
+        case {"processors": list(parts)}:
+            frames = [_frame(part) for part in parts]
+            return _Frame(sum(frame.added for frame in frames), all(frame.whole for frame in frames))
+        case {"single": list(single), "special_tokens": dict(special)}:
+            pair = processor.get("pair")
+            one, two = _items(single), _items(pair if isinstance(pair, list) else [])
+            sizes = {name: _size(token) for name, token in special.items()}
+            added = max(sum(sizes.get(name, 0) for name in items["SpecialToken"]) for items in (one, two))
+            return _Frame(added, one["Sequence"] == ["A"] and len(set(two["Sequence"])) == len(two["Sequence"]))
+        case {"sep": [str(sep), _], "cls": [str(cls), _]}:  # of BERT and RoBERTa: one token on each side
+            return _Frame(2 + len(sep) + len(cls))
+    return _Frame()
+
+
+def _items(template: list[Any]) -> dict[str, list[Any]]:
+    """Return the ids of the texts and of the special tokens in a template."""
+    return {
+        kind: [item[kind].get("id") for item in template if isinstance(item, dict) and isinstance(item.get(kind), dict)]
+        for kind in ("Sequence", "SpecialToken")
+    }
+
+
+def _size(special: Any) -> int:
+    """Return how many tokens a special token of a template stands for, and characters in them."""
+    match special:
+        case {"ids": list(ids), "tokens": list(tokens)}:
+            return len(ids) + sum(len(token) for token in tokens if isinstance(token, str))
+    return 0
 
 
 def _longest_replacement(charsmap: bytes) -> float:
@@ -212,7 +302,9 @@ def opened(
 def read_tokens(path: Path) -> Encoded:
     """Return the tokens in a JSON file with a list of numbers. Raises SpecError for another file."""
     try:
-        numbers = msgspec.json.decode(read_bytes(path, MOST_BYTES), type=list[int])
+        numbers = msgspec.json.decode(
+            read_bytes(path, MOST_BYTES), type=list[Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]]
+        )
         return Encoded(torch.tensor(numbers, dtype=torch.int64), None)
-    except (msgspec.DecodeError, UnicodeDecodeError, RuntimeError, OverflowError) as problem:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as problem:
         raise SpecError(f"{path} is not a JSON list of token numbers: {problem}") from None

@@ -12,7 +12,7 @@ import torch
 
 from llmbench.cli import run
 from llmbench.errors import LLMBenchError, SpecError
-from llmbench.learn.continuation import continuation
+from llmbench.learn.continuation import continuation, stop_tokens
 from llmbench.learn.data import corpus
 from llmbench.learn.evaluate import evaluate
 from llmbench.learn.exercises.child import _raised
@@ -21,7 +21,7 @@ from llmbench.learn.faults import NotFiniteError
 from llmbench.learn.markov import markov_source
 from llmbench.learn.session import new_session
 from llmbench.learn.state import newest
-from llmbench.learn.tokenizer import ByteTokenizer, FileTokenizer
+from llmbench.learn.tokenizer import ByteTokenizer, FileTokenizer, read_tokens
 from llmbench.model.create import build
 from tests.learn.small import settings, spec
 
@@ -96,9 +96,82 @@ def test_a_tokenizer_that_fails_ends_with_a_message(tmp_path: Path) -> None:
 @pytest.mark.parametrize("part", ["normalizer", "decoder"])
 def test_a_tokenizer_that_lengthens_a_text_without_end_is_refused(part: str, tmp_path: Path) -> None:
     steps = "normalizers" if part == "normalizer" else "decoders"
-    tokenizer(tmp_path, **{part: {"type": "Sequence", steps: [replace("aa")] * 9}})
+    tokenizer(tmp_path, **{part: {"type": "Sequence", steps: [replace("aa")] * 7}})
     with pytest.raises(SpecError, match="more than 1,000 times longer"):
         tokenizer(tmp_path, **{part: {"type": "Sequence", steps: [replace("a" * 100)] * 2}})
+
+
+A, B = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
+S = {"SpecialToken": {"id": "x", "type_id": 0}}
+"""Items of a template: the first text, the second text, and a special token."""
+
+
+def template(single: list[Any], *, ids: int = 1, pair: list[Any] | None = None) -> dict[str, Any]:
+    special = {"id": "x", "ids": [2] * ids, "tokens": ["the"] * ids}
+    pairs = {"pair": pair or [A, B]}
+    return {"type": "TemplateProcessing", "single": single, "special_tokens": {"x": special}, **pairs}
+
+
+def test_a_post_processor_may_add_a_few_tokens(tmp_path: Path) -> None:
+    single = template([S, A, S])
+    bert = {"type": "BertProcessing", "sep": ["sat", 4], "cls": ["a", 5]}
+    for processor, expected in (
+        (single, [2, 3, 4, 2]),
+        (bert, [5, 3, 4, 4]),
+        ({"type": "Sequence", "processors": [bert, single]}, [2, 5, 3, 4, 4, 2]),
+    ):
+        assert tokenizer(tmp_path, post_processor=processor).encode(b"cat sat").tokens.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("processor", "message"),
+    [
+        (template([S] * 300 + [A], ids=300), "add more than 1,000 tokens"),
+        (template([A], pair=[A, B] + [S] * 300), "add more than 1,000 tokens"),
+        ({"type": "RobertaProcessing", "sep": ["x" * 10**6, 4], "cls": ["a", 5]}, "add more than 1,000 tokens"),
+        ({"type": "Sequence", "processors": [template([S, A])] * 300}, "add more than 1,000 tokens"),
+        (template([A, A]), "leaves out the text, or repeats it"),
+        (template([S]), "leaves out the text, or repeats it"),
+        ({"type": "Sequence", "processors": [template([S, A]), template([A], pair=[A, B, B])]}, "or repeats it"),
+    ],
+    ids=["product", "pair", "long", "sequence", "twice", "never", "behind"],
+)
+def test_a_post_processor_that_multiplies_is_refused(processor: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=message):
+        tokenizer(tmp_path, post_processor=processor)
+
+
+def test_tokens_much_longer_than_the_text_are_refused(tmp_path: Path) -> None:
+    model = {"type": "WordLevel", "vocab": {"x" * 10_000: 0}, "unk_token": "x" * 10_000}
+    with pytest.raises(SpecError, match="more than 1,000 times longer"):
+        tokenizer(tmp_path, model=model)
+    unigram = {"type": "Unigram", "unk_id": 0, "vocab": [["x" * 10_000, 0.0], ["a", -1.0]], "byte_fallback": False}
+    found = tokenizer(tmp_path, model=unigram)
+    assert found.encode(b"aa").tokens.tolist() == [1, 1]
+    with pytest.raises(SpecError, match="more than 1,000 times longer than the text"):
+        found.encode(b"b b b")
+
+
+def test_the_tokens_of_a_text_are_not_random(tmp_path: Path) -> None:
+    model = {"type": "BPE", "dropout": 0.5, "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"]}
+    found = tokenizer(tmp_path, model=model)
+    assert found.encode(b"ab " * 50).tokens.tolist() == [2] * 50
+
+
+def test_a_panic_of_the_library_prints_nothing(tmp_path: Path, capfd: Capture) -> None:
+    panics = tokenizer(tmp_path, decoder={"type": "Strip", "content": "a", "start": 5, "stop": 5})
+    with pytest.raises(SpecError, match="does not work"):
+        list(panics.decoded(iter([5, 5, 5]), after=[]))
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"[1, 2, 99999999999999999999]", b"[1, -1]", b"[true]", b"\xff"])
+def test_damaged_json_beside_a_model_ends_with_a_message(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "generation_config.json"
+    path.write_bytes(content)
+    assert stop_tokens(tmp_path) == frozenset()
+    with pytest.raises(SpecError, match="not a JSON list of token numbers"):
+        read_tokens(path)
 
 
 def test_a_model_that_computes_nan_says_so() -> None:
