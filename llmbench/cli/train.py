@@ -327,7 +327,7 @@ def _settings(chosen: dict[str, Any], others: list[str] | None, context: int | N
     }
     kinds = {field.name: field.type for field in structs.fields(Settings)}
     words = {int: "a whole number", float: "a number", bool: "true or false", Sharding: "ddp or fsdp"}
-    for name, value in parse_assignments(others or []).items():
+    for name, value in parse_assignments(others or [], "--setting", "dropout=0.1").items():
         if name not in OTHERS:
             raise LLMBenchError(f"--setting {name}: unknown setting", hint=f"choose from {', '.join(OTHERS)}")
         try:

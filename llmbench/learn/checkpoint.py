@@ -134,11 +134,11 @@ def _states_of_a_weight(optimizer: torch.optim.Optimizer, group: dict[str, Any])
 
 
 def _remove(path: Path) -> None:
-    """Remove a folder of a run, or a link in its place. The target of a link stays."""
-    if path.is_symlink():
-        path.unlink(missing_ok=True)
-    else:
+    """Remove a folder of a run, or a link or a file in its place. The target of a link stays."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _names(model: nn.Module) -> dict[Tensor, str]:

@@ -21,8 +21,8 @@ __all__ = ["MarkovSource", "markov_source", "source_of"]
 
 SPREAD = 2.0
 """The standard deviation of the logits from which the transition probabilities are computed."""
-MOST_STEPS, MOST_PRODUCTS = 100_000, 2**31
-"""The largest number of steps until the stationary distribution, and of products in all of them: about 20 s."""
+MOST_STEPS, MOST_PRODUCTS = 100_000, 2**28
+"""The largest number of steps until the stationary distribution, and of products in all of them: about 5 s."""
 
 
 @dataclass(frozen=True)

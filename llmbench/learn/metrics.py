@@ -33,6 +33,10 @@ def bits_per_byte(loss: float, tokens_per_byte: float = 1.0) -> float:
     return loss * tokens_per_byte / math.log(2.0)
 
 
+MOST_ROWS = 2**21
+"""The largest number of rows in a file. A row takes about 500 bytes of memory, also one of 30 bytes in the file."""
+
+
 class StepRow(msgspec.Struct, frozen=True, kw_only=True):
     """The figures of one training step.
 
@@ -78,7 +82,7 @@ class _Row(msgspec.Struct, frozen=True):
     """The fields of a row that the answer of a run shows. A loss is a finite number."""
 
     step: Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]
-    tokens: Annotated[int, msgspec.Meta(ge=0)]
+    tokens: Annotated[int, msgspec.Meta(ge=0, le=LARGEST**2)]
     loss: float | msgspec.UnsetType = msgspec.UNSET
     validation_loss: float | msgspec.UnsetType = msgspec.UNSET
 
@@ -89,7 +93,8 @@ class Metrics:
     `path`: the path of the file. It changes if the file is lost during the run. `notes`: that it was lost.
 
     A killed run can leave rows of steps after its last checkpoint, and an incomplete last line. A resumed run computes
-    these steps again, so the rows are removed when the file is opened.
+    these steps again, so the rows are removed when the file is opened. A run computes the validation of step 0 after it
+    has written the checkpoint of step 0, so this row is removed too if no later checkpoint exists.
 
     Another program can remove, replace or change the file. Before each write and at the end, its inode, size and time
     are compared with those after the last write. If they differ, all rows are written to a new file.
@@ -101,7 +106,8 @@ class Metrics:
         Raises LLMBenchError if the file is a link or no regular file, if a row is damaged, or if it cannot be written.
         """
         self.path, self.notes = path, list[str]()
-        self._lines = [line for line, row in _rows(path) if row["step"] <= after] if os.path.lexists(path) else []
+        rows = _rows(path) if os.path.lexists(path) else ()
+        self._lines = [line for line, row in rows if row["step"] <= after and after > 0]
         try:
             for left in path.parent.glob(f".{path.name}.*"):  # a killed run left it
                 left.unlink()
@@ -180,14 +186,16 @@ class EventFiles:
     """
 
     def __init__(self, folder: Path, *, after: int) -> None:
-        """Begin a new file in `folder`. Viewers then ignore what earlier files have for steps after step `after`."""
+        """Begin a new file in `folder`. Viewers then ignore what earlier files have for steps after step `after`, and
+        for step 0 if the run begins again.
+        """
         try:
             writer: Any = import_module("torch.utils.tensorboard").SummaryWriter
         except ImportError:
             raise CannotRunError(
                 "event files need the package tensorboard, which is not installed", hint="run `pip install tensorboard`"
             ) from None
-        self._writer = writer(str(folder), purge_step=after + 1)
+        self._writer = writer(str(folder), purge_step=after + 1 if after else 0)
 
     def write(self, row: StepRow | Validation) -> None:
         """Write the numbers of a row."""
@@ -204,6 +212,8 @@ def _rows(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
     """Yield each complete line of the file with its line break, and its JSON object. Raises LLMBenchError."""
     refuse_link(path)
     for number, line in enumerate(read_bytes(path, MOST_BYTES).split(b"\n")[:-1], 1):
+        if number > MOST_ROWS:
+            raise SpecError(f"{path} has more than {MOST_ROWS:,} rows")
         try:
             row = msgspec.json.decode(line)
             msgspec.convert(row, _Row)

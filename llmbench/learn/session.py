@@ -123,10 +123,11 @@ class Session:
             on_validation(validation)
 
         def save(step: int, optimizer: torch.optim.Optimizer) -> None:
-            self.state = msgspec.structs.replace(self.state, step=step, seconds=seconds)
+            state = msgspec.structs.replace(self.state, step=step, seconds=seconds)
             folder, first = self.folder, self.ranks.first
             if folder is not None:  # all ranks wait for the files, and learn if they could not be written
-                self.ranks.agreed(lambda: checkpoint.save(folder, self.model, optimizer, self.state, writes=first))
+                self.ranks.agreed(lambda: checkpoint.save(folder, self.model, optimizer, state, writes=first))
+            self.state = state
 
         return train(
             self.model,

@@ -28,8 +28,12 @@ from llmbench.spec.pattern import format_pattern
 from llmbench.spec.schema import PLAIN, Path, Place, places, plain
 
 
-def parse_assignments(items: Iterable[str]) -> dict[str, Any]:
+def parse_assignments(
+    items: Iterable[str], option: str = "--set", example: str = "num_key_value_heads=8"
+) -> dict[str, Any]:
     """Return texts of the form `key=value` as a mapping from key to value. The value of `key=none` is None.
+
+    `option`, `example`: the option with these texts and an example of a text, for messages.
 
     Raises SpecError if a text does not have this form, or if a key occurs twice.
     """
@@ -39,14 +43,14 @@ def parse_assignments(items: Iterable[str]) -> dict[str, Any]:
         key = key.strip()
         if not equals or not key:
             raise SpecError(
-                f"--set {item[:60]}: does not have the form key=value", hint="for example --set num_key_value_heads=8"
+                f"{option} {item[:60]}: does not have the form key=value", hint=f"for example {option} {example}"
             )
         if len(key) > 200:
-            raise SpecError(f"--set {key[:60]}...: the name is longer than every field name")
+            raise SpecError(f"{option} {key[:60]}...: the name is longer than every field name")
         if any("\ud800" <= character <= "\udfff" for character in item):
-            raise SpecError(f"--set {key}: is not valid UTF-8")
+            raise SpecError(f"{option} {key}: is not valid UTF-8")
         if key in assignments:
-            raise SpecError(f"--set {key}: is given twice")
+            raise SpecError(f"{option} {key}: is given twice")
         assignments[key] = _value(key, value.strip())
     return assignments
 

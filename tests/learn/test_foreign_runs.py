@@ -162,6 +162,8 @@ def test_states_that_no_run_has_are_refused(
         (b'{"step":true,"tokens":1}', "line 14: "),
         (b'{"step":11,"tokens":1,"validation_loss":null}', "line 14: "),
         (b'{"step":11,"tokens":1,"loss":1e400}', "line 14: "),
+        (b'{"step":11,"tokens":' + b"9" * 400 + b"}", "line 14: "),
+        (b'{"step":11,"tokens":1,"validation_loss":' + b"9" * 400 + b"}", "line 14: "),
         (b"[1]", "line 14: "),
         (b"[" * 100_000, "line 14: "),
         (b"\xff\xfe", "line 14: "),
@@ -173,6 +175,27 @@ def test_damaged_rows_are_refused_with_their_line(run: Path, line: bytes, messag
         file.write(line + b"\n")
     with pytest.raises(SpecError, match=message):
         resume(run).run(stop_at=11)
+
+
+def test_a_file_with_too_many_rows_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmbench.learn.metrics.MOST_ROWS", 12)
+    with pytest.raises(SpecError, match="has more than 12 rows"):
+        resume(run).run(stop_at=11)
+
+
+def test_a_file_in_the_place_of_a_temporary_folder_is_removed(run: Path) -> None:
+    (run / ".unfinished-step-00000011").write_text("left by another program")
+    resume(run).run(stop_at=11)
+    assert checkpoint.newest(run).name == "step-00000011"
+
+
+def test_a_run_names_only_steps_that_are_saved(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = resume(run)
+    monkeypatch.setattr(checkpoint, "write_tensors", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        session.run(stop_at=15)
+    assert session.state.step == 10
+    assert checkpoint.newest(run) == run / LAST
 
 
 def test_nothing_outside_of_the_folder_is_written(run: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from llmbench.learn import checkpoint
 from llmbench.learn.data import corpus, corpus_of
 from llmbench.learn.faults import DivergedError
 from llmbench.learn.loop import optimizer_for, train, validation_loss
-from llmbench.learn.metrics import Metrics
+from llmbench.learn.metrics import Metrics, StepRow
 from llmbench.learn.probe import Moment, Probe
 from llmbench.learn.session import METRICS, Session, new_session, resumed_session
 from llmbench.learn.state import checkpoints, newest, read_state
@@ -64,6 +64,29 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(book: Path, tmp_pa
 
     assert numbers(whole) == numbers(halves)
     assert [row["step"] for row in whole if "loss" in row] == list(range(1, 21))
+
+
+def test_a_run_that_stopped_before_its_first_checkpoint_has_each_row_once(book: Path, tmp_path: Path) -> None:
+    class StoppedError(Exception):
+        pass
+
+    def stop(row: StepRow) -> None:
+        if row.step == 3:
+            raise StoppedError
+
+    session(book, tmp_path / "whole", steps=5).run()
+    with pytest.raises(StoppedError):
+        session(book, tmp_path / "halves", steps=5).run(on_step=stop)
+    resumed_session(tmp_path / "halves", device=CPU).run()
+    whole, halves = (
+        [
+            {name: row[name] for name in row if name not in ("seconds", "tokens_per_s", "mfu")}
+            for row in Metrics.read(tmp_path / name / METRICS)
+        ]
+        for name in ("whole", "halves")
+    )
+    assert whole == halves
+    assert [row["step"] for row in whole] == [0, 1, 2, 3, 4, 5, 5]
 
 
 def test_dropout_masks_do_not_depend_on_an_interruption(book: Path) -> None:
