@@ -376,7 +376,7 @@ def _check_file(path: Path, function: str, text: str | None, seed: int, timeout:
     need_torch("exercise check")
     rows = []
     for name in names:
-        cases, fault = run_check(name, path, seed=seed, timeout_s=timeout)
+        cases, fault, _ = run_check(name, path, seed=seed, timeout_s=timeout)
         message = "right" if fault is None else fault.message
         row = Checked(exercise=name, kind="function", passed=fault is None, message=message, cases=cases, fault=fault)
         rows.append(row)

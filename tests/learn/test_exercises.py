@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import math
 import re
+import signal
+import subprocess
+import sys
+import time
 import unicodedata
 from fractions import Fraction
 from pathlib import Path
@@ -18,8 +22,10 @@ from llmbench.errors import LLMBenchError
 from llmbench.learn.exercises import EXERCISES, load_exercise
 from llmbench.learn.exercises.answer import EXAMPLES, parse_answer
 from llmbench.learn.exercises.check import CaseError, check_cases
+from llmbench.learn.exercises.fault import Fault
 from llmbench.learn.exercises.function import Function
 from llmbench.learn.exercises.question import Draw, Question, grade
+from llmbench.learn.exercises.runner import run_check
 from tests.learn import solutions
 
 Capture = pytest.CaptureFixture[str]
@@ -394,6 +400,70 @@ def test_a_process_that_ends_or_hangs_is_a_failure(tmp_path: Path, capsys: Captu
     assert row["message"] == "the process ended with exit code 0 before the check was done"
     (row,) = check(capsys, f"{file}:rope", "--timeout", "0.05", code=1)
     assert row["message"] == "the function did not end within 0.05 s"
+
+
+FORGED = """
+import os, sys
+import msgspec
+folder = sys.orig_argv[-1].split("'")[1]
+result = os.path.join(folder, "result")
+{attack}
+os._exit(0)
+def rope(): pass
+"""
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "os.mkfifo(result)",
+        "open(result, 'wb').write(msgspec.msgpack.encode((99, None, '')))",
+    ],
+    ids=["pipe", "passed"],
+)
+def test_a_result_that_the_check_did_not_write_is_not_believed(attack: str, tmp_path: Path) -> None:
+    file = tmp_path / "forged.py"
+    file.write_text(FORGED.format(attack=attack))
+    reply = run_check("rope", file, seed=0, timeout_s=60)
+    assert reply.fault is not None
+    assert reply.fault.message == "the process ended with exit code 0 before the check was done"
+
+
+def test_a_fault_has_the_figures_that_are_shown() -> None:
+    with pytest.raises(ValueError, match="has an error and a budget"):
+        Fault(message="x", index=(1,))
+
+
+def _runs(number: str) -> bool:
+    """Whether the process exists, and has not ended yet."""
+    try:
+        return Path("/proc", number, "stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+def test_the_process_of_a_student_ends_with_the_command(end: signal.Signals, tmp_path: Path) -> None:
+    number = tmp_path / "number"
+    file = tmp_path / "hang.py"
+    file.write_text(
+        f"import os\nopen({str(number)!r} + '.part', 'w').write(str(os.getpid()))\n"
+        f"os.rename({str(number)!r} + '.part', {str(number)!r})\nwhile True: pass\ndef rope(): pass\n"
+    )
+    command = [sys.executable, "-m", "llmbench", "exercise", "check", str(file)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while not number.exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(end)
+    process.communicate(timeout=20)
+    assert process.returncode == (130 if end == signal.SIGTERM else -end)
+    while _runs(number.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_a_question_is_checked(capsys: Capture) -> None:

@@ -1,10 +1,16 @@
-"""The process that imports and calls the function of a student. A fault in it cannot end the command."""
+"""The process that imports and calls the function of a student. A fault in it cannot end the command.
+
+The process ends with the command, and it has a limit of CPU time, which its own processes inherit.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import linecache
 import os
+import resource
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -20,26 +26,51 @@ REQUEST, RESULT = "request", "result"
 """The files in the folder that both processes use. They are in MessagePack, which also has infinite numbers."""
 
 
+PR_SET_PDEATHSIG = 1
+"""The option of Linux's prctl that names the signal for a process whose parent has ended."""
+MOST_CHARACTERS = 500
+"""The largest length of a message or of a line in a fault."""
+
+
 class Request(msgspec.Struct, frozen=True):
-    """What to check: the exercise, the file, and the seed of the random inputs."""
+    """What to check: the exercise, the file, and the seed of the random inputs.
+
+    `cpu_s`: the limit of CPU time in seconds. `token`: a random text that the reply repeats. The request is removed
+    before the student's file is imported, so a file that writes a reply itself does not know the text.
+    """
 
     exercise: str
     file: bytes
     seed: int
+    cpu_s: int
+    token: str
 
 
 class Reply(NamedTuple):
-    """The result: the number of cases that passed, and the first fault, or None."""
+    """The result: the number of cases that passed, the first fault, or None, and the token of the request."""
 
     cases: int
     fault: Fault | None
+    token: str = ""
 
 
 def main(folder: str) -> None:
     """Read the request in `folder`, check the function, and write the result there."""
-    request = msgspec.msgpack.decode(Path(folder, REQUEST).read_bytes(), type=Request)
-    reply = _checked(request)
+    file = Path(folder, REQUEST)
+    request = msgspec.msgpack.decode(file.read_bytes(), type=Request)
+    file.unlink()
+    _limit(request.cpu_s)
+    reply = _checked(request)._replace(token=request.token)
     Path(folder, RESULT).write_bytes(msgspec.msgpack.encode(reply))
+
+
+def _limit(cpu_s: int) -> None:
+    """Let the system end this process after `cpu_s` seconds of CPU time, and on Linux when its parent ends."""
+    _, most = resource.getrlimit(resource.RLIMIT_CPU)
+    limit = cpu_s if most == resource.RLIM_INFINITY else min(cpu_s, most)
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _checked(request: Request) -> Reply:
@@ -80,13 +111,13 @@ def _loaded(path: Path, name: str) -> Any:
 def _raised(problem: BaseException, path: Path, *, case: str = "") -> Fault:
     """Return the fault for an exception, with the innermost line of the student's file. `case`: the call."""
     try:
-        reason = " ".join(str(problem).split())[:500]
+        reason = " ".join(str(problem).split())
     except BaseException:  # a class of the student can have a broken __str__
         reason = "its text cannot be computed"
-    message = f"{type(problem).__name__}: {reason}"
+    message = f"{type(problem).__name__}: {reason}"[:MOST_CHARACTERS]
     if isinstance(problem, SyntaxError) and problem.lineno is not None and problem.filename == str(path):
-        return Fault(message=message, line=problem.lineno, code=(problem.text or "").strip())
+        return Fault(message=message, line=problem.lineno, code=(problem.text or "").strip()[:MOST_CHARACTERS])
     own = [frame for frame in traceback.extract_tb(problem.__traceback__) if frame.filename == str(path)]
     line = own[-1].lineno if own else None
-    code = linecache.getline(str(path), line).strip() if line else None
+    code = linecache.getline(str(path), line).strip()[:MOST_CHARACTERS] if line else None
     return Fault(message=message, case=case, line=line, code=code)

@@ -14,6 +14,8 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
     shape. `index`: the first element that differs. `expected`, `got`: its values.
     `error`, `budget`: the error of the whole result and the largest accepted error, both relative to the reference.
     `line`, `code`: the line of the student's file that raised an exception.
+
+    Raises ValueError if there is an element that differs, but no error and no budget.
     """
 
     message: str
@@ -27,3 +29,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
     budget: float | None = None
     line: int | None = None
     code: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.index is not None and (self.error is None or self.budget is None):
+            raise ValueError("a difference has an error and a budget")

@@ -1,14 +1,22 @@
-"""Run the check of a student's function in a process of its own, with a time limit."""
+"""Run the check of a student's function in a process of its own, with a time limit.
+
+The process is no sandbox: it has the rights of the user. Whatever it does, the command ends in time, and so does the
+process if the command is stopped.
+"""
 
 from __future__ import annotations
 
 import ast
+import math
 import os
+import secrets
 import signal
 import subprocess
 import sys
 import tempfile
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -26,12 +34,16 @@ STDERR = 2
 
 MOST_BYTES = 2**20
 """The largest size of a student's file, in bytes."""
+MOST_REPLY_BYTES = 2**16
+"""The largest size of a result, in bytes."""
 
 
 def run_check(exercise: str, file: Path, *, seed: int, timeout_s: float) -> Reply:
     """Check the function of `exercise` in `file`. A process that does not end in `timeout_s` seconds is stopped."""
-    with tempfile.TemporaryDirectory() as folder:
-        request = Request(exercise, os.fsencode(file), seed)
+    # The process may leave anything in the folder, also files that cannot be removed.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, _stops_on_signals():
+        cpu_s = math.ceil(timeout_s) * (os.cpu_count() or 1)
+        request = Request(exercise, os.fsencode(file), seed, cpu_s, secrets.token_hex())
         Path(folder, REQUEST).write_bytes(msgspec.msgpack.encode(request))
         code = f"from llmbench.learn.exercises.child import main; main({folder!r})"
         # -P: no module from the current folder takes the place of another one
@@ -47,10 +59,29 @@ def run_check(exercise: str, file: Path, *, seed: int, timeout_s: float) -> Repl
                 os.killpg(process.pid, signal.SIGKILL)  # also the processes that the function started
             process.wait()
         try:
-            return msgspec.msgpack.decode(Path(folder, RESULT).read_bytes(), type=Reply)
-        except (OSError, msgspec.MsgspecError):
-            how = f"signal {-process.returncode}" if process.returncode < 0 else f"exit code {process.returncode}"
-            return Reply(0, Fault(message=f"the process ended with {how} before the check was done"))
+            reply = msgspec.msgpack.decode(read_bytes(Path(folder, RESULT), MOST_REPLY_BYTES), type=Reply)
+            if reply.token == request.token:
+                return reply
+        except (LLMBenchError, msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+            pass
+        how = f"signal {-process.returncode}" if process.returncode < 0 else f"exit code {process.returncode}"
+        return Reply(0, Fault(message=f"the process ended with {how} before the check was done"))
+
+
+@contextmanager
+def _stops_on_signals() -> Iterator[None]:
+    """Until the block ends, let SIGTERM and SIGHUP raise KeyboardInterrupt, as Ctrl-C does. Otherwise they would end
+    the command at once, and leave the process of the student running."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # only this thread may set handlers
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:
+                before[number] = signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def exercises_in(file: Path) -> list[str]:
