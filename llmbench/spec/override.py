@@ -51,11 +51,11 @@ def parse_assignments(
             raise SpecError(f"{option} {key}: is not valid UTF-8")
         if key in assignments:
             raise SpecError(f"{option} {key}: is given twice")
-        assignments[key] = _value(key, value.strip())
+        assignments[key] = _value(option, key, value.strip())
     return assignments
 
 
-def _value(key: str, text: str) -> Any:
+def _value(option: str, key: str, text: str) -> Any:
     """Return the value that a text in TOML has, or the text itself. Raises SpecError if it contains further keys."""
     if text.lower() in ("none", "null"):
         return None
@@ -64,7 +64,7 @@ def _value(key: str, text: str) -> Any:
     except (tomllib.TOMLDecodeError, RecursionError, ValueError):
         return text
     if len(document) > 1:
-        raise SpecError(f"--set {key}: has more than one line", hint="give one --set for each field")
+        raise SpecError(f"{option} {key}: has more than one line", hint=f"give one {option} for each field")
     return document["value"]
 
 

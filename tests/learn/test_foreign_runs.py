@@ -186,7 +186,7 @@ def test_a_file_with_too_many_rows_is_refused(run: Path, monkeypatch: pytest.Mon
 def test_a_file_in_the_place_of_a_temporary_folder_is_removed(run: Path) -> None:
     (run / ".unfinished-step-00000011").write_text("left by another program")
     resume(run).run(stop_at=11)
-    assert checkpoint.newest(run).name == "step-00000011"
+    assert newest(run).name == "step-00000011"
 
 
 def test_a_run_names_only_steps_that_are_saved(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +195,7 @@ def test_a_run_names_only_steps_that_are_saved(run: Path, monkeypatch: pytest.Mo
     with pytest.raises(KeyboardInterrupt):
         session.run(stop_at=15)
     assert session.state.step == 10
-    assert checkpoint.newest(run) == run / LAST
+    assert newest(run) == run / LAST
 
 
 def test_nothing_outside_of_the_folder_is_written(run: Path, tmp_path: Path) -> None:
