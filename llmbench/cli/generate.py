@@ -12,7 +12,7 @@ import typer
 
 from llmbench.cli.evaluate import TrainedModel
 from llmbench.cli.measured import Device, DType, check_file, need_torch
-from llmbench.cli.options import As, Output, Seed, answer, positive_integer, prints_tables
+from llmbench.cli.options import As, Output, Seed, answer, not_negative, positive_integer, prints_tables, probability
 from llmbench.learn.refusals import refuse_other_folders, refuse_without_tokenizer
 from llmbench.printable import printable
 from llmbench.report.document import Block, Document, table
@@ -28,7 +28,10 @@ Count = Annotated[
 Temperature = Annotated[
     float,
     typer.Option(
-        "--temperature", metavar="T", help="Logits are divided by T. 0: always take the most likely token.", min=0.0
+        "--temperature",
+        metavar="T",
+        help="Logits are divided by T. 0: always take the most likely token.",
+        parser=not_negative,
     ),
 ]
 TopK = Annotated[
@@ -47,8 +50,7 @@ TopP = Annotated[
         "--top-p",
         metavar="P",
         help="Draw only from the most likely tokens whose probabilities sum to P.",
-        min=0.0,
-        max=1.0,
+        parser=probability,
         show_default=False,
     ),
 ]

@@ -41,8 +41,8 @@ def positive_integer(text: str | int) -> int:
     return _whole_number(text, 1)
 
 
-def seed_number(text: str | int) -> int:
-    """Parse the value of --seed. Raises BadParameter unless it is a whole number from 0 to LARGEST."""
+def number_from_zero(text: str | int) -> int:
+    """Parse the value of an option as a whole number. Raises BadParameter unless it is from 0 to LARGEST."""
     return _whole_number(text, 0)
 
 
@@ -54,7 +54,7 @@ def _whole_number(text: str | int, least: int) -> int:
     number = int(digits[:20])  # Python refuses to convert thousands of digits
     if not least <= number <= LARGEST:
         shown = digits if len(digits) <= 20 else f"a number of {len(digits):,} characters"
-        raise typer.BadParameter(f"{shown} is not between {least} and {LARGEST}")
+        raise typer.BadParameter(f"{shown} is not between {least} and {LARGEST:,}")
     return number
 
 
@@ -64,6 +64,22 @@ def decimal_number(text: str | float) -> float:
         return decimal(str(text).strip())
     except ValueError:
         raise typer.BadParameter(f"{text!r} is not a number") from None
+
+
+def not_negative(text: str | float) -> float:
+    """Parse the value of an option as a number. Raises BadParameter if it is below 0."""
+    number = decimal_number(text)
+    if number < 0:
+        raise typer.BadParameter(f"{text} is below 0")
+    return number
+
+
+def probability(text: str | float) -> float:
+    """Parse the value of an option as a number. Raises BadParameter unless it is from 0 to 1."""
+    number = decimal_number(text)
+    if not 0 <= number <= 1:
+        raise typer.BadParameter(f"{text} is not between 0 and 1")
+    return number
 
 
 def token_count(text: str | int) -> int:
@@ -246,7 +262,7 @@ Seqs = Annotated[
     ),
 ]
 Seed = Annotated[
-    int, typer.Option("--seed", metavar="N", help="Seed of the random numbers, from 0.", parser=seed_number)
+    int, typer.Option("--seed", metavar="N", help="Seed of the random numbers, from 0.", parser=number_from_zero)
 ]
 SEQ = 4096
 """The default of --seq, in tokens."""

@@ -16,7 +16,16 @@ from llmbench.cli.help import OUTPUT
 from llmbench.cli.learning import Data, progress, text_of_option
 from llmbench.cli.measured import Device, need_torch
 from llmbench.cli.messages import say
-from llmbench.cli.options import MODEL_HELP, Set, answer, load, positive_integer, prints_tables, token_count
+from llmbench.cli.options import (
+    MODEL_HELP,
+    Set,
+    answer,
+    load,
+    number_from_zero,
+    positive_integer,
+    prints_tables,
+    token_count,
+)
 from llmbench.cli.train_document import document
 from llmbench.errors import CannotRunError, LLMBenchError
 from llmbench.printable import printable
@@ -78,7 +87,7 @@ Warmup = Annotated[
     typer.Option(
         "--warmup",
         metavar="N",
-        min=0,
+        parser=number_from_zero,
         help="Steps in which the rate rises to --lr. Default: 100, but at most a tenth of --steps.",
         show_default=False,
     ),
@@ -103,7 +112,7 @@ Seed = Annotated[
     typer.Option(
         "--seed",
         metavar="N",
-        min=0,
+        parser=number_from_zero,
         help="Decides the first weights and the batches. Default: 0.",
         show_default=False,
     ),
