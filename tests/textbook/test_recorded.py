@@ -170,7 +170,7 @@ def growth(*factors: float) -> Callable[[dict[str, Any]], dict[str, Any]]:
 def gain(*nats: float) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """How much lower the loss of SwiGLU is than that of the other activations, for each seed."""
     swiglu = [2.0 - each for each in nats]
-    return lambda row: {**row, "losses": swiglu if row["step"] in ("ffn", "cs336") else [2.0, 2.0, 2.0]}
+    return lambda row: {**row, "losses": swiglu if row["step"] in ("ffn", "cs336", "llama") else [2.0, 2.0, 2.0]}
 
 
 @pytest.mark.parametrize(
