@@ -258,7 +258,7 @@ def test_choose_writes_over_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_seed_out_of_range_is_refused_as_it_was_typed(seed: str, capsys: Capture) -> None:
     assert run(["generate", "run", "--seed", seed]) == 2
     shown = seed if len(seed) <= 20 else "a number of 41 characters"
-    assert f"{shown} is not between 0 and 2147483648" in capsys.readouterr().err
+    assert f"{shown} is not between 0 and 2,147,483,648" in capsys.readouterr().err
 
 
 def test_files_of_proc_are_refused_as_texts(capsys: Capture) -> None:
