@@ -120,21 +120,24 @@ def within(validation: Validation, bound: float) -> bool:
 
 def _blocks(validation: Validation, certain: Metrics, quantities: list[Summary], bound: float | None) -> list[Block]:
     items = validation.items
-    count = answered(items)
-    parts = [f"llmbench answers {count} of {plural(len(items), 'row')}"]
+    some = [item for item in items if item.answer is not None]
+    uncertain = [item for item in some if item.answer is not None and item.answer.doubt]
+    parts = [f"llmbench answers {len(some)} of {plural(len(items), 'row')}"]
     if certain.median_ape is not None:
+        without = f"without {plural(len(uncertain), 'row')} with uncertain settings, " if uncertain else ""
         worst = shown(certain.worst, "percent")
-        parts.append(f"the median error is {shown(certain.median_ape, 'percent')}, the worst is {worst}")
+        parts.append(f"{without}the median error is {shown(certain.median_ape, 'percent')}, the worst is {worst}")
         parts.append(f"{shown(certain.exact, 'percent')} of the figures are equal up to rounding")
     if bound is not None:
         verdict = "no error is over" if within(validation, bound) else "not all errors are within"
         parts.append(f"{verdict} the bound of {shown(bound, 'percent')}")
-    some = [item for item in items if item.answer is not None]
+    columns = [field for field in FIELDS if field.name != "reason"]
+    sure = [item for item in some if item not in uncertain]
     blocks = [
         Block(
             answer="; ".join(parts),
             headline=f"kind of file: {validation.file.kind} · format: {validation.file.name}",
-            table=table([field for field in FIELDS if field.name != "reason"], some) if some else None,
+            table=table(columns, sure) if sure else None,
             lines=list(dict.fromkeys(item.answer.note for item in some if item.answer and item.answer.note)),
         )
     ]
@@ -145,10 +148,10 @@ def _blocks(validation: Validation, certain: Metrics, quantities: list[Summary],
         blocks.append(_summary_block("by group", groups))
     if len(quantities) > 1:
         blocks.append(_summary_block("by quantity", quantities))
-    uncertain = [item for item in some if item.answer is not None and item.answer.doubt]
     if uncertain:
-        headline = f"the metrics leave out {plural(len(uncertain), 'row')} with uncertain settings"
-        blocks.append(_reasons(headline, uncertain, lambda item: item.answer and item.answer.doubt))
+        headline = f"{plural(len(uncertain), 'row')} with uncertain settings, which the metrics leave out"
+        blocks.append(Block(headline=headline, table=table(columns, uncertain)))
+        blocks.append(_reasons("why they are uncertain", uncertain, lambda item: item.answer and item.answer.doubt))
     refused = [item for item in items if item.answer is None]
     if refused:
         blocks.append(_reasons("refused rows", refused, lambda item: item.reason))

@@ -213,7 +213,10 @@ def test_megatron_defaults_and_doubts(tmp_path: Path, capsys: Capture) -> None:
     assert own["ours"] == doubtful["ours"]
     assert doubtful["doubt"] == "layout"
     assert run(["validate", "memory", str(path)]) == 0
-    assert capsys.readouterr().out.split("1 row with uncertain settings")[1].split()[-2:] == ["3", "layout"]
+    first, certain, uncertain, why = re.split("kind of|1 row with.*leave out|why they", capsys.readouterr().out)[:4]
+    assert "without 1 row with uncertain settings, the median error" in first
+    assert [re.findall(r"^ +(\d) ", part, re.MULTILINE) for part in (certain, uncertain, why)] == [["2"], ["3"], ["3"]]
+    assert why.split()[-1] == "layout"
 
 
 def test_megatron_workspaces_of_each_gpu(tmp_path: Path, capsys: Capture) -> None:
