@@ -18,7 +18,7 @@ from llmbench.learn.choose.candidate import Candidate, Setting
 from llmbench.learn.choose.goals import GOALS, Goal, GoalName
 from llmbench.report.document import Block, Command, Document, Table, table, transposed
 from llmbench.report.fields import Field, fitted, record, records
-from llmbench.report.units import plural
+from llmbench.report.units import heading, plural
 from llmbench.spec.catalog import find_device_head
 from llmbench.spec.files import write_spec
 
@@ -259,7 +259,8 @@ def document(goal: GoalName, choice: Choice, inputs: dict[str, Any], file: str) 
     devices = setting.device if setting.devices == 1 else f"{setting.devices} × {setting.device}"
     title = f"{choice.goal.wish}: {plural(setting.context, 'token')} · {devices} · {setting.parameters:,} parameters"
     first = Block(
-        answer=_sentence(title),
+        answer=_reached(choice),
+        headline=_sentence(title),
         table=table([field for field in DECIDED if field.name in ("question", "choice")], choice.decided),
         lines=[
             f"goal figure: {choice.goal.noun}; {'more' if choice.goal.large else 'less'} is better",
@@ -285,6 +286,13 @@ def document(goal: GoalName, choice: Choice, inputs: dict[str, Any], file: str) 
         },
         tables=[_options_table(choice)],
     )
+
+
+def _reached(choice: Choice) -> str:
+    """Return a sentence with the figure of the goal that the chosen model reaches."""
+    field = _FIGURE[choice.goal.field]
+    (fitting,) = fitted([msgspec.structs.replace(field, scale=field.name)], [choice.candidate])
+    return f"With the choices below, {heading(choice.goal.noun, fitting.unit)}: {fitting.shown(choice.candidate)}."
 
 
 def _command(text: str, choice: Choice, file: str) -> str:

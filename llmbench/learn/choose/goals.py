@@ -40,6 +40,8 @@ GOALS: dict[GoalName, Goal] = {
     "latency": Goal("answer one user as fast as possible", "token_s", "time per token", large=False),
     "long-context": Goal("read the longest request", "longest_tokens", "longest request in memory", large=True),
     "train": Goal("train with the least computation", "train_flops_per_token", "FLOPs per trained token", large=False),
-    "small-device": Goal("run in the least memory", "footprint_bytes", "bytes of weights and one cache", large=False),
+    "small-device": Goal(
+        "run in the least memory", "footprint_bytes", "memory of the weights and one cache", large=False
+    ),
 }
 """The goals by name."""
