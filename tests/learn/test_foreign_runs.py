@@ -20,7 +20,7 @@ from llmbench.errors import CannotRunError, LLMBenchError, SpecError
 from llmbench.learn import checkpoint
 from llmbench.learn.data import corpus
 from llmbench.learn.faults import DivergedError
-from llmbench.learn.memory import least_bytes
+from llmbench.learn.memory import step_bytes
 from llmbench.learn.metrics import Metrics, StepRow
 from llmbench.learn.probe import Moment, Probe
 from llmbench.learn.session import METRICS, Session, new_session, resumed_session
@@ -330,4 +330,32 @@ def test_too_little_memory_is_said(tmp_path: Path, capsys: pytest.CaptureFixture
             patch.setattr("llmbench.learn.session.build", Mock(side_effect=problem))
             assert application.run(small) == 3
         assert "error: too little memory" in capsys.readouterr().err
-    assert least_bytes(spec(), settings(), 1) > 16 * count_parameters(spec()).total
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "nanogpt-cpu", "--batch", "1000000", "--set", "hidden_size=16", "--set", "head_dim=4"],
+        ["ablate", "nanogpt-cpu", "--batch", "16384", "--seq", "64", "--seeds", "1"],
+    ],
+    ids=["train", "ablate"],
+)
+def test_activations_and_logits_count(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both batches need more than the memory, and their inputs of the layers alone need less."""
+    free = 6 * 2**30
+    monkeypatch.setattr("llmbench.learn.memory.free_bytes", lambda device: free)
+    assert application.run([*words, "--data", "markov:4,1,0"]) == 3
+    assert "too little memory: the training needs at least" in capsys.readouterr().err
+
+
+def test_the_memory_of_a_step_has_weights_states_and_activations() -> None:
+    """Weights, gradients and two states are 16 bytes per weight. All but the weights and the states grow with the
+    micro-batch, and the batch alone changes nothing."""
+    weights = count_parameters(spec()).total
+    assert step_bytes(spec(), settings()) > 12 * weights
+    few, many = (step_bytes(spec(), settings(batch=batch)) for batch in (64, 128))
+    assert many - few == pytest.approx(few - 12 * weights, rel=0.05)
+    assert step_bytes(spec(), settings(batch=128, accumulate=2)) == pytest.approx(few, abs=4 * weights)
+    assert step_bytes(spec(), settings(batch=64, optimizer="sgd", beta1=0.0)) == pytest.approx(few - 8 * weights)

@@ -23,6 +23,7 @@ from llmbench.learn.experiments.statistics import Difference, has_learned, paire
 from llmbench.learn.experiments.training import trained_arm
 from llmbench.learn.faults import DivergedError
 from llmbench.learn.loop import optimizer_for
+from llmbench.learn.memory import refuse_without_memory, step_bytes
 from llmbench.learn.metrics import StepRow
 from llmbench.learn.settings import Settings
 from llmbench.learn.threads import choose_threads
@@ -34,7 +35,6 @@ from llmbench.model.mixers import new_cache
 from llmbench.sizing.flops import count_flops
 from llmbench.sizing.kvcache import kv_cache
 from llmbench.sizing.params import count_parameters
-from llmbench.sizing.training import training_memory
 from llmbench.sizing.workload import Workload
 from llmbench.spec.model import ModelSpec
 
@@ -157,10 +157,13 @@ def ablate(
 
     `on_step(design, row)` is called after each training step.
 
-    Raises SpecError if the size does not allow a design, and LLMBenchError if the text is too short.
+    Raises SpecError if the size does not allow a design, LLMBenchError if the text is too short, and CannotRunError if
+    the memory is too small.
     """
     specs = {design: design.spec(size) for design in dict.fromkeys(designs)}
     data.refuse_short(settings.seq_len)
+    for spec in specs.values():
+        refuse_without_memory(spec, settings, torch.device("cpu"))
     torch.set_num_threads(choose_threads(build(next(iter(specs.values()))), data, settings))
     costs = costs_of(specs, data, settings)
     outcomes = {}
@@ -190,12 +193,11 @@ def costs_of(specs: Mapping[Design, ModelSpec], data: Corpus, settings: Settings
     decodes = timed(decoding)
     costs = {}
     for (design, spec), name in zip(specs.items(), models, strict=True):
-        memory = training_memory(spec, settings.seq_len, micro_batch=settings.batch, precision="fp32", kernels="eager")
         costs[design] = Costs(
             parameters=count_parameters(spec).total,
             train_flops_per_token=count_flops(spec, Workload.train(settings.seq_len, settings.batch)).per_token,
             kv_bytes_per_token=kv_cache(spec, settings.seq_len).bytes_per_token,
-            memory_bytes=memory.peak_bytes - memory.parts_bytes["overhead"],
+            memory_bytes=step_bytes(spec, settings),
             step=steps[name],
             decode=decodes[name],
             tokens=settings.seq_len,
