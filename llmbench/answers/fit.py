@@ -16,8 +16,8 @@ from llmbench.report.document import Document, table
 from llmbench.report.fields import records
 from llmbench.sizing.serving.changes import Change, changes
 from llmbench.sizing.serving.command import weights_of
-from llmbench.sizing.serving.fit import LENGTH, Fit, Question, Sizer, smallest_count, split
-from llmbench.sizing.serving.shard import serving_layout
+from llmbench.sizing.serving.fit import LENGTH, Fit, Question, Sizer, best_fit, smallest_count
+from llmbench.sizing.serving.layouts import serving_layout
 from llmbench.spec.catalog import device_heads, find_device_head
 from llmbench.spec.engine import find_engine
 from llmbench.spec.model import ModelSpec
@@ -102,6 +102,7 @@ def fitted(
                 changes=found,
                 asked=bool(devices),
                 fixed=bool(layout) or gpus is not None,
+                chosen=not layout,
                 price=prices.get(question.device.name, prices.get("")),
                 files=None if model is None else weights_of(spec, model),
                 draft=draft,
@@ -132,10 +133,11 @@ def _cases(*settings: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
 
 
 def _answer(sizer: Sizer, question: Question, *, fixed: bool, gpus: int | None, smallest: bool) -> Fit | None:
-    if not fixed and gpus is None and smallest:
+    if fixed:
+        return sizer.fit(question)
+    if gpus is None and smallest:
         return smallest_count(sizer, question)
-    layout = question.layout if fixed else split(sizer, question, gpus or 1)
-    return sizer.fit(msgspec.structs.replace(question, layout=layout))
+    return best_fit(sizer, question, gpus or 1)
 
 
 def document(rows: list[Fitted], inputs: dict[str, Any], *, tables: bool = True) -> Document:

@@ -11,6 +11,7 @@ from llmbench.report.units import Unit
 from llmbench.sizing.serving.changes import Change
 from llmbench.sizing.serving.command import start_command
 from llmbench.sizing.serving.fit import Fit, Question
+from llmbench.sizing.serving.layouts import SERVER, kinds, layout_text
 from llmbench.spec.catalog import DeviceHead
 from llmbench.spec.engine import Engine
 from llmbench.spec.model import ModelSpec
@@ -21,7 +22,7 @@ class Fitted(AboutModel, kw_only=True):
 
     fit: the answer. None: no number of GPUs that was tried suffices. changes: what would make it fit.
     asked: whether the user named the device.
-    fixed: whether the user gave the number of GPUs. price: price of one GPU per hour, or None.
+    fixed: whether the user gave the number of GPUs. chosen: whether llmbench chose the layout. price: price of one GPU per hour, or None.
     files: name with which an engine finds the weights. None: there are no files, because the user changed the spec.
     draft: the model for speculative decoding, or None. draft_files: name with which an engine finds its weights.
     """
@@ -33,6 +34,7 @@ class Fitted(AboutModel, kw_only=True):
     changes: list[Change]
     asked: bool
     fixed: bool
+    chosen: bool
     price: float | None
     files: str | None
     draft: ModelSpec | None
@@ -48,6 +50,19 @@ class Fitted(AboutModel, kw_only=True):
     def gpus(self) -> int | None:
         """The number of GPUs, or None if no number that was tried suffices."""
         return None if self.fit is None else self.fit.question.layout.num_gpus
+
+    @property
+    def layout(self) -> str | None:
+        """The layout of the GPUs, or None if no number that was tried suffices."""
+        return None if self.fit is None else layout_text(self.fit.question.layout)
+
+    @property
+    def tried(self) -> str:
+        """The ways to divide the model that llmbench tried, as `tp, tp × dp and tp × pp`, or "" if it chose none."""
+        if not self.chosen or self.gpus == 1:
+            return ""
+        *names, last = [kind.name for kind in kinds(self.spec, self.engine, SERVER)]
+        return f"{', '.join(names)} and {last}" if names else last
 
     @property
     def cost(self) -> float | None:
@@ -185,11 +200,7 @@ FIELDS: tuple[Field[Fitted], ...] = (
         description="whether all users fit, the engine runs on the device, and the device computes the format",
     ),
     Field("gpus", "GPUs", "count", description="number of GPUs; null if no number that was tried suffices"),
-    Field(
-        "layout",
-        value=lambda row: None if row.fit is None else str(row.fit.question.layout),
-        description="layout of the GPUs",
-    ),
+    Field("layout", "layout", description="layout of the GPUs; null if no number that was tried suffices"),
     _budget("weights", "format of the weights, as `--weights` reads it"),
     Field(
         "kv_dtype",

@@ -110,7 +110,7 @@ def _context(row: Fitted) -> str:
     fit = row.fit
     assert fit is not None
     own, question = fit.tightest, fit.question
-    layout = "one GPU" if question.layout.num_gpus == 1 else f"{question.layout.num_gpus} GPUs: {question.layout}"
+    layout = "one GPU" if row.gpus == 1 else f"{row.gpus} GPUs: {row.layout}"
     draft = f"draft model {row.draft.name} · " if row.draft is not None else ""
     return (
         f"{row.device.name} · {layout} · {row.engine.title}\nweights {own.shard.title} · {draft}cache "
@@ -144,6 +144,10 @@ def _lines(row: Fitted, fit: Fit) -> list[str]:
         lines.append(f"one step of {engine} has at most {own.batched_tokens:,} tokens and {own.sequences:,} sequences")
     if row.cost is not None:
         lines.append(f"price: {row.cost:,.2f} per hour, {row.cost / max(1, question.users):,.3f} per user and hour")
+    if row.tried and not fit.fits:
+        lines.append(
+            f"no layout of {row.gpus} GPUs that llmbench tries suffices ({row.tried}); the table is that of {row.layout}"
+        )
     if row.changes:
         lines += _changes(row)
     elif not fit.fits and fit.runs:

@@ -12,7 +12,7 @@ from llmbench.report.document import Block, table
 from llmbench.report.fields import Field
 from llmbench.report.units import plural
 from llmbench.sizing.serving.changes import MORE_GPUS
-from llmbench.sizing.serving.fit import COUNTS
+from llmbench.sizing.serving.layouts import COUNTS
 
 SWEPT = {"weights": "weights", "kv_dtype": "KV format", "seq_len": "tokens", "users": "users"}
 """The headings of the options that a sweep can vary."""
@@ -47,11 +47,13 @@ def several(rows: list[Fitted]) -> Block:
 def _columns(shown: list[Fitted], *, swept: bool) -> list[Field[Fitted]]:
     """Return the columns: what a sweep asks, the device, and the answer."""
     fields = {field.name: field for field in sweep_fields(FIELDS, shown, SWEPT)}
-    several = any(row.question.weights != shown[0].question.weights for row in shown)
-    columns = [fields[name] for name in SWEPT if name != "weights" or several]
+    formats = any(row.question.weights != shown[0].question.weights for row in shown)
+    columns = [fields[name] for name in SWEPT if name != "weights" or formats]
     if not (swept and shown[0].asked) or any(row.device != shown[0].device for row in shown):
         columns.append(fields["device"])
-    columns += [fields[name] for name in ("fits", "gpus", "capacity", "longest_tokens", "filled", "price_per_hour")]
+    several = any(row.gpus is not None and row.gpus > 1 for row in shown)
+    names = ["fits", "gpus", *(["layout"] if several else []), "capacity", "longest_tokens", "filled", "price_per_hour"]
+    columns += [fields[name] for name in names]
     if swept and shown[0].asked:
         columns.append(
             Field("enough_gpus", "GPUs that suffice", "count", value=_enough, sparse=True, spare=1, in_json=False)
@@ -198,9 +200,17 @@ def _smallest(first: Fitted, fitting: list[Fitted]) -> str:
         )
     if fitting:
         fewest = min(fitting, key=lambda row: row.gpus or 0)
-        return f"{first.spec.name} with {users} needs several GPUs, for example {fewest.gpus} × {fewest.device.name}."
+        return (
+            f"{first.spec.name} with {users} needs several GPUs, for example {fewest.gpus} × {fewest.device.name} "
+            f"({fewest.layout})."
+        )
     most = plural(first.gpus or 1, "GPU") if first.fixed else f"up to {COUNTS[-1]} GPUs"
-    return f"{first.spec.name} with {users} fits on no built-in device, with {most}."
+    return f"{first.spec.name} with {users} fits on no built-in device, with {most}{_tried(first)}."
+
+
+def _tried(row: Fitted) -> str:
+    """Return the ways to divide the model that were tried, in brackets."""
+    return f" ({row.tried})" if row.tried else ""
 
 
 def _left_out(rows: list[Fitted], *, swept: bool) -> list[str]:
@@ -217,7 +227,10 @@ def _left_out(rows: list[Fitted], *, swept: bool) -> list[str]:
     most = rows[0].gpus if rows[0].fixed else COUNTS[-1]
     lines = []
     if small:
-        lines.append(f"{most} of these are not enough: {named(small)}" if most != 1 else f"too small: {named(small)}")
+        tried = f" with {small[0].tried}" if small[0].tried else ""
+        lines.append(
+            f"{most} of these are not enough{tried}: {named(small)}" if most != 1 else f"too small: {named(small)}"
+        )
     if other:
         lines.append(f"no profile of {rows[0].engine.spec.title} on these: {named(other)}")
     if lacking:

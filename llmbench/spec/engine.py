@@ -151,6 +151,35 @@ class WeightOnly(Part, frozen=True, kw_only=True):
     source: str
 
 
+class WholeBlocks(Part, frozen=True, kw_only=True):
+    """Formats of weights whose blocks of inputs an engine does not split among GPUs.
+
+    A matrix whose inputs are split must give every GPU whole blocks: those of `fp8-block`, or the groups of AWQ.
+
+    formats: names of formats, as in `WeightOnly`. experts: whether the rule is for the matrices of experts, or for all
+    other matrices. halved_to: the engine halves the groups until they are whole, down to this number of inputs. 0: it
+    does not.
+    """
+
+    formats: tuple[str, ...]
+    experts: bool
+    source: str
+    halved_to: int = 0
+
+
+class OnLoad(Part, frozen=True, kw_only=True):
+    """A format to which an engine converts plain weights (bf16, fp16 or fp32) when it loads them.
+
+    format: name of the format. flag: the flag that asks for it. whole: whether all plain weights of a GPU must fit into
+    its memory before they are converted.
+    """
+
+    format: str
+    flag: str
+    whole: bool
+    source: str
+
+
 class Stages(Part, frozen=True, kw_only=True):
     """How an engine divides the layers over pipeline stages, and the name of the source."""
 
@@ -166,12 +195,16 @@ class Downcast(Part, frozen=True, kw_only=True):
 
 
 class Version(Part, frozen=True, kw_only=True):
-    """What one version of an engine changed: constants, the division into stages, conversions, and kernels."""
+    """What one version of an engine changed: constants, the division into stages, conversions, and kernels.
+
+    on_load: formats to which the engine converts plain weights. They replace those of older versions.
+    """
 
     version: str
     stages: Stages | None = None
     downcast: Downcast | None = None
     weight_only: tuple[WeightOnly, ...] = ()
+    on_load: tuple[OnLoad, ...] = ()
     constants: dict[str, Constant] = msgspec.field(default_factory=dict)
 
 
@@ -187,7 +220,9 @@ class EngineSpec(Part, frozen=True, kw_only=True):
     - weight_formats: formats of the weights that the engine loads. `gguf*` stands for all names that begin with gguf.
       Empty: all.
     - layouts: how the engine divides a model over GPUs: tp, pp, dp and ep. whole_experts: whether `ep` always splits
-      the experts over all GPUs of a pipeline stage.
+      the experts over all GPUs of a pipeline stage. one_gpu_copies: whether a copy of the attention is always on one GPU,
+      so that dp needs tp=1.
+    - whole_blocks: formats whose blocks the engine does not split among GPUs.
     - versions: the known versions, the oldest one first.
     - weights: format of the weights that the engine loads if the user names none. None: the published files.
     - converted: the same for published files in some formats, by the name of the format.
@@ -206,6 +241,8 @@ class EngineSpec(Part, frozen=True, kw_only=True):
     weight_formats: tuple[str, ...] = ()
     layouts: tuple[str, ...] = ("tp", "pp", "dp", "ep")
     whole_experts: bool = False
+    one_gpu_copies: bool = False
+    whole_blocks: tuple[WholeBlocks, ...] = ()
     versions: tuple[Version, ...]
     sources: dict[str, str]
 
@@ -221,6 +258,10 @@ class EngineSpec(Part, frozen=True, kw_only=True):
                 self._check_source("downcast", version.downcast.source)
             for kernel in version.weight_only:
                 self._check_source("weight_only", kernel.source)
+            for made in version.on_load:
+                self._check_source("on_load", made.source)
+        for rule in self.whole_blocks:
+            self._check_source("whole_blocks", rule.source)
 
     def default_weights(self, published: str) -> str | None:
         """Return the format of the weights that the engine loads if the user names none. None: the published files.
@@ -243,6 +284,7 @@ class Engine(NamedTuple):
     remainder: how the engine divides the layers over pipeline stages.
     kernels: kernels for weights that a device does not compute.
     downcast: formats to which the engine converts published weights in fp32. Empty: it does not convert them.
+    on_load: formats to which the engine converts plain weights if a flag asks for it.
     """
 
     spec: EngineSpec
@@ -253,6 +295,7 @@ class Engine(NamedTuple):
     remainder: Remainder
     kernels: tuple[WeightOnly, ...]
     downcast: tuple[Literal["bf16", "fp16"], ...]
+    on_load: tuple[OnLoad, ...]
 
     def fp32_becomes(self, device: DeviceHead) -> Literal["bf16", "fp16"] | None:
         """Return the format to which the engine converts published weights in fp32. None: it does not convert them."""
@@ -368,6 +411,7 @@ def find_engine(text: str) -> Engine:
     remainder: Remainder = "first"
     kernels: tuple[WeightOnly, ...] = ()
     downcast: tuple[Literal["bf16", "fp16"], ...] = ()
+    on_load: tuple[OnLoad, ...] = ()
     version = None
     for known in spec.versions:
         if asked and _numbers(known.version) > _numbers(asked):
@@ -377,6 +421,7 @@ def find_engine(text: str) -> Engine:
         remainder = remainder if known.stages is None else known.stages.remainder
         kernels += known.weight_only
         downcast = downcast if known.downcast is None else known.downcast.to
+        on_load = known.on_load or on_load
     if version is None:
         raise SpecError(
             f"llmbench has no profile of {spec.title} {asked}; the oldest one is {spec.versions[0].version}",
@@ -394,7 +439,7 @@ def find_engine(text: str) -> Engine:
             raise SpecError(f"engine constant `{key}`: must be at least 1, not {value}")
         constants[key] = Constant(value=number, source=SET)
         replaced.append(key)
-    return Engine(spec, version, asked, constants, tuple(replaced), remainder, kernels, downcast)
+    return Engine(spec, version, asked, constants, tuple(replaced), remainder, kernels, downcast, on_load)
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -8,7 +8,8 @@ from typing import Any
 from llmbench.errors import LLMBenchError, UnknownNameError
 from llmbench.sizing.kv_formats import format_names
 from llmbench.sizing.serving.budget import GIB, Budget, budget
-from llmbench.sizing.serving.shard import serving_layout, shards
+from llmbench.sizing.serving.layouts import serving_layout
+from llmbench.sizing.serving.shard import shards
 from llmbench.spec.catalog import DeviceHead, find_device_head
 from llmbench.spec.engine import Engine, find_engine
 from llmbench.validation.comparison import Answer, Figure, printed

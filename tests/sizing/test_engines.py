@@ -16,8 +16,9 @@ from llmbench.answers.fit import document, fitted
 from llmbench.answers.fit_row import Fitted
 from llmbench.errors import LayoutError
 from llmbench.sizing.serving.command import weights_of
+from llmbench.sizing.serving.layouts import serving_layout
 from llmbench.sizing.serving.pipeline import layers_per_stage
-from llmbench.sizing.serving.shard import serving_layout, shards
+from llmbench.sizing.serving.shard import shards
 from llmbench.sizing.workload import Layout
 from llmbench.spec.catalog import load_bundled
 from llmbench.spec.engine import find_engine

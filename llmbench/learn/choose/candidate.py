@@ -15,7 +15,7 @@ from llmbench.sizing.kvcache import kv_cache
 from llmbench.sizing.lower import lower
 from llmbench.sizing.memory import Memory
 from llmbench.sizing.params import count_parameters
-from llmbench.sizing.serving.fit import Fit, Question, Sizer, split
+from llmbench.sizing.serving.fit import Fit, Question, Sizer, best_fit
 from llmbench.sizing.training import training_memory
 from llmbench.sizing.workload import Layout, Workload
 from llmbench.spec.catalog import find_device, find_device_head
@@ -187,5 +187,4 @@ class Candidate:
             users=1,
             weights="bf16",
         )
-        layout = split(sizer, question, self.setting.devices)
-        return sizer.fit(msgspec.structs.replace(question, layout=layout))
+        return best_fit(sizer, question, self.setting.devices)

@@ -59,7 +59,8 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
 class _Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What the rules of all engines need.
 
-    total: memory of the GPU. gpus: GPUs that share one replica of the model. share: the utilization.
+    total: memory of the GPU. gpus: GPUs that communicate: those of one replica of a dense model, and those of all
+        copies of the attention that share the experts of a mixture. share: the utilization.
     """
 
     engine: Engine
@@ -150,7 +151,7 @@ def budget(
         shard=shard,
         layout=layout,
         total=total,
-        gpus=layout.tp * layout.pp * layout.cp * layout.dp,
+        gpus=layout.tp * layout.pp * layout.cp * (layout.dp if shard.moe else 1),
         share=0,
         batched=batched,
         sequences=engine.whole("sequences", device=device),
@@ -300,11 +301,12 @@ def _sglang_share(s: _Settings) -> float:
     and 1.5 MiB more above 300 sequences.
     """
     layout, total = s.layout, s.total / MIB
-    large = layout.tp >= 4 and "graph_sequences_tp4" in s.engine.constants
+    copies = layout.dp if s.shard.moe else 1  # replicas of a dense model are servers of their own
+    large = layout.tp * copies >= 4 and "graph_sequences_tp4" in s.engine.constants
     graphs = s.engine.whole("graph_sequences_tp4" if large else "graph_sequences", device=s.device)
-    reserved = 512 + 1.5 * max(s.batched, 2048) + 2 * graphs + 128 * layout.tp * layout.pp
-    if layout.dp > 1:
-        reserved += (3 if graphs <= 300 else 4.5) * graphs * layout.dp
+    reserved = 512 + 1.5 * max(s.batched, 2048) + 2 * graphs + 128 * layout.tp * copies * layout.pp
+    if copies > 1:
+        reserved += (3 if graphs <= 300 else 4.5) * graphs * copies
     if total > 60 * 1024:
         reserved = max(reserved, 10 * 1024)
     return round((total - reserved) / total, 3)
@@ -330,7 +332,7 @@ def _trtllm(s: _Settings) -> tuple[list[Formula], list[Formula]]:
 
 def _llamacpp(s: _Settings) -> tuple[list[Formula], list[Formula]]:
     """llama.cpp: model, compute buffers and cache are allocated at the start, and a margin stays free."""
-    terms = [*s.loaded, _replaced_activations(s) or _ggml_logits(s), *_context(s)]
+    terms = [*s.loaded, _replaced_activations(s) or _ggml_buffer(s), *_context(s)]
     return terms, [*_not_usable(s), *s.outside("margin that stays free", "margin")]
 
 
@@ -348,17 +350,31 @@ def _last_logits(s: _Settings) -> Formula:
     return Formula(term="activations and logits", text=text, value=value)
 
 
-def _ggml_logits(s: _Settings) -> Formula:
-    """Return llama.cpp's compute buffer: the fp32 logits and hidden states of every token of a step.
+def _ggml_buffer(s: _Settings) -> Formula:
+    """Return llama.cpp's compute buffer: the tensors that exist at the same time, in fp32 for every token of a step.
 
-    For Llama-3-8B and 512 tokens it prints 258.50 MiB.
+    At the head, these are the logits and the hidden state: 258.50 MiB for Llama-3-8B and 512 tokens, as llama.cpp
+    prints. In a layer, see `ggml_layer`. ggml reuses the memory of all other tensors.
     """
-    hidden = 4 * (s.shard.hidden // s.shard.activation_bytes)
-    value = s.batched * (4 * s.shard.vocabulary + hidden)
-    text = times(
-        counted(s.batched, "tokens"), f"({counted(s.shard.vocabulary, 'logits')} × 4 bytes + {hidden:,} bytes)"
+    shard = s.shard
+    hidden, layer = shard.hidden // shard.activation_bytes, ggml_layer(shard)
+    text = plus(counted(shard.vocabulary, "logits"), counted(hidden, "values of the hidden state"))
+    if layer > shard.vocabulary + hidden:
+        inner = counted(shard.inner // shard.activation_bytes, "inner values of the feed-forward")
+        text = plus(inner, times("2", counted(hidden, "values of the hidden state")))
+    return Formula(
+        term="compute buffer",
+        text=times(counted(s.batched, "tokens"), f"({text})", "4 bytes"),
+        value=4 * s.batched * max(shard.vocabulary + hidden, layer),
     )
-    return Formula(term="compute buffer", text=text, value=value)
+
+
+def ggml_layer(shard: Shard) -> int:
+    """Return the values per token that exist at the widest moment of a layer in llama.cpp.
+
+    They are the inner values of the feed-forward before its activation function, the residual stream, and its norm.
+    """
+    return (shard.inner + 2 * shard.hidden) // shard.activation_bytes
 
 
 _RULES: dict[Rule, Callable[[_Settings], tuple[list[Formula], list[Formula]]]] = {

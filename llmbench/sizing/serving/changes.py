@@ -7,15 +7,15 @@ proposal is checked with a complete answer, so a change that is named suffices.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from fractions import Fraction
 from typing import NamedTuple
 
 import msgspec
 
 from llmbench.errors import LayoutError, LLMBenchError
 from llmbench.sizing.memory import CONTEXT_BYTES
-from llmbench.sizing.serving.fit import COUNTS, Fit, Question, Sizer, replaced, split
-from llmbench.sizing.serving.shard import made_on_loading, serving_layout
+from llmbench.sizing.serving.fit import Fit, Question, Sizer, best_fit, replaced
+from llmbench.sizing.serving.layouts import COUNTS, layout_text
+from llmbench.sizing.serving.shard import made_on_loading
 from llmbench.sizing.workload import Layout
 
 HIGHEST_UTILIZATION = 0.95
@@ -86,51 +86,58 @@ def changes(sizer: Sizer, fit: Fit, *, own_layout: bool = False, pairs: bool = T
     smallest factor: half as many users are as near as half the bytes of the cache. Of each setting, only the nearest
     change is returned. If no single change suffices, or only a LARGE_CUT, changes of two settings follow.
 
-    own_layout: whether the user gave the layout, as with copies of the attention or groups of experts.
+    own_layout: whether the user gave the layout. If not, llmbench chooses one for each number of GPUs.
     pairs: whether to try changes of two settings.
     """
     engine, layout = fit.question.engine.spec, fit.question.layout
     if engine.vendors and fit.question.device.vendor not in engine.vendors:
         return []
-    proposers = _proposers(own_layout or layout.ep > 1)
-    tried: list[list[Change]] = [list(_tried(sizer, fit, proposer)) for proposer in proposers]
-    found = [change for each in tried for change in each[-1:] if change.fit.fits]
+    proposers = _proposers(own_layout)
+
+    def answer(question: Question) -> Fit:
+        return sizer.fit(question) if own_layout else best_fit(sizer, question, question.layout.num_gpus)
+
+    def tried(before: Fit, proposer: Proposer) -> list[Change]:
+        return list(_tried(sizer, before, proposer, answer, fit.question))
+
+    singles = [tried(fit, proposer) for proposer in proposers]
+    found = [change for each in singles for change in each[-1:] if change.fit.fits]
     if pairs and all(change.order == LARGE_CUT for change in found):
-        for place, (first, each) in enumerate(zip(proposers, tried, strict=True)):
+        for place, (first, each) in enumerate(zip(proposers, singles, strict=True)):
             nearest: dict[tuple[str, str], Change] = {}  # by the second setting and its value
             for change in each if first in _EVERY else each[-1:]:
-                for pair in _pairs(sizer, fit, change, proposers[place + 1 :]):
-                    nearest.setdefault(list(pair.options.items())[-1], pair)
+                if change.fit.fits or change.order == LARGE_CUT:
+                    continue
+                seconds = [second for proposer in proposers[place + 1 :] for second in tried(change.fit, proposer)]
+                for second in seconds:
+                    if second.fit.fits and second.order < LARGE_CUT:
+                        nearest.setdefault(list(second.options.items())[-1], _pair(change, second))
             found += nearest.values()
     return sorted(found, key=lambda change: (change.order, len(change.options), change.factor))
 
 
-def _pairs(sizer: Sizer, fit: Fit, first: Change, proposers: list[Proposer]) -> Iterator[Change]:
-    """Yield the changes that suffice after a first change that does not suffice, one of each setting."""
-    if first.fit.fits or first.order == LARGE_CUT:
-        return
-    for proposer in proposers:
-        for second in _tried(sizer, first.fit, proposer, asked=fit.question):
-            if second.fit.fits and second.order < LARGE_CUT:
-                yield Change(
-                    first.options | second.options,
-                    second.what
-                    if second.options.keys() == first.options.keys()
-                    else f"{first.what}, and {second.what}",
-                    max(first.order, second.order),
-                    first.factor * second.factor,
-                    second.fit,
-                )
+def _pair(first: Change, second: Change) -> Change:
+    """Return the change of two settings, of which the first one alone does not suffice."""
+    same = second.options.keys() == first.options.keys()
+    return Change(
+        first.options | second.options,
+        second.what if same else f"{first.what}, and {second.what}",
+        max(first.order, second.order),
+        first.factor * second.factor,
+        second.fit,
+    )
 
 
-def _tried(sizer: Sizer, fit: Fit, proposer: Proposer, *, asked: Question | None = None) -> Iterator[Change]:
+def _tried(
+    sizer: Sizer, fit: Fit, proposer: Proposer, answer: Callable[[Question], Fit], asked: Question
+) -> Iterator[Change]:
     """Yield the proposals for one setting with their answers, up to the first one that suffices.
 
-    asked: the question before all changes. None: that of `fit`.
+    asked: the question before all changes.
     """
-    for proposal in proposer(sizer, fit, asked or fit.question):
+    for proposal in proposer(sizer, fit, asked):
         try:
-            changed = sizer.fit(proposal.question)
+            changed = answer(proposal.question)
         except LLMBenchError:
             continue
         before, after = proposal.setting(fit), proposal.setting(changed)
@@ -200,36 +207,30 @@ def _utilization(sizer: Sizer, fit: Fit, asked: Question) -> Iterator[Proposal]:
         )
 
 
-def _copies(sizer: Sizer, fit: Fit, asked: Question) -> Iterator[Proposal]:
-    """More copies of the attention on the same GPUs: two times as many, four times, …
-
-    Tensor parallelism does not split the cache of latent attention, nor that of fewer KV heads than GPUs: each GPU
-    stores the same rows. With copies of the attention, each GPU stores those of other users.
-    """
-    question = fit.question
-    layout, rows = question.layout, _stored(sizer, question)
-    while layout.tp % 2 == 0:
-        tp, dp = layout.tp // 2, layout.dp * 2
-        experts = f",ep={tp * dp}" if fit.tightest.shard.moe else ""
-        try:
-            layout = serving_layout(f"tp={tp},dp={dp},pp={layout.pp}{experts}")
-            if _stored(sizer, _replace(question, layout=layout)) != rows:
-                return
-        except LLMBenchError:
-            return
+def _layout(sizer: Sizer, fit: Fit, asked: Question) -> Iterator[Proposal]:
+    """Another layout of the same GPUs: the first one that suffices, or the one with the most users."""
+    question, own = fit.question, fit.question.layout
+    try:
+        layout = best_fit(sizer, question, own.num_gpus).question.layout
+    except LayoutError:
+        return
+    if layout_text(layout) != layout_text(own):
         yield Proposal(
-            ("--layout", str(layout)),
-            f"{dp} copies of the attention on the same GPUs",
+            ("--layout", layout_text(layout)),
+            f"{_described(layout, moe=sizer.spec.is_moe)} on the same GPUs",
             _replace(question, layout=layout),
             FREE,
-            lambda answer: answer.question.layout.dp,
+            lambda answer: answer.question.layout.tp,
         )
 
 
-def _stored(sizer: Sizer, question: Question) -> list[tuple[str, Fraction, int]]:
-    """Return the cache rows of one GPU of each stage: which tokens they are for, their bytes, and the layers."""
-    parts = sizer.shards(question)
-    return [(r.visible, r.row_bytes, r.layers) for part in parts for r in part.rows if r.visible != "state"]
+def _described(layout: Layout, *, moe: bool) -> str:
+    """Return what a layout has besides tensor parallelism."""
+    if layout.dp > 1:
+        return f"{layout.dp} {'copies of the attention' if moe else 'replicas of the model'}"
+    if layout.pp > 1:
+        return f"{layout.pp} pipeline stages"
+    return "whole experts" if layout.ep > 1 else "tensor parallelism"
 
 
 def _cache_format(sizer: Sizer, fit: Fit, asked: Question) -> Iterator[Proposal]:
@@ -276,44 +277,31 @@ def _fewer_users(sizer: Sizer, fit: Fit, asked: Question) -> Iterator[Proposal]:
 
 def _gpus(sizer: Sizer, fit: Fit, asked: Question) -> Iterator[Proposal]:
     """More GPUs, divided as `--gpus` divides them."""
-    yield from _more_gpus(sizer, fit, own_layout=False)
+    yield from _more_gpus(sizer, fit, lambda layout: ("--gpus", str(layout.num_gpus)))
 
 
 def _gpus_of_layout(sizer: Sizer, fit: Fit, asked: Question) -> Iterator[Proposal]:
-    """More GPUs, divided by a layout like that of the user."""
-    yield from _more_gpus(sizer, fit, own_layout=True)
+    """More GPUs, with their layout."""
+    yield from _more_gpus(sizer, fit, lambda layout: ("--layout", layout_text(layout)))
 
 
-def _more_gpus(sizer: Sizer, fit: Fit, *, own_layout: bool) -> Iterator[Proposal]:
+def _more_gpus(sizer: Sizer, fit: Fit, option: Callable[[Layout], tuple[str, str]]) -> Iterator[Proposal]:
     question = fit.question
     own = question.layout.num_gpus
-    own_layout = own_layout or question.layout.dp > 1
     for gpus in COUNTS:
         if gpus <= own or gpus % own:
             continue
         try:
-            layout = _larger(sizer, question, gpus)
+            layout = best_fit(sizer, question, gpus).question.layout
         except LayoutError:
             continue
-        copies = f" with {layout.dp} copies of the attention" if layout.dp > 1 else ""
         yield Proposal(
-            ("--layout", str(layout)) if own_layout else ("--gpus", str(gpus)),
-            f"{gpus} GPUs{copies}" if own_layout else f"{gpus} GPUs ({layout})",
+            option(layout),
+            f"{gpus} GPUs ({layout_text(layout)})",
             _replace(question, layout=layout),
             MORE_GPUS,
             lambda answer: answer.question.layout.num_gpus,
         )
-
-
-def _larger(sizer: Sizer, question: Question, gpus: int) -> Layout:
-    """Return the layout for more GPUs: more copies of the attention if it has several, and more groups of experts."""
-    layout = question.layout
-    times = gpus // layout.num_gpus
-    if layout.dp == 1 and layout.ep == 1:
-        return split(sizer, question, gpus)
-    several = {"dp": layout.dp * times} if layout.dp > 1 else {"tp": layout.tp * times}
-    experts = {"ep": layout.ep * times} if layout.ep > 1 else {"etp": layout.expert_tp * times}
-    return _replace(layout, **several, **experts)
 
 
 def _weights(sizer: Sizer, fit: Fit, asked: Question) -> Iterator[Proposal]:
@@ -336,6 +324,8 @@ _EVERY = (_gpus, _gpus_of_layout, _weights)
 
 
 def _proposers(own_layout: bool) -> list[Proposer]:
-    gpus = _gpus_of_layout if own_layout else _gpus
-    cuts = [_shorter, _fewer_users]
-    return [_sequences, _batched_tokens, _utilization, _copies, _cache_format, *cuts, gpus, _weights]
+    settings: list[Proposer] = [_sequences, _batched_tokens, _utilization]
+    gpus = [_gpus]
+    if own_layout:
+        settings, gpus = [*settings, _layout], [_gpus_of_layout]
+    return [*settings, _cache_format, _shorter, _fewer_users, *gpus, _weights]

@@ -6,7 +6,8 @@ import msgspec
 
 from llmbench.errors import LayoutError
 from llmbench.sizing.lengths import refuse_beyond_context
-from llmbench.sizing.serving.budget import Budget, budget, converts, missing_format
+from llmbench.sizing.serving.budget import Budget, budget, converts, ggml_layer, missing_format
+from llmbench.sizing.serving.layouts import COUNTS, layout_text, layouts
 from llmbench.sizing.serving.shard import Shard, shards
 from llmbench.sizing.workload import Layout
 from llmbench.spec.catalog import DeviceHead
@@ -15,10 +16,6 @@ from llmbench.spec.model import ModelSpec
 
 LONGEST = 2**27
 """The longest sequence that is tried, in tokens, if the model has no context length."""
-
-COUNTS = (1, 2, 4, 8, 16, 32)
-"""The numbers of GPUs that are tried."""
-
 
 LENGTH = 8192
 """The tokens of a request if the user names none and the model allows them."""
@@ -94,7 +91,19 @@ class Fit(msgspec.Struct, frozen=True, kw_only=True):
     def doubts(self) -> list[str]:
         """The reasons why the budget may be inexact."""
         device, shard = self.question.device, self.tightest.shard
+        layout, rule = self.question.layout, self.question.engine.spec.rule
         doubts = self.tightest.engine.doubts(device, experts=shard.moe, weights=shard.format_name)
+        if layout.dp > 1 and shard.moe and rule != "ideal":
+            doubts.append(
+                "the experts of a GPU compute tokens of all copies of the attention, and what they allocate for these "
+                "tokens in the largest step is not counted"
+            )
+        head = shard.vocabulary + shard.hidden // shard.activation_bytes
+        if rule == "llamacpp" and (layout.pp > 1 or ggml_layer(shard) > head):
+            doubts.append(
+                "only the largest tensors of the compute buffer are counted; llama.cpp also stores the attention mask "
+                "in it, and with several GPUs up to four copies of the inputs of a step"
+            )
         if device.vendor == "nvidia" and device.cuda_memory_bytes is None:
             doubts.append(
                 "the total memory that a CUDA program sees is not known; the total of the driver or of the datasheet "
@@ -127,7 +136,7 @@ class Sizer:
     def shards(self, question: Question) -> list[Shard]:
         """Return the parts of the model on one GPU of each stage."""
         fp32 = question.engine.fp32_becomes(question.device)
-        key = (question.engine.text, str(question.layout), question.weights, question.kv, fp32)
+        key = (question.engine.text, layout_text(question.layout), question.weights, question.kv, fp32)
         if key not in self._shards:
             self._shards[key] = shards(
                 self.spec,
@@ -139,6 +148,10 @@ class Sizer:
                 fp32=fp32,
             )
         return self._shards[key]
+
+    def may_fit(self, question: Question) -> bool:
+        """Return whether the weights alone leave memory free. It takes less time than a complete answer."""
+        return max(part.weights for part in self.shards(question)) < question.device.total_bytes
 
     def fit(self, question: Question) -> Fit:
         """Return the answer.
@@ -201,24 +214,30 @@ def _longest(budgets: tuple[Budget, ...], users: int, most: int) -> int:
     return low
 
 
-def split(sizer: Sizer, question: Question, gpus: int) -> Layout:
-    """Return a layout for `gpus` GPUs: tensor parallelism as far as the engine and the heads allow, then stages.
+def best_fit(sizer: Sizer, question: Question, gpus: int) -> Fit:
+    """Return the answer for `gpus` GPUs with the first layout of `layouts` that suffices.
 
-    Raises LayoutError if the model cannot be divided so.
+    If none suffices, it is the answer with the most users, and among equal ones with the least memory. If the engine
+    does not run on the device, it is that of the first layout that divides the model.
+
+    Raises LayoutError if no layout divides the model.
     """
     problem: LayoutError | None = None
-    for tp in range(gpus if "tp" in question.engine.spec.layouts else 1, 0, -1):
-        if gpus % tp:
-            continue
-        layout = Layout(tp=tp, pp=gpus // tp)
+    best: Fit | None = None
+    for layout in layouts(sizer.spec, question.engine, gpus):
         try:
-            sizer.shards(msgspec.structs.replace(question, layout=layout))
+            fit = sizer.fit(msgspec.structs.replace(question, layout=layout))
         except LayoutError as refusal:
             problem = problem or refusal
             continue
-        return layout
-    assert problem is not None
-    raise problem
+        if fit.fits or not fit.runs:
+            return fit
+        if best is None or (fit.capacity, -fit.filled) > (best.capacity, -best.filled):
+            best = fit
+    if best is None:
+        assert problem is not None
+        raise problem
+    return best
 
 
 def smallest_count(sizer: Sizer, question: Question) -> Fit | None:
@@ -227,11 +246,14 @@ def smallest_count(sizer: Sizer, question: Question) -> Fit | None:
     If the engine does not run on the device, return the answer for one GPU.
     """
     for gpus in COUNTS:
-        try:
-            layout = split(sizer, question, gpus)
-            fit = sizer.fit(msgspec.structs.replace(question, layout=layout))
-        except LayoutError:
-            continue
-        if fit.fits or not fit.runs:
-            return fit
+        for layout in layouts(sizer.spec, question.engine, gpus):
+            own = msgspec.structs.replace(question, layout=layout)
+            try:
+                if gpus > 1 and not sizer.may_fit(own):
+                    continue
+                fit = sizer.fit(own)
+            except LayoutError:
+                continue
+            if fit.fits or not fit.runs:
+                return fit
     return None

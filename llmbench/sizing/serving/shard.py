@@ -16,6 +16,8 @@ from llmbench.sizing.kv_formats import token_bytes
 from llmbench.sizing.lower import lower, lower_next_token_prediction
 from llmbench.sizing.lower.builder import share
 from llmbench.sizing.op import Cache, Op
+from llmbench.sizing.serving.blocks import check_blocks
+from llmbench.sizing.serving.layouts import check_layout, serving_layout
 from llmbench.sizing.serving.pipeline import divided
 from llmbench.sizing.stages import Stage, stages
 from llmbench.sizing.weights import WeightRecipe, op_bytes
@@ -56,7 +58,7 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True):
     moe: whether the model is a mixture of experts.
     draft: the part of the draft model on this GPU. None: there is none.
     layer: outputs of all ops of the widest layer for one token, as they exist at the peak of a step.
-    widest: inputs and outputs of the widest op for one token.
+    widest: inputs and outputs of the widest op for one token. inner: inputs of the widest activation function.
     hidden: hidden state of one token. vocabulary: logits per sequence. 0: the stage has no head.
     activations: number format of the activations.
     rows: the layers with a cache, those of the draft model included.
@@ -72,6 +74,7 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True):
     rope: int
     layer: int
     widest: int
+    inner: int
     hidden: int
     vocabulary: int
     activations: DType
@@ -88,43 +91,6 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True):
     def activation_bytes(self) -> int:
         """The bytes of one activation."""
         return bits_of(self.activations) // 8
-
-
-def serving_layout(text: str) -> Layout:
-    """Return the layout of an engine: `tp=8,ep=8` or `dp=8,ep=8`. The experts use the same GPUs as the attention.
-
-    Without `etp`, the matrices of an expert are split over the GPUs that `ep` leaves: tp × dp / ep. Without `ep`, they
-    are split over tp × dp GPUs, because replicas of the attention share one copy of the experts (vLLM,
-    docs/serving/data_parallel_deployment.md; SGLang, --enable-dp-attention).
-
-    Raises LayoutError for a wrong layout, for items that only training has, or for context parallelism.
-    """
-    items = dict(item.partition("=")[::2] for item in text.replace(" ", "").split(",") if item)
-    for only in ("zero", "instances", "interleave", "sp"):
-        if only in items:
-            raise LayoutError(
-                f"layout {only}: is for training, and an engine does not use it", hint="tp, pp, dp and ep serve"
-            )
-    for only in ("first", "last", "count_embedding", "count_loss", "stages"):
-        if only in items:
-            raise LayoutError(
-                f"layout {only}: an engine divides the layers by a rule of its own", hint="tp, pp, dp and ep serve"
-            )
-    if "cp" in items:
-        raise LayoutError(
-            "layout cp: llmbench does not size a cache that an engine divides by tokens", hint="tp, pp, dp and ep serve"
-        )
-    if ("ep" in items or "dp" in items) and "etp" not in items:
-        sizes = [items.get(name, "1") for name in ("tp", "dp", "ep")]
-        if all(size.isascii() and size.isdigit() and 0 < int(size) < 10**6 for size in sizes):
-            tp, dp, ep = map(int, sizes)
-            if tp * dp % ep:
-                raise LayoutError(
-                    f"layout ep={ep}: tp × dp = {tp * dp} is not divisible by {ep}",
-                    hint="the experts are divided among the GPUs of the attention, for example tp=8,ep=8",
-                )
-            return Layout.parse(f"{text},etp={tp * dp // ep}")
-    return Layout.parse(text)
 
 
 def shards(
@@ -156,13 +122,14 @@ def shards(
         raise SpecError(
             f"{engine.spec.title} has no cache in the format `{kv[:40]}`", hint=f"it has {', '.join(known)}"
         )
-    _check_layout(engine, layout)
+    check_layout(engine, layout)
     converted = weights is None and fp32 is not None and spec.weights.dtype == "fp32" and not spec.weights.format
     recipe = WeightRecipe(spec, fp32 if converted else weights or engine.spec.default_weights(spec.weights.format))
     _check_loads(engine, recipe)
     plain = _plain(recipe)
     workload = Workload.prefill(1, activation_dtype=plain, weight_dtype=plain)
     ops = lower(spec, workload, layout)
+    check_blocks(spec, workload, engine, layout, ops, recipe)
     if engine.whole("mtp"):
         ops += _predictors(spec, workload, layout, engine.whole("mtp"))
     mtp = len({layer for op in ops if op.stack == "mtp" for layer in op.layers})
@@ -226,22 +193,6 @@ def _with_draft(
     )
 
 
-def _check_layout(engine: Engine, layout: Layout) -> None:
-    """Raise LayoutError if the engine does not divide a model so."""
-    title = engine.spec.title
-    for name in ("tp", "dp", "ep"):
-        if getattr(layout, name) > 1 and name not in engine.spec.layouts:
-            can = ", ".join(engine.spec.layouts)
-            raise LayoutError(f"layout {name}: {title} does not divide a model so", hint=f"it divides a model by {can}")
-    if engine.spec.whole_experts and layout.ep > 1 and layout.expert_tp > 1:
-        gpus = layout.tp * layout.dp
-        raise LayoutError(
-            f"layout ep={layout.ep}: {title} divides the experts among all {gpus} GPUs of the attention, or splits "
-            "each of them",
-            hint=f"ep={gpus}, or no ep",
-        )
-
-
 def _check_loads(engine: Engine, recipe: WeightRecipe) -> None:
     """Raise SpecError if the engine does not load weights in a format."""
     known = engine.spec.weight_formats
@@ -297,6 +248,7 @@ def _shard(
         rope=rope_table_bytes(spec) if engine.whole("rope_table") else 0,
         layer=max(map(_layer_bytes, _by_layer(stage)), default=0),
         widest=max((op.read_bytes + op.written_bytes for op in ops if op.name != "lm_head"), default=0),
+        inner=max((op.read_bytes for op in ops if op.role in ("act", "gate")), default=0),
         hidden=bytes_of(spec.hidden_size, plain),
         vocabulary=vocabulary if head else 0,
         activations=plain,
