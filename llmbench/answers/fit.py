@@ -7,8 +7,6 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Any
 
-import msgspec
-
 from llmbench.answers.fit_row import FIELDS, Fitted
 from llmbench.answers.prices import prices_of
 from llmbench.errors import LLMBenchError

@@ -15,6 +15,7 @@ from llmbench.sizing.serving.layouts import SERVER, kinds, layout_text
 from llmbench.spec.catalog import DeviceHead
 from llmbench.spec.engine import Engine
 from llmbench.spec.model import ModelSpec
+from llmbench.spec.weights.formats import alias_note
 
 
 class Fitted(AboutModel, kw_only=True):
@@ -22,8 +23,9 @@ class Fitted(AboutModel, kw_only=True):
 
     fit: the answer. None: no number of GPUs that was tried suffices. changes: what would make it fit.
     asked: whether the user named the device.
-    fixed: whether the user gave the number of GPUs. chosen: whether llmbench chose the layout. price: price of one GPU per hour, or None.
-    files: name with which an engine finds the weights. None: there are no files, because the user changed the spec.
+    fixed: whether the user gave the number of GPUs. chosen: whether llmbench chose the layout.
+    price: price of one GPU per hour, or None.
+    files: name with which an engine finds the weights. None: there are no files, because the user described the model.
     draft: the model for speculative decoding, or None. draft_files: name with which an engine finds its weights.
     """
 
@@ -97,8 +99,10 @@ class Fitted(AboutModel, kw_only=True):
 
     @property
     def notes(self) -> list[str]:
-        """The notes of the engine, of the memory of a device that the user named, and of the model."""
-        return [*self.engine.notes, *(_memory_notes(self.device) if self.asked else []), *super().notes]
+        """The notes of the engine, of the format and the device that the user named, and of the model."""
+        named = alias_note(self.question.weights or "")
+        about = [*([named] if named else []), *(_memory_notes(self.device) if self.asked else [])]
+        return [*self.engine.notes, *about, *super().notes]
 
 
 class UsedConstant(NamedTuple):

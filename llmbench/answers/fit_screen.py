@@ -9,9 +9,10 @@ from llmbench.answers.fit_row import CONSTANTS, Fitted
 from llmbench.report.document import Block, Command, Table, table
 from llmbench.report.fields import Field
 from llmbench.report.units import plural, size
+from llmbench.sizing.serving.command import placeholder
 from llmbench.sizing.serving.fit import LONGEST, Fit, Question
 from llmbench.sizing.serving.pools import RatioPool
-from llmbench.sizing.serving.shard import Rows, made_on_loading
+from llmbench.sizing.serving.shard import Rows
 from llmbench.spec.engine import Engine
 
 CHANGES = 4
@@ -93,9 +94,10 @@ def _filled(fit: Fit) -> str:
 
 
 def _asked(question: Question) -> str:
-    """Return what the command that starts the engine is for. Some engines admit no more and no longer requests."""
+    """Return what the command that starts the engine is for. Its limits are those of the budget."""
     each = " each" if question.users > 1 else ""
-    return f"start it for {plural(question.users, 'request')} of up to {plural(question.seq, 'token')}{each}:"
+    requests = f"{plural(question.users, 'request')} of up to {plural(question.seq, 'token')}{each}"
+    return f"start it with this budget, which has room for {requests}:"
 
 
 def _tokens(row: Fitted, longest: int) -> str:
@@ -146,15 +148,27 @@ def _lines(row: Fitted, fit: Fit) -> list[str]:
         lines.append(f"price: {row.cost:,.2f} per hour, {row.cost / max(1, question.users):,.3f} per user and hour")
     if row.tried and not fit.fits:
         lines.append(
-            f"no layout of {row.gpus} GPUs that llmbench tries suffices ({row.tried}); the table is that of {row.layout}"
+            f"no layout of {row.gpus} GPUs that llmbench tries suffices ({row.tried}); the table is that of "
+            f"{row.layout}"
         )
     if row.changes:
         lines += _changes(row)
     elif not fit.fits and fit.runs:
         lines.append("no change of one or two settings that llmbench tries makes it fit")
-    if row.command is not None and fit.fits and not made_on_loading(row.spec, question.weights):
-        lines.append(f"the files must have the weights in this format: {own.shard.title}")
+    if row.command is not None and fit.fits:
+        lines += _files(row, fit)
     return lines
+
+
+def _files(row: Fitted, fit: Fit) -> list[str]:
+    """Return a line about the files that the start command loads, if they are not the published ones as they are."""
+    title, flag = fit.tightest.shard.title, fit.on_load
+    if flag is not None:
+        return [f"{row.engine.spec.title} converts the published weights when it loads them ({flag.flag})"]
+    if fit.published:
+        return []
+    name = placeholder(fit)
+    return [f"{f'{name} stands for files' if name else 'the files must be'} in this format: {title}"]
 
 
 def _cache(row: Fitted, fit: Fit) -> list[str]:

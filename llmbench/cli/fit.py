@@ -43,7 +43,7 @@ Gpus = Annotated[
     typer.Option(
         "--gpus",
         metavar="N",
-        help="Number of GPUs. They split the heads (tp), and the layers (pp) if the heads do not divide.",
+        help="Number of GPUs. They get the first layout that suffices, of those that engines use.",
         parser=positive_integer,
         show_default=False,
     ),

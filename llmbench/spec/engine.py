@@ -220,8 +220,8 @@ class EngineSpec(Part, frozen=True, kw_only=True):
     - weight_formats: formats of the weights that the engine loads. `gguf*` stands for all names that begin with gguf.
       Empty: all.
     - layouts: how the engine divides a model over GPUs: tp, pp, dp and ep. whole_experts: whether `ep` always splits
-      the experts over all GPUs of a pipeline stage. one_gpu_copies: whether a copy of the attention is always on one GPU,
-      so that dp needs tp=1.
+      the experts over all GPUs of a pipeline stage. one_gpu_copies: whether a copy of the attention is always on one
+      GPU, so that dp needs tp=1.
     - whole_blocks: formats whose blocks the engine does not split among GPUs.
     - versions: the known versions, the oldest one first.
     - weights: format of the weights that the engine loads if the user names none. None: the published files.

@@ -123,7 +123,7 @@ def test_a_command_says_which_requests_it_allows(capsys: Capture) -> None:
     for engine, limit in (("vllm", "--max-model-len 4096"), ("llamacpp", "-c 8192 -np 2")):
         question = ["llama3-8b", "--device", "h100", "--engine", engine, "--seq", "4k", "--users", "2"]
         text = screen(capsys, "fit", *question)
-        command = text.partition("start it for 2 requests of up to 4,096 tokens each:")[2]
+        command = text.partition("which has room for 2 requests of up to 4,096 tokens each:")[2]
         assert limit in command
 
 

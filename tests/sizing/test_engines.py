@@ -316,3 +316,87 @@ def test_a_table_names_the_devices_whose_memory_is_inexact() -> None:
     assert len(lines) == 1
     assert lines[0].startswith("approximate on h20, h100-nvl: the total memory that a CUDA program sees")
     assert "(approximate)" not in block.headline
+
+
+def test_the_command_loads_the_weights_that_the_answer_is_about() -> None:
+    """Published files in another format are no answer: the engine converts them, or the command has a placeholder."""
+    for engine, weights, name, flag in (
+        ("vllm", None, "mistralai/Mistral-Small-24B-Base-2501", ""),
+        ("vllm", "fp16", "mistralai/Mistral-Small-24B-Base-2501", "--dtype float16"),
+        ("vllm", "awq", "YOUR-AWQ-FILES", ""),
+        ("vllm", "gptq,bits=8", "YOUR-GPTQ-FILES", ""),
+        ("vllm", "fp8", "YOUR-FP8-CHANNEL-FILES", ""),
+        ("vllm", "fp8-tensor", "mistralai/Mistral-Small-24B-Base-2501", "--quantization fp8_per_tensor"),
+        ("vllm@0.19", "fp8-tensor", "mistralai/Mistral-Small-24B-Base-2501", "--quantization fp8"),
+        ("vllm", "nf4", "mistralai/Mistral-Small-24B-Base-2501", "--quantization bitsandbytes"),
+        ("sglang", "awq", "YOUR-AWQ-FILES", ""),
+        ("trtllm", "fp8", "YOUR-FP8-CHANNEL-FILES", ""),
+        ("llamacpp", "gguf-q8-0", "Mistral-Small-24B-Base-2501-Q8_0.gguf", ""),
+    ):
+        row = answer("mistral-small-24b", "h100", engine=engine, weights=[weights] if weights else [])
+        assert row.command is not None
+        assert name in row.command.split(), (engine, weights)
+        assert flag in row.command, (engine, weights)
+        assert ("--quantization" in row.command) == ("--quantization" in flag)
+    # The published files of DeepSeek-V3 are fp8 already, and vLLM converts only plain weights.
+    published = answer("deepseek-v3", "b200", gpus=8, weights=["fp8-tensor"]).command
+    assert published is not None
+    assert "YOUR-FP8-TENSOR-FILES" in published
+
+
+def test_weights_are_converted_on_loading_only_if_they_fit_before() -> None:
+    """vLLM 0.9 loads all weights in bf16 first: 43.9 GiB of a 24B model. Newer versions convert layer by layer."""
+    for engine, device, converted in (
+        ("vllm@0.9", "rtx-5090", False),
+        ("vllm@0.9", "h100", True),
+        ("vllm", "rtx-5090", True),
+    ):
+        row = answer("mistral-small-24b", device, engine=engine, weights=["fp8-tensor"])
+        assert row.fit is not None
+        assert (row.fit.on_load is not None) == converted, (engine, device)
+
+
+def test_weights_that_the_engine_converts_come_before_other_files() -> None:
+    for engine, option, other in (("vllm", "fp8-tensor", False), ("sglang", "fp8-channel", True)):
+        found = answer("mistral-small-24b", "l40s", engine=engine).changes
+        assert next(change.other_files for change in found if change.option == f"--weights {option}") == other
+
+
+def test_a_model_without_known_files_has_no_command(tmp_path: Path) -> None:
+    spec = load_bundled("llama3-8b")
+    invented = msgspec.structs.replace(spec, name="mine", aliases=("mine",))
+    config = tmp_path / "config.json"
+    config.write_text("{}")
+    for model in ("mine.toml", str(config), str(tmp_path)):
+        assert weights_of(invented, model) is None
+        (row,) = fitted(invented, model=model, devices=["h100"])
+        assert row.command is None
+    assert weights_of(spec, str(config)) == "meta-llama/Meta-Llama-3-8B"
+    (tmp_path / "model.safetensors").write_text("")
+    assert weights_of(invented, str(config)) == str(tmp_path)
+    assert weights_of(load_bundled("gpt3-175b"), "gpt3-175b") is None
+
+
+def test_replicas_and_copies_of_the_attention_have_flags_of_their_own() -> None:
+    """SGLang counts the GPUs of all copies of the attention in --tp-size, and those of one replica of a dense model."""
+    dense = answer("llama3-8b", "h100", engine="sglang", layout="tp=2,dp=2").command
+    assert dense is not None
+    assert "--tp-size 2 --dp-size 2" in dense
+    assert "--enable-dp-attention" not in dense
+    mixture = answer("qwen3-30b-a3b", "h100", engine="sglang", layout="tp=2,dp=2").command
+    assert mixture is not None
+    assert "--tp-size 4 --dp-size 2 --enable-dp-attention" in mixture
+
+
+def test_a_note_says_which_format_an_alias_names() -> None:
+    for weights, words in (
+        ("fp8", ["`fp8` is read as fp8-channel", "fp8-tensor, fp8-block"]),
+        ("int4", ["`int4` is read as awq", "gptq, w4a16, nf4"]),
+        ("fp8-channel", []),
+        ("w8a8", []),
+        ("q4_k_m", []),
+    ):
+        engine = "llamacpp" if weights.startswith("q4") else "vllm"
+        notes = "\n".join(answer("llama3-8b", "h100", engine=engine, weights=[weights]).notes)
+        assert all(word in notes for word in words), weights
+        assert ("is read as" in notes) == bool(words), weights

@@ -366,9 +366,9 @@ def test_the_nearest_change_comes_first_and_each_change_suffices() -> None:
     assert "needs other files" in found[1].what
     tight = Sizer(load_bundled("llama3-8b"))
     many = msgspec.structs.replace(question, users=60)
-    nearest = changes(tight, tight.fit(many))[:3]
-    assert [change.option.split()[0] for change in nearest] == ["--kv-dtype", "--seq", "--users"]
-    shorter, fewer = (int(change.option.split()[1]) for change in nearest[1:])
+    nearest = changes(tight, tight.fit(many))[:4]
+    assert [change.option.split()[0] for change in nearest] == ["--kv-dtype", "--weights", "--seq", "--users"]
+    shorter, fewer = (int(change.option.split()[1]) for change in nearest[2:])
     assert not tight.fit(msgspec.structs.replace(many, seq=shorter + 16)).fits
     assert not tight.fit(msgspec.structs.replace(many, users=fewer + 1)).fits
     turing = msgspec.structs.replace(question, device=find_device_head("t4"), users=1)
@@ -381,7 +381,7 @@ def test_settings_of_the_engine_come_before_gpus_and_files() -> None:
     question = Question(engine=find_engine("vllm"), device=find_device_head("h100"), layout=Layout(), seq=8192, users=5)
     found = changes(sizer, sizer.fit(question))
     options = [next(iter(change.options)) for change in found]
-    places = [options.index(name) for name in ("--utilization", "--kv-dtype", "--gpus", "--weights")]
+    places = [options.index(name) for name in ("--utilization", "--kv-dtype", "--weights", "--gpus")]
     assert places == sorted(places)
     share = float(found[places[0]].options["--utilization"])
     less = msgspec.structs.replace(question, utilization=round(share - 0.01, 2))

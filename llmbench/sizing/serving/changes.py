@@ -28,12 +28,15 @@ WEIGHTS = ("fp16", "fp8-channel", "w4a16")
 GGUF_WEIGHTS = ("gguf-q8-0", "gguf-q4-k-m", "gguf-q2-k")
 """Formats of weights that are proposed, the largest one first."""
 
-FREE, FORMAT, CUT, MORE_GPUS, OTHER_FILES, LARGE_CUT = range(6)
+FP8_ON_LOAD = "fp8-tensor"
+"""The format that is proposed instead of fp8-channel if the engine makes it when it loads the weights."""
+
+FREE, FORMAT, CONVERTED, CUT, MORE_GPUS, OTHER_FILES, LARGE_CUT = range(7)
 """The order of changes.
 
 FREE: a setting of the engine, or a layout of the same GPUs, that takes nothing from the users. FORMAT: a smaller
-format of the cache, or weights that the engine converts when it loads them. CUT: shorter or fewer requests, at least
-half of what was asked for.
+format of the cache. CONVERTED: weights that the engine converts when it loads them. CUT: shorter or fewer requests, at
+least half of what was asked for. MORE_GPUS: more GPUs.
 OTHER_FILES: weights in a format that the published files do not have. LARGE_CUT: requests that are less than half as
 long or as many.
 """
@@ -82,14 +85,14 @@ class Change(NamedTuple):
 def changes(sizer: Sizer, fit: Fit, *, own_layout: bool = False, pairs: bool = True) -> list[Change]:
     """Return the changes of one setting with which the model fits, the nearest one first.
 
-    The order is FREE, FORMAT, CUT, MORE_GPUS, OTHER_FILES, LARGE_CUT. Within one of them, the nearest change has the
-    smallest factor: half as many users are as near as half the bytes of the cache. Of each setting, only the nearest
-    change is returned. If no single change suffices, or only a LARGE_CUT, changes of two settings follow.
+    The order is FREE, FORMAT, CONVERTED, CUT, MORE_GPUS, OTHER_FILES, LARGE_CUT. Within one of them, the nearest change
+    has the smallest factor: half as many users are as near as half the bytes of the cache. Of each setting, only the
+    nearest change is returned. If no single change suffices, or only a LARGE_CUT, changes of two settings follow.
 
     own_layout: whether the user gave the layout. If not, llmbench chooses one for each number of GPUs.
     pairs: whether to try changes of two settings.
     """
-    engine, layout = fit.question.engine.spec, fit.question.layout
+    engine = fit.question.engine.spec
     if engine.vendors and fit.question.device.vendor not in engine.vendors:
         return []
     proposers = _proposers(own_layout)
@@ -305,16 +308,20 @@ def _more_gpus(sizer: Sizer, fit: Fit, option: Callable[[Layout], tuple[str, str
 
 
 def _weights(sizer: Sizer, fit: Fit, asked: Question) -> Iterator[Proposal]:
-    """Weights in a smaller format. An engine converts plain weights to fp16 itself, and all else needs other files."""
+    """Weights in a smaller format. An engine converts plain weights to some formats itself; all else needs files."""
     question = fit.question
-    rule = question.engine.spec.rule
-    for name in GGUF_WEIGHTS if rule == "llamacpp" else WEIGHTS:
-        own = made_on_loading(sizer.spec, name)
+    plain = made_on_loading(sizer.spec, "bf16")
+    made = {made.format for made in question.engine.on_load if plain and not made.whole}
+    names: tuple[str, ...] = GGUF_WEIGHTS if question.engine.spec.rule == "llamacpp" else WEIGHTS
+    if FP8_ON_LOAD in made:
+        names = tuple(FP8_ON_LOAD if name == "fp8-channel" else name for name in names)
+    for name in names:
+        own = name in made or made_on_loading(sizer.spec, name)
         yield Proposal(
             ("--weights", name),
             f"weights in {name}, {'to which the engine converts them' if own else 'which needs other files'}",
             _replace(question, weights=name),
-            FORMAT if own else OTHER_FILES,
+            CONVERTED if own else OTHER_FILES,
             lambda answer: answer.budgets[0].shard.weights,
         )
 

@@ -16,22 +16,42 @@ def start_command(files: str, fit: Fit, *, draft: str | None = None) -> str | No
     """Return the command, or None if the engine has none.
 
     files, draft: the names with which the engine finds the weights of the model and of its draft model (`weights_of`).
+    If the engine does not make the format of the answer from these files, the command has a placeholder for files in
+    this format (see `placeholder`).
     """
     flags = _FLAGS.get(fit.question.engine.spec.rule)
-    return None if flags is None else " ".join(flags(files, fit, fit.question.seq, draft))
+    return None if flags is None else " ".join(flags(placeholder(fit) or files, fit, fit.question.seq, draft))
 
 
-def weights_of(spec: ModelSpec, model: str) -> str:
+def placeholder(fit: Fit) -> str:
+    """Return the name that stands for files in the format of an answer: `YOUR-AWQ-FILES`.
+
+    "": the engine loads the published files, or the command names a file by its format, as for llama.cpp.
+    """
+    if fit.published or fit.on_load is not None or fit.question.engine.spec.rule == "llamacpp":
+        return ""
+    return f"YOUR-{fit.tightest.shard.format_name.upper()}-FILES"
+
+
+def weights_of(spec: ModelSpec, model: str) -> str | None:
     """Return the name with which an engine finds the weights: a folder, a GGUF file, or a repository of Hugging Face.
 
-    model: the MODEL of the user. A config.json stands for its folder.
+    model: the MODEL of the user. A config.json stands for its folder. None: no files are known, as for a model that the
+    user describes, and for a folder without weights.
     """
     if model.startswith("hf:"):
         return model.removeprefix("hf:")
-    if os.path.exists(model) and not model.endswith(".toml"):
-        return str(Path(model).parent) if model.endswith(".json") else model
     named = next((alias for alias in spec.aliases if alias.count("/") == 1), None)
-    return named or spec.name
+    if model.endswith(".toml") or not os.path.exists(model):
+        return named
+    if model.endswith(".gguf"):
+        return model
+    folder = Path(model).parent if model.endswith(".json") else Path(model)
+    return str(folder) if any(any(folder.glob(pattern)) for pattern in _WEIGHTS) else named
+
+
+_WEIGHTS = ("*.safetensors*", "*.gguf", "*.bin")
+"""The names of files with weights, and of their indices."""
 
 
 def _share(value: float) -> str:
@@ -50,9 +70,10 @@ def _cache_flag(fit: Fit, names: dict[str, str]) -> list[str]:
 
 
 def _dtype_flag(fit: Fit) -> list[str]:
-    """Return the flag for the number format of the weights, if the user named bf16, fp16 or fp32."""
+    """Return the flag for bf16, fp16 or fp32, if the user named it, or for a format that the engine converts to."""
     names = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-    return [f"--dtype {names[weights]}"] if (weights := fit.question.weights) in names else []
+    made = [] if fit.on_load is None else [fit.on_load.flag]
+    return [f"--dtype {names[weights]}"] if (weights := fit.question.weights) in names else made
 
 
 def _vllm(name: str, fit: Fit, seq: int, draft: str | None) -> list[str]:
@@ -82,12 +103,14 @@ def _vllm(name: str, fit: Fit, seq: int, draft: str | None) -> list[str]:
 def _sglang(name: str, fit: Fit, seq: int, draft: str | None) -> list[str]:
     question, own, engine = fit.question, fit.tightest, fit.question.engine
     layout = question.layout
-    gpus = layout.tp * layout.dp
+    copies = layout.dp if own.shard.moe else 1  # --tp-size counts the GPUs of all copies of the attention
+    gpus = layout.tp * copies
     parts = ["python -m sglang.launch_server --model-path", shlex.quote(name), f"--context-length {seq}"]
     parts += _dtype_flag(fit)
     parts += [f"--tp-size {gpus}"] if gpus > 1 else []
     parts += [f"--pp-size {layout.pp}"] if layout.pp > 1 else []
-    parts += [f"--dp-size {layout.dp} --enable-dp-attention"] if layout.dp > 1 else []
+    parts += [f"--dp-size {layout.dp}"] if layout.dp > 1 else []
+    parts += ["--enable-dp-attention"] if copies > 1 else []
     parts += [f"--ep-size {layout.ep}"] if layout.ep > 1 else []
     parts += [f"--mem-fraction-static {_share(own.share)}", f"--max-running-requests {max(1, question.users)}"]
     parts += [f"--chunked-prefill-size {own.batched_tokens}"]

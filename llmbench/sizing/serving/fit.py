@@ -8,10 +8,10 @@ from llmbench.errors import LayoutError
 from llmbench.sizing.lengths import refuse_beyond_context
 from llmbench.sizing.serving.budget import Budget, budget, converts, ggml_layer, missing_format
 from llmbench.sizing.serving.layouts import COUNTS, layout_text, layouts
-from llmbench.sizing.serving.shard import Shard, shards
+from llmbench.sizing.serving.shard import Shard, made_on_loading, shards
 from llmbench.sizing.workload import Layout
 from llmbench.spec.catalog import DeviceHead
-from llmbench.spec.engine import SET, Constant, Engine
+from llmbench.spec.engine import SET, Constant, Engine, OnLoad
 from llmbench.spec.model import ModelSpec
 
 LONGEST = 2**27
@@ -47,6 +47,8 @@ class Fit(msgspec.Struct, frozen=True, kw_only=True):
     """The answer for some equal GPUs.
 
     budgets: the budget of one GPU of each pipeline stage.
+    published: whether the published files have the format of the weights, or the engine converts plain weights to it
+        without being asked. on_load: how the engine converts the published weights if a flag asks for it, or None.
     missing_format: number format of the matrix products, if the engine cannot run them on the device.
     converts: whether a kernel of the engine converts the weights to the format of the activations, because the matrix
         units of the device do not compute their format.
@@ -58,6 +60,8 @@ class Fit(msgspec.Struct, frozen=True, kw_only=True):
 
     question: Question
     budgets: tuple[Budget, ...]
+    published: bool
+    on_load: OnLoad | None
     missing_format: str | None
     converts: bool
     room: int
@@ -149,6 +153,17 @@ class Sizer:
             )
         return self._shards[key]
 
+    def _on_load(self, question: Question, parts: list[Shard]) -> OnLoad | None:
+        """Return how the engine converts the published weights to a format when it loads them, if a flag asks for it.
+
+        None: it does not, or the published weights do not fit into the memory before they are converted.
+        """
+        made = next((made for made in question.engine.on_load if made.format == parts[0].format), None)
+        if made is None or made_on_loading(self.spec, question.weights) or not made_on_loading(self.spec, "bf16"):
+            return None
+        plain = self.shards(msgspec.structs.replace(question, weights=None)) if made.whole else []
+        return made if all(part.weights < question.device.total_bytes for part in plain) else None
+
     def may_fit(self, question: Question) -> bool:
         """Return whether the weights alone leave memory free. It takes less time than a complete answer."""
         return max(part.weights for part in self.shards(question)) < question.device.total_bytes
@@ -173,6 +188,8 @@ class Sizer:
         return Fit(
             question=question,
             budgets=budgets,
+            published=made_on_loading(self.spec, question.weights),
+            on_load=self._on_load(question, parts),
             missing_format=missing_format(engine, parts[-1], device),
             converts=converts(engine, parts[-1], device),
             room=room,

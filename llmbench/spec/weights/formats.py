@@ -90,7 +90,7 @@ class WeightFormat(Part, frozen=True):
     - title: description of the format. `{bits}` stands for the parameter bits.
     - source: paper, specification or tool that defines the format.
     - products: number format in which matrix products with these weights run.
-    - aliases: other names of the format.
+    - aliases: other names of the format. similar: other formats that an alias such as `int4` can mean too.
     - plain: number format of all tensors that are not quantised. None: the number format of the checkpoint.
     - roles: matrices that are quantised.
     - parameters: parameters with their default values. A group of 0 is the whole row of a matrix.
@@ -105,6 +105,7 @@ class WeightFormat(Part, frozen=True):
     source: str
     products: Literal["fp32", "bf16", "fp16", "fp8", "int8", "fp4"]
     aliases: tuple[Name, ...] = ()
+    similar: tuple[Name, ...] = ()
     plain: Literal["fp32", "bf16", "fp16"] | None = None
     roles: tuple[Role, ...] = ()
     parameters: dict[Name, Number] = msgspec.field(default_factory=dict)
@@ -264,6 +265,16 @@ def formats_in(text: str) -> list[str]:
         else:
             formats.append(item.strip())
     return formats
+
+
+def alias_note(text: str) -> str:
+    """Return a note if a format such as `int4` is an alias that can mean other formats too, else ""."""
+    name = text.partition(",")[0].strip().lower()
+    known = chosen(text) if name and not text.endswith(".gguf") else None
+    if known is None or not known.format.similar or name not in known.format.aliases:
+        return ""
+    others = ", ".join(known.format.similar)
+    return f"`{name}` is read as {known.name} ({known.title}); others are {others}"
 
 
 _BITS = {
