@@ -222,7 +222,7 @@ def document(
             "gradient: norm of the gradient of the first layer, as a multiple of that of the last layer",
             "entropy: of the sharpest head, 1 if it gives all keys equal weight",
         ],
-        notes=[f"{text}, from step {step}: {name}" for name, step, text in _fired(rows)],
+        notes=list(_fired(rows)),
     )
     return Document(
         command="dynamics",
@@ -375,13 +375,15 @@ def _inside(rows: Sequence[Row]) -> Iterator[Inside]:
             )
 
 
-def _fired(rows: Sequence[Row]) -> Iterator[tuple[str, int, str]]:
-    """Yield each rule that fired: the variants, the first step, and the meaning."""
-    by_rule: dict[str, list[Row]] = {}
+def _fired(rows: Sequence[Row]) -> Iterator[str]:
+    """Yield a note for each rule that fired: what it means, and the variants with the first step of each."""
+    by_rule: dict[str, dict[str, int]] = {}
+    several = len({row.layers for row in rows}) > 1
     for row in rows:
+        depth = f" with {row.layers} layers" if several else ""
         for warning in row.warnings:
-            by_rule.setdefault(warning["name"], []).append(row)
-    for name, found in by_rule.items():
-        fired = [warning for row in found for warning in row.warnings if warning["name"] == name]
-        arms = dict.fromkeys(f"{row.arm} at {row.lr:g}" for row in found)
-        yield ", ".join(arms), min(warning["step"] for warning in fired), f"{name}: {fired[0]['text']}"
+            steps = by_rule.setdefault(f"{warning['name']}: {warning['text']}", {})
+            variant = f"{row.arm}{depth} at {row.lr:g}"
+            steps[variant] = min(warning["step"], steps.get(variant, warning["step"]))  # over the seeds
+    for rule, steps in by_rule.items():
+        yield f"{rule}: {', '.join(f'{variant} from step {step}' for variant, step in steps.items())}"

@@ -14,6 +14,7 @@ from llmbench.cli.dynamics import document, panels
 from llmbench.learn.data import Corpus
 from llmbench.learn.experiments.norms import Outcome, dynamics, failed
 from llmbench.learn.experiments.placements import ARMS, SETTINGS, arms_of, base_of
+from llmbench.learn.probes.warnings import Warning
 from llmbench.model.create import build
 from tests.learn.small import spec, text
 from tests.measure.rows import ENVIRONMENT
@@ -98,6 +99,19 @@ def test_failed_seeds_are_marked_in_the_plot_and_counted_in_words() -> None:
     assert (crossed, panel.cross) == ({0.1}, "a seed failed")
     said = document(found, 3.147, {}, "", ENVIRONMENT).blocks[0].answer
     assert said == "With 2 layers: pre trains at 0.2 and fails at 0.1 (1 of 2 seeds)."
+
+
+def test_a_warning_has_its_first_step_for_each_variant() -> None:
+    """The first step of all seeds. The depth is named if there are several."""
+    found = [
+        outcome(3.1)._replace(layers=layers, seed=seed, warnings=[Warning("rank collapse", step, "equal tokens")])
+        for layers, seed, step in ((12, 0, 20), (12, 1, 10), (24, 0, 5))
+    ]
+    both, one = (document(some, 3.147, {}, "", ENVIRONMENT).blocks[1].notes for some in (found, found[:2]))
+    assert both == [
+        "rank collapse: equal tokens: pre with 12 layers at 0.001 from step 10, pre with 24 layers at 0.001 from step 5"
+    ]
+    assert one == ["rank collapse: equal tokens: pre at 0.001 from step 10"]
 
 
 def test_a_run_that_is_too_short_has_a_note() -> None:
