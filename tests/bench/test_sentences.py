@@ -33,7 +33,7 @@ WRONG = ("INCORRECT", "FAILED")
 
 def row(name: str, samples: list[float] | float, *, status: Status = "ok", added: int = 0, **case: Any) -> Row:
     """A row with these samples, or with ten equal ones."""
-    fields: dict[str, Any] = {"reason": "for a reason"}
+    fields: dict[str, Any] = {"reason": "it needs a GPU"}
     if status == "ok":
         times = [samples] * 10 if isinstance(samples, float) else samples
         fields = {"measurement": Measurement(samples_s=tuple(times), clock="cpu")}
@@ -160,9 +160,14 @@ def test_the_largest_x_is_compared_and_errors_are_named_for_every_x() -> None:
     ]
     assert about(*rows, x="seq_len") == (
         "flash: INCORRECT. At 128 tokens, flash is 4.00× faster than standard. flex ran out of memory. "
-        "cudnn cannot run here."
+        "cudnn was not measured, because it needs a GPU."
     )
     assert about(row("a", 0.0, status="FAILED")) == "a: FAILED. No row has a time."
+
+
+def test_several_reasons_stand_in_the_notes() -> None:
+    other = msgspec.structs.replace(row("c", 0.0, status="n/a"), reason="it has no sinks")
+    assert about(row("a", 1e-3), row("b", 0.0, status="n/a"), other).endswith("b and c were not measured.")
 
 
 def test_cases_are_counted() -> None:

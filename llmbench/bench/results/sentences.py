@@ -270,10 +270,26 @@ def _wrong(rows: Sequence[Row]) -> list[str]:
     return [f"{_names(names)}: {status}." for status, names in _by_status(rows, ("INCORRECT", "FAILED")).items()]
 
 
+LONGEST_REASON = 120
+"""The largest length of a reason in a sentence, in characters. A note gives a longer one."""
+
+
 def _untimed(rows: Sequence[Row]) -> list[str]:
-    """Return a sentence on the candidates that ran out of memory, and one on those that cannot run here."""
-    what: Mapping[Status, str] = {"OOM": "ran out of memory", "n/a": "cannot run here"}
-    return [f"{_names(names)} {what[status]}." for status, names in _by_status(rows, ("OOM", "n/a")).items()]
+    """Return a sentence on the candidates that ran out of memory, and one on those that were not measured.
+
+    The reason stands in the sentence if all of the latter have the same one, else in the notes.
+    """
+    sentences = []
+    for status, names in _by_status(rows, ("OOM", "n/a")).items():
+        if status == "OOM":
+            sentences.append(f"{_names(names)} ran out of memory.")
+            continue
+        reasons = {row.reason for row in rows if row.status == "n/a"}
+        verb = "was" if len(names) == 1 else "were"
+        reason = reasons.pop() or ""
+        because = f", because {reason}" if not reasons and len(reason) <= LONGEST_REASON else ""
+        sentences.append(f"{_names(names)} {verb} not measured{because}.")
+    return sentences
 
 
 # Several tables

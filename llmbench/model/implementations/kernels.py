@@ -61,7 +61,7 @@ def on_a_cpu() -> str:
     """Return a note for the output of a command. The note says which code replaces the Triton kernels on a CPU."""
     if interpreted():
         return NO_MEANING.rstrip(".")
-    return "impl flash is torch's own kernel on a CPU; the Triton kernels need a GPU"
+    return "flash attention is torch's own kernel on a CPU; our kernels need a GPU"
 
 
 def run_kernels(x: Tensor) -> bool:
