@@ -21,6 +21,14 @@ def test_elementwise_scan_equals_the_recurrence(length: int) -> None:
     torch.testing.assert_close(actual.double(), torch.stack(expected, dim=1), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("length", [1, 2, 7, 10])
+def test_gradients_of_the_elementwise_scan_equal_finite_differences(length: int) -> None:
+    torch.manual_seed(length)
+    shape = (2, length, 3)
+    tensors = (torch.rand(shape), torch.randn(shape), torch.randn(2, 3))
+    assert torch.autograd.gradcheck(elementwise_scan, tuple(x.double().requires_grad_() for x in tensors))
+
+
 @pytest.mark.parametrize("delta", [False, True])
 @pytest.mark.parametrize("length", [1, 5, 8, 21])
 @pytest.mark.parametrize("groups", [1, 2, 4])

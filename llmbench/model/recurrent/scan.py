@@ -14,14 +14,49 @@ the state: for a padded token, the log-decay is 0, and u, k or β is 0.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
 def elementwise_scan(decay: Tensor, inputs: Tensor, start: Tensor) -> Tensor:
     """Return all states h_t [B, S, ...] of h_t = decay_t · h_{t-1} + inputs_t. The first state h_0 is `start` [B, ...].
+
+    The three tensors have the same dtype.
+    """
+    states: Tensor = _ElementwiseScan.apply(decay, inputs, start)
+    return states
+
+
+class _ElementwiseScan(torch.autograd.Function):
+    """The scan with a backward pass of its own. Autograd would save four more tensors with the size of all states.
+
+    Let g_t be the gradient of h_t, with its effect on later states. Then g_t = (gradient of the output h_t) +
+    decay_{t+1} · g_{t+1}, which is a scan from the end. The gradient of decay_t is g_t · h_{t-1}, that of inputs_t is
+    g_t, and that of h_0 is decay_1 · g_1.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, decay: Tensor, inputs: Tensor, start: Tensor) -> Tensor:
+        states = _states(decay, inputs, start)
+        ctx.save_for_backward(decay, states, start)
+        return states
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        decay, states, start = ctx.saved_tensors
+        later = torch.cat((decay[:, 1:], torch.zeros_like(decay[:, :1])), dim=1)
+        through = _states(later.flip(1), gradient.flip(1), torch.zeros_like(start)).flip(1)
+        before = torch.cat((start[:, None], states[:, :-1]), dim=1)
+        return through * before, through, decay[:, 0] * through[:, 0]
+
+
+def _states(decay: Tensor, inputs: Tensor, start: Tensor) -> Tensor:
+    """Return the states of `elementwise_scan`.
 
     The sequence is split into about √S rows. First, all rows are computed in parallel, as if each row started from a
     state of zero. Then the last state of the previous row, multiplied by the decays since then, is added to each state
