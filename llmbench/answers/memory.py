@@ -191,8 +191,8 @@ def _verdicts(run: Run, memory: Memory, products: DType, names: Sequence[str]) -
         if fit.fits:
             verdicts.append(Verdict(fit))
             continue
-        split = split_until_it_fits(run, memory, device, products)
-        verdicts.append(Verdict(fit, split, tuple(changes_that_fit(run, device, products))))
+        own = tuple(changes_that_fit(run, device, products))
+        verdicts.append(Verdict(fit, split_until_it_fits(run, memory, device, products, recompute=not own), own))
     return verdicts
 
 

@@ -108,15 +108,15 @@ def _advice(verdict: Verdict, memory: Memory) -> str:
         return ""
     several = memory.layout.num_gpus > 1
     advice = []
-    if verdict.split is not None:
-        option, split = verdict.split
-        advice.append(f"{split.layout.num_gpus} of them suffice with {option}: {size(split.needed_bytes)} per GPU.")
     if verdict.changes:
         fitting = (
             f"{change.option} ({size(change.memory.needed_bytes)}{' per GPU' if several else ''})"
             for change in verdict.changes
         )
         advice.append(f"{'It fits' if several else 'One suffices'} with {', or '.join(fitting)}.")
+    if verdict.split is not None:
+        option, split = verdict.split
+        advice.append(f"{split.layout.num_gpus} of them suffice with {option}: {size(split.needed_bytes)} per GPU.")
     if advice:
         return " ".join(advice)
     if several:

@@ -103,16 +103,18 @@ class Change(NamedTuple):
     memory: Memory
 
 
-def split_until_it_fits(run: Run, memory: Memory, device: DeviceHead, products: DType) -> Change | None:
+def split_until_it_fits(
+    run: Run, memory: Memory, device: DeviceHead, products: DType, *, recompute: bool
+) -> Change | None:
     """Return the first layout of SPLITS with which the devices can run the model. memory: the memory of the run.
 
-    If no layout suffices for a training step, full recomputation is tried with each of them. None: the run has a layout
-    already, nothing suffices, or the device lacks the format of the products.
+    recompute: whether full recomputation is tried too, if no layout suffices for a training step. None: the run has a
+        layout already, nothing suffices, or the device lacks the format of the products.
     """
     if memory.layout.num_gpus > 1:
         return None
     runs = [run]
-    if isinstance(run, TrainingRun) and run.recompute != "full" and not run.recipe.recompute:
+    if recompute and isinstance(run, TrainingRun) and run.recompute != "full" and not run.recipe.recompute:
         runs.append(msgspec.structs.replace(run, recompute="full"))
     for each in runs:
         for text in SPLITS[memory.phase]:
