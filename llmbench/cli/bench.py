@@ -285,12 +285,12 @@ def _result_file(output: Path | None, resume: Path | None) -> Path | None:
 
 def _check_files(output: Path | None, resume: Path | None, plot: Path | None) -> None:
     """Raise LLMBenchError if a file cannot be written or has results, or if the file of --resume does not exist."""
-    from llmbench.report.plots import check_plot
+    from llmbench.report.plots import PICTURES, check_plot
 
     if resume is not None and not os.path.isfile(resume):
         raise LLMBenchError(f"--resume {resume}: no such file", hint="--output starts a new result file")
     check_file("--output", output)
-    check_file("--plot", plot)
+    check_file("--plot", plot, PICTURES)
     if plot is not None:
         check_plot(plot)
 

@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from llmbench.cli.options import As, Output, answer, prints_tables, token_count, write_file
+from llmbench.cli.options import As, Output, answer, prints_tables, token_count
+from llmbench.cli.written import write_file
 from llmbench.errors import LLMBenchError
 from llmbench.learn.choose import Choice, Decided, Option, choose
 from llmbench.learn.choose.candidate import Candidate, Setting
@@ -246,7 +247,7 @@ def command(
     inputs = {"goal": goal, "context": context, "device": device, "params": params, "spec": spec and str(spec)}
     if spec is not None:
         named = msgspec.structs.replace(choice.candidate.spec, name=spec.stem)
-        write_file(spec, lambda stream: stream.write(write_spec(named)))
+        write_file(spec, lambda stream: stream.write(write_spec(named)), option="--spec", replaces=False)
     answer(document(goal, choice, inputs, str(spec) if spec else FILE), format, output)
 
 

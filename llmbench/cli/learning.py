@@ -146,9 +146,9 @@ def refuse_many_trainings(count: int) -> None:
 
 def check_files(output: Path | None, plot: Path | None) -> None:
     """Raise LLMBenchError if a file of --output or --plot cannot be written. A command calls this before it trains."""
-    from llmbench.report.plots import check_plot
+    from llmbench.report.plots import PICTURES, check_plot
 
     check_file("--output", output)
-    check_file("--plot", plot)
+    check_file("--plot", plot, PICTURES)
     if plot is not None:
         check_plot(plot)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module, util
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from llmbench.bench.results.metrics import METRICS, Line
-from llmbench.cli.options import MODEL_HELP, load, refuse_results
+from llmbench.cli.options import MODEL_HELP, load
+from llmbench.cli.written import refuse_loss
 from llmbench.errors import CannotRunError, LLMBenchError, install_hint
 from llmbench.report.document import Table, table
 from llmbench.report.fields import Field
@@ -112,23 +114,25 @@ def fail_where_wrong(rows: Iterable[Row]) -> None:
         raise typer.Exit(1)
 
 
-def check_file(option: str, path: Path | None) -> None:
-    """Raise LLMBenchError if the file of `option` cannot be written, or if it contains results, which would be lost.
+def check_file(option: str, path: Path | None, replaceable: re.Pattern[bytes] | None = None) -> None:
+    """Raise LLMBenchError if the file of `option` cannot be written, or if a content would be lost.
 
-    A command calls this function before it measures.
+    A command calls this function before it measures. `replaceable`: the beginning of files that may be replaced.
     """
     if path is None:
         return
     if path == Path("-"):
         raise LLMBenchError(f"{option} -: results need a file", hint=f"give a name, such as {option} results.jsonl")
     try:
+        if path.is_fifo():
+            raise LLMBenchError(f"{option} {path} is a pipe", hint="give the path of a file")
         if path.is_dir():
             raise LLMBenchError(f"{option} {path} is a folder", hint="give the path of a file")
         if not path.absolute().parent.is_dir():
             raise LLMBenchError(f"{option} {path}: no such folder", hint="create the folder, or use another path")
         if path.exists():
             writable = os.access(path, os.W_OK)
-            refuse_results(option, path)
+            refuse_loss(option, path, replaceable)
         else:
             TemporaryFile(dir=path.absolute().parent).close()
             writable = True

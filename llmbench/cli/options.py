@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import os
 import re
 import sys
 from collections.abc import Callable
@@ -12,12 +11,12 @@ from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Literal, TextIO, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import typer
 
 from llmbench.cli.help import OUTPUT
-from llmbench.cli.messages import say
+from llmbench.cli.written import write_file
 from llmbench.errors import LLMBenchError
 from llmbench.report.document import NOTES, Document, View
 from llmbench.report.render import Format, render
@@ -229,7 +228,7 @@ As = Annotated[
 
 def _stdout(value: Path | None) -> Path | None:
     """Return the value of --output. `-` stands for stdout, as in other programs."""
-    return None if value == Path("-") else value
+    return None if value in (Path("-"), Path("/dev/stdout")) else value
 
 
 Output = Annotated[
@@ -239,7 +238,7 @@ Output = Annotated[
         "--output",
         "-o",
         metavar="FILE",
-        help="Write the answer to a file.",
+        help="Write the answer to a file. It replaces only an earlier answer of the command.",
         show_default=False,
         is_eager=True,
         callback=_stdout,
@@ -370,36 +369,6 @@ def _refuse_many(options: dict[str, Any]) -> None:
             f"the sweep has {cases:,} cases, and a command computes at most {MOST_CASES:,}: {several}",
             hint="divide the sweep, or name fewer models",
         )
-
-
-_RESULT_LINE = re.compile(rb'"line"\s{0,9}:\s{0,9}"(header|row)"')
-"""Matches a part of each line of a result file, also if another program wrote the JSON with other spaces."""
-
-
-def refuse_results(option: str, path: Path) -> None:
-    """Raise LLMBenchError if a line of the file of `option` is a result, which would be lost."""
-    if not os.path.isfile(path):
-        return
-    with path.open("rb") as file:
-        before = b""
-        while part := file.read(2**20):
-            if _RESULT_LINE.search(before + part):
-                raise LLMBenchError(
-                    f"{option} {path} contains results, which would be lost",
-                    hint="use another file; `llmbench bench --resume` continues an existing result file",
-                )
-            before = part[-50:]  # a match can begin in one part and end in the next one
-
-
-def write_file(output: Path, write: Callable[[TextIO], object]) -> None:
-    """Write the file of --output with the function `write`. Raises LLMBenchError if it cannot be written."""
-    try:
-        refuse_results("--output", output)
-        with output.open("w", encoding="utf-8") as stream:
-            write(stream)
-    except OSError as problem:
-        raise LLMBenchError(f"cannot write {output}: {problem.strerror}") from None
-    say(f"wrote {output}")
 
 
 def answer(document: Document, format: Format, output: Path | None) -> None:

@@ -122,9 +122,9 @@ def command(
     """
     need_torch("profile")
     from llmbench.bench.pieces import find_piece
-    from llmbench.bench.profile import candidate_names, profile, target_of
+    from llmbench.bench.profile import TRACE, candidate_names, profile, target_of
 
-    check_file("--trace", trace)
+    check_file("--trace", trace, TRACE)
     check_file("--output", output)
     if trace is not None and output is not None and trace.absolute() == output.absolute():
         raise LLMBenchError(f"--output and --trace name the same file: {trace}", hint="use two different files")

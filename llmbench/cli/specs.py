@@ -14,7 +14,8 @@ import typer
 
 from llmbench.answers.about import approximate_lines, title
 from llmbench.cli.messages import say
-from llmbench.cli.options import MODEL_HELP, As, Output, Set, answer, load, prints_tables, write_file
+from llmbench.cli.options import MODEL_HELP, As, Output, Set, answer, load, prints_tables
+from llmbench.cli.written import write_file
 from llmbench.errors import LLMBenchError, SpecError
 from llmbench.report.describe import headline
 from llmbench.report.document import Block, Document, listing, table
@@ -464,4 +465,4 @@ def _write(text: str, output: Path | None) -> None:
     if output is None:
         sys.stdout.write(text)
         return
-    write_file(output, lambda stream: stream.write(text))
+    write_file(output, lambda stream: stream.write(text), replaces=False)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
@@ -19,6 +20,8 @@ from llmbench.report.units import Unit, fitting, heading, shown, size
 __all__ = ["Column", "Columns", "Panel", "Series", "check_plot", "save", "terminal"]
 
 SUFFIXES = (".png", ".svg", ".pdf")
+PICTURES = re.compile(rb"\x89PNG|<\?xml|%PDF")
+"""Matches the beginnings of the files of these formats."""
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 """The palette of Okabe and Ito for colour-blind readers (https://jfly.uni-koeln.de/color). Grey replaces yellow."""

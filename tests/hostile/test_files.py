@@ -101,7 +101,7 @@ def test_no_command_writes_over_results(command: str, tmp_path: Path, capsys: py
         b'  {"line": "header"}\n',
         b'x{"li\n{"line":"row"}\n',
         b'{"schema":"x","line" : "header"}\n',
-        b" " * (2**20 - 6) + b'{"line":"row"}\n',
+        b" " * 2**20 + b'{"line":"row"}\n',
     ],
     ids=["empty line", "byte order mark", "spaces", "damaged first line", "other order", "later"],
 )
@@ -111,7 +111,7 @@ def test_a_damaged_result_file_is_not_overwritten_either(
     path = tmp_path / "x.jsonl"
     path.write_bytes(content)
     assert run(["specs", "show", "gpt2", "--output", str(path)]) == 2
-    assert "contains results, which would be lost" in capsys.readouterr().err
+    assert "would be lost" in capsys.readouterr().err
     assert path.read_bytes() == content
 
 

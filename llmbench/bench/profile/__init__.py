@@ -12,7 +12,7 @@ from llmbench.bench.candidates import call_of, check_direction, piece_group, sam
 from llmbench.bench.experiments.experiment import FULL, Pace, run
 from llmbench.bench.extra_candidates import binder_of, check_name, implementation_of, traits_of
 from llmbench.bench.pieces.piece import Piece, Setting
-from llmbench.bench.profile.by_op import OpTime, Recording, in_ranges, op_times, profiled
+from llmbench.bench.profile.by_op import TRACE, OpTime, Recording, in_ranges, op_times, profiled
 from llmbench.bench.results.metrics import MachineLimits
 from llmbench.errors import CannotRunError, LLMBenchError
 from llmbench.measure.clock import Clock, clock_for
@@ -27,7 +27,7 @@ from llmbench.sizing.work import Pass
 from llmbench.spec.catalog import find_model
 from llmbench.spec.model import ModelSpec
 
-__all__ = ["Profile", "Target", "candidate_names", "profile", "target_of"]
+__all__ = ["TRACE", "Profile", "Target", "candidate_names", "profile", "target_of"]
 
 
 class Profile(NamedTuple):

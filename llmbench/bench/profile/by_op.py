@@ -35,6 +35,8 @@ from llmbench.sizing.work import Pass, least_s
 __all__ = ["Launch", "OpTime", "Recording", "in_ranges", "op_times", "profiled"]
 
 MARK = "llmbench.op "
+TRACE = re.compile(rb'\s*\{\s*"schemaVersion"')
+"""Matches the beginning of a Chrome trace that torch writes."""
 OTHER = "other"
 """The op name for work outside every module: the sums of the residual stream at the end of a layer or of the model, and
 the loss."""
