@@ -12,7 +12,7 @@ from llmbench.report.document import Block, table
 from llmbench.report.fields import Field
 from llmbench.report.units import plural
 from llmbench.sizing.serving.changes import MORE_GPUS
-from llmbench.sizing.serving.layouts import COUNTS
+from llmbench.sizing.serving.layouts import counts
 
 SWEPT = {"weights": "weights", "kv_dtype": "KV format", "seq_len": "tokens", "users": "users"}
 """The headings of the options that a sweep can vary."""
@@ -127,7 +127,7 @@ def _answer(rows: list[Fitted], questions: list[list[Fitted]]) -> str:
     if len(questions) == 1:
         return _smallest(first, [row for row in rows if row.fits])
     fitting = sum(any(row.fits for row in same) for same in questions)
-    best = "the smallest device" if first.fixed else f"the fewest GPUs of one kind, up to {COUNTS[-1]} of them"
+    best = "the smallest device" if first.fixed else f"the fewest GPUs of one kind, up to {_most(first)} of them"
     if any(row.price is not None for row in rows):
         best = "the cheapest choice"
     return (
@@ -204,8 +204,13 @@ def _smallest(first: Fitted, fitting: list[Fitted]) -> str:
             f"{first.spec.name} with {users} needs several GPUs, for example {fewest.gpus} × {fewest.device.name} "
             f"({fewest.layout})."
         )
-    most = plural(first.gpus or 1, "GPU") if first.fixed else f"up to {COUNTS[-1]} GPUs"
+    most = plural(first.gpus or 1, "GPU") if first.fixed else f"up to {_most(first)} GPUs"
     return f"{first.spec.name} with {users} fits on no built-in device, with {most}{_tried(first)}."
+
+
+def _most(row: Fitted) -> int:
+    """Return the largest number of GPUs that was tried."""
+    return (row.gpus or 1) if row.fixed else counts(row.engine, row.device)[-1]
 
 
 def _tried(row: Fitted) -> str:
@@ -224,13 +229,12 @@ def _left_out(rows: list[Fitted], *, swept: bool) -> list[str]:
     lacking = [row for row in rows if row.fit is not None and row.fit.missing_format]
     other = [row for row in rows if row.fit is not None and not row.fit.runs and row not in lacking]
     small = [] if swept else [row for row in rows if not row.fits and row not in lacking and row not in other]
-    most = rows[0].gpus if rows[0].fixed else COUNTS[-1]
     lines = []
-    if small:
-        tried = f" with {small[0].tried}" if small[0].tried else ""
-        lines.append(
-            f"{most} of these are not enough{tried}: {named(small)}" if most != 1 else f"too small: {named(small)}"
-        )
+    for most in sorted({_most(row) for row in small}, reverse=True):
+        these = [row for row in small if _most(row) == most]
+        tried = f" with {these[0].tried}" if these[0].tried else ""
+        lines.append(f"{most} of these are not enough{tried}" if most > 1 else "too small")
+        lines[-1] += f": {named(these)}"
     if other:
         lines.append(f"no profile of {rows[0].engine.spec.title} on these: {named(other)}")
     if lacking:

@@ -222,6 +222,7 @@ class EngineSpec(Part, frozen=True, kw_only=True):
     - layouts: how the engine divides a model over GPUs: tp, pp, dp and ep. whole_experts: whether `ep` always splits
       the experts over all GPUs of a pipeline stage. one_gpu_copies: whether a copy of the attention is always on one
       GPU, so that dp needs tp=1.
+    - most_gpus: largest number of GPUs among which the engine divides a model. 0: it has no limit.
     - whole_blocks: formats whose blocks the engine does not split among GPUs.
     - versions: the known versions, the oldest one first.
     - weights: format of the weights that the engine loads if the user names none. None: the published files.
@@ -242,6 +243,7 @@ class EngineSpec(Part, frozen=True, kw_only=True):
     layouts: tuple[str, ...] = ("tp", "pp", "dp", "ep")
     whole_experts: bool = False
     one_gpu_copies: bool = False
+    most_gpus: int = 0
     whole_blocks: tuple[WholeBlocks, ...] = ()
     versions: tuple[Version, ...]
     sources: dict[str, str]

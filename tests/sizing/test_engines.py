@@ -73,6 +73,7 @@ def test_layouts_that_an_engine_does_not_have_are_refused() -> None:
     for engine, layout, words in (
         ("llamacpp", "tp=2", "llama.cpp does not divide a model so"),
         ("llamacpp", "dp=2", "llama.cpp does not divide a model so"),
+        ("llamacpp", "pp=32", "llama.cpp uses at most 16 GPUs"),
         ("vllm", "tp=8,ep=4", "all 8 GPUs of the attention"),
     ):
         with pytest.raises(LayoutError, match=words):

@@ -463,6 +463,14 @@ def test_the_smallest_number_of_gpus_is_that_of_all_layouts() -> None:
     assert fewest("llama3.3-70b", "rtx-4090", 1, engine="llamacpp")[1].startswith("pp=")
 
 
+def test_the_table_tries_no_more_gpus_than_an_engine_or_a_device_has() -> None:
+    """llama.cpp uses at most 16 devices, and a Mac has one GPU."""
+    rows = fitted(load_bundled("deepseek-v3"), engine="llamacpp", users=200, seq=32768)
+    tried = [row for row in rows if row.fit is None or row.fit.runs]
+    assert max(row.gpus or 0 for row in tried) == 16
+    assert {row.gpus or 1 for row in tried if row.device.vendor == "apple"} == {1}
+
+
 @pytest.mark.parametrize("model", ["llama3.3-70b", "deepseek-v3", "qwen3-235b-a22b"])
 def test_no_layout_that_is_tried_needs_fewer_gpus_than_the_answer(model: str) -> None:
     """Another search, over all layouts of tensor, pipeline, data and expert parallelism."""
@@ -485,6 +493,8 @@ def test_no_layout_that_is_tried_needs_fewer_gpus_than_the_answer(model: str) ->
 @given(st.sampled_from(["llama3.3-70b", "deepseek-v3"]), st.sampled_from(engine_names()), st.integers(1, 64))
 def test_layouts_have_the_gpus_and_can_be_written(model: str, name: str, gpus: int) -> None:
     engine = find_engine(name)
+    if gpus > (engine.spec.most_gpus or gpus):
+        return
     for layout in layouts(load_bundled(model), engine, gpus):
         assert layout.num_gpus == gpus
         assert serving_layout(layout_text(layout)) == layout

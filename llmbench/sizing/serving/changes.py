@@ -14,7 +14,7 @@ import msgspec
 from llmbench.errors import LayoutError, LLMBenchError
 from llmbench.sizing.memory import CONTEXT_BYTES
 from llmbench.sizing.serving.fit import Fit, Question, Sizer, best_fit, replaced
-from llmbench.sizing.serving.layouts import COUNTS, layout_text
+from llmbench.sizing.serving.layouts import counts, layout_text
 from llmbench.sizing.serving.shard import made_on_loading
 from llmbench.sizing.workload import Layout
 
@@ -291,7 +291,7 @@ def _gpus_of_layout(sizer: Sizer, fit: Fit, asked: Question) -> Iterator[Proposa
 def _more_gpus(sizer: Sizer, fit: Fit, option: Callable[[Layout], tuple[str, str]]) -> Iterator[Proposal]:
     question = fit.question
     own = question.layout.num_gpus
-    for gpus in COUNTS:
+    for gpus in counts(question.engine, question.device):
         if gpus <= own or gpus % own:
             continue
         try:

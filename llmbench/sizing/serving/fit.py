@@ -7,7 +7,7 @@ import msgspec
 from llmbench.errors import LayoutError
 from llmbench.sizing.lengths import refuse_beyond_context
 from llmbench.sizing.serving.budget import Budget, budget, converts, ggml_layer, missing_format
-from llmbench.sizing.serving.layouts import COUNTS, layout_text, layouts
+from llmbench.sizing.serving.layouts import counts, layout_text, layouts
 from llmbench.sizing.serving.shard import Shard, made_on_loading, shards
 from llmbench.sizing.workload import Layout
 from llmbench.spec.catalog import DeviceHead
@@ -258,11 +258,11 @@ def best_fit(sizer: Sizer, question: Question, gpus: int) -> Fit:
 
 
 def smallest_count(sizer: Sizer, question: Question) -> Fit | None:
-    """Return the answer for the smallest number of GPUs that suffices, or None if no number of COUNTS does.
+    """Return the answer for the smallest number of GPUs that suffices, or None if no number of `counts` does.
 
     If the engine does not run on the device, return the answer for one GPU.
     """
-    for gpus in COUNTS:
+    for gpus in counts(question.engine, question.device):
         for layout in layouts(sizer.spec, question.engine, gpus):
             own = msgspec.structs.replace(question, layout=layout)
             try:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from llmbench.errors import LayoutError
 from llmbench.sizing.workload import Layout
+from llmbench.spec.catalog import DeviceHead
 from llmbench.spec.engine import Engine
 from llmbench.spec.model import ModelSpec
 
@@ -66,6 +67,12 @@ def layout_text(layout: Layout) -> str:
     return text if serving_layout(text).expert_tp == layout.expert_tp else f"{text},etp={layout.expert_tp}"
 
 
+def counts(engine: Engine, device: DeviceHead) -> tuple[int, ...]:
+    """Return the numbers of GPUs that are tried with an engine. A Mac has one GPU."""
+    most = 1 if device.vendor == "apple" else engine.spec.most_gpus or COUNTS[-1]
+    return tuple(count for count in COUNTS if count <= most)
+
+
 def check_layout(engine: Engine, layout: Layout) -> None:
     """Raise LayoutError if the engine does not divide a model so."""
     own, title = engine.spec, engine.spec.title
@@ -73,6 +80,10 @@ def check_layout(engine: Engine, layout: Layout) -> None:
         if getattr(layout, name) > 1 and name not in own.layouts:
             can = ", ".join(own.layouts)
             raise LayoutError(f"layout {name}: {title} does not divide a model so", hint=f"it divides a model by {can}")
+    if 0 < own.most_gpus < layout.num_gpus:
+        raise LayoutError(
+            f"layout {layout_text(layout)}: {title} uses at most {own.most_gpus} GPUs", hint=f"pp={own.most_gpus}"
+        )
     if own.one_gpu_copies and layout.tp > 1 and layout.dp > 1:
         raise LayoutError(
             f"layout tp={layout.tp},dp={layout.dp}: {title} has one copy of the attention on each GPU",
