@@ -71,6 +71,10 @@ SCREENS = [
     "env",
     "exercise show kv-cache --solution",
     "choose --context 32k",
+    "exercise list",
+    "kernels list",
+    "textbook models",
+    "worked flash",
 ]
 """The commands whose screens are checked."""
 NEGATIVE = ("fit llama3.3-70b --device h100 --users 4 --seq 16k",)

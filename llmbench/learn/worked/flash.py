@@ -39,7 +39,7 @@ def work(case: Case) -> Worked:
         steps.append(
             step(
                 f"block {block}: scores",
-                "s[j] = q · k[j] / √D, m' = max(m, s), p[j] = exp(s[j] − m')",
+                "s[j] = q·k[j] / √D, m' = max(m, s), p[j] = exp(s[j] − m')",
                 torch.stack((own, powers)),
                 row="",
                 rows=["s", "p"],

@@ -39,7 +39,7 @@ def work(case: Case) -> Worked:
         steps.append(
             step(
                 f"token {t}: weights",
-                "s[j] = q · k[j] / √D, w = softmax over the stored keys of s",
+                "s[j] = q·k[j] / √D, w = softmax over the stored keys of s",
                 torch.stack((scores, weights)),
                 row="",
                 rows=["s", "w"],

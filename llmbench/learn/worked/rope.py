@@ -78,7 +78,7 @@ def work(case: Case) -> Worked:
         step("rotated key", "the same rotation of k", keys, row="position", column="ch."),
         step(
             "scores",
-            "s[m, n] = q'[m] · k'[n]",
+            "s[m, n] = q'[m]·k'[n]",
             scores,
             row="m",
             columns=numbered("n =", T),
