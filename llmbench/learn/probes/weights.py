@@ -68,8 +68,9 @@ def condensation(seen: Observation) -> list[float | None]:
             continue
         unit = F.normalize(_matrix(inner), dim=-1)
         neurons = len(unit)
-        close = int(((unit @ unit.mT).abs() > SIMILAR).sum()) - neurons  # each neuron is similar to itself
-        shares.append(close / (neurons * (neurons - 1)))
+        close = (unit @ unit.mT).abs() > SIMILAR
+        pairs = int(close.fill_diagonal_(False).sum())  # a neuron and itself are no pair
+        shares.append(pairs / (neurons * (neurons - 1)))
     return shares
 
 
