@@ -24,6 +24,7 @@ from llmbench.sizing.dtypes import DType, KVDType
 from llmbench.sizing.flops import trained_parameters
 from llmbench.sizing.memory import Memory, ServingRun
 from llmbench.sizing.recipe import Optimizer, PrecisionName, Recipe, product_dtype
+from llmbench.sizing.recompute import discarded
 from llmbench.sizing.training import training_run
 from llmbench.sizing.workload import Layout, Loss, Recompute
 from llmbench.spec.catalog import find_device_head
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from llmbench.sizing.adapters import Adapters
     from llmbench.sizing.formula import Formula
     from llmbench.sizing.timeline import Step
+    from llmbench.sizing.training_run import TrainingRun
     from llmbench.sizing.weights import WeightRecipe
 
 Phase = Literal["train", "inference"]
@@ -68,8 +70,8 @@ def sized(
     devices: names of devices. Empty: those of `torch_devices`. explain: also return the formulas. timeline: also return
         the timeline of the training step.
 
-    Raises LLMBenchError for a layout that is not valid, for an option that has no effect in the phase, and for a device
-    that is unknown.
+    Raises LLMBenchError for a layout that is not valid, for an option that has no effect in the phase or on the model,
+    and for a device that is unknown.
     """
     parallel = Layout.parse(layout)
     training = phase == "train"
@@ -129,6 +131,7 @@ def sized(
             base=base or None,
             attention="standard" if kernels == "standard" else "flash",
         )
+        _refuse_missing_parts(run)
         products = "fp8" if run.recipe.fp8 != "none" else product_dtype(precision)
     else:
         from llmbench.spec.weights.on_hub import with_headers  # a training step stores no files
@@ -257,3 +260,18 @@ def _refuse_training_options(options: dict[str, Any], layout: Layout, timeline: 
             f"layout zero={layout.zero}: ZeRO splits training states, which do not exist in serving",
             hint=f"tp, pp and ep split the weights of a served model, for example --layout {served}",
         )
+
+
+def _refuse_missing_parts(run: TrainingRun) -> None:
+    """Raise LLMBenchError for an item of the recipe about a part that no layer of the model has."""
+    name, recipe = run.spec.name, run.recipe
+    if recipe.imbalance != 1 and not run.spec.is_moe:
+        raise LLMBenchError(f"recipe imbalance={recipe.imbalance:g}: {name} has no experts", hint="leave out this item")
+    layers = [layer for stage in run.stages for chunk in stage.chunks for layer in chunk.layers]
+    for module in recipe.recompute:
+        if module == "core_attn":  # the same as --recompute selective, which is never refused in training
+            continue
+        if not any(part.part == module for layer in layers for part in discarded(layer, {module})):
+            raise LLMBenchError(
+                f"recipe recompute={module}: no layer of {name} has this part", hint=f"leave out {module}"
+            )
