@@ -56,7 +56,6 @@ def fitted(
     for more than MOST_ROWS rows.
     """
     lengths = _several(min(LENGTH, spec.max_position_embeddings or LENGTH) if seq is None else seq)
-    prices = prices_of(price)
     chosen = find_engine(engine)
     parallel = serving_layout(layout)
     if layout and gpus is not None and parallel.num_gpus != gpus:
@@ -64,6 +63,7 @@ def fitted(
             f"--layout {layout} is for {parallel.num_gpus} GPUs, and --gpus says {gpus}", hint="leave out --gpus"
         )
     heads = list(dict.fromkeys(map(find_device_head, devices))) or list(device_heads())
+    prices = prices_of(price, {device.name for device in heads})
     questions = [
         Question(
             engine=chosen,

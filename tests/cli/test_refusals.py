@@ -58,6 +58,10 @@ from .commands import Capture, refusal
         (["specs", "check", "llmbench/spec/huggingface/defaults.json"], 2, ["not a spec", "specs import llmbench/"]),
         (["flops", "gpt2", "--recompute", "full"], 2, ["--recompute full", "prefill", "--phase train"]),
         (["flops", "bert-base", "--phase", "decode"], 2, ["bert-base is an encoder"]),
+        (["memory", "gpt2", "--recipe", "imbalance=1.2"], 2, ["imbalance=1.2: gpt2 has no experts", "leave out"]),
+        (["memory", "gpt2", "--recipe", "recompute=layernorm+moe_act"], 2, ["no layer of gpt2", "leave out moe_act"]),
+        (["memory", "mixtral-8x7b", "--recipe", "recompute=mlp"], 2, ["recompute=mlp", "no layer of mixtral-8x7b"]),
+        (["fit", "gpt2", "--device", "h100", "--price", "l40s=1"], 2, ["not about l40s", "add --device l40s"]),
         (["memory", "gpt2", "--kv-dtype", "fp8"], 2, ["--kv-dtype fp8", "--phase inference"]),
         *(
             (["memory", "gpt2", "--phase", "inference", *option], 2, [" ".join(option), "--phase train"])
