@@ -29,7 +29,8 @@ class DivergedError(LLMBenchError):
     def __init__(self, step: int, cause: str, kept: Path | None = None) -> None:
         last = "" if kept is None else f"; the last good checkpoint is {kept}"
         super().__init__(
-            f"step {step}: {cause}", hint=f"train with a smaller --lr, a longer --warmup or a smaller --clip{last}"
+            f"step {step}: {cause}",
+            hint=f"train with a smaller --lr, a longer --warmup or `--setting clip=0.5`{last}",
         )
         self.step, self.cause = step, cause
 
