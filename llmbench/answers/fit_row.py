@@ -205,6 +205,11 @@ FIELDS: tuple[Field[Fitted], ...] = (
     ),
     Field("gpus", "GPUs", "count", description="number of GPUs; null if no number that was tried suffices"),
     Field("layout", "layout", description="layout of the GPUs; null if no number that was tried suffices"),
+    Field(
+        "tried",
+        value=lambda row: row.tried or None,
+        description="ways to divide the model among several GPUs that llmbench tried; null with `--layout` or one GPU",
+    ),
     _budget("weights", "format of the weights, as `--weights` reads it"),
     Field(
         "kv_dtype",

@@ -78,14 +78,15 @@ class Sized(AboutModel, kw_only=True):
 
     @property
     def notes(self) -> list[str]:
-        """A note for each name that several devices have, the notes of the model, and a note on its towers."""
+        """Notes on the names of devices and of the format of the weights, of the model, and on its towers."""
         chosen = {name: (find_device_head(name).name, devices_named(name)) for name in self.asked}
         several = [
             f"{name} is taken as {device}; the other devices of this name: {', '.join(sorted({*named} - {device}))}"
             for name, (device, named) in chosen.items()
             if device != name and len(named) > 1
         ]
-        return [*several, *super().notes, *self._tower_notes]
+        formats = [] if self.weights is None else self.weights.notes
+        return [*several, *formats, *super().notes, *self._tower_notes]
 
     @property
     def _tower_notes(self) -> list[str]:

@@ -35,6 +35,11 @@ class Counted(AboutModel, kw_only=True):
     recipe: WeightRecipe | None
     stored: StoredWeights | None
 
+    @property
+    def notes(self) -> list[str]:
+        """The notes of the format that the user named, and of the model."""
+        return [*([] if self.recipe is None else self.recipe.notes), *super().notes]
+
 
 FIELDS: tuple[Field[Counted], ...] = (
     *MODEL_FIELDS,

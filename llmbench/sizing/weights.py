@@ -116,6 +116,7 @@ class WeightRecipe:
 
     def __init__(self, spec: ModelSpec, text: str | None = None, *, served: bool = False) -> None:
         self.spec = spec
+        self._asked = text or ""
         own = spec.weights
         self.origin = "--weights" if text else own.source or ("the spec" if own.format or own.dtype else "assumed")
         self.files: FileWeights | None = None
@@ -182,6 +183,13 @@ class WeightRecipe:
         self.files = FileWeights(spec, found, WeightRecipe(self.spec))
         self.origin = "the files" if found.tensors is not None else "the index of the files"
         return own
+
+    @property
+    def notes(self) -> list[str]:
+        """A note if `text` is an alias that can mean other formats too."""
+        from llmbench.spec.weights.formats import alias_note
+
+        return [note] if (note := alias_note(self._asked)) else []
 
     def tensors(self, op: Op, layer: int | None, *, loaded: bool = False) -> list[Tensors]:
         """Return the tensors of one instance of an op (see `stored_tensors`)."""

@@ -19,6 +19,7 @@ from llmbench.sizing.serving.command import weights_of
 from llmbench.sizing.serving.layouts import serving_layout
 from llmbench.sizing.serving.pipeline import layers_per_stage
 from llmbench.sizing.serving.shard import shards
+from llmbench.sizing.weights import WeightRecipe
 from llmbench.sizing.workload import Layout
 from llmbench.spec.catalog import load_bundled
 from llmbench.spec.engine import find_engine
@@ -401,3 +402,4 @@ def test_a_note_says_which_format_an_alias_names() -> None:
         notes = "\n".join(answer("llama3-8b", "h100", engine=engine, weights=[weights]).notes)
         assert all(word in notes for word in words), weights
         assert ("is read as" in notes) == bool(words), weights
+        assert bool(WeightRecipe(load_bundled("llama3-8b"), weights).notes) == bool(words), weights
