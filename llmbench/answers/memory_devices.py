@@ -10,6 +10,7 @@ from llmbench.report.fields import Field
 from llmbench.report.units import plural, size
 from llmbench.sizing.devices import HEADROOM, SPLITS, DeviceFit
 from llmbench.sizing.memory import PARTS, Memory
+from llmbench.sizing.workload import Layout
 
 IN_SENTENCES = 2
 """The largest number of named devices that each have a sentence. More devices have a table."""
@@ -127,10 +128,19 @@ def _advice(verdict: Verdict, memory: Memory) -> str:
         return "" if serving else others
     recomputed = ", also with full recomputation" if memory.phase == "train" else ""
     advice.append(f"No layout from {SPLITS[memory.phase][0]} to {SPLITS[memory.phase][-1]} suffices{recomputed}.")
-    if memory.phase == "train":  # a layout divides everything else
-        parts = memory.full_bytes["activations"] + memory.parts_bytes["logits"]
-        advice.append(f"Activations and logits need {size(parts)}: a smaller --seq reduces them.")
+    if memory.phase == "train":
+        advice.append(_too_large(memory, fit.usable_bytes))
     return " ".join(advice)
+
+
+def _too_large(memory: Memory, usable_bytes: int) -> str:
+    """Return what of a training step is too large for the devices, in whichever layout of SPLITS."""
+    gpus = Layout.parse(SPLITS["train"][-1]).num_gpus
+    states = sum(memory.full_bytes[part] for part in ("weights", "gradients", "optimizer")) / gpus
+    if states > usable_bytes:
+        return f"Weights, gradients and optimizer states alone need {size(states)} on each of {gpus} GPUs."
+    parts = memory.full_bytes["activations"] + memory.parts_bytes["logits"]  # a layout divides everything else
+    return f"Activations and logits need {size(parts)}: a smaller --seq reduces them."
 
 
 def _listed(texts: list[str]) -> str:

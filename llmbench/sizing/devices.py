@@ -242,8 +242,10 @@ def _options(run: Run, other: Run) -> str:
     """Return the options whose values differ between two runs of the same phase."""
     options = [f"--layout {other.layout}"] if other.layout != run.layout else []
     if isinstance(run, ServingRun) or isinstance(other, ServingRun):
+        assert isinstance(run, ServingRun)
         assert isinstance(other, ServingRun)
-        return f"--batch {other.batch}"
+        options += [f"--batch {other.batch}"] if other.batch != run.batch else []
+        return " ".join(options)
     options += [f"--batch {other.workload.batch}"] if other.workload.batch != run.workload.batch else []
     options += [f"--micro-batches {other.passes}"] if other.passes != run.passes else []
     options += [f"--recompute {other.recompute}"] if other.recompute != run.recompute else []

@@ -191,6 +191,16 @@ def test_a_sweep_says_in_how_many_cases_a_device_fits(capsys: Capture) -> None:
         assert f" on {name} in {fits}{'' if place else ' of 4 cases'}" in " ".join(text.split("\n\n")[0].split())
 
 
+def test_several_devices_serve_what_one_cannot(capsys: Capture) -> None:
+    asked = ("llama3-70b", "--phase", "inference", "--device", "h100")
+    code, text = result(capsys, *asked)
+    assert code == 1
+    assert "2 of them suffice with --layout tp=2: 67.21 GiB per GPU." in " ".join(text.split())
+    assert row(capsys, *asked, "--layout", "tp=2")["fits_on"] == ["h100-sxm"]
+    _, text = result(capsys, "llama3.1-405b", "--device", "h100")  # 405.85 B × 16 bytes, divided by 64
+    assert "states alone need 94.50 GiB on each of 64 GPUs." in " ".join(text.split())
+
+
 def test_no_number_of_devices_suffices(capsys: Capture) -> None:
     code, text = result(capsys, "llama2-7b", "--seq", "1m", "--device", "h100")
     assert code == 1
