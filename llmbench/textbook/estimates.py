@@ -14,8 +14,8 @@ __all__ = [
     "failures",
     "least",
     "loss_change",
+    "perplexity_change",
     "perplexity_growth",
-    "perplexity_ratio",
     "perplexity_rise",
     "reads",
     "steps_ratio",
@@ -37,9 +37,12 @@ def perplexity_growth(runs: Sequence[str], method: str, length: int) -> Estimate
 
 def perplexity_rise(runs: Sequence[str], method: str, length: int) -> Estimate:
     """Return how much `perplexity_growth` is above 1."""
-    growth = perplexity_growth(runs, method, length)
-    mean, low, high = (None if end is None else end - 1 for end in growth[:3])
-    return growth._replace(mean=mean, low=low, high=high)
+    return _change(perplexity_growth(runs, method, length))
+
+
+def _change(ratio: Estimate) -> Estimate:
+    mean, low, high = (None if end is None else end - 1 for end in ratio[:3])
+    return ratio._replace(mean=mean, low=low, high=high)
 
 
 def reads(run: str, method: str, length: int) -> Estimate:
@@ -84,10 +87,13 @@ def _steps_until(loss: float, losses: Losses) -> float:
     raise ValueError(f"the loss never falls to {loss}")
 
 
-def perplexity_ratio(run: str, step: str, before: str) -> Estimate:
-    """Return the perplexity of one design divided by that of another one, paired by seed. `run`: a run of `ablate`."""
+def perplexity_change(run: str, step: str, before: str) -> Estimate:
+    """Return the change of the perplexity from one design to another as a share. It is negative if it falls.
+
+    `run`: a run of `ablate`. The losses are paired by seed.
+    """
     (new,), (old,) = (list(recorded(run).where(step=name)) for name in (step, before))
-    return Estimate.of([a - b for a, b in zip(new["losses"], old["losses"], strict=True)], logarithms=True)
+    return _change(Estimate.of([a - b for a, b in zip(new["losses"], old["losses"], strict=True)], logarithms=True))
 
 
 def loss_change(run: str, step: str, before: str) -> Estimate:
