@@ -86,6 +86,16 @@ def _rows(session: Session, trained: Trained) -> list[Row]:
     ]
 
 
+def _unread(session: Session) -> list[str]:
+    """Return a note if the last validation of the schedule does not read the whole validation part."""
+    from llmbench.learn.loop import LAST_VALIDATION
+
+    tokens = len(session.data.validation)
+    if tokens <= LAST_VALIDATION:
+        return []
+    return [f"the last validation reads {LAST_VALIDATION:,} of {tokens:,} bytes, in windows at equal distances"]
+
+
 def document(
     session: Session, trained: Trained, inputs: dict[str, Any], vocabulary: str, environment: Environment
 ) -> Document:
@@ -125,7 +135,7 @@ def document(
             f"gradients clipped in {percent(clipped)} of {plural(len(trained.steps), 'step')}",
             kept,
         ],
-        notes=[*data.notes, *session.notes],
+        notes=[*data.notes, *_unread(session), *session.notes],
     )
     final = last._asdict()
     return Document(

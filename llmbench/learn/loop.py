@@ -41,12 +41,15 @@ from llmbench.model.routing import balance_loss, record_routing
 from llmbench.sizing.flops import count_flops
 from llmbench.sizing.workload import Workload
 
-__all__ = ["Trained", "optimizer_for", "train", "validation_loss"]
+__all__ = ["LAST_VALIDATION", "Trained", "optimizer_for", "train", "validation_loss"]
 
 
 VALIDATION_TOKENS = 4096
 """The tokens of one forward pass of a validation, if the batches of the training are smaller. Many passes over few
 tokens would take longer than the training."""
+LAST_VALIDATION = 2**19
+"""The most tokens that the last validation reads. The validation part of a large text could take longer than the
+training."""
 
 
 class Trained(NamedTuple):
@@ -193,10 +196,11 @@ def optimizer_for(model: nn.Module, settings: Settings) -> torch.optim.Optimizer
 def validation_loss(model: Decoder, data: Corpus, settings: Settings, *, whole: bool = True) -> float:
     """Return the mean loss over windows of the validation part, in nats.
 
-    `whole`: whether to read all windows, or `settings.validation_batches` batches of them.
+    `whole`: whether to read `LAST_VALIDATION` tokens, or `settings.validation_batches` batches of windows. The windows
+    are at equal distances. If there are not more of them, all are read.
     """
     device = model.embedding.weight.device
-    most = None if whole else settings.validation_batches * settings.batch
+    most = LAST_VALIDATION // settings.seq_len if whole else settings.validation_batches * settings.batch
     rows = max(settings.batch, VALIDATION_TOKENS // settings.seq_len)
     model.eval()
     total, count = 0.0, 0

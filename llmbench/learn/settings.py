@@ -42,7 +42,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     - `compile`: whether torch.compile compiles the model.
     - `seed`: decides the first weights, the batches and the dropout masks.
     - `validate_every`: the number of steps between two validations.
-    - `validation_batches`: the number of batches of each validation but the last, which reads the whole part.
+    - `validation_batches`: the number of batches of each validation but the last, which reads the whole validation
+      part, or 524,288 tokens of a longer one.
 
     Raises LLMBenchError for values outside their ranges, and for values that contradict each other.
     """

@@ -366,6 +366,19 @@ def test_two_ranks_train_like_one(book: Path, tmp_path: Path) -> None:
         )
 
 
+def test_the_last_validation_of_a_long_text_reads_a_part(book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """18 of the 37 windows, at equal distances."""
+    data, short = corpus(str(book)), settings(steps=1)
+    model = build(spec(vocab_size=data.vocab_size), seed=0)
+    monkeypatch.setattr("llmbench.learn.loop.LAST_VALIDATION", 18 * 16 + 5)
+    text = data.validation.tolist()
+    read = [text[first : first + 16] for first in (index * 37 // 18 * 16 for index in range(18))]
+    seen: list[list[int]] = []
+    model.register_forward_pre_hook(lambda module, inputs: seen.extend(inputs[0].tolist()))
+    validation_loss(model, data, short)
+    assert (len(data.windows(16)[0]), seen) == (37, read)
+
+
 def test_the_load_of_experts_is_balanced_on_request(book: Path) -> None:
     small = {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
     small |= {"head_dim": 8, "intermediate_size": 32, "vocab_size": 256, "published_parameters": None}
