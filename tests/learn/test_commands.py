@@ -146,7 +146,7 @@ def test_event_files_have_the_rows_of_the_metrics(
 
     class Writer:
         def __init__(self, folder: str, purge_step: int) -> None:
-            assert (folder, purge_step) == (str(tmp_path / "run" / "tensorboard"), 1)
+            assert (folder, purge_step) == (str(tmp_path / "run" / "tensorboard"), 0)
 
         def add_scalar(self, name: str, value: float, step: int) -> None:
             written.append((name, value, step))
