@@ -18,7 +18,7 @@ from llmbench.cli.learning import (
     Steps,
     about_training,
     check_files,
-    progress,
+    progress_of_trainings,
     refuse_large_steps,
     refuse_many_trainings,
     text_of_option,
@@ -135,7 +135,7 @@ def command(
     size = size._replace(vocab=text.vocab_size)
     settings = Settings(steps=steps, batch=batch, seq_len=seq, lr=rates[0], warmup=steps // 10, validate_every=steps)
     labels = {step.design: step.name for step in reversed(chosen)}
-    with progress(trainings * steps) as advance:
+    with progress_of_trainings(trainings, steps) as advance:
         outcomes = ablate(
             size,
             text,
@@ -143,7 +143,7 @@ def command(
             designs,
             rates,
             range(seeds),
-            on_step=lambda design, row: advance(f"{labels[design]}: loss {row.loss:.3f}"),
+            on_step=lambda design, row: advance(row.step, f"{labels[design]}: loss {row.loss:.3f}"),
         )
     inputs = {
         "model": model,

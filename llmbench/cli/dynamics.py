@@ -20,7 +20,7 @@ from llmbench.cli.learning import (
     Steps,
     about_training,
     check_files,
-    progress,
+    progress_of_trainings,
     refuse_large_steps,
     refuse_many_trainings,
     text_of_option,
@@ -119,7 +119,7 @@ def command(
         SETTINGS, steps=steps, batch=batch, seq_len=seq, validate_every=max(1, steps // 4), lr=rates[0]
     )
     base = override(base, {"vocab_size": text.vocab_size})
-    with progress(count * steps) as advance:
+    with progress_of_trainings(count, steps) as advance:
         outcomes = dynamics(
             base,
             text,
@@ -128,7 +128,7 @@ def command(
             layers,
             rates,
             range(seeds),
-            on_step=lambda name, row: advance(f"{name}: loss {row.loss:.3f}"),
+            on_step=lambda name, row: advance(row.step, f"{name}: loss {row.loss:.3f}"),
         )
     inputs = {
         "model": model,
@@ -293,9 +293,13 @@ def _cell(rows: Sequence[Row]) -> str:
 
 
 def _findings(rows: Sequence[Row]) -> Iterator[str]:
-    """Yield sentences for each depth: which variants train at which rates?"""
+    """Yield sentences for each depth: which variants train at which rates? If all fail, the trainings do not tell the
+    variants apart."""
     for layers in dict.fromkeys(row.layers for row in rows):
         verdicts = []
+        if all(row.failed for row in rows if row.layers == layers):
+            yield f"With {plural(layers, 'layer')}, nothing is decided: every training fails."
+            continue
         for (depth, arm), by_rate in _groups(rows).items():
             if depth == layers:
                 failures = {rate: sum(row.failed for row in found) for rate, found in by_rate.items()}
@@ -324,10 +328,13 @@ def _too_short(rows: Sequence[Row], unigram: float) -> Iterator[str]:
     """
     losses = [row.loss for row in rows if row.loss is not None]
     if losses and all(row.failed for row in rows):
+        remedy = (
+            "More --steps" if any(row.arm == "pre" for row in rows) else "More --steps, or the variant pre in --arms,"
+        )
         yield (
             f"the trainings may be too short to tell anything. Even the lowest loss, {min(losses):.3f} nats, is not "
-            f"clearly below the {unigram:.3f} nats of guessing by frequency. More --steps, or the variant pre in "
-            "--arms, would show whether the model can learn"
+            f"clearly below the {unigram:.3f} nats of guessing by frequency. {remedy} would show whether the model can "
+            "learn"
         )
 
 

@@ -16,7 +16,7 @@ from llmbench.cli.learning import (
     Steps,
     about_training,
     check_files,
-    progress,
+    progress_of_trainings,
     refuse_large_steps,
     text_of_option,
 )
@@ -121,9 +121,14 @@ def command(
     settings = Settings(steps=steps, batch=batch, seq_len=seq, lr=lr, warmup=steps // 10, seed=seed)
     base = override(spec, {"vocab_size": text.vocab_size})
     trainings = len({str(method.trained(seq)) for method in chosen})
-    with progress(trainings * steps) as advance:
+    with progress_of_trainings(trainings, steps) as advance:
         scores = extrapolate(
-            base, text, settings, chosen, lengths, on_step=lambda name, row: advance(f"{name}: loss {row.loss:.3f}")
+            base,
+            text,
+            settings,
+            chosen,
+            lengths,
+            on_step=lambda name, row: advance(row.step, f"{name}: loss {row.loss:.3f}"),
         )
     inputs = {
         "model": model,

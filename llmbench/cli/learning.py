@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from llmbench.cli.messages import say
 from llmbench.cli.options import positive_integer
 from llmbench.errors import LLMBenchError
 from llmbench.report.describe import headline
+from llmbench.report.units import duration, plural
 from llmbench.spec.model import ModelSpec
 
 if TYPE_CHECKING:
@@ -97,13 +99,13 @@ def text_of_option(data: str | None) -> Text:
 
 
 @contextmanager
-def progress(total: int, *, start: int = 0, shown: bool = True) -> Iterator[Callable[[str], None]]:
+def progress(total: int, *, start: int = 0, shown: bool = True) -> Iterator[Callable[[int, str], None]]:
     """Show a progress bar on stderr until the block ends. Do nothing if stderr is not a terminal.
 
-    Yields a function that is called after each step, with a text about the step.
+    Yields a function that is called with the number of steps that are done, and a text about the last one.
     """
     if not shown or not sys.stderr.isatty():
-        yield lambda text: None
+        yield lambda done, text: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -111,7 +113,43 @@ def progress(total: int, *, start: int = 0, shown: bool = True) -> Iterator[Call
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("training", total=total, completed=start)
-        yield lambda text: bar.update(task, advance=1, description=text)
+        yield lambda done, text: bar.update(task, completed=done, description=text)
+
+
+LINES = 10
+"""The largest number of lines about the progress of trainings, if stderr is not a terminal."""
+LEAST_S = 10.0
+"""The least time between two of these lines, in seconds."""
+
+
+@contextmanager
+def progress_of_trainings(
+    count: int, steps: int, *, now: Callable[[], float] = time.monotonic
+) -> Iterator[Callable[[int, str], None]]:
+    """Show on stderr how many of `count` trainings with `steps` steps each are done: a progress bar on a terminal, a
+    few lines elsewhere.
+
+    Yields a function that is called after each step, with its number in its training, from 1, and a text about it.
+    `now`: the clock, in seconds.
+    """
+    lines = not sys.stderr.isatty()
+    if lines:
+        say(f"{plural(count, 'training')} of {plural(steps, 'step')} each")
+    done, shown, start, said = -1, 0, 0.0, 0.0
+    with progress(count * steps) as show:
+
+        def advance(step: int, text: str) -> None:
+            nonlocal done, shown, start, said
+            if done < 0:
+                start = said = now()
+            done += step == 1  # a training that stops early has no last step
+            show(done * steps + step, text)
+            if lines and step == 1 and done * LINES // count > shown and now() - said >= LEAST_S:
+                shown, said = done * LINES // count, now()
+                left = (said - start) / done * (count - done)
+                say(f"{done} of {count:,} trainings, {duration(said - start)}, about {duration(left)} left")
+
+        yield advance
 
 
 def about_training(spec: ModelSpec, text: Corpus, settings: Settings, *, of_all: bool = True) -> str:

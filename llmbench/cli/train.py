@@ -260,7 +260,7 @@ def command(
     with progress(last, start=session.state.step, shown=ranks.first) as advance:
         try:
             trained = session.run(
-                stop_at=stop_at, tensorboard=tensorboard, on_step=lambda row: advance(f"loss {row.loss:.3f}")
+                stop_at=stop_at, tensorboard=tensorboard, on_step=lambda row: advance(row.step, f"loss {row.loss:.3f}")
             )
         except KeyboardInterrupt:
             if ranks.first and session.folder is not None:

@@ -179,6 +179,11 @@ def new_session(
     Raises LLMBenchError if the folder exists, or if the text or the model is too short for the sequences.
     """
     refuse_run(spec, settings, folder)
+    if folder is not None and data.source != data.source.encode(errors="replace").decode():
+        raise LLMBenchError(
+            f"--data {data.name}: the name of the file is not UTF-8, so no checkpoint can name it",
+            hint="rename the file, or a folder above it",
+        )
     data.refuse_short(settings.seq_len)
     if spec.vocab_size != data.vocab_size:
         spec = override(spec, {"vocab_size": data.vocab_size, "published_parameters": None})

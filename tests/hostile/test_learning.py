@@ -208,6 +208,13 @@ def test_another_text_than_that_of_the_checkpoint_is_refused(tmp_path: Path, cap
         assert "--text" in error
 
 
+def test_a_text_whose_name_no_checkpoint_can_keep_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"\xff.txt")
+    path.write_bytes(b"the cat sat. " * 40)
+    with pytest.raises(LLMBenchError, match="the name of the file is not UTF-8"):
+        new_session(spec(), corpus(str(path)), settings(), device=torch.device("cpu"), folder=tmp_path / "run")
+
+
 @pytest.mark.parametrize("command", ["dynamics", "extrapolate", "ablate"])
 def test_a_huge_step_is_refused_before_anything_is_built(command: str, capsys: Capture) -> None:
     for words in (["--seq", "2147483648"], ["--batch", "1000000"]):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from llmbench.cli import run
 from llmbench.cli.dynamics import document, panels
+from llmbench.cli.learning import progress_of_trainings
 from llmbench.learn.data import Corpus
 from llmbench.learn.experiments.norms import Outcome, dynamics, failed
 from llmbench.learn.experiments.placements import ARMS, SETTINGS, arms_of, base_of
@@ -120,6 +122,39 @@ def test_a_run_that_is_too_short_has_a_note() -> None:
 
     assert "3.140 nats, is not clearly below the 3.147 nats" in notes(3.18, 3.14)[0]
     assert not notes(3.18, 2.9)
+
+
+def test_nothing_is_decided_if_every_training_of_a_depth_fails() -> None:
+    def block(*outcomes: Outcome) -> Any:
+        return document(list(outcomes), 3.147, {}, "", ENVIRONMENT).blocks[0]
+
+    pre, post = outcome(3.14), outcome(3.14)._replace(arm="post")
+    both = block(pre, post)
+    assert both.answer == "With 2 layers, nothing is decided: every training fails."
+    assert "More --steps would show" in both.notes[0]
+    assert "the variant pre in --arms" in block(post).notes[0]
+    deeper = pre._replace(layers=24, losses=[(400, 2.0)])
+    assert block(pre, deeper).answer.endswith("every training fails. With 24 layers: pre trains at 0.001.")
+
+
+def test_the_progress_of_trainings_is_a_few_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = 0.0
+    with progress_of_trainings(40, 8, now=lambda: clock) as advance:
+        for training in range(40):
+            for step in range(1, 5 if training == 1 else 9):  # one training stops early
+                advance(step, "loss 3.0")
+                clock += 0.5
+    first, *lines = capsys.readouterr().err.splitlines()
+    assert first == "40 trainings of 8 steps each"
+    assert len(lines) == 9
+    assert lines[0] == "4 of 40 trainings, 14.0 seconds, about 2.1 minutes left"  # 14 s / 4 · 36
+    assert lines[-1].startswith("36 of 40 trainings")
+    clock = 0.0
+    with progress_of_trainings(5, 1, now=lambda: clock) as advance:
+        for _ in range(5):
+            advance(1, "loss 3.0")
+            clock += 1.0
+    assert capsys.readouterr().err == "5 trainings of 1 step each\n"
 
 
 @pytest.mark.parametrize(
