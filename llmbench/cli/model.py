@@ -438,10 +438,11 @@ def _trace_block(row: Modelled, trace: Trace, *, by_stack: bool) -> Block:
     total = _total(trace)
     flops = change(total.traced_flops, total.forward_flops or 0)
     saved = change(total.traced_saved_bytes, total.saved_bytes or 0)
+    count = row.spec.num_hidden_layers
+    traced = f"{trace.layers_traced} of {count} layers were traced; each other layer has the figures of a traced layer "
     lines = [
         f"traced relative to predicted: FLOPs {flops}, saved bytes {saved}",
-        f"{trace.layers_traced} of {row.spec.num_hidden_layers} layers were traced; each other layer has the figures "
-        "of a traced layer of its kind",
+        "all layers were traced" if trace.layers_traced == count else f"{traced}of its kind",
         "FLOPs: forward pass with all (query, key) pairs; saved bytes: activations that eager kernels save",
     ]
     if total.recurrent:

@@ -211,6 +211,8 @@ def change(value: float, reference: float) -> str:
     if not reference:
         return UNKNOWN
     difference = 100 * (value - reference) / reference
+    if difference and abs(difference) < 0.001:
+        return f"{'+' if difference > 0 else '−'}<0.001%"
     text = f"{difference:+.1f}%" if not difference or abs(difference) >= 0.05 else f"{difference:+.1g}%"
     return signed(text)
 

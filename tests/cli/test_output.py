@@ -19,7 +19,7 @@ from llmbench.cli.encodings import SIGNS
 from llmbench.report.document import Block, Document, Table, table
 from llmbench.report.fields import Cell, Field, records
 from llmbench.report.render import render
-from llmbench.report.units import Unit, fitting, shown, texts
+from llmbench.report.units import Unit, change, fitting, shown, texts
 from llmbench.spec.catalog import load_bundled
 from llmbench.spec.files import write_spec
 from llmbench.spec.override import override
@@ -534,3 +534,10 @@ def test_a_spec_is_written_as_toml(capsys: Capture, tmp_path: Path) -> None:
     assert "a spec is written as TOML" in error
     assert f"use --output {tmp_path / 'gpt2.toml'}" in error
     assert not list(tmp_path.iterdir())
+
+
+def test_a_relative_difference_has_few_digits() -> None:
+    """A small difference is neither rounded to zero nor shown as a power of ten."""
+    values = (1.0, 1 + 1e-7, 1 - 1e-7, 1.00004, 0.9997, 1.001, 0.5)
+    shown_as = ["+0.0%", "+<0.001%", "−<0.001%", "+0.004%", "−0.03%", "+0.1%", "−50.0%"]
+    assert [change(value, 1.0) for value in values] == shown_as
