@@ -16,7 +16,7 @@ from llmbench.report.units import plural
 from llmbench.textbook import CLAIMS, TOPICS, Topic
 from llmbench.textbook.claim import MEASURES, Claim, Outcome, Result, decide
 from llmbench.textbook.recorded import names, recorded
-from llmbench.textbook.table import NOTES, claimed_text, figure_text, interval_text, sentence
+from llmbench.textbook.table import NOTES, claimed_text, figure_text, interval_text, mark, sentence
 
 TARGET = Path(__file__).parent.parent / "docs" / "textbook.md"
 
@@ -82,10 +82,10 @@ def ours(outcome: Outcome) -> str:
 def line(outcome: Outcome, result: Result, formula: str) -> str:
     """Return one of our figures with its interval, its setting and its formula."""
     unit = outcome.claim.unit
-    mark = " ✓" if outcome.verdict == "holds if" and result.agrees else ""
+    figure = f"**{cell(figure_text(result.figure, unit))}**{interval_text(result, unit)}{mark(outcome, result)}"
     about = ": ".join(filter(None, (cell(result.setting), cell(formula))))
     seeds = "" if result.seeds is None else f" ({plural(result.seeds, 'seed')})"
-    return f"**{cell(figure_text(result.figure, unit))}**{interval_text(result, unit)}{mark} {about}{seeds}"
+    return f"{figure} {about}{seeds}"
 
 
 def about(claim: Claim) -> str:

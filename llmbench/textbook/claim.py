@@ -194,9 +194,12 @@ class Claim:
         }[self.bound]
 
     def within_noise(self, estimate: Estimate) -> bool:
-        """Return whether the interval of a figure contains the bound of the claim, or else the figure of no effect."""
+        """Return whether the interval of a figure contains the bound of the claim, or else the figure of no effect.
+
+        The figures of "between" are judged together (`decide`).
+        """
         neutral = self.claimed if self.bound in ("at least", "at most") else NO_EFFECT.get(self.unit)
-        if neutral is None or estimate.low is None or estimate.high is None:
+        if self.bound == "between" or neutral is None or estimate.low is None or estimate.high is None:
             return False
         return estimate.low < neutral < estimate.high
 

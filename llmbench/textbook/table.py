@@ -18,6 +18,7 @@ __all__ = [
     "figure_text",
     "figures_text",
     "interval_text",
+    "mark",
     "notes",
     "sentence",
 ]
@@ -38,7 +39,8 @@ RULES: tuple[tuple[str, Callable[[Outcome], bool]], ...] = (
         lambda outcome: not outcome.claim.trainings,
     ),
     (
-        "holds if: some of our figures agree. The condition is the setting of a figure marked ✓",
+        "holds if: some of our figures agree. The condition is the setting of a figure marked ✓. A figure marked ? is"
+        " within noise",
         lambda outcome: outcome.verdict == "holds if",
     ),
     (
@@ -129,8 +131,14 @@ def _figure_text(outcome: Outcome, result: Result) -> str:
     """Return a figure as text. Its interval belongs to it where the interval decides."""
     unit = outcome.claim.unit
     interval = interval_text(result, unit) if outcome.verdict == "within noise" else ""
-    mark = " ✓" if outcome.verdict == "holds if" and result.agrees else ""
-    return f"{figure_text(result.figure, unit)}{interval}{mark}"
+    return f"{figure_text(result.figure, unit)}{interval}{mark(outcome, result)}"
+
+
+def mark(outcome: Outcome, result: Result) -> str:
+    """Return the mark behind a figure: ✓ if it is a condition of the verdict, ? if it is within noise."""
+    if outcome.verdict != "holds if":
+        return ""
+    return " ✓" if result.agrees else " ?" if result.within_noise else ""
 
 
 def _why(outcome: Outcome) -> str:
