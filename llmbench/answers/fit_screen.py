@@ -163,12 +163,14 @@ def _lines(row: Fitted, fit: Fit) -> list[str]:
 def _files(row: Fitted, fit: Fit) -> list[str]:
     """Return a line about the files that the start command loads, if they are not the published ones as they are."""
     title, flag = fit.tightest.shard.title, fit.on_load
+    own_file = fit.published and (row.files or "").endswith(".gguf")
+    if fit.question.engine.spec.rule == "llamacpp" and not own_file:
+        return [f"the file in the command is named as usual; yours must be in this format: {title}"]
     if flag is not None:
         return [f"{row.engine.spec.title} converts the published weights when it loads them ({flag.flag})"]
     if fit.published:
         return []
-    name = placeholder(fit)
-    return [f"{f'{name} stands for files' if name else 'the files must be'} in this format: {title}"]
+    return [f"{placeholder(fit)} stands for files in this format: {title}"]
 
 
 def _cache(row: Fitted, fit: Fit) -> list[str]:

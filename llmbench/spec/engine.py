@@ -52,6 +52,7 @@ CONSTANTS = {
     "graph_sequences_tp4": "the same with at least four GPUs",
     "chunked_prefill": "1: a long prompt is divided over several steps. 0: a step has room for a whole sequence",
     "sorts_logits": "1: the sampler sorts the logits. 0: a kernel selects them without sorting",
+    "all_logits": "1: the compute buffer has the logits of every token of a step. 0: it has only few of them",
     "block_tokens": "tokens per block of the cache",
     "latent_block_tokens": "the same for latent attention",
     "groups_layers": "1: the cache has groups of layers with equal rules. 0: every layer keeps all tokens",

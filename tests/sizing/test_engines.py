@@ -346,6 +346,15 @@ def test_the_command_loads_the_weights_that_the_answer_is_about() -> None:
     assert "YOUR-FP8-TENSOR-FILES" in published
 
 
+def test_a_gguf_file_of_another_format_is_not_the_file_of_the_user(tmp_path: Path) -> None:
+    spec, file = load_bundled("llama3-8b"), tmp_path / "mine.gguf"
+    file.write_bytes(b"")
+    for weights, name in (([], str(file)), (["gguf-q8-0"], "mine-Q8_0.gguf")):
+        (row,) = fitted(spec, model=str(file), devices=["h200"], engine="llamacpp", weights=weights)
+        assert row.command is not None
+        assert shlex.split(row.command)[2] == name
+
+
 def test_weights_are_converted_on_loading_only_if_they_fit_before() -> None:
     """vLLM 0.9 loads all weights in bf16 first: 43.9 GiB of a 24B model. Newer versions convert layer by layer."""
     for engine, device, converted in (

@@ -262,6 +262,9 @@ def test_llamacpp_prints_this_compute_buffer() -> None:
     first, last = budgets("llama3.3-70b", "llamacpp", "h100", 79.19, utilization=1, layout="pp=2")
     assert term(first, "compute buffer") * GIB == 512 * 4 * (2 * 28_672 + 2 * 8192)
     assert term(last, "compute buffer") * GIB == 512 * 4 * (128_256 + 8192)
+    # llama-server since June 2026: a log of gemma-3-1b on two GPUs has 82.07 MiB on both, where all logits need 512.
+    few = budgets("gemma3-1b", "llamacpp,all_logits=0", "h100", 79.19, utilization=1, layout="pp=2")
+    assert all(term(own, "compute buffer") * 1024 < 82.07 for own in few)
 
 
 def test_the_limit_of_sequences_bounds_the_users() -> None:
@@ -344,7 +347,8 @@ def test_inexact_constants_make_an_answer_approximate() -> None:
         ("gpt-oss-20b", "vllm@0.11", "h200", []),
         ("gpt-oss-20b", "vllm@0.11", "b200", ["MXFP4"]),
         ("qwen3.5-27b", "vllm", "h200", ["activations of the"]),
-        ("qwen3.5-27b", "llamacpp", "h200", []),
+        ("qwen3.5-27b", "llamacpp", "h200", ["logits of every token"]),
+        ("llama3-8b", "llamacpp,all_logits=0", "h200", ["largest tensors"]),
     ):
         (row,) = fitted(load_bundled(model), devices=[device], engine=engine)
         assert len(row.approximate_because) == len(words), (model, engine, device)

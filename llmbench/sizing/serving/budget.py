@@ -353,20 +353,26 @@ def _last_logits(s: _Settings) -> Formula:
 def _ggml_buffer(s: _Settings) -> Formula:
     """Return llama.cpp's compute buffer: the tensors that exist at the same time, in fp32 for every token of a step.
 
-    At the head, these are the logits and the hidden state: 258.50 MiB for Llama-3-8B and 512 tokens, as llama.cpp
-    prints. In a layer, see `ggml_layer`. ggml reuses the memory of all other tensors.
+    At the head, these are the hidden state and the logits, if all are stored: 258.50 MiB for Llama-3-8B and 512 tokens,
+    as llama.cpp prints. In a layer, see `ggml_layer`. ggml reuses the memory of all other tensors.
     """
     shard = s.shard
-    hidden, layer = shard.hidden // shard.activation_bytes, ggml_layer(shard)
-    text = plus(counted(shard.vocabulary, "logits"), counted(hidden, "values of the hidden state"))
-    if layer > shard.vocabulary + hidden:
+    hidden, layer, head = shard.hidden // shard.activation_bytes, ggml_layer(shard), ggml_head(s.engine, shard)
+    text = plus(counted(head - hidden, "logits"), counted(hidden, "values of the hidden state"))
+    if layer > head:
         inner = counted(shard.inner // shard.activation_bytes, "inner values of the feed-forward")
         text = plus(inner, times("2", counted(hidden, "values of the hidden state")))
     return Formula(
         term="compute buffer",
         text=times(counted(s.batched, "tokens"), f"({text})", "4 bytes"),
-        value=4 * s.batched * max(shard.vocabulary + hidden, layer),
+        value=4 * s.batched * max(head, layer),
     )
+
+
+def ggml_head(engine: Engine, shard: Shard) -> int:
+    """Return the values per token that exist at the head in llama.cpp: the hidden state, and all logits if stored."""
+    logits = shard.vocabulary if engine.whole("all_logits") else 0
+    return logits + shard.hidden // shard.activation_bytes
 
 
 def ggml_layer(shard: Shard) -> int:

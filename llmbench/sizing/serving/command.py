@@ -164,7 +164,8 @@ def _trtllm(name: str, fit: Fit, seq: int, draft: str | None) -> list[str]:
 
 def _llamacpp(name: str, fit: Fit, seq: int, draft: str | None) -> list[str]:
     question, engine = fit.question, fit.question.engine
-    file = shlex.quote(_gguf_file(name, fit.tightest.shard.format))
+    own = name if fit.published else name.removesuffix(".gguf")  # a file of another format is not the user's
+    file = shlex.quote(_gguf_file(own, fit.tightest.shard.format))
     parts = ["llama-server -m", file, f"-c {seq * question.users}", f"-np {question.users}", "-ngl 999"]
     parts += [f"-ub {engine.whole('batched_tokens')}"] if "batched_tokens" in engine.replaced else []
     parts += [] if _plain_cache(fit) else [f"-ctk {question.kv} -ctv {question.kv} -fa on"]

@@ -6,7 +6,7 @@ import msgspec
 
 from llmbench.errors import LayoutError
 from llmbench.sizing.lengths import refuse_beyond_context
-from llmbench.sizing.serving.budget import Budget, budget, converts, ggml_layer, missing_format
+from llmbench.sizing.serving.budget import Budget, budget, converts, ggml_head, ggml_layer, missing_format
 from llmbench.sizing.serving.layouts import counts, layout_text, layouts
 from llmbench.sizing.serving.shard import Shard, made_on_loading, shards
 from llmbench.sizing.workload import Layout
@@ -102,8 +102,7 @@ class Fit(msgspec.Struct, frozen=True, kw_only=True):
                 "the experts of a GPU compute tokens of all copies of the attention, and what they allocate for these "
                 "tokens in the largest step is not counted"
             )
-        head = shard.vocabulary + shard.hidden // shard.activation_bytes
-        if rule == "llamacpp" and (layout.pp > 1 or ggml_layer(shard) > head):
+        if rule == "llamacpp" and (layout.pp > 1 or ggml_layer(shard) > ggml_head(self.tightest.engine, shard)):
             doubts.append(
                 "only the largest tensors of the compute buffer are counted; llama.cpp also stores the attention mask "
                 "in it, and with several GPUs up to four copies of the inputs of a step"

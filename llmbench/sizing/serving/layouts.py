@@ -114,15 +114,16 @@ def kinds(spec: ModelSpec, engine: Engine, gpus: int) -> list[Kind]:
     own = engine.spec.layouts
     splits = [tp for tp in range(min(gpus, SERVER), 0, -1) if gpus % tp == 0 and (tp == 1 or "tp" in own)]
     parts = [(tp, gpus // tp) for tp in splits if tp < gpus]
-    copies = [(tp, dp) for tp, dp in parts if tp == 1 or not engine.spec.one_gpu_copies]
     experts = spec.is_moe and "ep" in own
     whole = [Kind("tp", (f"tp={gpus}",))] if "tp" in own else []
     whole += [Kind("tp × ep", (f"tp={gpus},ep={gpus}",))] if whole and experts else []
     found = whole if gpus <= SERVER else []
-    if "dp" in own:
+    if "dp" in own and engine.spec.one_gpu_copies:
+        found = [*found, *([Kind("dp × ep", (f"dp={gpus},ep={gpus}",))] if experts else [])]
+    elif "dp" in own:
         several = f",ep={gpus}" if experts else ""
         title = "tp × dp × ep" if experts else "tp × dp"
-        found = [*found, Kind(title, tuple(f"tp={tp},dp={dp}{several}" for tp, dp in copies))]
+        found = [*found, Kind(title, tuple(f"tp={tp},dp={dp}{several}" for tp, dp in parts))]
     if "pp" in own:
         only = "tp" not in own
         stages = [f"tp={tp},pp={pp}" for tp, pp in parts if only or pp <= MOST_STAGES]
