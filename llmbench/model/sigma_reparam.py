@@ -31,16 +31,19 @@ class Gain(nn.Module):
         return self.gain * weight
 
 
-def reparametrise(model: Decoder) -> None:
+def reparametrise(model: Decoder, *, seed: int = 0) -> None:
     """Train each linear module of the layers as γ · W / σ(W). Embeddings, the head and experts stay as they are.
 
-    Each forward pass in training refines an estimate of σ(W) by one step of power iteration. The estimate starts from
-    random vectors of torch's global generator.
+    Each forward pass in training refines an estimate of σ(W) by one step of power iteration. `seed` decides the random
+    vectors from which the estimates start. The random generators of the caller keep their states.
     """
-    for module in model.layers.modules():
-        if isinstance(module, nn.Linear) and not parametrize.is_parametrized(module):
-            spectral_norm(module)
-            parametrize.register_parametrization(module, "weight", Gain(module.weight))
+    device = model.embedding.weight.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        for module in model.layers.modules():
+            if isinstance(module, nn.Linear) and not parametrize.is_parametrized(module):
+                spectral_norm(module)
+                parametrize.register_parametrization(module, "weight", Gain(module.weight))
 
 
 def bake(model: Decoder) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import torch
 
 from llmbench.cli import run
 from llmbench.cli.dynamics import document, panels
@@ -38,6 +39,17 @@ def test_every_arm_trains_a_shallow_model(data: Corpus) -> None:
         assert [step for step, _ in outcome.losses] == [0, 30, 50]
         assert not failed(outcome, data.unigram), outcome
         assert outcome.warnings == []
+
+
+def test_the_seed_decides_a_training_whatever_ran_before(data: Corpus) -> None:
+    """Also with σReparam, whose estimates of singular values start from random vectors."""
+    settings = msgspec.structs.replace(SMALL, steps=2, validate_every=2)
+    losses = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        (found,) = dynamics(spec(vocab_size=data.vocab_size), data, settings, ["sigma-reparam"], [1], [1e-2], [0])
+        losses.append(found.losses)
+    assert losses[0] == losses[1]
 
 
 def test_a_training_that_diverges_is_an_outcome(data: Corpus) -> None:

@@ -42,5 +42,5 @@ def trained_arm(
     refuse_without_memory(spec, settings, torch.device("cpu"))
     model = build(spec, init=arm.init, seed=settings.seed)
     if arm.reparametrised:
-        reparametrise(model)
+        reparametrise(model, seed=settings.seed)
     return model, train(model, data, settings, probes=probes, on_step=on_step, on_validation=on_validation)
