@@ -63,7 +63,10 @@ def output_of(command: str) -> str:
         return done.stdout + done.stderr
     kernels = tuple(f"llmbench kernels {name}" for name in ("bench", "check", "inspect"))
     # The imports of these commands decide whether kernels run in the interpreter, so each command needs a new process.
-    measuring = ("profile", "bench", "train", "ablate", "dynamics", "extrapolate")
+    measuring = ("profile", "bench", "train")
+    if command.startswith(tuple(f"llmbench {name}" for name in ("ablate", "dynamics", "extrapolate"))):
+        done = in_own_process(shlex.split(command))
+        return done.stdout or done.stderr  # stderr also has lines about the progress
     if command.startswith((*(f"llmbench {name}" for name in measuring), *kernels)):
         done = in_own_process(shlex.split(command))
         return done.stdout + done.stderr

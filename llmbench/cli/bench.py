@@ -20,6 +20,7 @@ from llmbench.cli.measured import (
     check_file,
     chosen_model,
     fail_where_wrong,
+    join_ranks,
     listed,
     need_torch,
 )
@@ -131,7 +132,6 @@ def command(
     from llmbench.bench.experiments import find_experiment
     from llmbench.bench.experiments.experiment import Ask, Shape
     from llmbench.bench.results.sheets import curves, has_curves, sheets
-    from llmbench.measure.ranks import join
     from llmbench.model.devices import device_of
     from llmbench.report.plots import save
 
@@ -140,7 +140,7 @@ def command(
     shape = Shape(
         model=chosen_model(model, set), changes=tuple(set or ()), seq_lens=tuple(seq or ()), batches=tuple(batch or ())
     )
-    ranks, where = join(chosen.processes, where, experiment)
+    ranks, where = join_ranks(chosen.processes, where, experiment)
     # Only the first rank writes files, so it alone checks them. Another rank could find the file that the first rank
     # has just created.
     ranks.agreed(lambda: _check_files(output, resume, plot) if ranks.first else None)

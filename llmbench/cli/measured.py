@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from llmbench.bench.results.metrics import METRICS, Line
+from llmbench.cli.messages import saying_after
 from llmbench.cli.options import MODEL_HELP, load
 from llmbench.cli.written import refuse_loss
 from llmbench.errors import CannotRunError, LLMBenchError, install_hint
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from llmbench.bench.experiments.experiment import Column
     from llmbench.bench.results.metrics import MachineLimits
     from llmbench.measure.environment import Environment
+    from llmbench.measure.ranks import Processes, Ranks
     from llmbench.measure.results import Row
     from llmbench.spec.model import ModelSpec
 
@@ -140,6 +142,22 @@ def check_file(option: str, path: Path | None, replaceable: re.Pattern[bytes] | 
         writable = False
     if not writable:
         raise LLMBenchError(f"{option} {path}: the file cannot be written")
+
+
+LONG_WAIT_S = 5.0
+"""The time in seconds after which a command says that it waits for other processes."""
+
+
+def join_ranks(processes: Processes, device: Any, command: str) -> tuple[Ranks, Any]:
+    """Join the other processes of torchrun (see `llmbench.measure.ranks.join`), and say so if they do not come soon.
+
+    `device`: a torch.device. Returns the ranks, and the torch.device of this process.
+    """
+    from llmbench.measure.ranks import COLLECTIVE_TIMEOUT, join
+
+    size, limit = os.environ.get("WORLD_SIZE", "1"), COLLECTIVE_TIMEOUT.seconds
+    with saying_after(LONG_WAIT_S, f"waiting up to {limit} s for the other processes (WORLD_SIZE is {size})"):
+        return join(processes, device, command)
 
 
 IMPLEMENTATION: Field[Line] = Field("implementation", "candidate", value=lambda line: line.row.implementation)

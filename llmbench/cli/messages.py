@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TextIO
 
 from llmbench.printable import printable
 
-__all__ = ["abandon", "say"]
+__all__ = ["abandon", "say", "saying_after"]
 
 
 def say(text: str) -> None:
@@ -19,6 +20,20 @@ def say(text: str) -> None:
         sys.stderr.flush()
     except (OSError, ValueError):  # ValueError: stderr is closed
         abandon(sys.stderr)
+
+
+@contextmanager
+def saying_after(seconds: float, text: str) -> Iterator[None]:
+    """Write a line to stderr if the block has not ended after some seconds."""
+    import threading  # only commands that wait need it
+
+    timer = threading.Timer(seconds, say, [text])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def abandon(stream: TextIO) -> None:

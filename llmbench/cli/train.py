@@ -14,7 +14,7 @@ from msgspec import structs
 
 from llmbench.cli.help import OUTPUT
 from llmbench.cli.learning import Data, progress, text_of_option
-from llmbench.cli.measured import Device, need_torch
+from llmbench.cli.measured import Device, join_ranks, need_torch
 from llmbench.cli.messages import say
 from llmbench.cli.options import (
     MODEL_HELP,
@@ -229,10 +229,9 @@ def command(
     from llmbench.learn.data import corpus_of_text
     from llmbench.learn.session import new_session, resumed_session
     from llmbench.measure.environment import environment
-    from llmbench.measure.ranks import join
     from llmbench.model.devices import device_of
 
-    ranks, where = join("any", device_of(device), "train")
+    ranks, where = join_ranks("any", device_of(device), "train")
     vocabulary = ""
     if resume is not None:
         session = resumed_session(resume, device=where, ranks=ranks, compile=compiled)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from llmbench.cli import run
+from llmbench.cli.messages import saying_after
 from llmbench.errors import CannotRunError
 from llmbench.learn import threads
 from llmbench.learn.data import corpus
@@ -163,6 +165,17 @@ def test_event_files_have_the_rows_of_the_metrics(
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     expected = [(key, value, row["step"]) for row in rows for key, value in row.items() if key != "step"]
     assert written == [*expected, ("closed", 0, 0)]
+
+
+# Processes
+
+
+def test_a_long_wait_for_other_processes_is_said(capsys: Capture) -> None:
+    with saying_after(60.0, "never"):
+        pass
+    with saying_after(0.01, "waiting"):
+        time.sleep(0.3)
+    assert capsys.readouterr().err == "waiting\n"
 
 
 # Threads
