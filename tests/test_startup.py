@@ -74,13 +74,15 @@ REFUSED = [
     )),
     *(["ablate", *words] for words in (
         ["mamba-130m"], ["--from", "gpt3"], ["--only", "dropout"], ["--set", "num_attention_heads=1"],
-        ["--data", "markov:x"], ["-o", "missing/file"],
+        ["--data", "markov:x"], ["--data", "LICENSE", "--seq", "2000"], ["-o", "missing/file"],
     )),
     *(["dynamics", *words] for words in (
-        ["--arms", "middle"], ["mamba-130m", "--arms", "qk-norm"], ["--plot", "missing/file.png"], ["--plot", "a.doc"],
+        ["--arms", "middle"], ["mamba-130m", "--arms", "qk-norm"], ["--seq", "65"], ["bert-base"],
+        ["--plot", "missing/file.png"], ["--plot", "a.doc"],
     )),
     *(["extrapolate", *words] for words in (
-        ["--methods", "xpos"], ["mamba-130m"], ["--lengths", "16"], ["--seq", "16"], ["--data", "missing"],
+        ["--methods", "xpos"], ["mamba-130m"], ["bert-base"], ["--lengths", "16"], ["--seq", "16"],
+        ["--data", "missing"],
     )),
     *([name, "missing"] for name in ("evaluate", "generate")),
     ["evaluate", "FOLDER"], ["evaluate", "FOLDER", "--text", "missing"], ["generate", "FOLDER"],

@@ -123,6 +123,7 @@ def command(
         design.spec(size)
     check_files(output, plot)
     content = text_of_option(data)
+    content.refuse_short(seq)
     need_torch("ablate")
     from llmbench.learn.data import corpus_of_text
     from llmbench.learn.experiments.ablate import ablate
@@ -131,7 +132,6 @@ def command(
     from llmbench.model.devices import device_of
 
     text = corpus_of_text(content)
-    text.refuse_short(seq)
     size = size._replace(vocab=text.vocab_size)
     settings = Settings(steps=steps, batch=batch, seq_len=seq, lr=rates[0], warmup=steps // 10, validate_every=steps)
     labels = {step.design: step.name for step in reversed(chosen)}

@@ -28,6 +28,7 @@ from llmbench.cli.learning import (
 from llmbench.cli.measured import need_torch, place
 from llmbench.cli.options import As, Counts, Output, Set, answer, load, prints_tables, sequence_counts
 from llmbench.learn.experiments.placements import NARROW, SETTINGS, arms_of, base_of
+from llmbench.learn.refusals import refuse_run
 from llmbench.report.document import Block, Document, Table, table
 from llmbench.report.fields import Field, records
 from llmbench.report.plots import Panel, Series
@@ -101,12 +102,16 @@ def command(
     names = [name.strip() for name in arms.split(",")]
     count = len(names) * len(layers) * len(rates) * seeds
     refuse_many_trainings(count)
+    settings = msgspec.structs.replace(
+        SETTINGS, steps=steps, batch=batch, seq_len=seq, validate_every=max(1, steps // 4), lr=rates[0]
+    )
     base = override(spec, {**({} if model else NARROW), "max_position_embeddings": seq})
     for depth in layers:  # refuse a variant before torch is imported
         for arm in arms_of(names, depth):
-            arm.spec(base_of(base, depth))
+            refuse_run(arm.spec(base_of(base, depth)), settings, None)
     check_files(output, plot)
     content = text_of_option(data)
+    content.refuse_short(seq)
     need_torch("dynamics")
     from llmbench.learn.data import corpus_of_text
     from llmbench.learn.experiments.norms import dynamics
@@ -114,10 +119,6 @@ def command(
     from llmbench.model.devices import device_of
 
     text = corpus_of_text(content)
-    text.refuse_short(seq)
-    settings = msgspec.structs.replace(
-        SETTINGS, steps=steps, batch=batch, seq_len=seq, validate_every=max(1, steps // 4), lr=rates[0]
-    )
     base = override(base, {"vocab_size": text.vocab_size})
     with progress_of_trainings(count, steps) as advance:
         outcomes = dynamics(

@@ -35,6 +35,7 @@ from llmbench.cli.options import (
 )
 from llmbench.learn.experiments.positions import METHODS, Method, base_of, lengths_of, methods_of
 from llmbench.learn.experiments.statistics import has_learned
+from llmbench.learn.refusals import refuse_other_models
 from llmbench.report.document import Block, Document, Table, table
 from llmbench.report.fields import Field, records
 from llmbench.report.plots import Panel, Series
@@ -105,10 +106,11 @@ def command(
     spec = load(model, set)
     refuse_large_steps(batch, seq)
     chosen = list(METHODS) if methods is None else methods_of([name.strip() for name in methods.split(",")])
-    lengths_of(lengths, seq)
+    refuse_other_models(spec)
     base_of(spec, chosen, seq)
     check_files(output, plot)
     content = text_of_option(data)
+    content.refuse_short(lengths_of(lengths, seq)[-1])
     need_torch("extrapolate")
     from llmbench.learn.data import corpus_of_text
     from llmbench.learn.experiments.lengths import extrapolate
@@ -117,7 +119,6 @@ def command(
     from llmbench.model.devices import device_of
 
     text = corpus_of_text(content)
-    text.refuse_short(seq)
     settings = Settings(steps=steps, batch=batch, seq_len=seq, lr=lr, warmup=steps // 10, seed=seed)
     base = override(spec, {"vocab_size": text.vocab_size})
     trainings = len({str(method.trained(seq)) for method in chosen})
@@ -214,6 +215,7 @@ def document(
         command="extrapolate",
         inputs=inputs,
         environment=msgspec.structs.asdict(found),
+        also={"unigram": unigram},
         rows_key="scores",
         rows=records(FIELDS, rows),
         tables=[table(FIELDS, rows)],

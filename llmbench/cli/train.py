@@ -307,7 +307,9 @@ def _plan(
     settings = _settings(chosen, others, spec.max_position_embeddings)
     refuse_stop(stop_at, 0, settings.steps)
     refuse_run(spec, settings, folder)
-    return _Plan(spec, settings, text_of_option(data))
+    text = text_of_option(data)
+    text.refuse_short(settings.seq_len)
+    return _Plan(spec, settings, text)
 
 
 def _refuse_resume(folder: Path, stop_at: int | None, compiled: bool) -> None:

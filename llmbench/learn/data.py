@@ -19,7 +19,7 @@ from torch import Tensor
 
 from llmbench.errors import LLMBenchError
 from llmbench.learn.markov import source_of
-from llmbench.learn.texts import Text, text_of
+from llmbench.learn.texts import MARKOV_LENGTH, Text, refuse_short, text_of, train_tokens
 
 __all__ = [
     "Corpus",
@@ -33,9 +33,6 @@ __all__ = [
 
 BYTES = 256
 """The vocabulary of a text: all values of a byte."""
-TRAIN_SHARE = 0.9
-MARKOV_LENGTH = 2**20
-"""The length of a synthetic text, in symbols."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,13 +86,8 @@ class Corpus:
         return rows[:, :-1], rows[:, 1:]
 
     def refuse_short(self, seq_len: int) -> None:
-        """Raise LLMBenchError if the validation part is shorter than one sequence."""
-        if min(len(self.train), len(self.validation)) <= seq_len:
-            raise LLMBenchError(
-                f"{self.name}: its validation part has {len(self.validation):,} tokens, too few for a sequence of "
-                f"{seq_len:,} tokens and the token after it",
-                hint="use a longer text, or a smaller --seq",
-            )
+        """Raise LLMBenchError if one of the parts is shorter than a sequence and the token after it."""
+        refuse_short(self.name, len(self.train), len(self.validation), seq_len)
 
 
 def corpus(name: str) -> Corpus:
@@ -140,9 +132,7 @@ def corpus_of(
 
     Raises LLMBenchError for a text that is too short to be split.
     """
-    cut = int(TRAIN_SHARE * len(text))
-    if cut < 2 or len(text) - cut < 2:
-        raise LLMBenchError(f"{name}: a text of {len(text):,} bytes is too short to train on")
+    cut = train_tokens(name, len(text))
     tokens = torch.frombuffer(bytearray(text), dtype=torch.uint8)
     return Corpus(
         name=name,

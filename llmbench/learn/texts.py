@@ -12,7 +12,20 @@ from llmbench.errors import CannotRunError, LLMBenchError, UnknownNameError
 from llmbench.learn.shakespeare import plays
 from llmbench.spec.reading import read_bytes
 
-__all__ = ["MarkovName", "Text", "default_text", "markov_name", "text_of"]
+__all__ = [
+    "MARKOV_LENGTH",
+    "MarkovName",
+    "Text",
+    "default_text",
+    "markov_name",
+    "refuse_short",
+    "text_of",
+    "train_tokens",
+]
+
+TRAIN_SHARE = 0.9
+MARKOV_LENGTH = 2**20
+"""The length of a synthetic text, in symbols."""
 
 MOST_BYTES = 2**31
 """The largest size of a text, in bytes."""
@@ -44,6 +57,30 @@ class Text(NamedTuple):
     source: str
     content: bytes | MarkovName
     notes: tuple[str, ...] = ()
+
+    def refuse_short(self, seq_len: int) -> None:
+        """Raise LLMBenchError if one of the parts is shorter than a sequence and the token after it."""
+        length = len(self.content) if isinstance(self.content, bytes) else MARKOV_LENGTH
+        train = train_tokens(self.name, length)
+        refuse_short(self.name, train, length - train, seq_len)
+
+
+def train_tokens(name: str, length: int) -> int:
+    """Return the length of the train part of a text. Raises LLMBenchError for a text that is too short to be split."""
+    train = int(TRAIN_SHARE * length)
+    if train < 2 or length - train < 2:
+        raise LLMBenchError(f"{name}: a text of {length:,} bytes is too short to train on")
+    return train
+
+
+def refuse_short(name: str, train: int, validation: int, seq_len: int) -> None:
+    """Raise LLMBenchError if a part of a text is shorter than a sequence of `seq_len` tokens and the token after it."""
+    if min(train, validation) <= seq_len:
+        raise LLMBenchError(
+            f"{name}: its validation part has {validation:,} tokens, too few for a sequence of {seq_len:,} tokens and "
+            "the token after it",
+            hint="use a longer text, or a smaller --seq",
+        )
 
 
 def text_of(name: str) -> Text:
