@@ -256,12 +256,16 @@ def _frame(processor: Any) -> _Frame:
     return _Frame()
 
 
-def _items(template: list[Any]) -> dict[str, list[Any]]:
+def _items(template: list[Any]) -> dict[str, list[str]]:
     """Return the ids of the texts and of the special tokens in a template."""
-    return {
-        kind: [item[kind].get("id") for item in template if isinstance(item, dict) and isinstance(item.get(kind), dict)]
-        for kind in ("Sequence", "SpecialToken")
-    }
+    found: dict[str, list[str]] = {"Sequence": [], "SpecialToken": []}
+    for item in template:
+        match item:
+            case {"Sequence": {"id": str(name)}}:
+                found["Sequence"].append(name)
+            case {"SpecialToken": {"id": str(name)}}:
+                found["SpecialToken"].append(name)
+    return found
 
 
 def _size(special: Any) -> int:

@@ -133,8 +133,9 @@ def test_a_post_processor_may_add_a_few_tokens(tmp_path: Path) -> None:
         (template([A, A]), "leaves out the text, or repeats it"),
         (template([S]), "leaves out the text, or repeats it"),
         ({"type": "Sequence", "processors": [template([S, A]), template([A], pair=[A, B, B])]}, "or repeats it"),
+        (template([A, {"SpecialToken": {"id": ["x"], "type_id": 0}}, {"Sequence": 5}]), "does not work"),
     ],
-    ids=["product", "pair", "long", "sequence", "twice", "never", "behind"],
+    ids=["product", "pair", "long", "sequence", "twice", "never", "behind", "types"],
 )
 def test_a_post_processor_that_multiplies_is_refused(processor: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=message):
