@@ -179,6 +179,9 @@ def test_the_tensors_of_a_checkpoint_have_a_limit(monkeypatch: pytest.MonkeyPatc
     header = header_of(map(str, range(30_000)))
     with quickly():
         assert len(checked_header(header, 8 + len(header) + 60_000, "x")) == 30_000
+    monkeypatch.setattr(safetensors.json, "loads", None)  # the slow decoder, which only a damaged header needs
+    escaped = header_of([f"\\u0061:{index}" for index in range(1000)])
+    assert "a:7" in checked_header(escaped, 8 + len(escaped) + 2000, "x")
     monkeypatch.setattr(safetensors, "MOST_TENSORS", 3)
     header = header_of("abcd")
     with pytest.raises(SpecError, match="4 tensors, more than 3"):
