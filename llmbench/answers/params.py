@@ -210,6 +210,8 @@ def _stored(row: Counted) -> list[str]:
         named = [f"{name} {size(count)}" for name, count in others if name != NEXT_TOKEN_PREDICTION]
         lines += [f"in the files beside the model: {' · '.join(named)}"] if named else []
         lines += [f"other_tensors: {row.recipe.files.named}"] if row.recipe.files.named else []
+        said, have = row.recipe.files.said_by_index, row.recipe.files.found.total_bytes
+        lines += [f"the index says {said:,} bytes in total, but the files have {have:,}"] if said is not None else []
     elif parts:
         lines.append(f"only in these bytes: {' · '.join(parts)} parameters")
     return lines + [f"approximate bytes: {doubt}" for doubt in row.stored.doubts]

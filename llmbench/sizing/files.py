@@ -84,6 +84,12 @@ class FileWeights:
         return bool(self._bytes)
 
     @property
+    def said_by_index(self) -> int | None:
+        """The bytes of all tensors that the index says, if they differ from those of the files."""
+        said = None if self.found.listed is None else self.found.listed.total_bytes
+        return said if said != self.found.total_bytes else None
+
+    @property
     def types(self) -> str:
         """The formats of the tensors, with the most bytes first: `bf16, fp32`, or `Q4_K, Q6_K, F32` of a GGUF file.
 
@@ -186,6 +192,8 @@ class FileWeights:
             elements = sum(each.elements for each in lost)
             named = _few([each.name for each in lost])
             self.doubts.append(f"the files have no tensor with a known name for {named} ({elements:,} parameters)")
+        if self.found.lacking:
+            self.doubts.append(f"the index names tensors that no file has: {_few(sorted(self.found.lacking))}")
         if differences:
             self.doubts.append("files and config differ: " + _few(differences, 3))
         self.named = _few(sorted(other.get(OTHER, ())))

@@ -240,6 +240,18 @@ def test_an_index_without_its_files(tmp_path: Path) -> None:
     assert stored_weights(find_model(str(tmp_path)), "bf16").total_bytes == total
 
 
+def test_an_index_that_its_files_contradict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    total = checkpoint(tmp_path, LLAMA, llama())
+    for names, stated in ((list(llama()), total), ([*llama(), "a.weight", "b.weight"], total + 1000)):
+        index = {"metadata": {"total_size": stated}, "weight_map": dict.fromkeys(names, "model.safetensors")}
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+        assert stored_weights(find_model(str(tmp_path))).total_bytes == total
+        assert run(["params", str(tmp_path)]) == 0
+        shown = capsys.readouterr().out
+        assert ("the index names tensors that no file has: a.weight, b.weight" in shown) == (stated != total)
+        assert (f"the index says {stated:,} bytes in total, but the files have {total:,}" in shown) == (stated != total)
+
+
 def test_kinds_of_layers_with_other_widths_keep_their_bytes(tmp_path: Path) -> None:
     plain = {"attention": {"no_op": False, "n_heads_in_group": 2}, "ffn": {"no_op": False}}
     blocks = [plain | {"ffn": {"no_op": False, "ffn_mult": mult}} for mult in (5.25, 1.3125) * 2]
@@ -442,6 +454,24 @@ def test_specs_from_the_metadata_of_gguf_files(
     stored = stored_weights(spec)
     assert (stored.total_bytes, stored.doubts) == (sum(size for _, size, _ in tensors.values()), ())
     assert OTHER not in stored.components
+
+
+@pytest.mark.parametrize(
+    ("metadata", "says"),
+    [
+        ({"architecture": "gpt2"}, "it has the metadata general.architecture twice"),
+        ({"alignment": 3}, "its alignment must be a power of 2, not 3"),
+        ({"alignment": 0}, "its alignment must be a power of 2, not 0"),
+        ({"alignment": True}, "its alignment must be a power of 2, not True"),
+        ({"alignment": 32.0}, "its alignment must be a power of 2, not 32.0"),
+    ],
+)
+def test_metadata_of_a_gguf_file_that_have_no_meaning(
+    metadata: dict[str, int | float | str | bool], says: str, tmp_path: Path
+) -> None:
+    gguf(tmp_path / "x.gguf", {}, "general", metadata)
+    with pytest.raises(LLMBenchError, match=says):
+        find_model(str(tmp_path / "x.gguf"))
 
 
 def test_a_gguf_file_without_a_size_is_refused(tmp_path: Path) -> None:

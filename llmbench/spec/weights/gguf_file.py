@@ -122,9 +122,11 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, FileTensor]]:
         if version not in (2, 3):
             raise SpecError(f"cannot read {path}: it has version {version} of GGUF (llmbench reads 2 and 3)")
         tensors, entries = reader.count(_MOST_ENTRIES, "tensors"), reader.count(_MOST_ENTRIES, "entries of metadata")
-        metadata = {}
+        metadata: dict[str, Any] = {}
         for _ in range(entries):
             name = reader.text()
+            if name in metadata:
+                raise reader.refuse(f"it has the metadata {short(name)} twice")
             metadata[name] = reader.value()
         found: dict[str, FileTensor] = {}
         for _ in range(tensors):
@@ -133,8 +135,8 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, FileTensor]]:
                 raise reader.refuse(f"it has the tensor {short(name)} twice")
             found[name] = tensor
         alignment = metadata.get("general.alignment", 32)
-        if not isinstance(alignment, int) or not 1 <= alignment <= 2**20:
-            raise reader.refuse("its alignment is impossible")
+        if type(alignment) is not int or not 1 <= alignment <= 2**20 or alignment & (alignment - 1):
+            raise reader.refuse(f"its alignment must be a power of 2, not {repr(alignment)[:40]}")
         start = -(-file.tell() // alignment) * alignment
         end, size = 0, os.fstat(file.fileno()).st_size
         for name, tensor in sorted(found.items(), key=lambda item: item[1].offset):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from llmbench.errors import LLMBenchError, SpecError
 from llmbench.spec.weights.on_hub import HUB
-from llmbench.spec.weights.safetensors import INDEX, SINGLE, FileTensor, all_tensors, files_of, read_index
+from llmbench.spec.weights.safetensors import INDEX, SINGLE, FileTensor, Index, all_tensors, files_of, read_index
 
 if TYPE_CHECKING:
     from llmbench.spec.model import ModelSpec
@@ -26,12 +26,20 @@ PLAIN: dict[str, Literal["bf16", "fp16", "fp32"]] = {"BF16": "bf16", "F16": "fp1
 class FileTensors(NamedTuple):
     """The tensors of files, by name. None: only the total is known, because the files are missing.
 
-    gguf: whether the names are those of llama.cpp.
+    gguf: whether the names are those of llama.cpp. listed: the index of the files, if there is one.
     """
 
     tensors: Mapping[str, FileTensor] | None
     total_bytes: int
     gguf: bool = False
+    listed: Index | None = None
+
+    @property
+    def lacking(self) -> list[str]:
+        """The names of the tensors that the index names, but no file has."""
+        if self.listed is None or self.tensors is None:
+            return []
+        return [name for name in self.listed.weight_map if name not in self.tensors]
 
     @property
     def plain_dtype(self) -> Literal["bf16", "fp16", "fp32"] | None:
@@ -83,7 +91,7 @@ def read_tensors(place: str) -> FileTensors:
         if isinstance(found, LLMBenchError):
             raise found
         return FileTensors(found, sum(tensor.size for tensor in found.values()))
-    folder = Path(place)
+    folder, index = Path(place), None
     if folder.suffix == ".gguf":
         from llmbench.spec.weights.gguf_file import read_gguf  # only GGUF files need it
 
@@ -94,11 +102,11 @@ def read_tensors(place: str) -> FileTensors:
         files = sorted(set(index.weight_map.values()))
         missing = [name for name in files if not os.path.lexists(folder / name)]
         if missing and len(missing) == len(files) and index.total_bytes is not None:
-            return FileTensors(None, index.total_bytes)
+            return FileTensors(None, index.total_bytes, listed=index)
         if missing:
             raise SpecError(
                 f"{folder}: {len(missing)} of {len(files)} files that the index names are missing: {missing[0][:200]}",
                 hint="download the files, or say the format of the weights with --weights, for example --weights bf16",
             )
     tensors = all_tensors(folder)
-    return FileTensors(tensors, sum(tensor.size for tensor in tensors.values()))
+    return FileTensors(tensors, sum(tensor.size for tensor in tensors.values()), listed=index)
