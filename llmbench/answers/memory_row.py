@@ -183,8 +183,8 @@ FIELDS: tuple[Field[Sized], ...] = (
         "weights_from",
         value=lambda row: None if row.weights is None else row.weights.origin,
         description="where the bytes of the weights come from: `--weights`, `the files` (their headers), `the index of "
-        "the files`, `quantization_config`, `hf_quant_config.json`, `the spec`, or `assumed` if the spec does not say "
-        "it; null in training",
+        "the files`, `quantization_config`, `hf_quant_config.json`, `the config`, `the spec`, or `assumed` if the "
+        "spec does not say it; null in training",
     ),
     Field("optimizer", description="value of `--optimizer`; null in inference"),
     Field("recompute", description="value of `--recompute`; null in inference"),

@@ -114,7 +114,8 @@ FIELDS: tuple[Field[Counted], ...] = (
         "weights_from",
         value=lambda row: None if row.recipe is None else row.recipe.origin,
         description="where the bytes come from: `--weights`, `the files` (their headers), `the index of the files`, "
-        "`quantization_config`, `hf_quant_config.json`, `the spec`, or `assumed` if the spec does not say it",
+        "`quantization_config`, `hf_quant_config.json`, `the config`, `the spec`, or `assumed` if the spec "
+        "does not say it",
     ),
     Field(
         "stored_bytes",

@@ -105,9 +105,9 @@ class WeightRecipe:
     text: a format such as `gptq,bits=8`. None: the format of the published files. Patterns of module names apply only
         to the published files.
     served: whether the weights are in the memory of an engine. Engines convert published weights in fp32 to bf16.
-    origin: where the format comes from: `--weights`, `quantization_config`, `the spec`, or `assumed` if the spec does
-        not say it. `the files`: the headers of the files give the bytes. `the index of the files`: only the index
-        exists, and gives the total.
+    origin: where the format comes from: `--weights`, `quantization_config`, `the config`, `the spec`, or `assumed`
+        if the spec does not say it. `the files`: the headers of the files give the bytes. `the index of the files`:
+        only the index exists, and gives the total.
     files: the bytes by op in the files. None: no files were read.
 
     Raises UnsupportedError if the format of the published files is not known, and SpecError if `text` names a format

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from llmbench.errors import LLMBenchError, SpecError
 from llmbench.sizing.weights import WeightRecipe, stored_weights
+from llmbench.spec.catalog import load_bundled
 from llmbench.spec.files import parse_spec, write_spec
 from llmbench.spec.huggingface import from_config, load_config
 from llmbench.spec.model import ModelSpec
@@ -321,3 +322,11 @@ def test_two_spellings_of_a_key_are_named() -> None:
         (doubt,) = [text for text in from_config(values, name="t").approximate if "mean the same" in text]
         assert "n_layer" in doubt
         assert "num_hidden_layers" in doubt
+
+
+def test_the_origin_of_the_number_format() -> None:
+    said, silent = from_config(DENSE, name="x"), from_config({**DENSE, "torch_dtype": None}, name="x")
+    assert WeightRecipe(said).origin == "the config"
+    assert WeightRecipe(parse_spec(write_spec(said), "spec")).origin == "the config"
+    assert WeightRecipe(silent).origin == "assumed"
+    assert WeightRecipe(load_bundled("gpt2")).origin == "the spec"

@@ -187,7 +187,7 @@ def _number_format(parts: list[dict[str, Any]]) -> Weights:
         if len(set(stated.values())) > 1:
             said = " and ".join(f"{key} = {_shown(value)}" for key, value in stated.items())
             doubts = (printable(f"the config keys {said} differ"),)
-        return Weights(dtype=_DTYPES[first], doubts=doubts)
+        return Weights(dtype=_DTYPES[first], source="the config", doubts=doubts)
     return Weights()
 
 
