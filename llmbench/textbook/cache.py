@@ -68,7 +68,7 @@ CLAIMS = (
             Figure("2 × tokens × batch × KV heads × head dim", lambda: cache_bytes(gpt2(), 2048, batch=8) / 12 / 2),
         ),
         why="The cache stores a key and a value of every token.",
-        command="llmbench kvcache gpt2 --seq 1024 --batch 8 --explain",
+        command="llmbench kvcache gpt2 --seq 2048 --batch 8 --explain",
     ),
     Claim(
         name="KV bytes of a layer",
@@ -129,7 +129,7 @@ CLAIMS = (
                 ),
             ),
             why="Keys and values own a small part of the weights. Queries, output, feed-forward and embedding stay.",
-            command=f"llmbench compare llama2-7b llama2-7b --set num_key_value_heads={kv_heads}",
+            command=f"llmbench compare llama2-7b --vs --set num_key_value_heads={kv_heads}",
         )
         for kind, name, kv_heads, claimed in (("GQA", "grouped-query", 4, 0.85), ("MQA", "multi-query", 1, 0.75))
     ),
