@@ -27,6 +27,7 @@ from llmbench.spec.catalog import (
     bundled_devices,
     bundled_models,
     device_text,
+    devices_named,
     find_device,
     load_bundled,
     load_device,
@@ -358,8 +359,8 @@ def show(
     except LLMBenchError as problem:
         try:
             device = find_device(name)
-        except LLMBenchError:
-            raise problem from None
+        except LLMBenchError as other:
+            raise (other if devices_named(name) else problem) from None
         text = device_text(device.name)
     _write(text, output)
 

@@ -115,14 +115,21 @@ def _device_name(text: str) -> str:
     names = bundled_devices()
     name = _lookup(text, names, "devices")
     if name is None:
-        near = suggestion(text, names)
-        raise UnknownNameError(
-            f"device `{text[:80]}` not found",
-            hint="repeat the option for several devices, as in --device h100 --device l40s"
-            if "," in text
-            else (f"did you mean `{near}`? " if near else "") + "`llmbench specs list --devices` shows all devices",
-        )
+        raise UnknownNameError(f"device `{text[:80]}` not found", hint=_device_hint(text, names))
     return name
+
+
+def _device_hint(text: str, names: tuple[str, ...]) -> str:
+    """Return what the user can do about a text that is the name of no device."""
+    if "," in text:
+        return "repeat the option for several devices, as in --device h100 --device l40s"
+    every = "`llmbench specs list --devices` shows all devices"
+    if _lookup(text, bundled_models(), "models") is not None:
+        return f"`{text}` is a model. {every}"
+    begun, near = devices_named(text), suggestion(text, names)
+    if begun:
+        return f"devices with this name: {', '.join(begun)}. {every}"
+    return f"did you mean `{near}`? {every}" if near else every
 
 
 @lru_cache(maxsize=1)

@@ -253,7 +253,12 @@ def test_exit_codes(arguments: list[str], code: int, capsys: Capture) -> None:
 
 @pytest.mark.parametrize(
     ("device", "words"),
-    [("h1000", ["device `h1000` not found", "did you mean"]), ("mi250x", ["two GPUs", "--device mi250x-gcd"])],
+    [
+        ("h1000", ["device `h1000` not found", "did you mean"]),
+        ("gaudi", ["devices with this name: gaudi2, gaudi3"]),
+        ("llama3-8b", ["`llama3-8b` is a model"]),
+        ("mi250x", ["two GPUs", "--device mi250x-gcd"]),
+    ],
 )
 def test_a_wrong_device_is_refused(device: str, words: list[str], capsys: Capture) -> None:
     assert run(["memory", "gpt2", "--device", device]) == 2
