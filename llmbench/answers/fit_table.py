@@ -233,7 +233,8 @@ def _left_out(rows: list[Fitted], *, swept: bool) -> list[str]:
     for most in sorted({_most(row) for row in small}, reverse=True):
         these = [row for row in small if _most(row) == most]
         tried = f" with {these[0].tried}" if these[0].tried else ""
-        lines.append(f"{most} of these are not enough{tried}" if most > 1 else "too small")
+        own = "these" if these[0].engine.replaced or these[0].question.utilization is not None else "default"
+        lines.append(f"{most} of these are not enough{tried}, and {own} settings" if most > 1 else "too small")
         lines[-1] += f": {named(these)}"
     if other:
         lines.append(f"no profile of {rows[0].engine.spec.title} on these: {named(other)}")

@@ -50,6 +50,7 @@ CONSTANTS = {
     "sequences": "largest number of sequences in one step",
     "graph_sequences": "largest number of sequences of a CUDA graph, with less than four GPUs",
     "graph_sequences_tp4": "the same with at least four GPUs",
+    "experts_chunk": "tokens that experts compute at once, except with Marlin's kernels. 0: all tokens",
     "chunked_prefill": "1: a long prompt is divided over several steps. 0: a step has room for a whole sequence",
     "sorts_logits": "1: the sampler sorts the logits. 0: a kernel selects them without sorting",
     "all_logits": "1: the compute buffer has the logits of every token of a step. 0: it has only few of them",

@@ -157,7 +157,7 @@ def test_a_number_of_gpus_without_a_device_is_kept(capsys: Capture) -> None:
     assert {row["gpus"] for row in rows if row["device"] in fitting} == {"4"}
     text = screen(capsys, "fit", "llama3-70b", "--gpus", "4")
     assert f"fits on 4 × {fitting[0]}, and on {len(fitting) - 1} other devices" in text
-    assert "4 of these are not enough with tp, tp × dp and tp × pp: rtx-4070" in text
+    assert "4 of these are not enough with tp, tp × dp and tp × pp, and default settings: rtx-4070" in text
     assert "fits on no built-in device, with 1 GPU" in screen(capsys, "fit", "llama3.1-405b", "--gpus", "1")
 
 

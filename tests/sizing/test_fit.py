@@ -74,6 +74,15 @@ def test_vllm_prints_these_budgets() -> None:
             assert own.pool.tokens == pytest.approx(tokens, rel=0.001), question
 
 
+def test_experts_get_the_tokens_of_all_copies_of_the_attention() -> None:
+    """A public log of vLLM 0.20: Kimi-K2.6 with dp=8,ep=8 on H200 has a peak of 14.75 GiB, and its layers have the
+    sizes of Kimi-K2. A layer of 8,192 tokens alone needs 2.79 GiB."""
+    (own,) = budgets("kimi-k2", "vllm@0.20", "h200", 140.4, utilization=0.6, layout="dp=8,ep=8", weights="w4a16")
+    assert term(own, "activations") == pytest.approx(14.75, rel=0.1)
+    (one,) = budgets("kimi-k2", "vllm@0.20", "h200", 140.4, utilization=0.6, layout="tp=8,ep=8", weights="w4a16")
+    assert term(one, "activations") < 3
+
+
 def test_the_logits_stay_on_the_last_stage() -> None:
     """vLLM's log of Llama-3.1-8B with two stages says 1.10 GiB for the first stage."""
     first, last = budgets("llama3.1-8b", "vllm@0.19", "h100-sxm", 79.19, utilization=0.95, layout="pp=2")
@@ -426,8 +435,8 @@ def test_copies_of_the_attention_are_tried_where_tp_does_not_split_the_cache() -
     for layout, gpus in (("tp=8", 8), ("tp=8,ep=8", 8), ("tp=16", 16)):
         change = nearest("deepseek-v3", layout, 96)
         found = serving_layout(change.options["--layout"])
-        assert (found.num_gpus, found.ep, change.fit.fits) == (gpus, gpus, True)
-        assert found.dp > 1
+        assert (found.num_gpus, change.fit.fits) == (gpus, True)
+        assert found.dp * found.pp > 1
     both = nearest("deepseek-v3", "tp=8,dp=4,ep=32", 1500)
     assert both.options == {"--layout": "dp=32,ep=32", "--kv-dtype": "fp8"}
     # Of 4 KV heads, tp=4 stores each once, and tp=8 twice.
@@ -479,7 +488,7 @@ def test_the_table_tries_no_more_gpus_than_an_engine_or_a_device_has() -> None:
 def test_no_layout_that_is_tried_needs_fewer_gpus_than_the_answer(model: str) -> None:
     """Another search, over all layouts of tensor, pipeline, data and expert parallelism."""
     sizer, engine = Sizer(load_bundled(model)), find_engine("vllm")
-    for device in ("h100", "h200", "l40s"):
+    for device in ("h100", "h200", "b200"):
         gpus, _ = fewest(model, device, 64)
         half = gpus // 2
         texts = [f"tp={tp},pp={half // tp}" for tp in (1, 2, 4, 8) if half % tp == 0 and half // tp <= 8]

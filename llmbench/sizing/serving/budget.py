@@ -28,6 +28,10 @@ CACHE = "cache"
 """The name of the term that the cache gets."""
 
 
+MARLIN = ("awq", "gptq", "w4a16")
+"""The formats of experts that vLLM multiplies with Marlin's kernels on every device."""
+
+
 KEPT_FREE = "kept free by the utilization"
 """The name of the term that the engine may not use."""
 
@@ -219,14 +223,34 @@ def _activations(s: _Settings, sampling: Formula) -> Formula:
     """Return the peak of a profiling step: that of its widest layer, or that of the sampler."""
     if own := _replaced_activations(s):
         return own
-    layers = s.shard.layer * s.batched + s.workspace
+    gathered, experts = _gathered(s)
+    layers = s.shard.layer * s.batched + gathered + s.workspace
     if layers >= sampling.value:
         text = plus(
             times(counted(s.batched, "tokens"), f"{s.shard.layer:,} bytes of a layer"),
+            experts,
             counted(s.workspace, "bytes of cuBLAS's workspace") if s.workspace else "",
         )
         return Formula(term="activations of a layer", text=text, value=layers)
     return sampling
+
+
+def _gathered(s: _Settings) -> tuple[int, str]:
+    """Return the bytes that experts need for the tokens of all copies of the attention, and their formula.
+
+    In vLLM, the experts of a GPU get all tokens (AgRsAll2AllManager: all-gather), and their hidden states exist as
+    inputs and as outputs. The kernels compute a chunk of the tokens at once, and Marlin's kernels all of them.
+    """
+    if not s.shard.moe or s.layout.dp == 1 or s.engine.spec.rule != "vllm":
+        return 0, ""
+    tokens = s.layout.dp * s.batched
+    marlin = s.shard.format_name in MARLIN or converts(s.engine, s.shard, s.device)
+    chunk = tokens if marlin else min(tokens, s.engine.whole("experts_chunk") or tokens)
+    text = plus(
+        times(counted(tokens, "tokens of all copies"), f"2 × {s.shard.hidden:,} bytes"),
+        times(counted(chunk, "tokens at once"), f"{s.shard.experts:,} bytes of experts"),
+    )
+    return 2 * tokens * s.shard.hidden + chunk * s.shard.experts, text
 
 
 def _sampling(s: _Settings) -> Formula:

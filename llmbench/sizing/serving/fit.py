@@ -97,7 +97,12 @@ class Fit(msgspec.Struct, frozen=True, kw_only=True):
         device, shard = self.question.device, self.tightest.shard
         layout, rule = self.question.layout, self.question.engine.spec.rule
         doubts = self.tightest.engine.doubts(device, experts=shard.moe, weights=shard.format_name)
-        if layout.dp > 1 and shard.moe and rule != "ideal":
+        if layout.dp > 1 and shard.moe and rule == "vllm":
+            doubts.append(
+                "the experts of a GPU get the tokens of all copies of the attention, and what they need for these "
+                "tokens depends on the kernel and on the all-to-all backend"
+            )
+        elif layout.dp > 1 and shard.moe and rule != "ideal":
             doubts.append(
                 "the experts of a GPU compute tokens of all copies of the attention, and what they allocate for these "
                 "tokens in the largest step is not counted"

@@ -23,6 +23,7 @@ from llmbench.sizing.stages import Stage, stages
 from llmbench.sizing.weights import WeightRecipe, op_bytes
 from llmbench.sizing.workload import Layout, Workload
 from llmbench.spec.engine import Engine
+from llmbench.spec.ffn import MoE
 from llmbench.spec.mixer import LatentAttention, MixerKind, branches
 from llmbench.spec.model import ModelSpec
 
@@ -59,6 +60,7 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True):
     draft: the part of the draft model on this GPU. None: there is none.
     layer: outputs of all ops of the widest layer for one token, as they exist at the peak of a step.
     widest: inputs and outputs of the widest op for one token. inner: inputs of the widest activation function.
+    experts: what the experts of the widest layer need for one token that they compute (see `_experts_bytes`).
     hidden: hidden state of one token. vocabulary: logits per sequence. 0: the stage has no head.
     activations: number format of the activations.
     rows: the layers with a cache, those of the draft model included.
@@ -75,6 +77,7 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True):
     layer: int
     widest: int
     inner: int
+    experts: int
     hidden: int
     vocabulary: int
     activations: DType
@@ -249,6 +252,7 @@ def _shard(
         layer=max(map(_layer_bytes, _by_layer(stage)), default=0),
         widest=max((op.read_bytes + op.written_bytes for op in ops if op.name != "lm_head"), default=0),
         inner=max((op.read_bytes for op in ops if op.role in ("act", "gate")), default=0),
+        experts=max((_experts_bytes(spec, ops, layer, plain) for layer in spec.layers), default=0),
         hidden=bytes_of(spec.hidden_size, plain),
         vocabulary=vocabulary if head else 0,
         activations=plain,
@@ -291,6 +295,22 @@ def _layer_bytes(ops: tuple[Op, ...]) -> int:
     stream = max((op.written_bytes for op in ops if op.role == "residual"), default=0)
     acts = sum(op.written_bytes for op in ops if op.role in ("act", "gate"))
     return 3 * stream + acts + sum(op.written_bytes for op in products[:-1])
+
+
+def _experts_bytes(spec: ModelSpec, ops: list[Op], layer: str, plain: DType) -> int:
+    """Return the bytes that experts need for one token that they compute, without its hidden states.
+
+    For each selected expert, on this GPU or not, there are the inner values, and one buffer for the outputs of the
+    first and of the last product (vLLM, fused_moe: intermediate_cache13 and intermediate_cache2).
+    """
+    ffn = spec.layers[layer].ffn
+    matrices = {op.name: op.matrix for op in ops if op.layer == layer and op.component == "experts" and op.matrix}
+    down = next((matrix for name, matrix in matrices.items() if name.endswith("down_proj")), None)
+    if not isinstance(ffn, MoE) or down is None:
+        return 0
+    _, width, hidden = down
+    inner = sum(matrix[2] for name, matrix in matrices.items() if not name.endswith("down_proj"))
+    return bytes_of(ffn.num_experts_per_tok * (max(inner, hidden) + width), plain)
 
 
 def rope_table_bytes(spec: ModelSpec) -> int:
