@@ -125,7 +125,7 @@ def command(
 def document(worked: Worked, inputs: dict[str, Any]) -> Document:
     """Return the answer for a worked example. `inputs`: the options."""
     case = worked.case
-    title = f"{worked.title} · tokens {case.tokens} · dim {case.dim} · seed {case.seed} · fp64"
+    title = f"{worked.title} · {worked.counts} {case.tokens} · dim {case.dim} · seed {case.seed} · fp64"
     blocks = [Block(answer=title), *(_block(number, step) for number, step in enumerate(worked.steps, start=1))]
     blocks[-1].lines += [
         f"check: the largest difference from the {check.module} is {_difference(check)}" for check in worked.checks

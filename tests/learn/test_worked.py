@@ -155,3 +155,8 @@ def test_without_torch_the_command_says_so(monkeypatch: pytest.MonkeyPatch, caps
 def test_wrong_input_is_refused(arguments: list[str], message: str, capsys: Capture) -> None:
     assert run(["worked", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_headline_of_adamw_counts_steps(capsys: Capture) -> None:
+    assert run(["worked", "adamw"]) == 0
+    assert " · steps 3 · dim 4 · " in capsys.readouterr().out.splitlines()[0]

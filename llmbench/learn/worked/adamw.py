@@ -113,4 +113,5 @@ def work(case: Case) -> Worked:
         case,
         steps,
         [Check("result of torch.optim.AdamW in fp64", difference(w, parameter.detach()))],
+        counts="steps",
     )

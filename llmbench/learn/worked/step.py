@@ -63,12 +63,16 @@ class Check(NamedTuple):
 
 
 class Worked(NamedTuple):
-    """A worked example: what is computed, its steps, and comparisons of the last values with llmbench's modules."""
+    """A worked example: what is computed, its steps, and comparisons of the last values with llmbench's modules.
+
+    `counts`: what `case.tokens` is the number of.
+    """
 
     title: str
     case: Case
     steps: list[Step]
     checks: list[Check]
+    counts: str = "tokens"
 
 
 def draw(generator: torch.Generator, *shape: int, scale: float = 1.0) -> Tensor:
