@@ -137,6 +137,8 @@ def test_examples_of_the_help_run(
     (folder / "config.json").write_text(json.dumps(config))
     assert run(["specs", "import", "path/to/config.json", "-o", "my-model.toml"]) == 0
     capsys.readouterr()
+    if "-o my-model.toml" in example:
+        (tmp_path / "my-model.toml").unlink()  # `specs import` replaces no file
     shutil.copy(ROOT / "tests" / "learn" / "solutions.py", "my.py")
     if example.startswith("llmbench diff"):
         for name in ("before", "after"):
