@@ -189,6 +189,13 @@ class Stages(Part, frozen=True, kw_only=True):
     source: str
 
 
+class Division(Part, frozen=True, kw_only=True):
+    """How an engine divides a model over GPUs: tp, pp, dp and ep. source: name of the source."""
+
+    by: tuple[Literal["tp", "pp", "dp", "ep"], ...]
+    source: str
+
+
 class Downcast(Part, frozen=True, kw_only=True):
     """The formats to which an engine converts published weights in fp32: the first one that the device computes."""
 
@@ -197,12 +204,13 @@ class Downcast(Part, frozen=True, kw_only=True):
 
 
 class Version(Part, frozen=True, kw_only=True):
-    """What one version of an engine changed: constants, the division into stages, conversions, and kernels.
+    """What one version of an engine changed: constants, its layouts and stages, conversions, and kernels.
 
     on_load: formats to which the engine converts plain weights. They replace those of older versions.
     """
 
     version: str
+    layouts: Division | None = None
     stages: Stages | None = None
     downcast: Downcast | None = None
     weight_only: tuple[WeightOnly, ...] = ()
@@ -221,9 +229,9 @@ class EngineSpec(Part, frozen=True, kw_only=True):
       that the user names.
     - weight_formats: formats of the weights that the engine loads. `gguf*` stands for all names that begin with gguf.
       Empty: all.
-    - layouts: how the engine divides a model over GPUs: tp, pp, dp and ep. whole_experts: whether `ep` always splits
-      the experts over all GPUs of a pipeline stage. one_gpu_copies: whether a copy of the attention is always on one
-      GPU, so that dp needs tp=1.
+    - layouts: how the engine divides a model over GPUs, if no version says it. whole_experts: whether `ep` always
+      splits the experts over all GPUs of a pipeline stage. one_gpu_copies: whether a copy of the attention is always on
+      one GPU, so that dp needs tp=1.
     - most_gpus: largest number of GPUs among which the engine divides a model. 0: it has no limit.
     - whole_blocks: formats whose blocks the engine does not split among GPUs.
     - versions: the known versions, the oldest one first.
@@ -256,6 +264,8 @@ class EngineSpec(Part, frozen=True, kw_only=True):
                 if key not in CONSTANTS:
                     raise ValueError(f"version {version.version}: unknown constant `{key}`")
                 self._check_source(key, constant.source)
+            if version.layouts is not None:
+                self._check_source("layouts", version.layouts.source)
             if version.stages is not None:
                 self._check_source("stages", version.stages.source)
             if version.downcast is not None:
@@ -284,6 +294,7 @@ class Engine(NamedTuple):
 
     version: the version whose constants are used. "": the engine has no versions.
     asked: the version that the user named, or "".
+    layouts: how it divides a model over GPUs: tp, pp, dp and ep.
     constants: the constants. replaced: names of the constants that the user set.
     remainder: how the engine divides the layers over pipeline stages.
     kernels: kernels for weights that a device does not compute.
@@ -300,6 +311,7 @@ class Engine(NamedTuple):
     kernels: tuple[WeightOnly, ...]
     downcast: tuple[Literal["bf16", "fp16"], ...]
     on_load: tuple[OnLoad, ...]
+    layouts: tuple[str, ...]
 
     def fp32_becomes(self, device: DeviceHead) -> Literal["bf16", "fp16"] | None:
         """Return the format to which the engine converts published weights in fp32. None: it does not convert them."""
@@ -416,6 +428,7 @@ def find_engine(text: str) -> Engine:
     kernels: tuple[WeightOnly, ...] = ()
     downcast: tuple[Literal["bf16", "fp16"], ...] = ()
     on_load: tuple[OnLoad, ...] = ()
+    layouts = spec.layouts
     version = None
     for known in spec.versions:
         if asked and _numbers(known.version) > _numbers(asked):
@@ -426,6 +439,7 @@ def find_engine(text: str) -> Engine:
         kernels += known.weight_only
         downcast = downcast if known.downcast is None else known.downcast.to
         on_load = known.on_load or on_load
+        layouts = layouts if known.layouts is None else known.layouts.by
     if version is None:
         raise SpecError(
             f"llmbench has no profile of {spec.title} {asked}; the oldest one is {spec.versions[0].version}",
@@ -443,7 +457,7 @@ def find_engine(text: str) -> Engine:
             raise SpecError(f"engine constant `{key}`: must be at least 1, not {value}")
         constants[key] = Constant(value=number, source=SET)
         replaced.append(key)
-    return Engine(spec, version, asked, constants, tuple(replaced), remainder, kernels, downcast, on_load)
+    return Engine(spec, version, asked, constants, tuple(replaced), remainder, kernels, downcast, on_load, layouts)
 
 
 def _numbers(version: str) -> tuple[int, ...]:

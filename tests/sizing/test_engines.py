@@ -75,6 +75,8 @@ def test_layouts_that_an_engine_does_not_have_are_refused() -> None:
         ("llamacpp", "tp=2", "llama.cpp does not divide a model so"),
         ("llamacpp", "dp=2", "llama.cpp does not divide a model so"),
         ("llamacpp", "pp=32", "llama.cpp uses at most 16 GPUs"),
+        ("vllm@0.8", "dp=2", "vLLM 0.8.0 does not divide a model so"),
+        ("vllm@0.6.4", "tp=8,ep=8", "vLLM 0.6.4 does not divide a model so"),
         ("vllm", "tp=8,ep=4", "all 8 GPUs of the attention"),
     ):
         with pytest.raises(LayoutError, match=words):
@@ -208,7 +210,7 @@ def test_llamacpp_loads_the_mxfp4_file_of_gpt_oss() -> None:
 def test_a_draft_model_takes_weights_and_cache() -> None:
     model, small = load_bundled("llama3.3-70b"), load_bundled("llama3.2-1b")
     for engine in map(find_engine, ("vllm", "sglang", "trtllm", "llamacpp", "ideal")):
-        tp = "tp=4" if "tp" in engine.spec.layouts else ""
+        tp = "tp=4" if "tp" in engine.layouts else ""
         layout = serving_layout(f"{tp},pp=2")
         plain = shards(model, layout, engine)
         both = shards(model, layout, engine, draft=small)

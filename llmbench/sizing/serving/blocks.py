@@ -64,7 +64,7 @@ def _refusal(
         (count for count in range(parts - 1, 1, -1) if parts % count == 0 and inputs % (count * block) == 0), 1
     )
     ways = [f"tp={whole}" if whole > 1 else "no tp"]
-    if experts and "ep" in engine.spec.layouts:
+    if experts and "ep" in engine.layouts:
         ways.insert(0, f"ep={layout.tp * layout.dp}, which keeps each expert whole")
     name = op.name.rpartition("}.")[2]
     return LayoutError(

@@ -77,9 +77,11 @@ def check_layout(engine: Engine, layout: Layout) -> None:
     """Raise LayoutError if the engine does not divide a model so."""
     own, title = engine.spec, engine.spec.title
     for name in ("tp", "dp", "ep"):
-        if getattr(layout, name) > 1 and name not in own.layouts:
-            can = ", ".join(own.layouts)
-            raise LayoutError(f"layout {name}: {title} does not divide a model so", hint=f"it divides a model by {can}")
+        if getattr(layout, name) > 1 and name not in engine.layouts:
+            can = ", ".join(engine.layouts)
+            raise LayoutError(
+                f"layout {name}: {engine.title} does not divide a model so", hint=f"it divides a model by {can}"
+            )
     if 0 < own.most_gpus < layout.num_gpus:
         raise LayoutError(
             f"layout {layout_text(layout)}: {title} uses at most {own.most_gpus} GPUs", hint=f"pp={own.most_gpus}"
@@ -111,7 +113,7 @@ def kinds(spec: ModelSpec, engine: Engine, gpus: int) -> list[Kind]:
     Tensor parallelism inside one server comes first, then data parallelism, then pipeline stages, and then tensor
     parallelism over several servers. The experts of a mixture are split too, or each GPU has some whole experts.
     """
-    own = engine.spec.layouts
+    own = engine.layouts
     splits = [tp for tp in range(min(gpus, SERVER), 0, -1) if gpus % tp == 0 and (tp == 1 or "tp" in own)]
     parts = [(tp, gpus // tp) for tp in splits if tp < gpus]
     experts = spec.is_moe and "ep" in own
