@@ -221,11 +221,11 @@ def command(
     plan = None if model is None else _plan(load(model, set), chosen, setting, stop_at, folder, data)
     if resume is not None:
         _refuse_resume(resume, stop_at, compiled)
-    need_torch("train")
     if tensorboard and find_spec("tensorboard") is None:
         raise CannotRunError(
             "--tensorboard needs the package tensorboard, which is not installed", hint="run `pip install tensorboard`"
         )
+    need_torch("train")
     from llmbench.learn.data import corpus_of_text
     from llmbench.learn.session import new_session, resumed_session
     from llmbench.measure.environment import environment
