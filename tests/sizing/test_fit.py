@@ -527,6 +527,7 @@ def test_a_layout_that_splits_a_block_is_refused_with_the_reason() -> None:
         ("qwen3-235b-a22b", "tp=4,dp=2", "fp8-block", "trtllm,", "copy of the attention", "dp=8"),
         ("qwen3-235b-a22b", "tp=8", "fp8-block", "trtllm", "a block of 128 inputs", "ep=8"),
         ("qwen3-30b-a3b", "tp=4", "fp8-block", "vllm", "192 of the 768", "ep=4"),
+        ("qwen3-30b-a3b", "tp=2,dp=2", "fp8-block", "vllm", "192 of the 768", "ep=4, which keeps each expert whole"),
         ("deepseek-v3", "tp=32", None, "sglang", "576 of the 18,432 inputs of ffn.down_proj", "tp=16"),
         ("llama3-8b", "tp=32", "awq", "vllm", "448 of the 14,336", "tp=16"),
         ("llama3-8b", "tp=2", "gptq,group=4096", "vllm", "2,048 of the 4,096", "no tp"),

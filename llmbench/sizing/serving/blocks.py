@@ -63,12 +63,12 @@ def _refusal(
     whole = next(
         (count for count in range(parts - 1, 1, -1) if parts % count == 0 and inputs % (count * block) == 0), 1
     )
-    ways = [f"tp={whole}" if whole > 1 else "no tp"]
+    ways = [] if experts and layout.dp > 1 else [f"tp={whole}" if whole > 1 else "no tp"]
     if experts and "ep" in engine.layouts:
         ways.insert(0, f"ep={layout.tp * layout.dp}, which keeps each expert whole")
     name = op.name.rpartition("}.")[2]
     return LayoutError(
         f"layout {layout_text(layout)}: a GPU would have {own:,} of the {inputs:,} inputs of {name}, and "
         f"{engine.spec.title} does not split a block of {block} inputs of weights in {format_name}",
-        hint=", or ".join(ways),
+        hint=", or ".join(ways) or "fewer GPUs",
     )
