@@ -73,6 +73,8 @@ class Builder:
     tokens: number of tokens that this GPU computes.
     stream_tokens: number of tokens whose residual stream this GPU stores. With sequence parallelism, it is less than
         `tokens`.
+    cached: number of tokens per sequence whose cache the step reads: in decoding all, the new token included, and in a
+        prefill those before its chunk.
     """
 
     def __init__(self, spec: ModelSpec, workload: Workload, layout: Layout, *, encoder: bool = False) -> None:
@@ -82,6 +84,8 @@ class Builder:
         length = workload.encoder_len if encoder else workload.query_len
         self.query_len = length
         self.kv_len = length if encoder else workload.kv_len
+        earlier = self.kv_len - length
+        self.cached = {"prefill": earlier, "decode": self.kv_len, "train": 0}[workload.phase]
         self.sequence_tokens = workload.batch * length
         self.tokens = share(self.sequence_tokens, layout.cp)
         self.stream_tokens = share(self.tokens, layout.tp) if layout.sp else self.tokens

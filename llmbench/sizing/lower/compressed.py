@@ -79,11 +79,12 @@ def compressed(b: Builder, mixer: CompressedAttention) -> None:
 def _compressor(b: Builder, mixer: CompressedAttention, rate: int) -> int:
     """Add the ops that compute, cache and select entries. Return the number of scored (query, entry) pairs."""
     name, indexer, w = mixer.module_name, mixer.indexer, b.workload
-    entries = b.kv_len // rate
+    cached = b.cached // rate  # the complete entries in the cache
     _entries(b, f"{name}.compressor", Dim(mixer.head_dim, "head_dim"), rate, overlap=mixer.overlap)
     top_k = None if indexer is None else indexer.top_k
     pairs = compressed_pairs(b.query_len, b.kv_len, rate=rate, top_k=top_k, masked_too=w.masked_pairs)
-    seen = entries if top_k is None else min(entries, top_k)
+    # A decoding step reads the entries that its query selects. The queries of a chunk select different entries.
+    read = cached if top_k is None or w.phase != "decode" else min(cached, top_k)
     if indexer is not None:
         where = f"{name}.indexer"
         q_rank, width = Dim(mixer.q_lora_rank, "q_lora_rank"), Dim(indexer.head_dim, "index_head_dim")
@@ -102,12 +103,13 @@ def _compressor(b: Builder, mixer: CompressedAttention, rate: int) -> int:
             scores=(indexer.head_dim, 0, indexer.num_heads, scored),
             forward_flops=flops,
             backward_flops=2 * flops,
+            kv_read_bytes=bytes_of(w.batch * cached * width.size, w.kv_dtype),
         )
     b.add(
         f"{name}.compressed_kv",
         "attention_extra",
         "attention",
-        kv_read_bytes=bytes_of(w.batch * seen * mixer.head_dim, w.kv_dtype) if w.phase == "decode" else 0,
+        kv_read_bytes=bytes_of(w.batch * read * mixer.head_dim, w.kv_dtype),
         cache=token_cache(b, mixer.cache_rows[1], mixer.indexer_row),
     )
     return pairs

@@ -28,6 +28,7 @@ def core(
     masked: bool = False,
     unsplit: int = 0,
     kv_saved: bool = False,
+    keys_expanded: bool = False,
 ) -> None:
     """Add softmax(Q Kᵀ) V with `heads` query heads and `kv_heads` key-value heads on this GPU.
 
@@ -42,22 +43,23 @@ def core(
     source_len: number of keys per sequence.
     cache: the cache that the op reads and writes. None: the op has no cache.
     seen: largest number of keys that one query reads.
-    read_per_token: cache elements that a decoding step reads per cached token.
+    read_per_token: cache elements that a step reads per cached token.
     soft_cap: whether the scores have a soft cap.
     biased: whether a bias is added to the scores.
     masked: whether the mask hides pairs that a causal mask shows (see `_temporary_bytes`).
     unsplit: width per head by which V's tensor is wider than V. If V is a view of a wider tensor, plain PyTorch with
         flash attention saves the whole wider tensor.
     kv_saved: whether another layer has saved k and v. Standard attention saves copies of them for all query heads.
+    keys_expanded: whether another op computes the keys and values of all tokens from the rows of the cache.
     """
     w = b.workload
     batch = w.batch
     queries = share(batch * b.query_len, b.layout.cp)
-    # A chunk of a prompt reads the earlier keys from the cache, unless the cache has other rows than the keys, which
-    # then are computed again (latent attention).
-    stored = 0 if cache is None else cache.per_token
-    chunk = w.phase == "prefill" and b.query_len < source_len and stored == kv_heads * (qk_dim + v_dim)
-    keys = share(batch * (b.query_len if chunk else source_len), b.layout.cp)
+    # A chunk of a prompt reads the earlier keys from the cache. If they are expanded from rows of the cache, both are
+    # read.
+    chunk = w.phase == "prefill" and role == "core"
+    key_len = source_len if not chunk else seen if keys_expanded else b.query_len
+    keys = share(batch * key_len, b.layout.cp)
     shown = share(batch * pairs, b.layout.cp)
     scored = heads * shown
     forward = 2 * (qk_dim + v_dim) * scored
@@ -95,7 +97,7 @@ def core(
         traffic_read, traffic_written = inputs + 2 * square, output + 2 * square
     new = 0 if cache is None else cache.per_token
     reads_cache = w.phase == "decode"
-    earlier = max(0, seen - b.query_len) if chunk else seen if reads_cache else 0
+    earlier = seen if reads_cache else max(0, seen - b.query_len) if chunk else 0
     kv_read = bytes_of(share(batch * earlier, b.layout.cp) * read_per_token, w.kv_dtype)
     input_bytes = b.act(queries * heads * qk_dim) + kv_read if reads_cache else b.act(inputs)
     temporary, mask_saved, copied = _temporary_bytes(

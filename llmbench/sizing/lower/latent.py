@@ -49,12 +49,16 @@ def latent(b: Builder, mixer: LatentAttention) -> None:
     if mixer.latent_norms:
         b.norm(f"{name}.kv_a_norm", "attention_norms", kv_rank, latent_norm, rows=b.tokens)
     expanded = product(heads, Dim(mixer.qk_nope_head_dim + mixer.v_head_dim, "(qk_nope_head_dim + v_head_dim)"))
-    b.linear(f"{name}.kv_b_proj", "attention", kv_rank, expanded, split="column")
+    w = b.workload
+    # In the expanded form, a chunk of a prompt also computes the keys and values of the earlier tokens that it sees.
+    sees = min(b.kv_len, (mixer.sliding_window or b.kv_len) + b.query_len - 1)
+    again = w.phase == "prefill" and not w.absorbed_mla
+    tokens = share(w.batch * sees, b.layout.cp) if again else None
+    b.linear(f"{name}.kv_b_proj", "attention", kv_rank, expanded, split="column", tokens=tokens)
     local, positions = heads.size // tp, b.spec.positions_of(mixer)
     if mixer.qk_rope_head_dim:
         turned = (b.tokens * count * mixer.qk_rope_head_dim for count in (local, 1))
         apply_positions(b, name, positions, heads, *turned)
-    w = b.workload
     visible = visible_pairs(b.query_len, b.kv_len, window=mixer.sliding_window, masked_too=w.masked_pairs)
     indexer = mixer.indexer
     if indexer is not None:
@@ -73,10 +77,12 @@ def latent(b: Builder, mixer: LatentAttention) -> None:
         pairs=visible,
         source_len=b.kv_len,
         cache=token_cache(b, mixer.cache_row, mixer.indexer_row),
-        seen=min(b.kv_len, mixer.sliding_window or b.kv_len, indexer.top_k if indexer else b.kv_len),
+        # the queries of a chunk select different keys
+        seen=min(sees, indexer.top_k) if indexer and w.phase == "decode" else sees,
         read_per_token=compressed.size,
         biased=positions.acts_on == "scores",
         unsplit=mixer.qk_nope_head_dim,  # one matrix computes the unrotated keys and the values
+        keys_expanded=not w.absorbed_mla,
     )
     b.linear(
         f"{name}.o_proj",
@@ -116,6 +122,6 @@ def _indexer(b: Builder, mixer: LatentAttention, pairs: int) -> None:
         scores=(indexer.head_dim, 1, indexer.num_heads, scored),
         forward_flops=flops,
         backward_flops=2 * flops,
-        kv_read_bytes=bytes_of(w.batch * b.kv_len * head_dim.size, w.kv_dtype) if w.phase == "decode" else 0,
+        kv_read_bytes=bytes_of(w.batch * b.cached * head_dim.size, w.kv_dtype),
         kv_written_bytes=bytes_of(b.tokens * head_dim.size, w.kv_dtype) if w.phase != "train" else 0,
     )

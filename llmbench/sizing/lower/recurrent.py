@@ -76,10 +76,11 @@ def _conv(b: Builder, mixer: RecurrentKind, formula: str, *, bias: bool, saves: 
         formula=f"({formula}) × " + ("(conv_kernel + 1)" if bias else "conv_kernel"),
         forward_flops=flops,
         backward_flops=2 * flops,
+        weight_bytes=bytes_of(parameters, b.workload.weight_dtype),
         read_bytes=b.act(b.tokens * local),
         written_bytes=b.act(b.tokens * local),
         saved_bytes=b.act(2 * b.tokens * local) if saves else 0,
-        kv_read_bytes=state_bytes if b.workload.phase == "decode" else 0,
+        kv_read_bytes=state_bytes if b.cached else 0,
         kv_written_bytes=state_bytes if b.workload.phase != "train" else 0,
         cache=Cache(conv_state=local * inputs),
     )
@@ -108,7 +109,7 @@ def _scan(
         read_bytes=b.act(b.tokens * share(inputs, tp)),
         written_bytes=b.act(b.tokens * share(outputs, tp)),
         saved_bytes=b.act(b.tokens * share(inputs + outputs if saves is None else saves, tp)),
-        kv_read_bytes=state_bytes if b.workload.phase == "decode" else 0,
+        kv_read_bytes=state_bytes if b.cached else 0,
         kv_written_bytes=state_bytes if b.workload.phase != "train" else 0,
         cache=cache,
     )
@@ -272,6 +273,7 @@ def _rg_lru(b: Builder, m: RGLRU) -> None:
             formula=f"{heads.label} × {block.label} × {block.label} + lru_width",
             forward_flops=flops,
             backward_flops=2 * flops,
+            weight_bytes=bytes_of(parameters, b.workload.weight_dtype),
             read_bytes=b.act(b.tokens * share(width.size, tp)),
             written_bytes=b.act(b.tokens * share(width.size, tp)),
         )
