@@ -143,6 +143,8 @@ def flops(
     phase: Phase = "prefill",
     seq: int = 4096,
     batch: int = 1,
+    chunk: int | None = None,
+    chunk_start: int | None = None,
     attention: flops_answers.ScoredPairs = "causal",
     recompute: Recompute = "none",
     lora: str = "",
@@ -151,19 +153,25 @@ def flops(
 ) -> Answer[Flops]:
     """Count the FLOPs of one step, as `llmbench flops` does. `seq`: tokens per sequence. `batch`: sequences.
 
-    Raises LLMBenchError for a value that is not valid, and for a recomputation without a backward pass.
+    chunk: tokens of a prompt that a decoding step processes too. chunk_start: tokens of this prompt in the cache.
+
+    Raises LLMBenchError for a value that is not valid, and for an option that has no effect in the phase.
     """
     _one_of("phase", phase, Phase)
     _one_of("recompute", recompute, Recompute)
     _one_of("attention", attention, flops_answers.ScoredPairs)
     _one_of("by", by, flops_answers.By)
     workload = flops_answers.workload_of(phase, seq, batch, masked_pairs=attention == "full")
-    rows = flops_answers.counted(map(load, (model, *more)), workload, recompute, lora, by=by)
+    rows = flops_answers.counted(
+        map(load, (model, *more)), workload, recompute, lora, by=by, chunk=chunk, chunk_start=chunk_start
+    )
     inputs = {
         "models": [row.spec.name for row in rows],
         "phase": phase,
         "seq_len": seq,
         "batch": batch,
+        "chunk": chunk,
+        "chunk_start": chunk_start,
         "attention": attention,
         "recompute": recompute,
         "lora": lora,

@@ -28,6 +28,10 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
             lb.flops("gemma3-4b", phase="train", seq=8192, batch=2),
             ["flops", "gemma3-4b", "--phase", "train", "--seq", "8192", "--batch", "2"],
         ),
+        (
+            lb.flops("deepseek-v3", phase="decode", chunk=512, chunk_start=1024, by="op"),
+            ["flops", "deepseek-v3", "--phase", "decode", "--chunk", "512", "--chunk-start", "1k", "--by", "op"],
+        ),
         (lb.kv_cache("deepseek-v3", kv_dtype="fp8"), ("kvcache", "deepseek-v3", "--kv-dtype", "fp8")),
         (lb.memory("llama3-8b", layout="tp=2,sp"), ("memory", "llama3-8b", "--layout", "tp=2,sp")),
         (

@@ -3,114 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import msgspec
 
-from llmbench.answers.about import MODEL_FIELDS, AboutModel, comparison_headline, model_block, sweep_fields
+from llmbench.answers.about import comparison_headline, model_block, sweep_fields
+from llmbench.answers.flops_formulas import formula_of, work_of
+from llmbench.answers.flops_row import (
+    FIELDS,
+    By,
+    Counted,
+    ScoredPairs,
+    absorbs,
+    figures,
+    launched,
+    length,
+    ops_of,
+)
 from llmbench.errors import LLMBenchError
 from llmbench.report.document import Block, Document, table
 from llmbench.report.fields import Field, fitted, records
-from llmbench.report.units import change, plural, si
-from llmbench.sizing.flops import Flops, count_flops, step_flops, step_ops, trained_parameters
+from llmbench.report.units import change, plural, si, size
+from llmbench.sizing.flops import count_flops, step_flops, trained_parameters
 from llmbench.sizing.op import Op
 from llmbench.sizing.params import layer_group
 from llmbench.sizing.workload import Phase, Recompute, Workload
 from llmbench.spec.model import ModelSpec
 
-if TYPE_CHECKING:
-    from llmbench.answers.launches import Launched
-    from llmbench.sizing.adapters import Adapters
-
-By = Literal["component", "op"]
-"""What one row of the table stands for."""
-ScoredPairs = Literal["causal", "full"]
-"""The (query, key) pairs that count: those inside the mask, or all."""
-
-
-class Counted(AboutModel, kw_only=True):
-    """A model and the FLOPs of one step."""
-
-    flops: Flops
-    workload: Workload
-    recompute: Recompute
-    adapters: Adapters | None = None
-    by: By = "component"
-    """The rows of the table. With `op`, the answer has the kernel launches too."""
-
-
-FIELDS: tuple[Field[Counted], ...] = (
-    *MODEL_FIELDS,
-    Field(
-        "phase", value=lambda row: row.workload.phase, description="value of `--phase`: `prefill`, `decode` or `train`"
-    ),
-    Field("seq_len", value=lambda row: _length(row.workload), description="value of `--seq`: tokens per sequence"),
-    Field("batch", value=lambda row: row.workload.batch, description="value of `--batch`: number of sequences"),
-    Field(
-        "attention",
-        value=lambda row: "full" if row.workload.masked_pairs else "causal",
-        description="value of `--attention`: whether masked (query, key) pairs are counted too (`full`) or not "
-        "(`causal`)",
-    ),
-    Field("recompute", description="value of `--recompute`"),
-    Field(
-        "lora",
-        value=lambda row: None if row.adapters is None else str(row.adapters),
-        description="value of `--lora`, with its defaults: the adapters; null without adapters",
-    ),
-    Field(
-        "absorbed_mla",
-        value=lambda row: absorbs(row.spec, row.workload),
-        description="whether latent attention (MLA) is counted in its absorbed form, which does not expand the "
-        "latents; only decoding uses it",
-    ),
-    Field(
-        "total_flops",
-        value=lambda row: row.flops.total,
-        description="FLOPs of the step: the forward pass, and in training also the backward pass",
-    ),
-    Field("matmul_flops", value=lambda row: row.flops.matmul, description="FLOPs of matrix products with weights"),
-    Field(
-        "attention_flops",
-        value=lambda row: row.flops.attention,
-        description="FLOPs of the two products of attention: queries with keys, and scores with values",
-    ),
-    Field(
-        "recurrent_flops", value=lambda row: row.flops.recurrent, description="FLOPs of recurrences and convolutions"
-    ),
-    Field(
-        "recompute_flops",
-        value=lambda row: row.flops.recompute,
-        description="FLOPs of the forward pass that the backward pass computes again; not part of `total_flops`",
-    ),
-    Field(
-        "tokens",
-        value=lambda row: row.flops.tokens,
-        description="number of tokens that the step computes: `batch` × `seq_len`, or `batch` in decoding",
-    ),
-    Field("flops_per_token", value=lambda row: row.flops.per_token, description="`total_flops` / `tokens`"),
-    Field(
-        "rule_of_thumb_flops",
-        value=lambda row: row.flops.rule,
-        description="FLOPs of the step by the rule of thumb: 2·N per token, or 6·N per token in training. N is the "
-        "number of active parameters without embeddings. Frozen parameters count 4·N",
-    ),
-    Field("components", value=lambda row: row.flops.components, description="FLOPs of each component"),
-    Field(
-        "launches",
-        value=lambda row: None if row.by != "op" else _launches(row).totals,
-        description="kernels that the step launches, for each fusion profile: `eager` (plain PyTorch), `fused` "
-        "(llmbench's kernels) and `vllm` (approximate). A profile is null if the launches of an op are unknown, and in "
-        "training. Only with `--by op`, else null. See [Kernel launches](../concepts/the-op-table.md#kernel-launches)",
-    ),
-    Field(
-        "ops",
-        value=lambda row: None if row.by != "op" else _every_op(row),
-        description="list of all ops of the [op table](../concepts/the-op-table.md), also of those without FLOPs, each "
-        "with `op`, `layers`, `count`, `flops` and `launches`, for all instances of the op. Only with `--by op`, else "
-        "null",
-    ),
-)
+__all__ = ["By", "Counted", "ScoredPairs", "absorbs", "counted", "document", "workload_of"]
 
 
 def counted(
@@ -120,11 +40,17 @@ def counted(
     lora: str = "",
     *,
     by: By = "component",
+    chunk: int | None = None,
+    chunk_start: int | None = None,
 ) -> list[Counted]:
     """Return the models with the FLOPs of one step. `lora`: adapters, such as `r=16,targets=q,v`. `by`: see `Counted`.
 
-    Raises LLMBenchError for a recomputation or for adapters in a step without a backward pass.
+    chunk: tokens of a prompt that a decoding step processes too. chunk_start: tokens of this prompt in the cache.
+
+    Raises LLMBenchError for a recomputation or for adapters in a step without a backward pass, and for a chunk in a
+    step that does not decode.
     """
+    part = _chunk(workload, chunk, chunk_start)
     if lora and workload.phase != "train":
         raise LLMBenchError(
             f"--lora {lora}: --phase {workload.phase} trains no adapters",
@@ -143,9 +69,10 @@ def counted(
     return [
         Counted(
             spec=spec,
-            tokens=workload.kv_len,
-            flops=count_flops(spec, workload, recompute=recompute, adapters=adapters),
+            tokens=max(workload.kv_len, 0 if part is None else part.kv_len),
+            flops=count_flops(spec, workload, recompute=recompute, adapters=adapters, chunk=part),
             workload=workload,
+            chunk=part,
             recompute=recompute,
             adapters=adapters,
             by=by,
@@ -194,7 +121,10 @@ def _blocks(rows: list[Counted], explain: bool) -> list[Block]:
             "attention_share", "attention", "percent", lambda row: row.flops.attention / row.flops.total, in_json=False
         ),
     )
-    lines = ["attention: share of the products of queries with keys and of scores with values"]
+    lines = [
+        *_chunk_lines(rows[0])[:1],
+        "attention: share of the products of queries with keys and of scores with values",
+    ]
     lines += dict.fromkeys(
         f"{row.spec.name} is approximate: {reason}" for row in rows for reason in row.approximate_because
     )
@@ -202,7 +132,9 @@ def _blocks(rows: list[Counted], explain: bool) -> list[Block]:
     step = {"prefill": "prefill", "train": "training step", "decode": "one new token after cached tokens"}
     return [
         Block(
-            headline=comparison_headline([row.spec for row in rows], f"FLOPs · {step[rows[0].workload.phase]}"),
+            headline=comparison_headline(
+                [row.spec for row in rows], f"FLOPs · {step[rows[0].workload.phase]}{_chunk_text(rows[0])}"
+            ),
             table=table(fitted(columns, rows), rows),
             lines=lines,
             notes=notes,
@@ -215,20 +147,27 @@ def workload_of(phase: Phase, seq: int, batch: int, **more: Any) -> Workload:
     return {"prefill": Workload.prefill, "decode": Workload.decode, "train": Workload.train}[phase](seq, batch, **more)
 
 
-def absorbs(spec: ModelSpec, workload: Workload) -> bool:
-    """Return whether the model has latent attention (MLA), and this workload computes it in its absorbed form."""
-    return workload.absorbed_mla and any(mixer.absorbs for mixer in spec.mixers)
-
-
-def _length(workload: Workload) -> int:
-    """Return the value of --seq: tokens per sequence, or cached tokens if the phase is decode."""
-    return workload.kv_len - 1 if workload.phase == "decode" else workload.query_len
+def _chunk(workload: Workload, tokens: int | None, start: int | None) -> Workload | None:
+    """Return the workload of the chunk that a step processes too. None: there is none. Arguments: see `counted`."""
+    if tokens is None:
+        if start is not None:
+            raise LLMBenchError(
+                f"--chunk-start {start}: there is no chunk", hint="add --chunk, for example --chunk 512"
+            )
+        return None
+    if workload.phase != "decode":
+        raise LLMBenchError(
+            f"--chunk {tokens}: only a decoding step can process a chunk of a prompt too",
+            hint="use --phase decode, or leave out --chunk",
+        )
+    return Workload.chunk(tokens, start or 0, masked_pairs=workload.masked_pairs)
 
 
 def _block(row: Counted, explain: bool) -> Block:
-    flops, workload, by = row.flops, row.workload, row.by
-    ops = [op for op in _ops(row) if step_flops(op, workload)]
-    rows = _by_op(row, ops, explain) if by == "op" else _by_component(ops, workload, explain)
+    flops, by = row.flops, row.by
+    ops = [op for op in ops_of(row) if step_flops(op, row.workload)]
+    rows = _by_op(row, ops, explain) if by == "op" else _by_component(row, ops, explain)
+    counts_launches = by == "op" and row.workload.phase != "train" and row.chunk is None
     one_kind = len({layer_group(op) for op in ops if op.layer}) < 2
     first: list[Field[dict[str, Any]]] = [
         Field("op", "op", text=lambda part: f"{part['count']} × {part['op']}" if part.get("count", 1) > 1 else None),
@@ -240,41 +179,45 @@ def _block(row: Counted, explain: bool) -> Block:
         Field("flops", "step", "tflops", scale="step"),
         Field("share", "share", "percent", value=lambda part: part["flops"] / flops.total if flops.total else None),
         Field("flops_per_token", value=lambda part: part["flops"] / flops.tokens),
-        *(Field[dict[str, Any]](f"launches_{name}") for name in (_launches(row).totals if by == "op" else ())),
+        *(Field[dict[str, Any]](f"launches_{name}") for name in (launched(row).totals if counts_launches else ())),
         Field("formula", "formula", wraps=True, spare=0 if explain else 1),
     ]
     return model_block(
         row,
-        context=_context(workload) + (f"\n{_adapters(row)}" if row.adapters is not None else ""),
+        context=_context(row) + (f"\n{_adapters(row)}" if row.adapters is not None else ""),
         table=table(fitted(columns, rows), rows, total={by: "total", "flops": flops.total}),
-        lines=_lines(row) + (_launches(row).lines(explain) if by == "op" and workload.phase != "train" else []),
+        lines=_lines(row) + (launched(row).lines(explain) if counts_launches else []),
     )
 
 
-def _ops(row: Counted) -> list[Op]:
-    return step_ops(row.spec, row.workload, row.adapters)
-
-
-def _launches(row: Counted) -> Launched:
-    from llmbench.answers.launches import Launched  # only --by op needs it
-
-    return Launched(row.spec, row.workload, _ops(row))
-
-
-def _figures(row: Counted, op: Op) -> dict[str, Any]:
-    """Return the figures of all instances of an op."""
-    return {"op": op.name, "layers": layer_group(op), "count": op.count, "flops": step_flops(op, row.workload)}
-
-
-def _every_op(row: Counted) -> list[dict[str, Any]]:
-    launched = _launches(row)
-    return [{**_figures(row, op), "launches": launched.of(op)} for op in launched.ops]
-
-
-def _context(w: Workload) -> str:
+def _context(row: Counted) -> str:
+    w = row.workload
     step = {"prefill": "prefill of", "train": "training step on", "decode": "one new token after"}[w.phase]
     pairs = "all (query, key) pairs" if w.masked_pairs else "(query, key) pairs inside the mask"
-    return f"{step} {plural(_length(w), 'token')} · batch {w.batch:,} · {pairs}"
+    return f"{step} {plural(length(w), 'token')} · batch {w.batch:,}{_chunk_text(row)} · {pairs}"
+
+
+def _chunk_text(row: Counted) -> str:
+    """Return the words for the chunk of a prompt that the step processes too."""
+    if row.chunk is None:
+        return ""
+    new, start = row.chunk.query_len, row.chunk.kv_len - row.chunk.query_len
+    return f" · with a chunk of {plural(new, 'token')}" + (f" after {start:,} cached ones" if start else "")
+
+
+def _chunk_lines(row: Counted) -> list[str]:
+    """Return what a reader must know about a step that also processes a chunk of a prompt."""
+    if row.chunk is None:
+        return []
+    flops, expected = row.flops, " (with the expected number of experts)" if row.spec.is_moe else ""
+    lines = [
+        "logits are counted for each decoded token, and for the last token of the chunk",
+        f"in bf16, the step reads {size(flops.weight_bytes)} of weights{expected}, once for both parts, and "
+        f"{size(flops.kv_read_bytes)} of cache",
+    ]
+    if row.by == "op":
+        lines.append("kernel launches are unknown: engines differ in how many kernels compute attention for both parts")
+    return lines
 
 
 def _adapters(row: Counted) -> str:
@@ -296,8 +239,14 @@ def _lines(row: Counted) -> list[str]:
         lines.append(
             "factors: 6 for adapters, 4 for frozen weights, which need no gradient, and 2 before the first adapter"
         )
+    lines += _chunk_lines(row)
     if absorbs(row.spec, w):
-        lines.append("latent attention (MLA) is counted in its absorbed form: it does not expand the latents")
+        lines.append(
+            "latent attention (MLA) is counted in its absorbed form: it does not expand the latents"
+            if row.chunk is None
+            else "latent attention (MLA) is counted in its absorbed form for decoding. For the chunk, it expands the "
+            "latents of all tokens that the chunk sees"
+        )
     if flops.recompute:
         source = "flash attention's scores" + (f" and --recompute {row.recompute}" if row.recompute != "none" else "")
         lines.append(f"not in the total: {si(flops.recompute)}FLOPs that the backward pass computes again ({source})")
@@ -306,77 +255,27 @@ def _lines(row: Counted) -> list[str]:
     return lines
 
 
-def _by_component(ops: list[Op], w: Workload, explain: bool) -> list[dict[str, Any]]:
+def _by_component(row: Counted, ops: list[Op], explain: bool) -> list[dict[str, Any]]:
     groups: dict[str, list[Op]] = {}
     for op in ops:
-        groups.setdefault(_work(op), []).append(op)
+        groups.setdefault(work_of(op), []).append(op)
     return [
-        {"component": name, "formula": _text(name, group, w, explain), "flops": sum(step_flops(op, w) for op in group)}
+        {
+            "component": name,
+            "formula": formula_of(name, group, row, explain),
+            "flops": sum(step_flops(op, row.workload) for op in group),
+        }
         for name, group in groups.items()
     ]
 
 
 def _by_op(row: Counted, ops: list[Op], explain: bool) -> list[dict[str, Any]]:
-    launched = _launches(row)
+    counts = launched(row)
     return [
         {
-            **_figures(row, op),
-            "formula": _text(_work(op), [op], row.workload, explain),
-            **{f"launches_{name}": number for name, number in launched.of(op).items()},
+            **figures(row, op),
+            "formula": formula_of(work_of(op), [op], row, explain),
+            **{f"launches_{name}": number for name, number in counts.of(op).items()},
         }
         for op in ops
     ]
-
-
-def _work(op: Op) -> str:
-    """Return the name of the table row that includes an op: attention scores, recurrence, or the op's component."""
-    names = {"attention": "attention scores", "scan": "recurrence", "conv": "recurrence"}
-    return names.get(op.kind, op.component)
-
-
-def _text(name: str, ops: list[Op], w: Workload, explain: bool) -> str:
-    """Return the formula of the FLOPs of some ops. Ops with and without gradients have different factors."""
-    groups: dict[int, list[Op]] = {}
-    for op in ops:
-        groups.setdefault(step_flops(op, w) * 2 // (op.count * op.forward_flops), []).append(op)
-    factors = sorted(groups, reverse=True)
-    times = str(factors[0]) if len(factors) == 1 else f"({' or '.join(map(str, factors))})"
-    if name == "attention scores":
-        formula = f"{times} × (d_qk + d_v) × pairs × heads"
-        numbers = [_scores(groups[factor], factor, w) for factor in factors]
-    else:
-        formula = f"{times} × tokens × " + ("(state + convolution taps)" if name == "recurrence" else "weights")
-        numbers = [_products(groups[factor], factor, w) for factor in factors]
-    return f"{formula} = {' + '.join(numbers)}" if explain else formula
-
-
-def _products(ops: list[Op], times: int, w: Workload) -> str:
-    """Return the FLOPs of products with numbers: a term for the tokens of the step, and one for those of an encoder.
-
-    Weights that several layers share count once per layer. A few products have rows that do not depend on the tokens.
-    """
-    step = w.batch * w.query_len
-    flops: dict[int, int] = {}
-    for op in ops:
-        tokens = op.rows if op.rows and (op.stack == "encoder" or ".cross_attention." in op.name) else step
-        flops[tokens] = flops.get(tokens, 0) + op.count * op.forward_flops
-    terms = []
-    for tokens, total in flops.items():
-        elements, rest = divmod(total, 2 * tokens)
-        more = f" + {times // 2 * rest:,}" if rest else ""
-        terms.append(f"{times} × {tokens:,} × {elements:,}{more}")
-    return " + ".join(terms)
-
-
-def _scores(ops: list[Op], times: int, w: Workload) -> str:
-    """Return the FLOPs of attention scores with numbers: a product for each kind of scores."""
-    layers: dict[tuple[int, int, int, int], int] = {}
-    for op in ops:
-        if op.scores is not None:
-            layers[op.scores] = layers.get(op.scores, 0) + op.count
-    terms = [
-        f"{times} × ({d_qk:,} + {d_v:,}) × {plural(pairs, 'pair')} × {plural(heads, 'head')} × {plural(count, 'layer')}"
-        for (d_qk, d_v, heads, pairs), count in layers.items()
-    ]
-    rest = sum(step_flops(op, w) for op in ops if op.scores is None)
-    return " + ".join(terms + [f"{rest:,} for scores of positions"] * bool(rest))

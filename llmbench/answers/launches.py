@@ -17,15 +17,19 @@ class Launched(NamedTuple):
     spec: ModelSpec
     workload: Workload
     ops: list[Op]
+    known: bool = True
+    """Whether the launches of such a step are known."""
 
     def of(self, op: Op) -> dict[ProfileName, int | None]:
         """Return the launches of all instances of an op, for each fusion profile. None: unknown."""
-        return {name: launches(self.spec, self.workload, op, name) for name in PROFILES}
+        return {name: launches(self.spec, self.workload, op, name) if self.known else None for name in PROFILES}
 
     @property
     def totals(self) -> dict[ProfileName, int | None]:
         """The launches of the step, for each fusion profile. None: those of at least one op are unknown."""
-        return {name: total_launches(self.spec, self.workload, self.ops, name) for name in PROFILES}
+        return {
+            name: total_launches(self.spec, self.workload, self.ops, name) if self.known else None for name in PROFILES
+        }
 
     def lines(self, explain: bool) -> list[str]:
         """Return the totals, the ops whose launches are unknown, and with `explain` the assumptions."""

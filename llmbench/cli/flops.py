@@ -23,8 +23,15 @@ from llmbench.cli.options import (
     choices_of,
     load,
     prints_tables,
+    token_count,
 )
 from llmbench.sizing.workload import Phase, Recompute
+
+
+def _start(text: str | int) -> int:
+    """Parse a number of tokens that can be 0."""
+    return 0 if str(text).strip() == "0" else token_count(text)
+
 
 PhaseOption = Annotated[
     Phase,
@@ -54,6 +61,26 @@ RecomputeOption = Annotated[
         ),
     ),
 ]
+ChunkOption = Annotated[
+    int | None,
+    typer.Option(
+        "--chunk",
+        metavar="TOKENS",
+        help="Tokens of a prompt that the same step processes, as engines do in chunked prefill (--phase decode only).",
+        show_default=False,
+        parser=token_count,
+    ),
+]
+ChunkStart = Annotated[
+    int | None,
+    typer.Option(
+        "--chunk-start",
+        metavar="TOKENS",
+        help="Tokens of this prompt that are in the cache. The chunk reads their keys. Default: none.",
+        show_default=False,
+        parser=_start,
+    ),
+]
 LoraOption = Annotated[
     str,
     typer.Option(
@@ -80,6 +107,8 @@ def command(
     phase: PhaseOption = "prefill",
     seq: Seqs = SEQS,
     batch: Batches = ONE,
+    chunk: ChunkOption = None,
+    chunk_start: ChunkStart = None,
     attention: ScorePairs = "causal",
     recompute: RecomputeOption = NO_RECOMPUTE,
     lora: LoraOption = "",
@@ -91,14 +120,16 @@ def command(
 ) -> None:
     """Count the FLOPs of a prefill, a decoding step or a training step.
 
-    A multiply-add counts as 2 FLOPs. Logits are counted at every position. Only the experts that a token uses are
-    counted. Elementwise work (norms, activations, softmax) is not counted.
+    A multiply-add counts as 2 FLOPs. Logits are counted at every position, but only for the last token of a --chunk.
+    Only the experts that a token uses are counted. Elementwise work (norms, activations, softmax) is not counted.
 
     Examples:
 
       llmbench flops llama2-7b --seq 8192
 
       llmbench flops mixtral-8x7b --phase decode --seq 8192 --batch 32
+
+      llmbench flops llama3-8b --phase decode --seq 8k --batch 32 --chunk 512 --chunk-start 1536
 
       llmbench flops llama3-8b --phase train --recompute full --by op
 
@@ -117,13 +148,15 @@ def command(
         for spec in specs
         for workload in workloads
         for again in recompute
-        for row in counted([spec], workload, again, lora, by=by)
+        for row in counted([spec], workload, again, lora, by=by, chunk=chunk, chunk_start=chunk_start)
     ]
     inputs = {
         "models": models,
         "phase": phase,
         "seq_len": seq.as_input,
         "batch": batch.as_input,
+        "chunk": chunk,
+        "chunk_start": chunk_start,
         "attention": attention,
         "recompute": recompute.as_input,
         "lora": lora,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from llmbench.sizing.lower import lower
+from llmbench.sizing.mixed_step import mixed_step
 from llmbench.sizing.op import Op
 from llmbench.sizing.params import TABLES
 from llmbench.sizing.recompute import repeated
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Flops(msgspec.Struct, frozen=True, kw_only=True):
-    """FLOPs of one step over `tokens` new tokens. A multiply-add counts as 2 FLOPs.
+    """FLOPs and bytes of one step over `tokens` new tokens. A multiply-add counts as 2 FLOPs.
 
     total: FLOPs of the forward pass, in training also of the backward pass: the sum matmul + attention + recurrent.
     matmul: FLOPs of products with weights.
@@ -26,11 +27,13 @@ class Flops(msgspec.Struct, frozen=True, kw_only=True):
     recurrent: FLOPs of convolutions and recurrences.
     recompute: FLOPs that the backward pass computes a second time (the scores of flash attention, and recomputed
         layers). The total does not include them.
-    tokens: number of new tokens: batch × query length.
+    tokens: number of new tokens: batch × query length, and the tokens of a chunk.
     rule: the rule of thumb, which is 2·N FLOPs per token for a forward pass and 6·N for training. N is the number of
         active parameters, without embedding tables and head. Frozen parameters count 4·N in training, because they need
         no gradient.
     components: the FLOPs of each component. Their sum is the total.
+    weight_bytes: bytes of the weights that the forward pass reads, with the expected number of experts.
+    kv_read_bytes, kv_written_bytes: bytes of caches and recurrent states that the forward pass reads and writes.
     """
 
     total: int
@@ -41,6 +44,9 @@ class Flops(msgspec.Struct, frozen=True, kw_only=True):
     tokens: int
     rule: int
     components: dict[str, int]
+    weight_bytes: int
+    kv_read_bytes: int
+    kv_written_bytes: int
 
     @property
     def per_token(self) -> float:
@@ -49,15 +55,21 @@ class Flops(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def count_flops(
-    spec: ModelSpec, workload: Workload, *, recompute: Recompute = "none", adapters: Adapters | None = None
+    spec: ModelSpec,
+    workload: Workload,
+    *,
+    recompute: Recompute = "none",
+    adapters: Adapters | None = None,
+    chunk: Workload | None = None,
 ) -> Flops:
     """Count the FLOPs of one step of a workload, on the whole model.
 
     adapters: adapters that are trained in place of the weights of the model, which are frozen.
+    chunk: a chunk of a prompt that a decoding step processes too (see `mixed_step`).
 
-    Raises SpecError for targets of adapters that the model does not have.
+    Raises SpecError for targets of adapters that the model does not have, and for a chunk that is not possible.
     """
-    ops = step_ops(spec, workload, adapters)
+    ops = step_ops(spec, workload, adapters, chunk)
     sums = dict.fromkeys(("matmul", "attention", "recurrent"), 0)
     components: dict[str, int] = {}
     for op in ops:
@@ -66,7 +78,7 @@ def count_flops(
         sums[kind] += flops
         if flops:
             components[op.component] = components.get(op.component, 0) + flops
-    tokens = workload.batch * workload.query_len
+    tokens = sum(part.batch * part.query_len for part in (workload, chunk) if part is not None)
     active = sum(op.count * op.active_parameters for op in ops if op.component not in TABLES)
     frozen = sum(op.count * op.active_parameters for op in ops if op.component not in TABLES and op.frozen)
     return Flops(
@@ -75,12 +87,19 @@ def count_flops(
         tokens=tokens,
         rule=(6 * active - 2 * frozen if workload.phase == "train" else 2 * active) * tokens,
         components=components,
+        weight_bytes=sum(op.count * op.weight_bytes for op in ops),
+        kv_read_bytes=sum(op.count * op.kv_read_bytes for op in ops),
+        kv_written_bytes=sum(op.count * op.kv_written_bytes for op in ops),
         **sums,
     )
 
 
-def step_ops(spec: ModelSpec, workload: Workload, adapters: Adapters | None = None) -> list[Op]:
-    """Return the ops of one step on the whole model. adapters: see `count_flops`."""
+def step_ops(
+    spec: ModelSpec, workload: Workload, adapters: Adapters | None = None, chunk: Workload | None = None
+) -> list[Op]:
+    """Return the ops of one step on the whole model. adapters, chunk: see `count_flops`."""
+    if chunk is not None:
+        return mixed_step(spec, workload, chunk)
     ops = lower(spec, workload)
     if adapters is None:
         return ops

@@ -32,10 +32,13 @@ def mixed_step(spec: ModelSpec, decode: Workload, chunk: Workload, layout: Layou
     select. Attention runs for each part with its own cache. Ops that only one part has are those of this part. With
     latent attention, the two parts can compute the keys in different ways.
 
-    Raises SpecError if the first workload does not decode, or the second one is not a prefill.
+    Raises SpecError if the first workload does not decode, if the second one is not a prefill, and for a model whose
+    encoder reads the prompt.
     """
     if decode.phase != "decode" or chunk.phase != "prefill":
         raise SpecError(f"a mixed step decodes and prefills, but the phases are {decode.phase} and {chunk.phase}")
+    if spec.encoder is not None:
+        raise SpecError(f"{spec.name} reads a prompt with its encoder, as a whole: a step cannot have a chunk of it")
     layout = layout or Layout()
     tokens = decode.batch * decode.query_len + chunk.batch * chunk.query_len
     whole = msgspec.structs.replace(chunk, batch=1, query_len=tokens, kv_len=tokens)

@@ -104,6 +104,14 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return cls(phase="prefill", batch=batch, query_len=seq_len, kv_len=seq_len, encoder_len=seq_len, **more)
 
     @classmethod
+    def chunk(cls, tokens: int, start: int = 0, **more: Any) -> Workload:
+        """Return the prefill of `tokens` tokens of one sequence, after `start` tokens that are in the cache.
+
+        As in an engine, the head computes the logits of the last token only.
+        """
+        return cls(phase="prefill", query_len=tokens, kv_len=start + tokens, logits=1, **more)
+
+    @classmethod
     def decode(cls, seq_len: int, batch: int = 1, **more: Any) -> Workload:
         """Return a decoding step: one new token per sequence, with `seq_len` earlier tokens in the cache."""
         more.setdefault("absorbed_mla", True)

@@ -54,6 +54,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "flops": MARK
     | {"phase": TEXT, "attention": TEXT, "recompute": TEXT, "absorbed_mla": BOOL, "flops_per_token": FLOAT}
     | {"lora": "NoneType", "launches": "NoneType", "ops": "NoneType"}  # the last two have values with --by op
+    | {"chunk": "NoneType", "chunk_start": "NoneType"}
     | dict.fromkeys(
         (
             "seq_len",
@@ -63,6 +64,9 @@ FIELDS: dict[str, dict[str, Any]] = {
             "attention_flops",
             "recurrent_flops",
             "recompute_flops",
+            "weight_bytes",
+            "kv_read_bytes",
+            "kv_written_bytes",
             "tokens",
             "rule_of_thumb_flops",
         ),
@@ -124,7 +128,7 @@ def test_json_has_exactly_its_fields(command: str, capsys: Capture) -> None:
     ("command", "inputs"),
     [
         ("params", "models weights set"),
-        ("flops", "models phase seq_len batch attention recompute lora by set"),
+        ("flops", "models phase seq_len batch chunk chunk_start attention recompute lora by set"),
         ("kvcache", "models all seq_len batch kv_dtype block_size set"),
         (
             "memory",
@@ -334,7 +338,8 @@ SHARED = ["--wide", "--notes"]
 """The options of every command that prints tables. `prints_tables` adds them behind the command's own."""
 OPTIONS = {
     "params": "--by --weights --explain --set --format --output",
-    "flops": "--phase --seq --batch --attention --recompute --lora --by --explain --set --format --output",
+    "flops": "--phase --seq --batch --chunk --chunk-start --attention --recompute --lora --by --explain --set "
+    "--format --output",
     "kvcache": "--all --seq --batch --kv-dtype --block-size --explain --set --format --output",
     "memory": "--phase --seq --batch --precision --weights --optimizer --recompute --layout --kernels --loss --dropout "
     "--micro-batches --recipe --lora --base --kv-dtype --device --explain --timeline --set --format --output",
@@ -379,7 +384,7 @@ def test_options_are_frozen(command: str) -> None:
     names = [option.opts[0] for option in options if "--help" not in option.opts]
     own = OPTIONS[command].split()
     assert names == own + (SHARED if "--format" in own else [])
-    assert len(own) <= {"memory": 22, "fit": 15, "train": 18, "ablate": 14}.get(command, 12)
+    assert len(own) <= {"memory": 22, "fit": 15, "flops": 13, "train": 18, "ablate": 14}.get(command, 12)
     assert all(option.help for option in options)
 
 

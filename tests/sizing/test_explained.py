@@ -176,7 +176,8 @@ def test_formulas_of_flops() -> None:
     for spec, phase, full in product(specs, get_args(Phase), (False, True)):
         if phase == "decode" and not spec.decodes:
             continue
-        rows = counted([spec], workload_of(phase, 300, 2, masked_pairs=full))
+        chunk = 40 if phase == "decode" and full and spec.encoder is None else None
+        rows = counted([spec], workload_of(phase, 300, 2, masked_pairs=full), chunk=chunk, chunk_start=chunk)
         (block,) = document(rows, {}, explain=True).blocks
         assert block.table is not None
         names = [column.name for column in block.table.columns]
