@@ -35,22 +35,25 @@ os.environ["OMP_NUM_THREADS"] = "1"  # a fork has no threads of its parent
 from fuzz_readers import TooLong
 from hostile.answers import MOST_MEMORY, Attempt, Problems, codes
 from hostile.inputs import arguments, assignments, checkpoints, configs, files, ggufs, grammars, specs, tables
+from hostile.learning import runs, texts
 from hostile.runs import full_disk, killed, lost_file, measure_quickly, processes, results, two_runs
 
 
 def kinds() -> dict[str, tuple[float, Attempt]]:
     """Return each kind of tries, with its share of all tries."""
     inner: dict[str, tuple[float, Attempt]] = {
-        "config": (0.12, configs()),
-        "spec": (0.14, specs()),
-        "set": (0.1, assignments()),
-        "argument": (0.11, arguments()),
+        "config": (0.11, configs()),
+        "spec": (0.1, specs()),
+        "set": (0.08, assignments()),
+        "argument": (0.08, arguments()),
         "grammar": (0.08, grammars()),
         "table": (0.04, tables()),
         "file": (0.06, files()),
         "checkpoint": (0.06, checkpoints()),
         "gguf": (0.06, ggufs()),
-        "process": (0.07, processes()),
+        "process": (0.06, processes()),
+        "run": (0.06, runs()),
+        "text": (0.05, texts()),
     }
     whole = measure_quickly()
     return inner | {

@@ -311,18 +311,21 @@ def within(folder: Path, body: Callable[[], Answer]) -> Answer:
         os.chdir(before)
 
 
-def checkpoints() -> Attempt:
-    """Damaged safetensors files, indexes and configs of a small model, which the command `model` builds and runs."""
-    config = {
-        "model_type": "llama",
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "vocab_size": 32,
-        "torch_dtype": "float32",
-    }
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "vocab_size": 32,
+    "torch_dtype": "float32",
+}
+"""The config.json of a small model."""
+
+
+def weights() -> tuple[dict[str, Any], int]:
+    """Return the header of the safetensors file of that model, and the bytes of its tensors."""
     block = "model.layers.0."
     shapes = {
         "model.embed_tokens.weight": [32, 16],
@@ -344,7 +347,14 @@ def checkpoints() -> Attempt:
         size = 4 * shape[0] * (shape[1] if len(shape) > 1 else 1)
         header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [end, end + size]}
         end += size
-    index = {"metadata": {"total_size": end}, "weight_map": dict.fromkeys(shapes, "model.safetensors")}
+    return header, end
+
+
+def checkpoints() -> Attempt:
+    """Damaged safetensors files, indexes and configs of a small model, which the command `model` builds and runs."""
+    header, end = weights()
+    names = [name for name in header if name != "__metadata__"]
+    index = {"metadata": {"total_size": end}, "weight_map": dict.fromkeys(names, "model.safetensors")}
 
     def attempt(rng: random.Random, folder: Path) -> Problems:
         part = rng.randrange(5)
@@ -354,7 +364,7 @@ def checkpoints() -> Attempt:
         size = rng.choice([len(text)] * 9 + [0, 2**63, 2**64 - 1, len(text) + 1])
         data = rng.choice([rng.randbytes(end), b"\0\0\0\x3f" * (end // 4)])[: rng.choice([end] * 9 + [end - 1, 0])]
         (folder / "model.safetensors").write_bytes(size.to_bytes(8, "little") + text + data)
-        (folder / "config.json").write_bytes(as_json(damaged(config, rng) if part == 3 else config))
+        (folder / "config.json").write_bytes(as_json(damaged(LLAMA, rng) if part == 3 else LLAMA))
         if part == 4 or rng.random() < 0.3:
             listed = broken(as_json(damaged(index, rng)), rng) if part == 4 else as_json(index)
             (folder / "model.safetensors.index.json").write_bytes(listed)
