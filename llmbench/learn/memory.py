@@ -23,7 +23,7 @@ def step_bytes(spec: ModelSpec, settings: Settings, ranks: int = 1) -> int:
     """Return the peak memory of a training step of one rank, without the workspaces of CUDA's libraries.
 
     The allocator and the temporary tensors of the kernels of a CPU are not counted. With them, the process grew by 1.2
-    to 1.8 times as much for nanogpt-cpu, and by 2.7 times as much with dropout, for which torch keeps attention scores.
+    to 2.1 times as much for small models, and by 2.7 times as much with dropout, for which torch keeps the scores.
     """
     memory = training_memory(
         spec,
