@@ -449,12 +449,13 @@ def _noted(
     """Return the texts about each model, behind its name. A text on a model and all of its variants has the model's
     name. Another text has the heading of the column."""
     texts = [texts_of(row) for row in rows]
+    shared: dict[str, set[str]] = {}
+    for row, found in zip(rows, texts, strict=True):
+        shared[row.spec.name] = shared.get(row.spec.name, set(found)).intersection(found)
     noted = []
     for row, name, found in zip(rows, names, texts, strict=True):
-        alike = [others for other, others in zip(rows, texts, strict=True) if other.spec.name == row.spec.name]
-        for text in found:
-            shared = all(text in others for others in alike)
-            noted.append(f"{row.spec.name if shared else name}{between}{text}")
+        model = row.spec.name
+        noted += [f"{model if text in shared[model] else name}{between}{text}" for text in found]
     return distinct(noted)
 
 
