@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -146,6 +147,26 @@ def test_the_limit_of_patterns_holds_for_all_layers_together(monkeypatch: pytest
             stored_weights(with_weights(deep, weights))
     usual = Weights(format="fp8-tensor", keeps=tuple(f"model.layers.{i}.self_attn*" for i in range(80)))
     assert survives(lambda: stored_weights(with_weights(LLAMA, usual))) is not None
+
+
+@pytest.mark.parametrize("piece", ["*", "*a", "re:(?:a)"])
+def test_the_limit_of_patterns_holds_for_their_length(piece: str) -> None:
+    kind, text = ("re:", piece[3:]) if piece.startswith("re:") else ("", piece)
+    long = [f"{kind}{text * (990 // len(text))}q{index}" for index in range(1999)]
+    with quickly(), pytest.raises(SpecError, match="too many patterns"):
+        from_config(CONFIG | {"quantization_config": {"quant_method": "fp8", "ignored_layers": long}}, name="x")
+    usual = [rf"re:model\.layers\.{index}\.self_attn\.q_proj" for index in range(1999)]
+    assert from_config(CONFIG | {"quantization_config": {"quant_method": "fp8", "ignored_layers": usual}}, name="x")
+
+
+def test_many_notes_are_compared_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    many = tuple(f"note {index}" for index in range(40_000))
+    for name in ("a", "b"):
+        text = write_spec(msgspec.structs.replace(LLAMA, name=name, notes=many, approximate=many))
+        (tmp_path / f"{name}.toml").write_text(text)
+    with quickly():
+        assert run(["compare", str(tmp_path / "a.toml"), str(tmp_path / "b.toml"), "gpt2"]) == 0
+    assert "note 39999" in capsys.readouterr().out
 
 
 def test_a_text_from_outside_does_not_decide_which_files_are_read() -> None:

@@ -78,10 +78,12 @@ def cost(pattern: str) -> float:
     any character multiplies the time by about 8, and every further one by about half the length of a name. A repetition
     that takes as few characters as possible needs more time per character. A run of digits in a name is short. Of
     alternatives that begin with different characters, only one fits, so they cost nothing.
+    A long pattern also takes time before it is used: its cost is at least that of its length.
     Infinite: a group that repeats contains repetitions or alternatives, such as `(a+)+`.
     """
+    least = max(1.0, len(pattern) / 100)
     if not pattern.startswith("re:"):
-        return 1 if "*" in pattern else 0
+        return least if "*" in pattern else 0
     factor, wide = 1.0, 0
     groups = [_Group()]
     last = ""
@@ -109,7 +111,7 @@ def cost(pattern: str) -> float:
             if kind == "open":
                 groups.append(_Group())
         last = kind
-    return factor * groups[0].ways * (8 * 25.0 ** (wide - 2) if wide > 1 else 1)
+    return max(least, factor * groups[0].ways * (8 * 25.0 ** (wide - 2) if wide > 1 else 1))
 
 
 class _Group:
