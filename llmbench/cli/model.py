@@ -28,6 +28,7 @@ from llmbench.model.implementations import IMPLEMENTATIONS, PREFERENCE, preferre
 from llmbench.report.document import Block, Document, Table, table
 from llmbench.report.fields import Field, fitted, record, records
 from llmbench.report.units import change, size
+from llmbench.spec.catalog import built_in
 from llmbench.spec.mixer import AttentionKind, branches
 from llmbench.spec.model import ModelSpec
 
@@ -340,7 +341,7 @@ def _weights(model: str, *, changed: bool) -> tuple[Path | None, list[str]]:
     The folder is None if the weights are random.
     """
     folder = Path(model)
-    if not os.path.isdir(folder):
+    if built_in(model) is not None or not os.path.isdir(folder):
         return None, []
     if not any(folder.glob("*.safetensors")):
         return None, [f"no weights were read: {folder} has no .safetensors file"]

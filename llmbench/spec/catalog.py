@@ -1,7 +1,8 @@
 """Search for a spec by the text that a user types.
 
 The text is the name or an alias of a bundled model or device, the path of a TOML file, of a config.json, of its folder
-or of a GGUF file, or `hf:organisation/name`. The comparison of names ignores case, hyphens, dots and underscores. For
+or of a GGUF file, or `hf:organisation/name`. A name of a bundled model means this model, also if a folder has the same
+name; the path of the folder is `./name`. The comparison of names ignores case, hyphens, dots and underscores. For
 example, `llama-2-7b` and `LLaMA2_7B` both name `llama2-7b`.
 """
 
@@ -29,6 +30,7 @@ This file does not import `importlib.resources`, because that import takes a ten
 """
 
 __all__ = [
+    "built_in",
     "bundled_devices",
     "bundled_models",
     "bundled_name",
@@ -50,6 +52,12 @@ def find_model(text: str) -> ModelSpec:
 
         return read_config(text.removeprefix("hf:"))
     path = Path(text)
+    if (name := built_in(text)) is not None:
+        spec = load_bundled(name)
+        if not os.path.isdir(path):
+            return spec
+        note = f"{text} is the built-in model; the folder of this name is ./{text}"
+        return msgspec.structs.replace(spec, notes=(note, *spec.notes))
     if path.suffix == ".gguf":
         from llmbench.spec.huggingface.gguf import load_gguf
 
@@ -66,11 +74,15 @@ def find_model(text: str) -> ModelSpec:
             return load_config(path)
         if "/" not in text or path.suffix in (".toml", ".json") or text.startswith((".", "/", "~")):
             raise UnknownNameError(f"file `{text}` not found")
-    names = bundled_models()
-    name = bundled_name(text)
+    name = bundled_name(text)  # such as `meta-llama/Llama-2-7b`, an alias
     if name is None:
-        raise UnknownNameError(f"model `{text[:80]}` not found", hint=_model_hint(text, names))
+        raise UnknownNameError(f"model `{text[:80]}` not found", hint=_model_hint(text, bundled_models()))
     return load_bundled(name)
+
+
+def built_in(text: str) -> str | None:
+    """Return the name of the bundled model that a text without a slash means, or None if it can only be a path."""
+    return None if "/" in text or text.endswith((".toml", ".json")) else bundled_name(text)
 
 
 def bundled_name(text: str) -> str | None:

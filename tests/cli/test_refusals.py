@@ -18,6 +18,20 @@ from llmbench.sizing.workload import Layout
 from .commands import Capture, refusal
 
 
+def test_a_name_of_a_bundled_model_is_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gpt2").mkdir()
+    (tmp_path / "gpt2" / "config.json").write_text('{"model_type": "llama", "hidden_size": 64}')
+    monkeypatch.chdir(tmp_path)
+    assert run(["params", "gpt2"]) == 0
+    text = capsys.readouterr().out
+    assert "124,439,808" in text
+    assert "gpt2 is the built-in model; the folder of this name is ./gpt2" in text
+    assert run(["params", "./gpt2"]) == 0
+    assert "124,439,808" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
