@@ -163,7 +163,7 @@ def _lines(row: Fitted, fit: Fit) -> list[str]:
 def _files(row: Fitted, fit: Fit) -> list[str]:
     """Return a line about the files that the start command loads, if they are not the published ones as they are."""
     title, flag = fit.tightest.shard.title, fit.on_load
-    own_file = fit.published and (row.files or "").endswith(".gguf")
+    own_file = fit.tightest.shard.format.endswith(".gguf") or (fit.published and (row.files or "").endswith(".gguf"))
     if fit.question.engine.spec.rule == "llamacpp" and not own_file:
         return [f"the file in the command is named as usual; yours must be in this format: {title}"]
     if flag is not None:

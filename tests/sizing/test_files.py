@@ -358,6 +358,12 @@ def test_a_gguf_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert inference_weights(tmp_path, weights=str(path)) == total
     assert run(["params", str(tmp_path), "--weights", str(path)]) == 0
     assert "GGUF, Q4_K, Q6_K, F32 (from the files)" in capsys.readouterr().out
+    served = ["fit", str(tmp_path), "--weights", str(path), "--engine", "llamacpp", "--device", "h100", "--seq", "64"]
+    assert run([*served, "--format", "json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["fits"]
+    assert f"llama-server -m {path} " in row["command"]
+    assert run(served) == 0
+    assert "named as usual" not in " ".join(capsys.readouterr().out.split())
 
     whole = find_model(str(path))
     assert replace(spec, name="", source="", weights=whole.weights) == replace(whole, name="", source="")

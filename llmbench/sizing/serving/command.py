@@ -177,7 +177,12 @@ def _llamacpp(name: str, fit: Fit, seq: int, draft: str | None) -> list[str]:
 
 
 def _gguf_file(name: str, recipe: str) -> str:
-    """Return the usual name of the GGUF file of a model: `Llama-3-8B-Q4_K_M.gguf`. recipe: name of its format."""
+    """Return the GGUF file of a model, or its usual name: `Llama-3-8B-Q4_K_M.gguf`.
+
+    recipe: name of its format, or the file that `--weights` names.
+    """
+    if recipe.endswith(".gguf"):
+        return recipe
     if name.endswith(".gguf"):
         return name
     stem = Path(name).resolve().name if os.path.isdir(name) else name.rpartition("/")[2]
