@@ -14,7 +14,7 @@ from llmbench.sizing.lengths import beyond_positions
 from llmbench.spec.model import ModelSpec
 
 if TYPE_CHECKING:
-    from llmbench.sizing.weights import WeightRecipe
+    from llmbench.sizing.weight_recipe import WeightRecipe
 
 Item = TypeVar("Item")
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from llmbench.sizing.formula import Formula
     from llmbench.sizing.timeline import Step
     from llmbench.sizing.training_run import TrainingRun
-    from llmbench.sizing.weights import WeightRecipe
+    from llmbench.sizing.weight_recipe import WeightRecipe
 
 Phase = Literal["train", "inference"]
 Kernels = Literal["fused", "eager", "standard"]

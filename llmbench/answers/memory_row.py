@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from llmbench.sizing.communication import Communication
     from llmbench.sizing.formula import Formula
     from llmbench.sizing.timeline import Step
-    from llmbench.sizing.weights import WeightRecipe
+    from llmbench.sizing.weight_recipe import WeightRecipe
 
 
 class Verdict(NamedTuple):

@@ -14,7 +14,9 @@ from llmbench.report.units import billions, change, fitting, size
 from llmbench.sizing.lower import lower
 from llmbench.sizing.op import Op
 from llmbench.sizing.params import COMPONENTS, ONE_TOKEN, Parameters, count_parameters, layer_group
-from llmbench.sizing.weights import NEXT_TOKEN_PREDICTION, StoredWeights, WeightRecipe, stored_weights
+from llmbench.sizing.stored_tensors import NEXT_TOKEN_PREDICTION
+from llmbench.sizing.weight_recipe import WeightRecipe
+from llmbench.sizing.weights import StoredWeights, stored_weights
 from llmbench.spec.model import ModelSpec
 from llmbench.spec.weights.on_hub import with_headers
 

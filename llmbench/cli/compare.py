@@ -19,8 +19,9 @@ from llmbench.sizing.flops import count_flops
 from llmbench.sizing.kvcache import KVCache, kv_cache
 from llmbench.sizing.memory import Memory, inference_memory
 from llmbench.sizing.params import Parameters, count_parameters
+from llmbench.sizing.stored_tensors import NEXT_TOKEN_PREDICTION
 from llmbench.sizing.training import training_memory
-from llmbench.sizing.weights import NEXT_TOKEN_PREDICTION, StoredWeights, stored_weights
+from llmbench.sizing.weights import StoredWeights, stored_weights
 from llmbench.sizing.workload import Workload
 from llmbench.spec.ffn import FFN, activation_name
 from llmbench.spec.mixer import AttentionKind, branches

@@ -21,7 +21,7 @@ from llmbench.errors import SpecError
 from llmbench.sizing.adapters import DEFAULT_TARGETS, Adapters
 from llmbench.sizing.dtypes import bits_of, bytes_of
 from llmbench.sizing.op import Collective, Op
-from llmbench.sizing.weights import WeightRecipe
+from llmbench.sizing.weight_recipe import WeightRecipe
 from llmbench.sizing.workload import Workload
 
 _NOT_ADAPTED = ("experts", "router", "lm_head", "embedding")

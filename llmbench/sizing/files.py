@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from llmbench.sizing.dtypes import Tensors
 from llmbench.sizing.lower import lower
 from llmbench.sizing.op import Op
-from llmbench.sizing.weights import NEXT_TOKEN_PREDICTION, WeightRecipe, next_token_prediction_bytes
+from llmbench.sizing.stored_tensors import NEXT_TOKEN_PREDICTION, Recipe, next_token_prediction_bytes
 from llmbench.sizing.workload import Workload
 from llmbench.spec.weights.safetensors import short
 from llmbench.spec.weights.tensors import PLAIN, FileTensor, FileTensors
@@ -58,7 +58,7 @@ class FileWeights:
     - doubts: sentences about differences between the files and the spec.
     """
 
-    def __init__(self, spec: ModelSpec, found: FileTensors, expected: WeightRecipe) -> None:
+    def __init__(self, spec: ModelSpec, found: FileTensors, expected: Recipe) -> None:
         """expected: the format that the spec says. It decides the bytes that the files do not say."""
         self.found = found
         self._bytes: dict[tuple[str, int | None], int] = {}
@@ -118,7 +118,7 @@ class FileWeights:
         ignored = {NEXT_TOKEN_PREDICTION} if self._lost or self.found.gguf else {NEXT_TOKEN_PREDICTION, OTHER}
         return [Tensors(name, -(-size // tp), 8) for name, size in self.others.items() if name not in ignored]
 
-    def _from_total(self, spec: ModelSpec, instances: list[_Instance], expected: WeightRecipe) -> None:
+    def _from_total(self, spec: ModelSpec, instances: list[_Instance], expected: Recipe) -> None:
         """Use the total of the index, because no file with tensors is there."""
         total = self.found.total_bytes
         if spec.weights.unknown:
@@ -151,7 +151,7 @@ class FileWeights:
             done = upto
 
     def _from_tensors(
-        self, spec: ModelSpec, instances: list[_Instance], tensors: Mapping[str, FileTensor], expected: WeightRecipe
+        self, spec: ModelSpec, instances: list[_Instance], tensors: Mapping[str, FileTensor], expected: Recipe
     ) -> None:
         owners = self._owners(spec, instances)
         modules: dict[str, list[FileTensor]] = {}
@@ -253,11 +253,11 @@ def _groups(
         yield sorted(indices), stored[root]
 
 
-def _expected(instance: _Instance, expected: WeightRecipe) -> int:
+def _expected(instance: _Instance, expected: Recipe) -> int:
     return sum(tensor.bytes for tensor in expected.tensors(instance.op, instance.layer))
 
 
-def _apart(spec: ModelSpec, expected: WeightRecipe) -> Iterator[tuple[str, int]]:
+def _apart(spec: ModelSpec, expected: Recipe) -> Iterator[tuple[str, int]]:
     """Yield the expected bytes of the parts that belong to no op."""
     size = next_token_prediction_bytes(spec, expected)
     if size:

@@ -19,7 +19,7 @@ from llmbench.sizing.workload import Layout, Workload
 from llmbench.spec.model import ModelSpec
 
 if TYPE_CHECKING:
-    from llmbench.sizing.weights import WeightRecipe
+    from llmbench.sizing.weight_recipe import WeightRecipe
 
 CONTEXT_BYTES = 500 * 2**20
 """Bytes of a CUDA context with its kernels. PyTorch's allocator does not count them, and the peak leaves them out."""
@@ -134,7 +134,7 @@ class ServingRun(msgspec.Struct, frozen=True, kw_only=True):
 
     def weight_recipe(self) -> WeightRecipe:
         """Return how the weights are stored."""
-        from llmbench.sizing.weights import WeightRecipe  # a training step does not need it
+        from llmbench.sizing.weight_recipe import WeightRecipe  # a training step does not need it
 
         return WeightRecipe(self.spec, self.weights, served=True)
 

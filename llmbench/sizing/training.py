@@ -38,7 +38,7 @@ from llmbench.spec.model import ModelSpec
 
 if TYPE_CHECKING:
     from llmbench.sizing.adapters import Adapters
-    from llmbench.sizing.weights import WeightRecipe
+    from llmbench.sizing.weight_recipe import WeightRecipe
 
 HOPPER = 9.0
 """The compute capability of NVIDIA's H100, H200 and GH200."""
@@ -150,7 +150,7 @@ def _frozen_recipe(spec: ModelSpec, adapters: Adapters | None, base: str | None)
         )
     if base.endswith(".gguf"):
         raise SpecError(f"base {base[:200]}: llmbench sizes no adapters of a GGUF file", hint="for example --base nf4")
-    from llmbench.sizing.weights import WeightRecipe  # only runs with a quantised base need it
+    from llmbench.sizing.weight_recipe import WeightRecipe  # only runs with a quantised base need it
 
     return WeightRecipe(spec, base)
 

@@ -21,7 +21,7 @@ from llmbench.spec.model import ModelSpec
 
 if TYPE_CHECKING:
     from llmbench.sizing.adapters import Adapters
-    from llmbench.sizing.weights import WeightRecipe
+    from llmbench.sizing.weight_recipe import WeightRecipe
 
 Place = Literal["loss", "after", "layer", "before", "optimizer"]
 """A place in a step: the loss, another op after the layers, a layer, an op before the layers, or the optimizer."""
@@ -295,7 +295,7 @@ class TrainingRun(msgspec.Struct, kw_only=True):
         if not op.parameters:
             return []
         if op.frozen and self.base is not None:
-            from llmbench.sizing.weights import stored_tensors  # only runs with a quantised base need it
+            from llmbench.sizing.stored_tensors import stored_tensors  # only runs with a quantised base need it
 
             own = msgspec.structs.replace(op, buffers=0)
             layer = op.layers[0] if op.layers else None

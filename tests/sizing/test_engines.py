@@ -19,7 +19,7 @@ from llmbench.sizing.serving.command import weights_of
 from llmbench.sizing.serving.layouts import serving_layout
 from llmbench.sizing.serving.pipeline import layers_per_stage
 from llmbench.sizing.serving.shard import shards
-from llmbench.sizing.weights import WeightRecipe
+from llmbench.sizing.weight_recipe import WeightRecipe
 from llmbench.sizing.workload import Layout
 from llmbench.spec.catalog import load_bundled
 from llmbench.spec.engine import find_engine

@@ -10,7 +10,9 @@ from llmbench.sizing.lower import lower
 from llmbench.sizing.memory import ServingRun, inference_memory
 from llmbench.sizing.op import Op
 from llmbench.sizing.params import count_parameters
-from llmbench.sizing.weights import ONE_TOKEN, WeightRecipe, op_bytes, role_of, stored_tensors, stored_weights
+from llmbench.sizing.stored_tensors import ONE_TOKEN, op_bytes, role_of, stored_tensors
+from llmbench.sizing.weight_recipe import WeightRecipe
+from llmbench.sizing.weights import stored_weights
 from llmbench.sizing.workload import Layout
 from llmbench.spec.catalog import load_bundled
 from llmbench.spec.override import override

@@ -13,7 +13,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from llmbench.errors import LLMBenchError, SpecError
-from llmbench.sizing.weights import WeightRecipe, stored_weights
+from llmbench.sizing.weight_recipe import WeightRecipe
+from llmbench.sizing.weights import stored_weights
 from llmbench.spec.catalog import load_bundled
 from llmbench.spec.files import parse_spec, write_spec
 from llmbench.spec.huggingface import from_config, load_config
@@ -87,7 +88,7 @@ def spec_of(config: dict[str, Any], key: str = "quantization_config", **quantiza
 def formats(spec: ModelSpec, *ops: tuple[str, int]) -> list[str]:
     """The format of each op in a layer, or an empty text if the op is not quantised."""
     from llmbench.sizing.lower import lower
-    from llmbench.sizing.weights import ONE_TOKEN
+    from llmbench.sizing.stored_tensors import ONE_TOKEN
 
     recipe = WeightRecipe(spec)
     table = {op.name.replace("layers.{}.", ""): op for op in lower(spec, ONE_TOKEN)}

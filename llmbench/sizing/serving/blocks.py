@@ -10,7 +10,7 @@ from llmbench.errors import LayoutError
 from llmbench.sizing.lower import lower
 from llmbench.sizing.op import Op
 from llmbench.sizing.serving.layouts import layout_text
-from llmbench.sizing.weights import WeightRecipe
+from llmbench.sizing.weight_recipe import WeightRecipe
 from llmbench.sizing.workload import Layout, Workload
 from llmbench.spec.engine import Engine, WholeBlocks
 from llmbench.spec.model import ModelSpec

@@ -20,7 +20,8 @@ from llmbench.sizing.serving.blocks import check_blocks
 from llmbench.sizing.serving.layouts import check_layout, serving_layout
 from llmbench.sizing.serving.pipeline import divided
 from llmbench.sizing.stages import Stage, stages
-from llmbench.sizing.weights import WeightRecipe, op_bytes
+from llmbench.sizing.stored_tensors import op_bytes
+from llmbench.sizing.weight_recipe import WeightRecipe
 from llmbench.sizing.workload import Layout, Workload
 from llmbench.spec.engine import Engine
 from llmbench.spec.ffn import MoE
