@@ -11,7 +11,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -19,6 +19,7 @@ from llmbench.errors import LLMBenchError
 from llmbench.learn.settings import Settings
 from llmbench.measure.ranks import Ranks
 from llmbench.model.decoder import Decoder
+from llmbench.model.fully_sharded import split_weights
 
 __all__ = [
     "divided_like",
@@ -46,9 +47,7 @@ def shard(model: Decoder, settings: Settings, ranks: Ranks) -> None:
     """Divide the weights among the ranks, in place, if the settings say so. Do this before the optimizer is made."""
     if settings.sharding == "ddp" or ranks.size == 1 or isinstance(model, FSDPModule):
         return
-    mesh = init_device_mesh(model.embedding.weight.device.type, (ranks.size,))
-    for module in (*model.layers, model):
-        fully_shard(module, mesh=mesh)
+    split_weights(model, init_device_mesh(model.embedding.weight.device.type, (ranks.size,)))
 
 
 def reshard(model: Decoder) -> None:

@@ -12,7 +12,6 @@ from typing import Any, Literal
 import msgspec
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
@@ -26,6 +25,7 @@ from llmbench.model.attention import AttentionLayer
 from llmbench.model.decoder import Decoder
 from llmbench.model.expert_parallel import split_experts
 from llmbench.model.ffn import DenseLayer, GatedLayer
+from llmbench.model.fully_sharded import split_weights
 from llmbench.model.norm_placements import BlockParts
 from llmbench.spec.mixer import Attention
 
@@ -43,9 +43,7 @@ def shard(model: Decoder, sharding: Sharding, mesh: DeviceMesh) -> None:
     Raises UnsupportedError for a layer that the sharding does not support.
     """
     if sharding == "fsdp":
-        for block in model.layers:
-            fully_shard(block, mesh=mesh)
-        fully_shard(model, mesh=mesh)
+        split_weights(model, mesh)
         return
     if sharding == "ep":
         split_experts(model, mesh)
