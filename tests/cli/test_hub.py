@@ -345,7 +345,7 @@ def test_without_headers_a_note_gives_the_reason(
     (note,) = model["notes"]
     assert note.startswith("the bytes of the weights are those of the config")
     assert reason in note
-    assert (model["weights_from"], model["stored_bytes"]) == ("the spec", 2 * model["parameters"]["total"])
+    assert (model["weights_from"], model["stored_bytes"]) == ("the config", 2 * model["parameters"]["total"])
 
 
 def test_too_many_files_are_not_read(hub: pytest.MonkeyPatch, capsys: Capture) -> None:
