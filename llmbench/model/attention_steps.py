@@ -2,7 +2,7 @@
 
 A HeadStep changes queries, keys and values. A step before the rotation gets tensors [B, S, heads, H]. A step after the
 rotation gets tensors [B, heads, S, H]. A PositionScores function adds a position bias to the scores. The first argument
-of every step is the attention layer, because the layer owns the weights.
+of every step is the attention layer, because the layer owns the weights. `StepLayer` lists what the steps read of it.
 
 Dimensions: B batch, S query length, T key length, N query heads, K KV heads, H head dim.
 """
@@ -10,7 +10,7 @@ Dimensions: B batch, S query length, T key length, N query heads, K KV heads, H 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, assert_never
+from typing import Protocol, assert_never
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from llmbench.model.norms import NormLayer
 from llmbench.model.positions import alibi_slopes, relative_buckets
 from llmbench.model.step import Step
 from llmbench.spec.mixer import Attention
-from llmbench.spec.model import Norm
+from llmbench.spec.model import ModelSpec, Norm
 from llmbench.spec.position import (
     Alibi,
     LearnedPositions,
@@ -31,12 +31,26 @@ from llmbench.spec.position import (
     SinusoidalPositions,
 )
 
-if TYPE_CHECKING:
-    from llmbench.model.attention import AttentionLayer
+
+class StepLayer(Protocol):
+    """What the steps read of an attention layer.
+
+    - scale: the factor of the scores. relative_bias: T5's table [buckets, N], in the layer that owns it.
+    - q_norm, k_norm: the norms of the queries and of the keys, if the layer has them.
+    """
+
+    spec: ModelSpec
+    mixer: Attention
+    position_kind: Positions
+    scale: float
+    q_norm: NormLayer | None
+    k_norm: NormLayer | None
+    relative_bias: nn.Parameter | None
+
 
 QKV = tuple[Tensor, Tensor, Tensor]
-HeadStep = Callable[["AttentionLayer", Tensor, Tensor, Tensor, Step], QKV]
-PositionScores = Callable[["AttentionLayer", Scores, Mask, Tensor | None], tuple[Scores, Tensor | None]]
+HeadStep = Callable[[StepLayer, Tensor, Tensor, Tensor, Step], QKV]
+PositionScores = Callable[[StepLayer, Scores, Mask, Tensor | None], tuple[Scores, Tensor | None]]
 """A function that adds the position bias to the scores. Its arguments are a layer, the scores, the mask, and the bias
 that an earlier layer computed (or None). It returns the new scores, and the bias that later layers read."""
 
@@ -65,38 +79,38 @@ def steps_after_rotation(mixer: Attention) -> tuple[HeadStep, ...]:
     return tuple(steps)
 
 
-def normalise_values(layer: AttentionLayer, q: Tensor, k: Tensor, v: Tensor, step: Step) -> QKV:
+def normalise_values(layer: StepLayer, q: Tensor, k: Tensor, v: Tensor, step: Step) -> QKV:
     """Divide each value vector by its root mean square: v / rms(v). The norm has no weight (Gemma-4)."""
     norm = Norm(weight=False, eps=layer.spec.norm.eps)
     return q, k, step.implementation.norm(v, None, None, None, norm)[0]
 
 
-def scale_values(layer: AttentionLayer, q: Tensor, k: Tensor, v: Tensor, step: Step) -> QKV:
+def scale_values(layer: StepLayer, q: Tensor, k: Tensor, v: Tensor, step: Step) -> QKV:
     """Multiply the values by the constant `value_scale` (MiMo)."""
     assert layer.mixer.value_scale is not None
     return q, k, v * layer.mixer.value_scale
 
 
-def normalise_heads(layer: AttentionLayer, q: Tensor, k: Tensor, v: Tensor, step: Step) -> QKV:
+def normalise_heads(layer: StepLayer, q: Tensor, k: Tensor, v: Tensor, step: Step) -> QKV:
     """Apply the norms of queries and keys before the rotation (Qwen3, OLMo-2, Command-R+)."""
     return _normed(q, layer.q_norm, step.implementation), _normed(k, layer.k_norm, step.implementation), v
 
 
-def normalise_rotated_heads(layer: AttentionLayer, q: Tensor, k: Tensor, v: Tensor, step: Step) -> QKV:
+def normalise_rotated_heads(layer: StepLayer, q: Tensor, k: Tensor, v: Tensor, step: Step) -> QKV:
     """Apply the norms of queries and keys after the rotation (Llama-4)."""
     q = _normed(q.transpose(1, 2), layer.q_norm, step.implementation).transpose(1, 2)
     k = _normed(k.transpose(1, 2), layer.k_norm, step.implementation).transpose(1, 2)
     return q, k, v
 
 
-def clip(layer: AttentionLayer, q: Tensor, k: Tensor, v: Tensor, step: Step) -> QKV:
+def clip(layer: StepLayer, q: Tensor, k: Tensor, v: Tensor, step: Step) -> QKV:
     """Clip queries, keys and values to the range from -clip_qkv to clip_qkv (OLMo, DBRX)."""
     bound = layer.mixer.clip_qkv
     assert bound is not None
     return q.clamp(-bound, bound), k.clamp(-bound, bound), v.clamp(-bound, bound)
 
 
-def scale_queries(layer: AttentionLayer, q: Tensor, k: Tensor, v: Tensor, step: Step) -> QKV:
+def scale_queries(layer: StepLayer, q: Tensor, k: Tensor, v: Tensor, step: Step) -> QKV:
     """Multiply each query by a factor that grows with its position p (Llama-4, arXiv 2501.19399).
 
     The factor is 1 + scale · ln(1 + ⌊(p + offset) / every⌋). The spec gives `scale`, `offset` and `every`.
@@ -159,7 +173,7 @@ def position_scores(positions: Positions) -> PositionScores:
             assert_never(positions)
 
 
-def unchanged(layer: AttentionLayer, scores: Scores, mask: Mask, shared: Tensor | None) -> tuple[Scores, Tensor | None]:
+def unchanged(layer: StepLayer, scores: Scores, mask: Mask, shared: Tensor | None) -> tuple[Scores, Tensor | None]:
     """Return the scores unchanged, for models without a position bias.
 
     Rotary positions rotate queries and keys instead. Learned and sinusoidal positions change the embedding.
@@ -167,30 +181,26 @@ def unchanged(layer: AttentionLayer, scores: Scores, mask: Mask, shared: Tensor 
     return scores, shared
 
 
-def alibi(layer: AttentionLayer, scores: Scores, mask: Mask, shared: Tensor | None) -> tuple[Scores, Tensor | None]:
+def alibi(layer: StepLayer, scores: Scores, mask: Mask, shared: Tensor | None) -> tuple[Scores, Tensor | None]:
     """Add the ALiBi bias slope · (t − s) for a key at position t and a query at position s (BLOOM, MPT)."""
     slopes = alibi_slopes(layer.mixer.num_attention_heads, mask.keys.device)
     return scores._replace(slopes=slopes * _alibi_factor(layer)), shared
 
 
-def rounded_alibi(
-    layer: AttentionLayer, scores: Scores, mask: Mask, shared: Tensor | None
-) -> tuple[Scores, Tensor | None]:
+def rounded_alibi(layer: StepLayer, scores: Scores, mask: Mask, shared: Tensor | None) -> tuple[Scores, Tensor | None]:
     """Add Falcon's ALiBi bias slope · t for a key at position t. Falcon computes this product in bf16."""
     slopes = alibi_slopes(layer.mixer.num_attention_heads, mask.keys.device)
     bias = (slopes[None, :, None, None].bfloat16() * mask.keys[:, None, None, :]).float() * _alibi_factor(layer)
     return scores._replace(bias=bias.expand(-1, -1, mask.queries.shape[1], -1)), shared
 
 
-def _alibi_factor(layer: AttentionLayer) -> float:
+def _alibi_factor(layer: StepLayer) -> float:
     """Return the factor of the ALiBi bias. In Falcon, this is the scale of the scores. In all other models, it is 1."""
     assert isinstance(layer.position_kind, Alibi)
     return layer.scale if layer.position_kind.scaled else 1.0
 
 
-def relative_bias(
-    layer: AttentionLayer, scores: Scores, mask: Mask, shared: Tensor | None
-) -> tuple[Scores, Tensor | None]:
+def relative_bias(layer: StepLayer, scores: Scores, mask: Mask, shared: Tensor | None) -> tuple[Scores, Tensor | None]:
     """Add T5's bias [B, N, S, T], which depends on the distance between query and key.
 
     A layer with a bias table computes the bias. Every other layer adds `shared`, the bias that an earlier layer
