@@ -168,8 +168,7 @@ class Document(msgspec.Struct, kw_only=True):
     `rows`: the rows for JSON, with plain values in base units.
     `version`: the version of the JSON schema.
     `environment`: the facts about the machine on which measured figures depend. The JSON key "environment" has these
-    facts
-        and the versions of llmbench and Python.
+        facts and the versions of llmbench and Python.
     `also`: further keys of the JSON object and their values.
     `tables`: the tables for CSV. If the list is empty, CSV has the tables of the blocks. CSV has one header, so tables
         whose columns differ from those of the first table are left out.
