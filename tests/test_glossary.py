@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
@@ -119,10 +120,19 @@ def words(text: str) -> set[str]:
     return {re.sub(r"(?<=..[^s])s$", "", word) for word in re.findall(r"[a-z]+", text.lower())}
 
 
-def test_the_glossary_explains_the_words_of_all_tables(capsys: pytest.CaptureFixture[str]) -> None:
+def explained() -> list[str]:
+    """Return the words that the glossary explains: the first column of its tables, without the headings."""
     cells = re.findall(r"^\| ([^|]+) \|", GLOSSARY.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    explained = words(PLAIN).union(*map(words, cells))
+    return [cell for cell in cells if cell != "word"]
+
+
+def test_the_glossary_explains_each_word_once() -> None:
+    assert [word for word, times in Counter(explained()).items() if times > 1] == []
+
+
+def test_the_glossary_explains_the_words_of_all_tables(capsys: pytest.CaptureFixture[str]) -> None:
+    known = words(PLAIN).union(*map(words, explained()))
     shown = columns() | parts(capsys)
     assert len(shown) > 250
-    unknown = {text: sorted(words(text) - explained) for text in shown if words(text) - explained}
+    unknown = {text: sorted(words(text) - known) for text in shown if words(text) - known}
     assert unknown == {}, "add the words to docs/glossary.md"
