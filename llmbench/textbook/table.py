@@ -204,7 +204,11 @@ FIELDS: tuple[Field[Outcome], ...] = (
         description="our figures: a list of `figure`, `agrees`, `setting`, `formula`, `low`, `high` (95% interval of"
         " the mean over `seeds`) and `within_noise`",
     ),
-    Field("reason", value=lambda outcome: outcome.reason or None, description="why a figure decides nothing; null"),
+    Field(
+        "reason",
+        value=lambda outcome: outcome.reason or None,
+        description="why our figures do not decide the claim; null: they do",
+    ),
     Field(
         "settled_by",
         value=lambda outcome: outcome.claim.settled_by,

@@ -32,7 +32,7 @@ from llmbench.model.implementations.interface import Implementation
 from llmbench.sizing.op import Op
 from llmbench.sizing.work import Pass, least_s
 
-__all__ = ["Launch", "OpTime", "Recording", "in_ranges", "op_times", "profiled"]
+__all__ = ["TRACE", "Launch", "OpTime", "Recording", "in_ranges", "op_times", "profiled"]
 
 MARK = "llmbench.op "
 TRACE = re.compile(rb'\s*\{\s*"schemaVersion"')
