@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from llmbench.answers.about import MODEL_FIELDS, AboutModel
 from llmbench.answers.formulas import FORMULAS
 from llmbench.report.fields import Field, records
-from llmbench.report.units import Unit
+from llmbench.report.units import Unit, word_list
 from llmbench.sizing.serving.changes import Change
 from llmbench.sizing.serving.command import start_command
 from llmbench.sizing.serving.fit import Fit, Question
@@ -63,8 +63,7 @@ class Fitted(AboutModel, kw_only=True):
         """The ways to divide the model that llmbench tried, as `tp, tp × dp and tp × pp`, or "" if it chose none."""
         if not self.chosen or self.gpus == 1:
             return ""
-        *names, last = [kind.name for kind in kinds(self.spec, self.engine, SERVER)]
-        return f"{', '.join(names)} and {last}" if names else last
+        return word_list([kind.name for kind in kinds(self.spec, self.engine, SERVER)])
 
     @property
     def cost(self) -> float | None:

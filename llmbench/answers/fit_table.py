@@ -10,7 +10,7 @@ from llmbench.answers.about import model_block, sweep_fields
 from llmbench.answers.fit_row import FIELDS, Fitted
 from llmbench.report.document import Block, table
 from llmbench.report.fields import Field
-from llmbench.report.units import plural
+from llmbench.report.units import plural, word_list
 from llmbench.sizing.serving.changes import MORE_GPUS
 from llmbench.sizing.serving.layouts import counts
 
@@ -156,7 +156,7 @@ def _cheapest(rows: list[Fitted]) -> str:
         return f"The cheapest choice is {cheapest[0]}, for {least:,.2f} per hour."
     if len(cheapest) > NAMED:
         cheapest[NAMED:] = [plural(len(cheapest) - NAMED, "other choice")]
-    return f"The cheapest choices are {', '.join(cheapest[:-1])} and {cheapest[-1]}, for {least:,.2f} per hour each."
+    return f"The cheapest choices are {word_list(cheapest)}, for {least:,.2f} per hour each."
 
 
 def _more_gpus(rows: list[Fitted]) -> list[str]:

@@ -7,7 +7,7 @@ import msgspec
 from llmbench.answers.memory_row import FIELDS, Sized, Verdict
 from llmbench.report.document import Block, table
 from llmbench.report.fields import Field
-from llmbench.report.units import plural, size
+from llmbench.report.units import plural, size, word_list
 from llmbench.sizing.devices import HEADROOM, SPLITS, DeviceFit
 from llmbench.sizing.memory import PARTS, Memory
 from llmbench.sizing.workload import Layout
@@ -28,8 +28,8 @@ def on_devices(row: Sized) -> str:
     if not devices:
         return f" It fits on none of the {len(fits)} devices."
     if len(devices) == len(fits):
-        return f" It fits on all {len(fits)} devices: {_listed(devices)}."
-    return f" It fits on {len(devices)} of {len(fits)} devices: {_listed(devices)}."
+        return f" It fits on all {len(fits)} devices: {word_list(devices)}."
+    return f" It fits on {len(devices)} of {len(fits)} devices: {word_list(devices)}."
 
 
 def devices_block(row: Sized) -> list[Block]:
@@ -58,7 +58,7 @@ def in_cases(rows: list[Sized]) -> str:
     counts = [sum(row.verdicts[place].fit.fits for row in rows) for place in range(len(first.verdicts))]
     devices = [f"on {verdict.fit.device} in {count}" for verdict, count in zip(first.verdicts, counts, strict=True)]
     devices[0] += f" of {plural(len(rows), 'case')}"
-    return f"{first.spec.name} fits {_listed(devices)}."
+    return f"{first.spec.name} fits {word_list(devices)}."
 
 
 def device_columns(first: Sized) -> list[Field[Sized]]:
@@ -141,9 +141,3 @@ def _too_large(memory: Memory, usable_bytes: int) -> str:
         return f"Weights, gradients and optimizer states alone need {size(states)} on each of {gpus} GPUs."
     parts = memory.full_bytes["activations"] + memory.parts_bytes["logits"]  # a layout divides everything else
     return f"Activations and logits need {size(parts)}: a smaller --seq reduces them."
-
-
-def _listed(texts: list[str]) -> str:
-    """Return texts as a list in words: `a, b and c`."""
-    *others, last = texts
-    return f"{', '.join(others)}{' and ' if others else ''}{last}"

@@ -11,7 +11,7 @@ from llmbench.answers.memory_devices import DEVICES_LINE, device_columns, device
 from llmbench.answers.memory_row import FIELDS, Sized
 from llmbench.report.document import Block, table
 from llmbench.report.fields import Field
-from llmbench.report.units import plural, size
+from llmbench.report.units import plural, size, word_list
 from llmbench.sizing.devices import HEADROOM, torch_devices
 from llmbench.sizing.memory import CONTEXT_BYTES, PARTS, Memory, ServingRun
 from llmbench.sizing.recipe import training_precision
@@ -191,8 +191,7 @@ def _answer(row: Sized, *, named: int) -> str:
     devices = [f"{fit.device} ({fit.filled:.0%} filled)" for fit in fits[:named]]
     if len(fits) > named:
         devices.append(f"{plural(len(fits) - named, 'larger device')} (see --wide)")
-    *others, last = devices
-    return f"{needs} It fits on {', '.join(others)}{' and ' if others else ''}{last}."
+    return f"{needs} It fits on {word_list(devices)}."
 
 
 def _rules(row: Sized) -> list[str]:

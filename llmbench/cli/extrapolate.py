@@ -39,7 +39,7 @@ from llmbench.learn.refusals import refuse_other_models
 from llmbench.report.document import Block, Document, Table, table
 from llmbench.report.fields import Field, records
 from llmbench.report.plots import Panel, Series
-from llmbench.report.units import plural, signed
+from llmbench.report.units import plural, signed, word_list
 from llmbench.spec.override import override
 
 if TYPE_CHECKING:
@@ -271,7 +271,7 @@ def _finding(rows: Sequence[Row], trained: int, untrained: Sequence[str]) -> str
         sentences.append("The training is too short to judge any method.")
     elif kept:
         sentences.append(
-            f"Trained on {plural(trained, 'token')}, {_names([row.method for row in kept])} "
+            f"Trained on {plural(trained, 'token')}, {word_list([row.method for row in kept])} "
             f"{'reads' if len(kept) == 1 else 'read'} {longest} tokens as well or better."
         )
     elif worse:
@@ -282,17 +282,13 @@ def _finding(rows: Sequence[Row], trained: int, untrained: Sequence[str]) -> str
         losses = ", ".join(f"{row.method} {row.change:.2f}" for row in worse)
         sentences.append(f"The loss rises at {longest} tokens by, in nats: {losses}.")
     if refused:
-        sentences.append(f"{_names(refused)} cannot read more than {trained} tokens.")
+        sentences.append(f"{word_list(refused)} cannot read more than {trained} tokens.")
     return " ".join(sentences)
 
 
 def _too_short(untrained: Sequence[str], trained: int, unigram: float) -> str:
     """Return a note about methods whose models have learned less than the frequencies of the tokens."""
     return (
-        f"{_names(untrained)}: the training is too short to tell anything. Even at {trained} tokens, the loss is not "
-        f"clearly below {unigram:.3f} nats, which a model gets that knows only how often each token occurs"
+        f"{word_list(untrained)}: the training is too short to tell anything. Even at {trained} tokens, the loss is "
+        f"not clearly below {unigram:.3f} nats, which a model gets that knows only how often each token occurs"
     )
-
-
-def _names(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

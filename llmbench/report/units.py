@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 from llmbench.spec.base import plural as plural
+from llmbench.spec.base import word_list as word_list
 
 Unit = Literal[
     "text",

@@ -6,7 +6,7 @@ overflow when a few dimensions are multiplied.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, NamedTuple
 
 import msgspec
@@ -72,3 +72,9 @@ class Kind(Part, frozen=True, tag_field="kind", tag=str.lower):
 def plural(number: int, noun: str) -> str:
     """Return a number with its noun: `1 layer`, `2 layers`, `4,096 tokens`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def word_list(texts: Sequence[str]) -> str:
+    """Return texts as a list in words: `a`, `a and b`, `a, b and c`. There is at least one text."""
+    *others, last = texts
+    return f"{', '.join(others)} and {last}" if others else last

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from llmbench.errors import SpecError, suggestion
-from llmbench.spec.base import Fault, Name, Part
+from llmbench.spec.base import Fault, Name, Part, word_list
 from llmbench.spec.field_paths import HUGGING_FACE_NAMES
 from llmbench.spec.model import ModelSpec
 from llmbench.spec.schema import FieldType, Path, every_place, fields_of, tag_of, type_of
@@ -272,8 +272,7 @@ def subject(part: type[Part]) -> str:
 
 def listed(names: Sequence[str]) -> str:
     """Return names as a list in words: `a`, `b` and `c`."""
-    quoted = [f"`{name}`" for name in names]
-    return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} and {quoted[-1]}"
+    return word_list([f"`{name}`" for name in names])
 
 
 def shown(value: Any) -> str:

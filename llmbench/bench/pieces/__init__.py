@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple
 
 from llmbench.errors import unknown
+from llmbench.spec.base import word_list
 
 if TYPE_CHECKING:
     from llmbench.bench.pieces.piece import Piece
@@ -65,9 +66,7 @@ def default_implementations() -> str:
         for piece, impl in chosen.items():
             names.setdefault(impl, []).append(piece)
         names.pop(rest)
-        texts = [
-            f"{impl} for {' and '.join(filter(None, (', '.join(few[:-1]), few[-1])))}" for impl, few in names.items()
-        ]
+        texts = [f"{impl} for {word_list(few)}" for impl, few in names.items()]
         return "; ".join([*texts, f"{rest} for the other pieces"])
 
     usual = AboutPiece("", "")

@@ -18,7 +18,7 @@ from llmbench.bench.results.words import in_words
 from llmbench.errors import LLMBenchError
 from llmbench.measure.measurement import NOISY_SPREAD, Ratio, ratio
 from llmbench.measure.regressions import DETECTABLE, MEMORY_SHARE, noise
-from llmbench.report.units import percent, plural, shown
+from llmbench.report.units import percent, plural, shown, word_list
 
 if TYPE_CHECKING:
     from llmbench.measure.regressions import Change, Difference
@@ -114,7 +114,7 @@ def _names(names: Sequence[str]) -> str:
     quoted = [f'"{name}"' if "," in name else name for name in names]
     if len(quoted) > NAMED:
         quoted = [*quoted[: NAMED - 1], f"{len(quoted) - NAMED + 1} more"]
-    return " and ".join(filter(None, (", ".join(quoted[:-1]), quoted[-1])))
+    return word_list(quoted)
 
 
 def _compared(rows: Sequence[Row], baseline: str) -> list[str]:
