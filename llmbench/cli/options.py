@@ -226,9 +226,12 @@ As = Annotated[
 ]
 
 
+_STDOUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
+
+
 def _stdout(value: Path | None) -> Path | None:
-    """Return the value of --output. `-` stands for stdout, as in other programs."""
-    return None if value in (Path("-"), Path("/dev/stdout")) else value
+    """Return the value of --output, or None if it stands for stdout, such as `-` in other programs."""
+    return None if str(value) in _STDOUT else value
 
 
 Output = Annotated[

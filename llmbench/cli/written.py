@@ -77,7 +77,8 @@ def write_file(
         refuse_loss(option, path, beginning and re.compile(re.escape(beginning[0][:_MOST_CHARACTERS].encode())))
         _write(path, content)
     except OSError as problem:
-        reason = "no program reads this pipe" if problem.errno == errno.ENXIO else problem.strerror
+        unread = problem.errno == errno.ENXIO and path.is_fifo()
+        reason = "no program reads this pipe" if unread else problem.strerror
         raise LLMBenchError(f"cannot write {path}: {reason}") from None
     say(f"wrote {path}")
 
