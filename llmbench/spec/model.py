@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
+from math import prod
 from typing import Annotated, Literal, assert_never
 
 import msgspec
@@ -134,6 +135,8 @@ class ExtraWeight(Part, frozen=True):
     def faults(self) -> Iterator[Fault]:
         if not self.shape:
             yield Fault("shape", "has no dimensions, but a weight needs at least one")
+        if prod(self.shape) >= 2**63:
+            yield Fault("shape", "has 2^63 elements or more")
         if self.role == "convolution" and len(self.shape) != 3:
             yield Fault("shape", f"has {plural(len(self.shape), 'dimension')}, but a convolution over time has 3")
         if self.uses > 1 and self.role != "convolution":

@@ -86,6 +86,13 @@ def test_an_impossible_field(field: str, value: str) -> None:
     assert survives(lambda: parse_spec("\n".join([f"{field} = {value}", *head]), "spec")) is None
 
 
+def test_a_weight_has_fewer_elements_than_a_file_can_have() -> None:
+    text = "extra = [{ name = 'w', shape = [%s], role = 'matmul' }]\n" + write_spec(load_bundled("llama2-7b"))
+    sized(parse_spec(text % "2147483647, 2147483647", "spec"))
+    with pytest.raises(LLMBenchError, match=r"extra.*shape: has 2\^63 elements or more"):
+        parse_spec(text % ", ".join(["2147483647"] * 40), "spec")
+
+
 # Patterns
 
 

@@ -253,7 +253,7 @@ def _shard(
         layer=max(map(_layer_bytes, _by_layer(stage)), default=0),
         widest=max((op.read_bytes + op.written_bytes for op in ops if op.name != "lm_head"), default=0),
         inner=max((op.read_bytes for op in ops if op.role in ("act", "gate")), default=0),
-        experts=max((_experts_bytes(spec, ops, layer, plain) for layer in spec.layers), default=0),
+        experts=max((_experts_bytes(spec, layer, plain) for layer in _by_layer(stage)), default=0),
         hidden=bytes_of(spec.hidden_size, plain),
         vocabulary=vocabulary if head else 0,
         activations=plain,
@@ -298,14 +298,14 @@ def _layer_bytes(ops: tuple[Op, ...]) -> int:
     return 3 * stream + acts + sum(op.written_bytes for op in products[:-1])
 
 
-def _experts_bytes(spec: ModelSpec, ops: list[Op], layer: str, plain: DType) -> int:
-    """Return the bytes that experts need for one token that they compute, without its hidden states.
+def _experts_bytes(spec: ModelSpec, ops: tuple[Op, ...], plain: DType) -> int:
+    """Return the bytes that the experts of a layer need for one token that they compute, without its hidden states.
 
     For each selected expert, on this GPU or not, there are the inner values, and one buffer for the outputs of the
     first and of the last product (vLLM, fused_moe: intermediate_cache13 and intermediate_cache2).
     """
-    ffn = spec.layers[layer].ffn
-    matrices = {op.name: op.matrix for op in ops if op.layer == layer and op.component == "experts" and op.matrix}
+    ffn = spec.layers[ops[0].layer].ffn
+    matrices = {op.name: op.matrix for op in ops if op.component == "experts" and op.matrix}
     down = next((matrix for name, matrix in matrices.items() if name.endswith("down_proj")), None)
     if not isinstance(ffn, MoE) or down is None:
         return 0
