@@ -40,6 +40,15 @@ class Counted(AboutModel, kw_only=True):
         return [self.workload] if self.chunk is None else [self.workload, self.chunk]
 
 
+def _moved_by_step(name: str, what: str) -> Field[Counted]:
+    """Return a field with bytes that the whole step moves: an attribute of `Flops`."""
+    return Field(
+        name,
+        value=lambda row: _bytes(row, getattr(row.flops, name)),
+        description=f"bytes of {what}, in bf16; null in training",
+    )
+
+
 FIELDS: tuple[Field[Counted], ...] = (
     *MODEL_FIELDS,
     Field(
@@ -107,18 +116,9 @@ FIELDS: tuple[Field[Counted], ...] = (
         "number of active parameters without embeddings. Frozen parameters count 4·N",
     ),
     Field("components", value=lambda row: row.flops.components, description="FLOPs of each component"),
-    *(
-        Field[Counted](
-            name,
-            value=lambda row, name=name: _bytes(row, getattr(row.flops, name)),  # type: ignore[misc]
-            description=f"bytes of {what}, in bf16; null in training",
-        )
-        for name, what in (
-            ("weight_bytes", "the weights that the step reads, each once, with the expected number of experts"),
-            ("kv_read_bytes", "the caches and recurrent states that the step reads"),
-            ("kv_written_bytes", "the caches and recurrent states that the step writes"),
-        )
-    ),
+    _moved_by_step("weight_bytes", "the weights that the step reads, each once, with the expected number of experts"),
+    _moved_by_step("kv_read_bytes", "the caches and recurrent states that the step reads"),
+    _moved_by_step("kv_written_bytes", "the caches and recurrent states that the step writes"),
     Field(
         "launches",
         value=lambda row: None if row.by != "op" else launched(row).totals,

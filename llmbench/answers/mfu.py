@@ -118,6 +118,7 @@ FIELDS: tuple[Field[Utilized], ...] = (
 LEAST, MOST = 1e-9, 1e15
 """The limits of a time in seconds, and of a number of tokens per second."""
 MOST_TOKENS = 1e18
+"""The largest number of tokens of a whole training."""
 EXPECTED = "model_causal"
 """The convention of an expected MFU."""
 

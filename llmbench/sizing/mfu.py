@@ -8,7 +8,7 @@ published figure can be compared.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -44,6 +44,14 @@ class Convention(msgspec.Struct, frozen=True, kw_only=True):
     repeated: Repeated = ()
 
 
+class _Count(NamedTuple):
+    """The FLOPs of one sequence, their formula with numbers, and those of them that are computed again."""
+
+    flops: int
+    formula: str
+    repeated: Repeated = ()
+
+
 def conventions(spec: ModelSpec, seq_len: int, recompute: Recompute = "none") -> list[Convention]:
     """Return the FLOPs of a training step on one sequence, by each convention. `seq_len`: tokens per sequence.
 
@@ -55,37 +63,38 @@ def conventions(spec: ModelSpec, seq_len: int, recompute: Recompute = "none") ->
     parameters = count_parameters(spec)
     tokens = counted(seq_len, "tokens")
 
-    def rule(count: int, noun: str) -> tuple[int, str]:
-        return 6 * count * seq_len, times("6", counted(count, noun), tokens)
+    def rule(count: int, noun: str) -> _Count:
+        return _Count(6 * count * seq_len, times("6", counted(count, noun), tokens))
 
-    def with_pairs(ops: list[Op], noun: str) -> tuple[int, str]:
-        count, text = rule(parameters.active, "active parameters" if spec.is_moe else "parameters")
+    def with_pairs(ops: list[Op], noun: str) -> _Count:
+        products = rule(parameters.active, "active parameters" if spec.is_moe else "parameters")
         scores = _total(ops, "attention")
-        return count + scores, plus(text, counted(scores, noun))
+        return _Count(products.flops + scores, plus(products.formula, counted(scores, noun)))
 
-    def table(ops: list[Op], noun: str) -> tuple[int, str]:
+    def table(ops: list[Op], noun: str) -> _Count:
         parts = {
             "of products with weights": _total(ops, "matmul"),
             noun: _total(ops, "attention"),
             "of recurrences": _total(ops, "scan", "conv"),
         }
-        return sum(parts.values()), plus(*(counted(size, name) for name, size in parts.items() if size))
+        return _Count(sum(parts.values()), plus(*(counted(size, name) for name, size in parts.items() if size)))
 
-    def again(ops: list[Op], noun: str) -> tuple[int, str, Repeated]:
-        count, text = table(ops, noun)
+    def again(ops: list[Op], noun: str) -> _Count:
+        once = table(ops, noun)
         layers = repeated_flops(ops, recompute)
         flash = sum(op.count * op.recompute_flops for op in ops)  # standard attention has none
         parts = (layers, "of recomputed layers"), (flash, "of scores that flash attention repeats")
         repeated = tuple(term for term in parts if term[0])
-        return count + layers + flash, plus(text, *(counted(*term) for term in repeated)), repeated
+        formula = plus(once.formula, *(counted(*term) for term in repeated))
+        return _Count(once.flops + layers + flash, formula, repeated)
 
     inside, every = "of pairs inside the mask", "of all pairs"
-    found: list[tuple[str, str, Kind, str, tuple[int, str] | tuple[int, str, Repeated]]] = [
+    found: list[tuple[str, str, Kind, str, _Count]] = [
         ("6·N, N: all parameters", "6n", "mfu", "rule of thumb", rule(parameters.total, "parameters")),
     ]
     if spec.is_moe:
-        text = rule(parameters.active, "active parameters")
-        found.append(("6·N, N: active", "6n_active", "mfu", "rule of thumb for experts", text))
+        count = rule(parameters.active, "active parameters")
+        found.append(("6·N, N: active", "6n_active", "mfu", "rule of thumb for experts", count))
     without = parameters.active_no_embeddings
     found += [
         ("6·N, N: without embeddings", "6n_no_embeddings", "mfu", "scaling laws", rule(without, "parameters")),
@@ -102,11 +111,11 @@ def conventions(spec: ModelSpec, seq_len: int, recompute: Recompute = "none") ->
             key=key,
             kind=kind,
             used_by=used_by,
-            flops=flops,
-            formula=formula,
-            repeated=repeated[0] if repeated else (),
+            flops=count.flops,
+            formula=count.formula,
+            repeated=count.repeated,
         )
-        for name, key, kind, used_by, (flops, formula, *repeated) in found
+        for name, key, kind, used_by, count in found
     ]
 
 
