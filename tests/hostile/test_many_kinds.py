@@ -70,4 +70,4 @@ def test_five_thousand_kinds_are_read_checked_and_fitted_in_time() -> None:
         spec = parse_spec(text, "spec")
         assert len(spec.layers) == 5000
     with quickly():
-        assert llmbench.fit(spec, device="h100")
+        assert llmbench.fit(spec, device="h100", layout="tp=8")
