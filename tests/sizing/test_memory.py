@@ -240,15 +240,18 @@ def test_published_runs() -> None:
 
 
 def test_published_runs_of_megatron() -> None:
-    """Grids of experts, uneven stages, multi-token prediction, a hybrid: peaks and static bytes of the logging rank."""
-    items = validate("memory", PUBLISHED / "megatron_runs.csv").items
-    figures = {figure.quantity: [] for item in items for figure in item.answer.figures}
-    for item in items:
-        for figure in item.answer.figures:
-            figures[figure.quantity].append(abs(figure.error))
-    assert len(figures["peak_bytes"]) == len(items) >= 20
-    assert max(figures["peak_bytes"]) < 0.025
-    assert max(figures["static_bytes"]) < 0.09
+    """Grids of experts, uneven stages, multi-token prediction, a hybrid: peaks and static bytes of the logging rank.
+
+    The static bytes of runs on Blackwell that are not deterministic depend on cuBLAS's workspaces.
+    """
+    answers = [item.answer for item in validate("memory", PUBLISHED / "megatron_runs.csv").items]
+    certain = [answer for answer in answers if answer is not None and not answer.doubt]
+    assert len(answers) >= 20
+    assert len(certain) >= len(answers) - 3
+    errors = [abs(figure.error) for answer in certain for figure in answer.figures]
+    assert len(errors) == 2 * len(certain)
+    assert max(errors) < 0.01
+    assert all(abs(answer.figures[0].error) < 0.025 for answer in answers if answer is not None)
 
 
 def test_korthikanti_by_the_papers_own_formula() -> None:
