@@ -2,6 +2,7 @@
 
 One file contains the importers of one lineage. A lineage is all models of one maker, or all models with one
 architecture that many makers use (bart, bert, mamba). `common.py` contains the functions that several importers use.
+Beside this folder, `layer_lists.py` reads what a config states about each layer, and `rotation.py` reads its RoPE.
 
 `@family("llama", ...)` registers an importer for model types. The list is written by tools/lineages.py::
 

@@ -7,16 +7,8 @@ import math
 from llmbench.spec.ffn import FFN, Router
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
-from llmbench.spec.huggingface.families.common import (
-    attention,
-    block,
-    decoder,
-    expect_silu,
-    gated,
-    moe,
-    norm,
-    num_layers,
-)
+from llmbench.spec.huggingface.families.common import attention, block, decoder, expect_silu, gated, moe, norm
+from llmbench.spec.huggingface.layer_lists import num_layers
 from llmbench.spec.mixer import Mamba, Mixer
 from llmbench.spec.model import ModelSpec
 from llmbench.spec.position import NoPositions

@@ -13,10 +13,9 @@ from llmbench.spec.huggingface.families.common import (
     mixture_layers,
     moe,
     norm,
-    num_layers,
-    rope,
-    windowed_layers,
 )
+from llmbench.spec.huggingface.layer_lists import num_layers, windowed_layers
+from llmbench.spec.huggingface.rotation import rope
 from llmbench.spec.model import ModelSpec
 from llmbench.spec.position import NoPositions
 

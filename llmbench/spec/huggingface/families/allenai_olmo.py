@@ -10,17 +10,14 @@ from llmbench.spec.huggingface.families.common import (
     block,
     decoder,
     expect_divisible_heads,
-    expect_rope_type,
     expect_silu,
     gated,
     head_dim_of,
-    layer_types,
-    linear_layer_types,
     moe,
     norm,
-    num_layers,
-    rope,
 )
+from llmbench.spec.huggingface.layer_lists import layer_types, linear_layer_types, num_layers
+from llmbench.spec.huggingface.rotation import expect_rope_type, rope
 from llmbench.spec.mixer import GatedDeltaNet, QKNorm
 from llmbench.spec.model import ModelSpec, Placement
 from llmbench.spec.position import NoPositions, Rope

@@ -11,16 +11,15 @@ from llmbench.spec.huggingface.families.common import (
     decoder,
     gated,
     latent_attention,
-    linear_layer_types,
     mixture_layers,
     moe,
     norm,
-    num_layers,
     prediction_modules,
-    rope,
     shared_experts,
 )
 from llmbench.spec.huggingface.families.moonshot_kimi import kda_layers
+from llmbench.spec.huggingface.layer_lists import linear_layer_types, num_layers
+from llmbench.spec.huggingface.rotation import rope
 from llmbench.spec.mixer import KimiDelta
 from llmbench.spec.model import ModelSpec
 

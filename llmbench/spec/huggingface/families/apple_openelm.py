@@ -5,7 +5,9 @@ from __future__ import annotations
 from llmbench.spec.ffn import Dense, Gated
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
-from llmbench.spec.huggingface.families.common import activation, attention, block, decoder, layer_size, norm, rope
+from llmbench.spec.huggingface.families.common import activation, attention, block, decoder, norm
+from llmbench.spec.huggingface.layer_lists import layer_size
+from llmbench.spec.huggingface.rotation import rope
 from llmbench.spec.mixer import QKNorm
 from llmbench.spec.model import Layer, ModelSpec
 

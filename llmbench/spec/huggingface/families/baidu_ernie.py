@@ -14,11 +14,10 @@ from llmbench.spec.huggingface.families.common import (
     gated,
     mixture_layers,
     norm,
-    num_layers,
-    rope,
     shared_experts,
-    sparse_layers,
 )
+from llmbench.spec.huggingface.layer_lists import num_layers, sparse_layers
+from llmbench.spec.huggingface.rotation import rope
 from llmbench.spec.model import ExtraWeight, Head, ModelSpec, NextTokenPrediction
 
 

@@ -8,15 +8,8 @@ from typing import Literal
 from llmbench.spec.ffn import FFN, MoE, Router
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
-from llmbench.spec.huggingface.families.common import (
-    attention,
-    block,
-    decoder,
-    dense,
-    expect_depths,
-    norm,
-    per_layer,
-)
+from llmbench.spec.huggingface.families.common import attention, block, decoder, dense, norm, per_layer
+from llmbench.spec.huggingface.layer_lists import expect_depths
 from llmbench.spec.mixer import Attention
 from llmbench.spec.model import Embedding, ExtraWeight, Head, Layer, ModelSpec, Placement, Stack
 from llmbench.spec.position import LearnedPositions, Positions, SinusoidalPositions

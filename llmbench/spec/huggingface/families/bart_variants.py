@@ -7,17 +7,9 @@ import msgspec
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
 from llmbench.spec.huggingface.families.bart import unused_cross_attention
-from llmbench.spec.huggingface.families.common import (
-    block,
-    decoder,
-    dense,
-    expect_depths,
-    matrix,
-    norm,
-    per_layer,
-    vector,
-)
+from llmbench.spec.huggingface.families.common import block, decoder, dense, matrix, norm, per_layer, vector
 from llmbench.spec.huggingface.families.masked_lm import expect_full_attention, global_projections, longformer_windows
+from llmbench.spec.huggingface.layer_lists import expect_depths
 from llmbench.spec.mixer import Attention
 from llmbench.spec.model import Embedding, ExtraWeight, Head, Layer, ModelSpec, Placement, Stack
 from llmbench.spec.position import LearnedPositions, SinusoidalPositions

@@ -10,19 +10,17 @@ from llmbench.spec.ffn import Dense, Gated
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
 from llmbench.spec.huggingface.families.common import (
-    MOST_LAYERS,
     activation,
     attention,
     block,
     decoder,
     dense,
-    expect_rope_type,
     gated,
     head_dim_of,
     norm,
-    num_layers,
-    rope,
 )
+from llmbench.spec.huggingface.layer_lists import MOST_LAYERS, num_layers
+from llmbench.spec.huggingface.rotation import expect_rope_type, rope
 from llmbench.spec.mixer import Attention, DisentangledScores
 from llmbench.spec.model import Embedding, ExtraWeight, Head, Layer, ModelSpec, Norm
 from llmbench.spec.position import LearnedPositions, NoPositions, Positions, RelativeBias, Rope

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
-from llmbench.spec.huggingface.families.common import attention, block, decoder, dense, norm, rope
+from llmbench.spec.huggingface.families.common import attention, block, decoder, dense, norm
 from llmbench.spec.huggingface.families.openai_gpt import gpt2
+from llmbench.spec.huggingface.rotation import rope
 from llmbench.spec.model import ModelSpec
 
 

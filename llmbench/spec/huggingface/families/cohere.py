@@ -12,15 +12,12 @@ from llmbench.spec.huggingface.families.common import (
     decoder,
     gated,
     head_dim_of,
-    layer_types,
     mixture_layers,
     norm,
-    num_layers,
-    rope,
     shared_experts,
-    sparse_layers,
-    windowed_layers,
 )
+from llmbench.spec.huggingface.layer_lists import layer_types, num_layers, sparse_layers, windowed_layers
+from llmbench.spec.huggingface.rotation import rope
 from llmbench.spec.mixer import QKNorm
 from llmbench.spec.model import Head, Layer, ModelSpec, Norm
 from llmbench.spec.position import NoPositions

@@ -6,17 +6,18 @@ A typical importer reads the attention, the feed-forward and the position encodi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 from llmbench.spec.ffn import FFN, Activation, Dense, Gated, MoE, Router, SharedExperts
 from llmbench.spec.huggingface.activations import known_activation
 from llmbench.spec.huggingface.config import Config
+from llmbench.spec.huggingface.layer_lists import checked_layers
 from llmbench.spec.mixer import Attention, AttentionKind, LatentAttention, Mixer, QKNorm, branches
 from llmbench.spec.mixer.cache_row import StateDType
 from llmbench.spec.model import ExtraWeight, Layer, ModelSpec, NextTokenPrediction, Norm, Placement
 from llmbench.spec.pattern import format_pattern
-from llmbench.spec.position import Alibi, NoPositions, Positions, Rope, RopeScaling
+from llmbench.spec.position import Alibi, NoPositions, Positions, Rope
 
 
 def activation(c: Config, *keys: str, default: str = "silu") -> Activation:
@@ -68,138 +69,6 @@ def norm(
         eps=c.first_number(*keys, default=1e-5),
         unit_offset=unit_offset,
     )
-
-
-def rope(
-    c: Config, *, head_dim: int, layer_type: str | None = None, interleaved: bool = False, partial: float = 1.0
-) -> Rope:
-    """Return the RoPE that the config states in `rope_scaling` or `rope_parameters`, and in keys beside them.
-
-    - head_dim: number of dimensions per head.
-    - layer_type: the layer type whose RoPE is returned, because `rope_parameters` may have one entry per layer type.
-    - interleaved: RoPE rotates pairs of neighbouring dimensions.
-    - partial: the rotated share of each head, if the config does not state a share.
-    """
-    stated = _stated_rotation(c, layer_type)
-    usual = c.get("default_theta")  # of the model's class; an object in models whose layer types differ in their base
-    usual = usual if isinstance(usual, (int, float)) else 10000.0
-    theta = stated.number("rope_theta", c.first_number("rope_theta", "rotary_emb_base", default=usual))
-    keys = ("partial_rotary_factor", "rotary_pct", "rope_pct", "rotary_percent")
-    fraction = stated.number("partial_rotary_factor", c.first_number(*keys, default=partial))
-    if not 0 <= fraction <= 1:
-        raise c.error("partial_rotary_factor", f"must be between 0 and 1, not {fraction!r}")
-    rotated = c.optional_size("rotary_dim") or int(head_dim * fraction)
-    c.ignore("rope_interleave", "rope_interleaved", "max_rope_position", "original_max_position_embeddings")
-    kind, alpha = _rope_kind(stated), stated.number("alpha", 0.0)
-    if alpha and c.model_type.startswith("hunyuan_v1") and kind == "dynamic":
-        # Hunyuan's class scales RoPE at every sequence length. This is the same as a larger base.
-        theta, kind = theta * alpha ** (rotated / (rotated - 2)), "default"
-    elif alpha:
-        c.unbuildable(f"rope_scaling.alpha = {alpha} is supported only for the dynamic RoPE of Hunyuan")
-    if rotated % 2 or (head_dim and not rotated):
-        c.unbuildable(f"the config states RoPE for {rotated} dimensions per head, but RoPE rotates pairs of dimensions")
-        rotated -= rotated % 2
-    return Rope(
-        theta=theta,
-        rotary_dim=None if rotated == head_dim or rotated < 1 else rotated,
-        interleaved=interleaved,
-        scaling=_rope_scaling(c, kind, stated),
-    )
-
-
-def _stated_rotation(c: Config, layer_type: str | None) -> Config:
-    """Return the object that states the RoPE of layers of one type.
-
-    As in transformers, this is `rope_scaling`, unless it is missing or empty. Otherwise it is `rope_parameters`, or its
-    entry for the layer type. The keys of this object have precedence over keys of the config with the same names.
-    """
-    scaling, parameters = c.table("rope_scaling"), c.table("rope_parameters")
-    if scaling and parameters:
-        c.unbuildable("the config has rope_scaling and rope_parameters, and transformers reads only one of them")
-    if scaling or layer_type is None:
-        return c.nested("rope_scaling", scaling) if scaling else c.nested("rope_parameters", parameters)
-    if parameters and not any(isinstance(value, dict) for value in parameters.values()):
-        c.unbuildable("rope_parameters states one RoPE, but the class of the model reads one for each layer type")
-    all_types = c.nested("rope_parameters", parameters)
-    if parameters.get(layer_type) is not None:
-        return c.nested(f"rope_parameters.{layer_type}", all_types.table(layer_type))
-    return all_types
-
-
-def expect_stated_rotation(c: Config) -> None:
-    """Mark the model as not buildable if its config has neither rope_parameters nor rope_scaling.
-
-    Without these keys, the class of the model in transformers scales RoPE by default. Importers do not know this
-    scaling.
-    """
-    if not c.table("rope_parameters") and not c.table("rope_scaling"):
-        c.unbuildable(
-            "the config has no rope_parameters or rope_scaling, and the default scaling of transformers is unsupported"
-        )
-
-
-def expect_rope_type(c: Config) -> None:
-    """Mark the model as not buildable if rope_scaling has the older key `type` but not `rope_type`.
-
-    The class of the model in transformers ignores the older key.
-    """
-    scaling = c.table("rope_scaling")
-    if "type" in scaling and "rope_type" not in scaling:
-        c.unbuildable("transformers ignores rope_scaling.type in this model: its class reads rope_scaling.rope_type")
-
-
-def expect_fixed_rotation(c: Config) -> None:
-    """Mark the model as not buildable if its config states something about RoPE that the class of the model ignores."""
-    for key in ("rope_theta", "rope_scaling", "rope_parameters"):
-        if key in c and c.get(key):
-            c.unbuildable(f"transformers ignores {key} in this model: its class has a fixed RoPE")
-
-
-_ROPE_KINDS = ("linear", "dynamic", "yarn", "llama3", "longrope", "proportional")
-
-
-def _rope_kind(scaling: Config) -> str:
-    kind = scaling.text("type", "default") if scaling.get("rope_type") is None else scaling.text("rope_type")
-    return {"su": "longrope", "ntk": "dynamic", "mrope": "default"}.get(kind, kind)
-
-
-def _rope_scaling(c: Config, kind: str, scaling: Config) -> RopeScaling | None:
-    if kind == "default":
-        return None
-    if kind not in _ROPE_KINDS:
-        c.unbuildable(f"the RoPE scaling `{kind[:40]}` is unknown; known are {', '.join(_ROPE_KINDS)}")
-        return None
-    original = _original_length(c, kind, scaling)
-    longest, factor = c.size_or_none("max_position_embeddings"), scaling.optional_number("factor")
-    if factor is None and kind == "yarn" and original and longest:
-        factor = longest / original
-    return RopeScaling(
-        kind=cast(Any, kind),
-        factor=factor or 1.0,
-        original_max_position_embeddings=original,
-        low_freq_factor=scaling.optional_number("low_freq_factor"),
-        high_freq_factor=scaling.optional_number("high_freq_factor"),
-        beta_fast=scaling.optional_number("beta_fast"),
-        beta_slow=scaling.optional_number("beta_slow"),
-        mscale=scaling.optional_number("mscale"),
-        mscale_all_dim=scaling.optional_number("mscale_all_dim"),
-        attention_factor=scaling.optional_number("attention_factor"),
-        truncate=scaling.flag("truncate", True),
-        short_factor=scaling.numbers("short_factor"),
-        long_factor=scaling.numbers("long_factor"),
-    )
-
-
-def _original_length(c: Config, kind: str, scaling: Config) -> int | None:
-    """Return the sequence length of the training before RoPE was scaled. None: max_position_embeddings.
-
-    A class of transformers ignores the key outside `scaling`, unless the class itself has it, as that of Phi-3.
-    """
-    key = "original_max_position_embeddings"
-    own, outer = scaling.size_or_none(key), c.size_or_none(key)
-    if c.declares(key):
-        return outer or own if kind in ("llama3", "yarn", "longrope") else own
-    return own if c.has_class or key in scaling else outer
 
 
 def head_dim_of(c: Config) -> int:
@@ -366,134 +235,6 @@ def shared_experts(
     return SharedExperts(intermediate_size=experts * width, bias=bias, gate=gate) if experts else None
 
 
-MOST_LAYERS = 10_000
-"""The largest number of layers that an importer accepts."""
-
-
-def num_layers(c: Config) -> int:
-    """Return the number of layers of the decoder. A larger number than 10,001 is replaced by 10,001.
-
-    `decoder` refuses a model with 10,001 layers. Importers build lists with one entry per layer before that. The bound
-    keeps these lists short.
-    """
-    return min(c.size("num_hidden_layers"), MOST_LAYERS + 1)
-
-
-def expect_depths(c: Config, encoder: int, decoder: int) -> None:
-    """Raise SpecError if the encoder or the decoder has more than 10,000 layers."""
-    if max(encoder, decoder) > MOST_LAYERS:
-        raise c.error("num_layers", f"{max(encoder, decoder)} is more than {MOST_LAYERS}")
-
-
-def layer_size(c: Config, key: str, value: Any) -> int:
-    """Return `value`, an entry of a config list that has one dimension or count per layer.
-
-    `key`: the config key of the list, for the message. Raises SpecError if `value` is not a whole number of at least 1.
-    """
-    if type(value) is not int or not 1 <= value <= 2**31:
-        raise c.error(key, f"has the entry {str(value)[:40]}; each must be a whole number of at least 1")
-    return value
-
-
-def layer_sizes(c: Config, key: str, default: int | None = None) -> list[int]:
-    """Return the dimension or count of each layer. The config key has one number for all layers, or a list.
-
-    `default`: the number of all layers if the key is null or absent. None: the key must have a value.
-    """
-    count = num_layers(c)
-    if isinstance(c.get(key), list):
-        return [layer_size(c, key, size) for size in c.entries(key, count) or ()]
-    return [c.size(key) if default is None else c.size(key, default)] * count
-
-
-def layer_types(c: Config, default: Iterable[str]) -> list[str]:
-    """Return the type of each layer, which the config key `layer_types` states.
-
-    `default`: the types if the config does not state them. The class in transformers derives these types from other
-    keys.
-    """
-    stated = c.entries("layer_types", _checked_layers(c))
-    return list(default) if stated is None else [str(kind) for kind in stated]
-
-
-def _checked_layers(c: Config) -> int:
-    count = c.size("num_hidden_layers")
-    if count > MOST_LAYERS:
-        raise c.error("num_hidden_layers", f"{count} is more than {MOST_LAYERS}")
-    return count
-
-
-_NEWER_LAYER_TYPES = {"mamba": "linear_attention", "mamba2": "linear_attention", "attention": "full_attention"}
-
-
-def newer_layer_type(kind: object) -> str:
-    """Return the newer name of a layer type: "linear_attention" for "mamba", "full_attention" for "attention"."""
-    return _NEWER_LAYER_TYPES.get(str(kind), str(kind))
-
-
-def linear_layer_types(c: Config, default: list[str]) -> list[str]:
-    """Return the type of each layer: "linear_attention" or "full_attention".
-
-    The types come from the config key `layer_types`. Older names of types are replaced. `default`: the types if the
-    config does not state them. Raises SpecError for an unknown type.
-    """
-    kinds = [newer_layer_type(kind) for kind in layer_types(c, default)]
-    _expect_kinds(c, "layer_types", kinds, ("linear_attention", "full_attention"))
-    return kinds
-
-
-def _expect_kinds(c: Config, key: str, kinds: Iterable[Any], known: Sequence[str]) -> None:
-    for kind in kinds:
-        if kind not in known:
-            raise c.error(key, f"has the entry `{str(kind)[:40]}`; known are {', '.join(known)}")
-
-
-def windowed_layers(c: Config, derived: Callable[[int], bool], *kinds: str) -> list[bool]:
-    """Return one bool per layer: true if the layer has a sliding window.
-
-    The config key `layer_types` states which layers have a window.
-
-    - derived: the rule of the class in transformers, for configs without `layer_types`. This function gets the index of
-      a layer and returns true if the layer has a window.
-    - kinds: the layer types with and without a window. The default is "sliding_attention" and "full_attention".
-    """
-    local, full = kinds or ("sliding_attention", "full_attention")
-    names = layer_types(c, [local if derived(index) else full for index in range(num_layers(c))])
-    _expect_kinds(c, "layer_types", names, (local, full))
-    return [name == local for name in names]
-
-
-def sparse_layers(c: Config, derived: Callable[[int], bool]) -> list[bool]:
-    """Return one bool per layer: true if the layer has experts.
-
-    The config key `mlp_layer_types` states which layers have experts. `derived`: the rule of the class in transformers,
-    for configs without `mlp_layer_types`. This function gets the index of a layer and returns true if the layer has
-    experts.
-    """
-    count = num_layers(c)
-    kinds = c.entries("mlp_layer_types", count)
-    if kinds is None:
-        return [derived(index) for index in range(count)]
-    _expect_kinds(c, "mlp_layer_types", kinds, ("dense", "sparse"))
-    return [kind == "sparse" for kind in kinds]
-
-
-def sparse_after_first(c: Config, default: int = 0) -> list[bool]:
-    """Return one bool per layer: true if the layer has experts. Without `mlp_layer_types`, DeepSeek's rule applies.
-
-    By this rule, the first `first_k_dense_replace` layers are dense. After them, every `moe_layer_freq`-th layer has
-    experts. If `moe_layer_freq` is a list, it has one entry per layer, which states whether the layer has experts.
-    `default`: the number of dense layers if the config does not state it.
-    """
-    first = c.count("first_k_dense_replace", default)
-    frequency = c.get("moe_layer_freq")
-    if isinstance(frequency, list):
-        chosen = c.entries("moe_layer_freq", num_layers(c)) or []
-        return sparse_layers(c, lambda index: index >= first and bool(chosen[index]))
-    every = c.size("moe_layer_freq", 1)
-    return sparse_layers(c, lambda index: index >= first and index % every == 0)
-
-
 def block(mixer: Mixer | None, ffn: FFN | None, placement: Placement = "pre", **fields: Any) -> Layer:
     """Return a layer with a mixer and a feed-forward. The mixer or the feed-forward may be None."""
     return Layer(mixer=mixer, ffn=ffn, placement=placement, **fields)
@@ -567,7 +308,7 @@ def decoder(
 
     Raises SpecError for more than 10,000 layers.
     """
-    count = _checked_layers(c)
+    count = checked_layers(c)
     if isinstance(layers, Layer):
         kinds, pattern = {"block": layers}, f"{count}*block"
     else:

@@ -5,15 +5,8 @@ from __future__ import annotations
 from llmbench.spec.ffn import MoE, Router
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
-from llmbench.spec.huggingface.families.common import (
-    attention,
-    block,
-    decoder,
-    dense,
-    expect_divisible_heads,
-    norm,
-    rope,
-)
+from llmbench.spec.huggingface.families.common import attention, block, decoder, dense, expect_divisible_heads, norm
+from llmbench.spec.huggingface.rotation import rope
 from llmbench.spec.model import ModelSpec
 from llmbench.spec.position import Alibi, Rope
 

@@ -19,13 +19,11 @@ from llmbench.spec.huggingface.families.common import (
     mixture_layers,
     moe,
     norm,
-    num_layers,
     prediction_modules,
-    rope,
     shared_experts,
-    sparse_after_first,
-    sparse_layers,
 )
+from llmbench.spec.huggingface.layer_lists import num_layers, sparse_after_first, sparse_layers
+from llmbench.spec.huggingface.rotation import rope
 from llmbench.spec.mixer import Attention, CompressedAttention, Indexer, LatentAttention, Mixer
 from llmbench.spec.model import ExtraWeight, HyperConnections, Layer, ModelSpec
 from llmbench.spec.position import Rope

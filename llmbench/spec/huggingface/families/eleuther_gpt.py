@@ -6,16 +6,9 @@ from msgspec.structs import replace
 
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
-from llmbench.spec.huggingface.families.common import (
-    attention,
-    block,
-    decoder,
-    dense,
-    expect_fixed_rotation,
-    norm,
-    num_layers,
-    rope,
-)
+from llmbench.spec.huggingface.families.common import attention, block, decoder, dense, norm
+from llmbench.spec.huggingface.layer_lists import num_layers
+from llmbench.spec.huggingface.rotation import expect_fixed_rotation, rope
 from llmbench.spec.model import Head, Layer, ModelSpec, Placement
 from llmbench.spec.position import LearnedPositions
 

@@ -15,16 +15,12 @@ from llmbench.spec.huggingface.families.common import (
     block,
     decoder,
     expect_activation,
-    expect_depths,
-    expect_rope_type,
     gated,
-    layer_sizes,
-    layer_types,
     norm,
-    num_layers,
     per_layer,
-    rope,
 )
+from llmbench.spec.huggingface.layer_lists import expect_depths, layer_sizes, layer_types, num_layers
+from llmbench.spec.huggingface.rotation import expect_rope_type, rope
 from llmbench.spec.mixer import RGLRU, Attention, Mixer, QKNorm
 from llmbench.spec.model import Embedding, ExtraWeight, Head, Layer, ModelSpec, PerLayerEmbedding, Placement, Stack
 from llmbench.spec.position import RelativeBias, Rope

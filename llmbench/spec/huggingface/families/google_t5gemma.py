@@ -9,18 +9,10 @@ from msgspec.structs import replace
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.facts import defaults_of, facts
 from llmbench.spec.huggingface.families import family
-from llmbench.spec.huggingface.families.common import (
-    attention,
-    block,
-    decoder,
-    gated,
-    norm,
-    num_layers,
-    per_layer,
-    rope,
-    vector,
-)
+from llmbench.spec.huggingface.families.common import attention, block, decoder, gated, norm, per_layer, vector
 from llmbench.spec.huggingface.families.google import gemma3
+from llmbench.spec.huggingface.layer_lists import num_layers
+from llmbench.spec.huggingface.rotation import rope
 from llmbench.spec.mixer import Attention
 from llmbench.spec.model import Embedding, Head, Layer, ModelSpec, Stack
 

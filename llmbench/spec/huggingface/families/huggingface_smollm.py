@@ -4,17 +4,9 @@ from __future__ import annotations
 
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
-from llmbench.spec.huggingface.families.common import (
-    attention,
-    block,
-    decoder,
-    gated,
-    head_dim_of,
-    layer_types,
-    norm,
-    num_layers,
-    rope,
-)
+from llmbench.spec.huggingface.families.common import attention, block, decoder, gated, head_dim_of, norm
+from llmbench.spec.huggingface.layer_lists import layer_types, num_layers
+from llmbench.spec.huggingface.rotation import rope
 from llmbench.spec.model import Layer, ModelSpec
 from llmbench.spec.position import NoPositions
 

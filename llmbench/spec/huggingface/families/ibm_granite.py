@@ -14,16 +14,13 @@ from llmbench.spec.huggingface.families.common import (
     decoder,
     gated,
     head_dim_of,
-    layer_types,
     mixture_layers,
     moe,
-    newer_layer_type,
     norm,
-    num_layers,
-    rope,
-    windowed_layers,
 )
 from llmbench.spec.huggingface.families.mamba import mamba2_mixer
+from llmbench.spec.huggingface.layer_lists import layer_types, newer_layer_type, num_layers, windowed_layers
+from llmbench.spec.huggingface.rotation import rope
 from llmbench.spec.mixer import Mixer
 from llmbench.spec.model import Embedding, Head, Layer, ModelSpec
 from llmbench.spec.position import NoPositions, Positions

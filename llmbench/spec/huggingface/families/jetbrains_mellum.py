@@ -10,15 +10,13 @@ from llmbench.spec.huggingface.families.common import (
     attention,
     block,
     decoder,
-    expect_stated_rotation,
     gated,
     head_dim_of,
-    layer_types,
     moe,
     norm,
-    num_layers,
-    rope,
 )
+from llmbench.spec.huggingface.layer_lists import layer_types, num_layers
+from llmbench.spec.huggingface.rotation import expect_stated_rotation, rope
 from llmbench.spec.model import Layer, ModelSpec
 
 

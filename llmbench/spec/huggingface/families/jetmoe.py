@@ -6,16 +6,8 @@ from msgspec.structs import replace
 
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
-from llmbench.spec.huggingface.families.common import (
-    TOPK_SOFTMAX,
-    activation,
-    attention,
-    block,
-    decoder,
-    moe,
-    norm,
-    rope,
-)
+from llmbench.spec.huggingface.families.common import TOPK_SOFTMAX, activation, attention, block, decoder, moe, norm
+from llmbench.spec.huggingface.rotation import rope
 from llmbench.spec.model import ModelSpec
 
 

@@ -12,18 +12,15 @@ from llmbench.spec.huggingface.families.common import (
     deepseek_router,
     gated,
     head_dim_of,
-    layer_types,
     mixture_layers,
     moe,
     norm,
-    num_layers,
     prediction_modules,
-    rope,
     shared_experts,
-    sparse_layers,
-    windowed_layers,
 )
 from llmbench.spec.huggingface.families.llama import llama_from_hub
+from llmbench.spec.huggingface.layer_lists import layer_types, num_layers, sparse_layers, windowed_layers
+from llmbench.spec.huggingface.rotation import rope
 from llmbench.spec.model import ModelSpec
 from llmbench.spec.position import NoPositions
 

@@ -5,17 +5,9 @@ from __future__ import annotations
 from llmbench.spec.ffn import Router
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
-from llmbench.spec.huggingface.families.common import (
-    attention,
-    block,
-    decoder,
-    gated,
-    layer_types,
-    moe,
-    norm,
-    num_layers,
-    rope,
-)
+from llmbench.spec.huggingface.families.common import attention, block, decoder, gated, moe, norm
+from llmbench.spec.huggingface.layer_lists import layer_types, num_layers
+from llmbench.spec.huggingface.rotation import rope
 from llmbench.spec.mixer import Mixer, QKNorm, ShortConv
 from llmbench.spec.model import Layer, ModelSpec, Placement
 

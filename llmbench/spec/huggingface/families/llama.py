@@ -12,12 +12,11 @@ from llmbench.spec.huggingface.families.common import (
     decoder,
     gated,
     head_dim_of,
-    layer_types,
     moe,
     norm,
-    num_layers,
-    rope,
 )
+from llmbench.spec.huggingface.layer_lists import layer_types, num_layers
+from llmbench.spec.huggingface.rotation import rope
 from llmbench.spec.mixer import QKNorm, Temperature
 from llmbench.spec.model import Embedding, ExtraWeight, Head, Layer, ModelSpec
 from llmbench.spec.position import NoPositions

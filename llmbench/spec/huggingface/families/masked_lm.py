@@ -13,14 +13,12 @@ from llmbench.spec.huggingface.families.common import (
     dense,
     gated,
     head_dim_of,
-    layer_size,
     matrix,
     norm,
-    num_layers,
-    rope,
     vector,
-    windowed_layers,
 )
+from llmbench.spec.huggingface.layer_lists import layer_size, num_layers, windowed_layers
+from llmbench.spec.huggingface.rotation import rope
 from llmbench.spec.mixer import Attention, QKNorm
 from llmbench.spec.model import Embedding, ExtraWeight, Head, Layer, ModelSpec, Placement
 from llmbench.spec.position import LearnedPositions, NoPositions, Positions

@@ -5,16 +5,9 @@ from __future__ import annotations
 from llmbench.spec.ffn import MoE, Router
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
-from llmbench.spec.huggingface.families.common import (
-    MOST_LAYERS,
-    activation,
-    block,
-    decoder,
-    gated,
-    latent_attention,
-    norm,
-    rope,
-)
+from llmbench.spec.huggingface.families.common import activation, block, decoder, gated, latent_attention, norm
+from llmbench.spec.huggingface.layer_lists import MOST_LAYERS
+from llmbench.spec.huggingface.rotation import rope
 from llmbench.spec.model import Layer, ModelSpec
 
 

@@ -5,16 +5,10 @@ from __future__ import annotations
 
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
-from llmbench.spec.huggingface.families.common import (
-    attention,
-    block,
-    decoder,
-    dense,
-    expect_stated_rotation,
-    norm,
-    num_layers,
-)
+from llmbench.spec.huggingface.families.common import attention, block, decoder, dense, norm
 from llmbench.spec.huggingface.families.llama import llama_with_windows
+from llmbench.spec.huggingface.layer_lists import num_layers
+from llmbench.spec.huggingface.rotation import expect_stated_rotation
 from llmbench.spec.model import Embedding, ModelSpec, Norm
 from llmbench.spec.position import LearnedPositions, Positions, SinusoidalPositions
 

@@ -9,20 +9,9 @@ from msgspec.structs import replace
 from llmbench.spec.ffn import MoE
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
-from llmbench.spec.huggingface.families.common import (
-    SIGMOID,
-    attention,
-    block,
-    decoder,
-    gated,
-    layer_types,
-    moe,
-    norm,
-    num_layers,
-    rope,
-    sparse_layers,
-    vector,
-)
+from llmbench.spec.huggingface.families.common import SIGMOID, attention, block, decoder, gated, moe, norm, vector
+from llmbench.spec.huggingface.layer_lists import layer_types, num_layers, sparse_layers
+from llmbench.spec.huggingface.rotation import rope
 from llmbench.spec.mixer import Attention, QKNorm
 from llmbench.spec.model import Head, Layer, ModelSpec
 from llmbench.spec.position import NoPositions, Rope

@@ -7,8 +7,9 @@ from msgspec.structs import replace
 from llmbench.spec.ffn import Router
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
-from llmbench.spec.huggingface.families.common import attention, block, decoder, dense, gated, moe, norm, rope
+from llmbench.spec.huggingface.families.common import attention, block, decoder, dense, gated, moe, norm
 from llmbench.spec.huggingface.families.meta import fairseq_decoder
+from llmbench.spec.huggingface.rotation import rope
 from llmbench.spec.mixer import QKNorm
 from llmbench.spec.model import Head, ModelSpec
 from llmbench.spec.position import LearnedPositions

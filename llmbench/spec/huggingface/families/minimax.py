@@ -14,16 +14,14 @@ from llmbench.spec.huggingface.families.common import (
     attention,
     block,
     decoder,
-    layer_types,
     matrix,
     mixture_layers,
     moe,
     norm,
-    num_layers,
-    rope,
-    sparse_layers,
     vector,
 )
+from llmbench.spec.huggingface.layer_lists import layer_types, num_layers, sparse_layers
+from llmbench.spec.huggingface.rotation import rope
 from llmbench.spec.mixer import LightningAttention, QKNorm
 from llmbench.spec.model import ExtraWeight, Layer, ModelSpec, NextTokenPrediction
 

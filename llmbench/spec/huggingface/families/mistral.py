@@ -16,13 +16,12 @@ from llmbench.spec.huggingface.families.common import (
     mixture_layers,
     moe,
     norm,
-    num_layers,
-    rope,
-    sparse_layers,
     vector,
 )
 from llmbench.spec.huggingface.families.deepseek import deepseek_ffn, deepseek_v3, indexer_of, shared_indexers
 from llmbench.spec.huggingface.families.llama import llama_with_windows
+from llmbench.spec.huggingface.layer_lists import num_layers, sparse_layers
+from llmbench.spec.huggingface.rotation import rope
 from llmbench.spec.mixer import Temperature
 from llmbench.spec.model import ExtraWeight, Head, Layer, ModelSpec
 from llmbench.spec.position import NoPositions

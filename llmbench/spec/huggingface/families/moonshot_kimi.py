@@ -15,14 +15,13 @@ from llmbench.spec.huggingface.families.common import (
     deepseek_router,
     gated,
     latent_attention,
-    linear_layer_types,
     matrix,
     moe,
     norm,
-    num_layers,
     vector,
 )
 from llmbench.spec.huggingface.families.deepseek import deepseek_v3
+from llmbench.spec.huggingface.layer_lists import linear_layer_types, num_layers
 from llmbench.spec.mixer import KimiDelta, LatentAttention, Mixer
 from llmbench.spec.model import ExtraWeight, Layer, ModelSpec
 from llmbench.spec.position import NoPositions

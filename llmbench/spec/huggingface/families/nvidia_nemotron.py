@@ -18,12 +18,12 @@ from llmbench.spec.huggingface.families.common import (
     expect_silu,
     gated,
     head_dim_of,
-    layer_size,
     moe,
     norm,
-    rope,
     state_dtype,
 )
+from llmbench.spec.huggingface.layer_lists import layer_size
+from llmbench.spec.huggingface.rotation import rope
 from llmbench.spec.mixer import Attention, Mamba2
 from llmbench.spec.model import Layer, ModelSpec
 from llmbench.spec.position import NoPositions

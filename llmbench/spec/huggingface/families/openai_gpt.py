@@ -5,19 +5,9 @@ from __future__ import annotations
 from llmbench.spec.ffn import Dense, Router
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
-from llmbench.spec.huggingface.families.common import (
-    attention,
-    block,
-    decoder,
-    dense,
-    expect_stated_rotation,
-    head_dim_of,
-    layer_types,
-    moe,
-    norm,
-    num_layers,
-    rope,
-)
+from llmbench.spec.huggingface.families.common import attention, block, decoder, dense, head_dim_of, moe, norm
+from llmbench.spec.huggingface.layer_lists import layer_types, num_layers
+from llmbench.spec.huggingface.rotation import expect_stated_rotation, rope
 from llmbench.spec.model import ModelSpec
 from llmbench.spec.position import LearnedPositions
 

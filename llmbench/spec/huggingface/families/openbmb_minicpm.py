@@ -5,8 +5,10 @@ from __future__ import annotations
 from llmbench.spec.ffn import Gated
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
-from llmbench.spec.huggingface.families.common import block, decoder, gated, latent_attention, norm, num_layers, rope
+from llmbench.spec.huggingface.families.common import block, decoder, gated, latent_attention, norm
 from llmbench.spec.huggingface.families.llama import llama_from_hub
+from llmbench.spec.huggingface.layer_lists import num_layers
+from llmbench.spec.huggingface.rotation import rope
 from llmbench.spec.mixer import Attention, LatentAttention
 from llmbench.spec.model import Embedding, ExtraWeight, Head, ModelSpec, Norm
 from llmbench.spec.position import RelativeBias

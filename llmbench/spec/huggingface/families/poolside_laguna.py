@@ -9,18 +9,14 @@ from llmbench.spec.huggingface.families.common import (
     HEAD_NORM,
     attention,
     decoder,
-    expect_stated_rotation,
     gated,
     head_dim_of,
-    layer_size,
     mixture_layers,
     moe,
     norm,
-    num_layers,
-    rope,
-    sparse_layers,
-    windowed_layers,
 )
+from llmbench.spec.huggingface.layer_lists import layer_size, num_layers, sparse_layers, windowed_layers
+from llmbench.spec.huggingface.rotation import expect_stated_rotation, rope
 from llmbench.spec.model import ModelSpec
 
 

@@ -13,16 +13,13 @@ from llmbench.spec.huggingface.families.common import (
     expect_silu,
     gated,
     head_dim_of,
-    layer_types,
-    linear_layer_types,
     mixture_layers,
     moe,
     norm,
-    num_layers,
-    rope,
     state_dtype,
-    windowed_layers,
 )
+from llmbench.spec.huggingface.layer_lists import layer_types, linear_layer_types, num_layers, windowed_layers
+from llmbench.spec.huggingface.rotation import rope
 from llmbench.spec.mixer import GatedDeltaNet, Mixer, QKNorm
 from llmbench.spec.model import Layer, ModelSpec, NextTokenPrediction
 

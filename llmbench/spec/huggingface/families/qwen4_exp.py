@@ -7,19 +7,10 @@ import math
 from llmbench.spec.ffn import Router, SharedExperts
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
-from llmbench.spec.huggingface.families.common import (
-    attention,
-    block,
-    decoder,
-    layer_types,
-    matrix,
-    moe,
-    norm,
-    num_layers,
-    rope,
-    vector,
-)
+from llmbench.spec.huggingface.families.common import attention, block, decoder, matrix, moe, norm, vector
 from llmbench.spec.huggingface.families.qwen import delta_net
+from llmbench.spec.huggingface.layer_lists import layer_types, num_layers
+from llmbench.spec.huggingface.rotation import rope
 from llmbench.spec.mixer import Mixer, QKNorm
 from llmbench.spec.model import ExtraWeight, Layer, ModelSpec
 

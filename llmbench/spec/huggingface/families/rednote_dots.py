@@ -16,14 +16,12 @@ from llmbench.spec.huggingface.families.common import (
     mixture_layers,
     moe,
     norm,
-    num_layers,
-    rope,
     shared_experts,
-    sparse_after_first,
     vector,
-    windowed_layers,
 )
 from llmbench.spec.huggingface.families.deepseek import deepseek_ffn, indexed_attention
+from llmbench.spec.huggingface.layer_lists import num_layers, sparse_after_first, windowed_layers
+from llmbench.spec.huggingface.rotation import rope
 from llmbench.spec.model import ModelSpec
 
 

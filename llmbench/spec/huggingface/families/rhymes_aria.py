@@ -12,9 +12,9 @@ from llmbench.spec.huggingface.families.common import (
     block,
     decoder,
     norm,
-    rope,
     shared_experts,
 )
+from llmbench.spec.huggingface.rotation import rope
 from llmbench.spec.model import ModelSpec
 
 

@@ -4,17 +4,9 @@ from __future__ import annotations
 
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
-from llmbench.spec.huggingface.families.common import (
-    MOST_LAYERS,
-    attention,
-    block,
-    decoder,
-    expect_depths,
-    gated,
-    norm,
-    rope,
-    vector,
-)
+from llmbench.spec.huggingface.families.common import attention, block, decoder, gated, norm, vector
+from llmbench.spec.huggingface.layer_lists import MOST_LAYERS, expect_depths
+from llmbench.spec.huggingface.rotation import rope
 from llmbench.spec.model import Embedding, Layer, ModelSpec
 
 

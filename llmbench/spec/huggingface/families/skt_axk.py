@@ -16,10 +16,10 @@ from llmbench.spec.huggingface.families.common import (
     mixture_layers,
     norm,
     prediction_modules,
-    rope,
-    sparse_after_first,
 )
 from llmbench.spec.huggingface.families.deepseek import deepseek_ffn, indexed_attention
+from llmbench.spec.huggingface.layer_lists import sparse_after_first
+from llmbench.spec.huggingface.rotation import rope
 from llmbench.spec.model import ModelSpec
 
 

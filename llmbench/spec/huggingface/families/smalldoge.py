@@ -5,7 +5,8 @@ from __future__ import annotations
 from llmbench.errors import UnsupportedError
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
-from llmbench.spec.huggingface.families.common import HEAD_NORM, attention, block, decoder, gated, norm, rope
+from llmbench.spec.huggingface.families.common import HEAD_NORM, attention, block, decoder, gated, norm
+from llmbench.spec.huggingface.rotation import rope
 from llmbench.spec.model import ExtraWeight, ModelSpec
 
 

@@ -12,10 +12,10 @@ from llmbench.spec.huggingface.families.common import (
     decoder,
     mixture_layers,
     norm,
-    num_layers,
-    rope,
     vector,
 )
+from llmbench.spec.huggingface.layer_lists import num_layers
+from llmbench.spec.huggingface.rotation import rope
 from llmbench.spec.model import ModelSpec
 
 

@@ -13,7 +13,8 @@ from llmbench.spec.ffn import Gated
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
 from llmbench.spec.huggingface.families.bart import unused_cross_attention
-from llmbench.spec.huggingface.families.common import activation, block, decoder, dense, norm, rope
+from llmbench.spec.huggingface.families.common import activation, block, decoder, dense, norm
+from llmbench.spec.huggingface.rotation import rope
 from llmbench.spec.mixer import Attention
 from llmbench.spec.model import Embedding, ExtraWeight, Layer, ModelSpec, Stack
 from llmbench.spec.position import LearnedPositions, Positions, SinusoidalPositions

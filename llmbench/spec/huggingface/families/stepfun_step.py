@@ -16,12 +16,10 @@ from llmbench.spec.huggingface.families.common import (
     gated,
     mixture_layers,
     norm,
-    num_layers,
     prediction_modules,
-    rope,
-    sparse_layers,
-    windowed_layers,
 )
+from llmbench.spec.huggingface.layer_lists import num_layers, sparse_layers, windowed_layers
+from llmbench.spec.huggingface.rotation import rope
 from llmbench.spec.model import ModelSpec
 
 

@@ -15,19 +15,17 @@ from llmbench.spec.huggingface.families.common import (
     block,
     decoder,
     gated,
-    layer_sizes,
     matrix,
     mixture_layers,
     moe,
     norm,
-    num_layers,
-    rope,
     shared_experts,
-    sparse_after_first,
     vector,
 )
 from llmbench.spec.huggingface.families.deepseek import deepseek_ffn, indexed_attention
 from llmbench.spec.huggingface.families.openbmb_minicpm import latent_attention_with_default_values
+from llmbench.spec.huggingface.layer_lists import layer_sizes, num_layers, sparse_after_first
+from llmbench.spec.huggingface.rotation import rope
 from llmbench.spec.mixer import QKNorm
 from llmbench.spec.model import HyperConnections, ModelSpec
 

@@ -16,10 +16,9 @@ from llmbench.spec.huggingface.families.common import (
     moe,
     norm,
     shared_experts,
-    sparse_layers,
     vector,
-    windowed_layers,
 )
+from llmbench.spec.huggingface.layer_lists import sparse_layers, windowed_layers
 from llmbench.spec.model import Embedding, Head, Layer, ModelSpec
 from llmbench.spec.position import NoPositions
 

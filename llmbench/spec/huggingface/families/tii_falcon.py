@@ -6,8 +6,9 @@ import msgspec
 
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
-from llmbench.spec.huggingface.families.common import attention, block, decoder, dense, gated, norm, rope
+from llmbench.spec.huggingface.families.common import attention, block, decoder, dense, gated, norm
 from llmbench.spec.huggingface.families.mamba import mamba, mamba2_mixer
+from llmbench.spec.huggingface.rotation import rope
 from llmbench.spec.mixer import Parallel
 from llmbench.spec.model import Embedding, Head, ModelSpec, Placement
 from llmbench.spec.position import Alibi

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
-from llmbench.spec.huggingface.families.common import attention, num_layers
+from llmbench.spec.huggingface.families.common import attention
 from llmbench.spec.huggingface.families.deepseek import deepseek_model
+from llmbench.spec.huggingface.layer_lists import num_layers
 from llmbench.spec.model import ModelSpec
 
 

@@ -10,19 +10,16 @@ from llmbench.spec.huggingface.families.common import (
     attention,
     decoder,
     deepseek_router,
-    expect_stated_rotation,
     gated,
     head_dim_of,
     mixture_layers,
     moe,
     norm,
-    num_layers,
-    rope,
     shared_experts,
-    sparse_layers,
-    windowed_layers,
 )
 from llmbench.spec.huggingface.families.qwen import qwen_dense
+from llmbench.spec.huggingface.layer_lists import num_layers, sparse_layers, windowed_layers
+from llmbench.spec.huggingface.rotation import expect_stated_rotation, rope
 from llmbench.spec.model import ModelSpec, NextTokenPrediction
 from llmbench.spec.position import Rope
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from llmbench.spec.ffn import MoE
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
-from llmbench.spec.huggingface.families.common import activation, attention, block, decoder, norm, rope, shared_experts
+from llmbench.spec.huggingface.families.common import activation, attention, block, decoder, norm, shared_experts
 from llmbench.spec.huggingface.families.llama import llama
+from llmbench.spec.huggingface.rotation import rope
 from llmbench.spec.model import ModelSpec
 
 

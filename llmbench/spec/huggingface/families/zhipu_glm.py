@@ -13,13 +13,9 @@ from llmbench.spec.huggingface.families.common import (
     decoder,
     gated,
     latent_attention,
-    layer_types,
     matrix,
     mixture_layers,
     norm,
-    num_layers,
-    rope,
-    sparse_layers,
     vector,
 )
 from llmbench.spec.huggingface.families.deepseek import (
@@ -29,6 +25,8 @@ from llmbench.spec.huggingface.families.deepseek import (
     indexed_attention,
     shared_indexers,
 )
+from llmbench.spec.huggingface.layer_lists import layer_types, num_layers, sparse_layers
+from llmbench.spec.huggingface.rotation import rope
 from llmbench.spec.mixer import KimiDelta, Mixer
 from llmbench.spec.model import HyperConnections, Layer, ModelSpec, Placement
 from llmbench.spec.position import NoPositions

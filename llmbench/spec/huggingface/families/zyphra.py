@@ -16,13 +16,11 @@ from llmbench.spec.huggingface.families.common import (
     head_dim_of,
     mixture_layers,
     moe,
-    newer_layer_type,
     norm,
-    num_layers,
-    rope,
     vector,
-    windowed_layers,
 )
+from llmbench.spec.huggingface.layer_lists import newer_layer_type, num_layers, windowed_layers
+from llmbench.spec.huggingface.rotation import rope
 from llmbench.spec.mixer import Attention, Mamba, Mamba2, QKNorm
 from llmbench.spec.model import ExtraWeight, Head, Layer, ModelSpec
 from llmbench.spec.position import NoPositions
