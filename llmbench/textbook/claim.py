@@ -126,7 +126,7 @@ class Claim:
     - `source`: the paper or the datasheet behind the claim.
     - `bound`: how our figure must relate to `claimed`. "near": within a tolerance; changes are compared as ratios.
       "exact": equal. "at least", "at most": a bound. "or better": near, or a larger gain (a ratio above 1, a change
-      below 0). "between": `claimed` lies between the smallest and the largest of our figures.
+      below 0). "between": `claimed` lies between two of our figures, so that the claim holds between their settings.
     - `figures`: our figures, if arithmetic decides the claim.
     - `trainings`: our figures of recorded trainings, if they decide the claim.
     - `reading`: how `bench textbook` measures our figure, if a GPU decides the claim.
@@ -176,7 +176,7 @@ class Claim:
 
     def agrees(self, estimate: Estimate) -> bool:
         """Return whether one of our figures agrees with the claimed figure. An interval that contains the claimed
-        figure is near it."""
+        figure is near it. The figures of "between" are judged together (`decide`)."""
         figure, low, high, _ = estimate
         if figure is None:
             return False
@@ -190,7 +190,7 @@ class Claim:
             "or better": near or better,
             "at least": more,
             "at most": less,
-            "between": near,
+            "between": False,
         }[self.bound]
 
     def within_noise(self, estimate: Estimate) -> bool:
@@ -208,7 +208,8 @@ class Result(NamedTuple):
     """One of our figures.
 
     - `figure`: None if our models have no such figure.
-    - `agrees`: whether it agrees with the claimed figure, and is not within noise.
+    - `agrees`: whether it agrees with the claimed figure, and is not within noise. With "between": whether it is one of
+      the two figures next to the claimed figure.
     - `low`, `high`, `seeds`: its interval, if it is the mean over seeds (`Estimate`).
     """
 
@@ -234,7 +235,8 @@ class Outcome(NamedTuple):
     """The verdict on a claim.
 
     - "holds", "refuted": all of our figures agree with the claimed figure, or none does.
-    - "holds if": some of them agree. The settings of these are the condition.
+    - "holds if": some of them agree. The settings of these are the condition. With "between", the condition lies
+      between these settings.
     - "within noise": the trainings cannot tell.
     - "needs a GPU": no figure decides the claim yet. `reason` says why.
     """
@@ -256,7 +258,10 @@ def decide(claim: Claim, measured: Measured | None = None) -> Outcome:
         results += [_result(claim, Estimate(measured.figure))] if measured.figure is not None else []
     if not results or reasons:
         return Outcome(claim, "needs a GPU", tuple(results), "; ".join(dict.fromkeys(reasons)))
-    return Outcome(claim, _between(claim, results) if claim.bound == "between" else _agreement(results), tuple(results))
+    if claim.bound == "between":
+        results = _next_to(claim.claimed, results)
+        return Outcome(claim, _between(claim, results), tuple(results))
+    return Outcome(claim, _agreement(results), tuple(results))
 
 
 def _result(claim: Claim, estimate: Estimate, setting: str = "", formula: str = "") -> Result:
@@ -272,10 +277,18 @@ def _agreement(results: Sequence[Result]) -> Verdict:
     return "within noise" if any(result.within_noise for result in results) else "refuted"
 
 
-def _between(claim: Claim, results: Sequence[Result]) -> Verdict:
-    """Return whether the claimed figure lies between our figures, or between the ends of their intervals."""
+def _next_to(claimed: float, results: Sequence[Result]) -> list[Result]:
+    """Return our figures. The next one below and the next one above the claimed figure agree, if both exist."""
     figures = [result.figure for result in results if result.figure is not None]
+    below = [figure for figure in figures if figure <= claimed]
+    above = [figure for figure in figures if figure >= claimed]
+    ends = {max(below), min(above)} if below and above else set()
+    return [result._replace(agrees=result.figure in ends) for result in results]
+
+
+def _between(claim: Claim, results: Sequence[Result]) -> Verdict:
+    """Return whether the claimed figure lies between two of our figures, or between the ends of their intervals."""
     ends = [end for result in results for end in (result.low, result.high) if end is not None]
-    if min(figures) <= claim.claimed <= max(figures):
-        return "holds"
+    if any(result.agrees for result in results):
+        return "holds if"
     return "within noise" if ends and min(ends) <= claim.claimed <= max(ends) else "refuted"

@@ -113,7 +113,7 @@ CLAIMS = (
     ),
     Claim(
         name="ALiBi slopes",
-        says="ALiBi's slopes are 2^(−8/n), 2^(−16/n), … so that the last slope is 2^(−8) = 0.0039",
+        says="ALiBi's slopes are 2^(−8/n), 2^(−16/n), … so that the last slope is 2^(−8) = 0.00391",
         claimed=2**-8,
         unit="number",
         at="the slope of the last of n heads",

@@ -237,7 +237,7 @@ CLAIMS = (
     Claim(
         name="HBM traffic",
         says="standard attention moves 9.2 times the bytes of flash attention (40.3 and 4.4 GB)",
-        claimed=40.3 / 4.4,
+        claimed=round(40.3 / 4.4, 1),
         bound="between",
         at="GPT-2 medium, 1,024 tokens, batch 64, forward and backward",
         source=f"{FLASH}, figure 2",

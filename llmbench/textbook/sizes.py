@@ -194,8 +194,8 @@ CLAIMS = (
             command=f"llmbench memory {specs[0]} --phase inference --seq 2048 --batch 16",
         )
         for name, other, a, b, claimed, specs in (
-            ("Falcon-7B", "BLOOM-7B1", 65, 95, 65 / 95, ("falcon-7b", "bloom-7b1")),
-            ("Mistral-7B", "LLaMA-2-7B", 60, 70, 60 / 70, ("mistral-7b-v0.1", "llama2-7b")),
+            ("Falcon-7B", "BLOOM-7B1", 65, 95, round(65 / 95, 2), ("falcon-7b", "bloom-7b1")),
+            ("Mistral-7B", "LLaMA-2-7B", 60, 70, round(60 / 70, 2), ("mistral-7b-v0.1", "llama2-7b")),
         )
     ),
 )

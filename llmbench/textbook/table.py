@@ -61,8 +61,9 @@ RULES: tuple[tuple[str, Callable[[Outcome], bool]], ...] = (
         lambda outcome: outcome.claim.bound == "or better",
     ),
     (
-        "a claim about texts of no stated length holds if its figure lies between our figures at several lengths",
-        lambda outcome: bool(outcome.claim.trainings) and outcome.claim.bound == "between",
+        "the claimed figure can lie between two of ours. Then both have a ✓, and the condition lies between their"
+        " settings",
+        lambda outcome: outcome.claim.bound == "between" and outcome.verdict == "holds if",
     ),
 )
 """The rules of the verdicts in words, each with the outcomes that need it."""
@@ -87,21 +88,44 @@ def sentence(outcomes: Sequence[Outcome]) -> str:
     return f"Of {len(verdicts)} claims, {', '.join(parts)}."
 
 
+RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def _bytes_text(value: float) -> str:
+    """Return bytes with an SI prefix: 102 GB."""
+    number, prefix = si(float(f"{value:.3g}")).split(" ")
+    return f"{float(number):.3g} {prefix}B"
+
+
+def _flops_text(value: float) -> str:
+    """Return FLOPs with a power of ten: 3.14 · 10²³ FLOP."""
+    number, power = f"{value:.2e}".split("e+")
+    return f"{number} · 10{power.translate(RAISED)} FLOP"
+
+
+def _count_text(value: float) -> str:
+    """Return a count with all digits: 134,217,728. A rounded count is a number of millions: 25.2 million."""
+    rounded = value >= 1e6 and value == float(f"{value:.3g}")
+    return f"{value / 1e6:.3g} million" if rounded else f"{value:,.0f}"
+
+
+TEXTS: dict[Unit, Callable[[float], str]] = {
+    "yes": lambda value: "yes" if value else "no",
+    "bytes": _bytes_text,
+    "flops": _flops_text,
+    "dollars": lambda value: f"${value / 1e6:.3g}M",
+    "share": lambda value: f"{100 * value:.3g}%",
+    "change": lambda value: signed(f"{100 * value:+.3g}%"),
+    "ratio": lambda value: f"{value:.3g}×",
+    "count": _count_text,
+    "number": lambda value: signed(f"{value:.3g}"),
+}
+"""The text of a figure in each unit. It has at most three significant digits, a count all digits."""
+
+
 def figure_text(value: float | None, unit: Unit) -> str:
     """Return a figure as text, in its unit."""
-    if value is None:
-        return UNKNOWN
-    return {
-        "yes": "yes" if value else "no",
-        "bytes": f"{si(value)}B",
-        "flops": f"{si(value)}FLOP",
-        "dollars": f"${value / 1e6:.2f}M",
-        "share": f"{100 * value:.3g}%",
-        "change": signed(f"{100 * value:+.3g}%"),
-        "ratio": f"{value:.3g}×",
-        "count": f"{value:,.0f}",
-        "number": f"{value:.3g}",
-    }[unit]
+    return UNKNOWN if value is None else TEXTS[unit](value)
 
 
 def claimed_text(claim: Claim) -> str:

@@ -49,7 +49,8 @@ def claim(claimed: float, *figures: float, bound: Bound = "near", unit: Unit = "
         (claim(2, 1.8, bound="or better"), "refuted"),
         (claim(2, 2.01, bound="at most"), "refuted"),
         (claim(2, 2.01, bound="at least"), "holds"),
-        (claim(2, 1, 3, bound="between"), "holds"),
+        (claim(2, 1, 3, bound="between"), "holds if"),
+        (claim(2, 2, 3, bound="between"), "holds if"),
         (claim(2, 3, 4, bound="between"), "refuted"),
     ],
 )
@@ -72,7 +73,10 @@ def test_texts() -> None:
     assert figure_text(-0.635, "change") == "−63.5%"
     assert figure_text(3.9511e-05, "share") == "0.00395%"
     assert [figure_text(value, "yes") for value in (0.0, 1.0)] == ["no", "yes"]
-    assert claimed_text(claim(40e9, unit="bytes", bound="at most")) == "≤ 40.00 GB"
+    assert claimed_text(claim(40e9, unit="bytes", bound="at most")) == "≤ 40 GB"
+    assert [figure_text(value, "bytes") for value in (103_079_215_104, 1.2e9, 999.6e6)] == ["103 GB", "1.2 GB", "1 GB"]
+    assert [figure_text(value, "count") for value in (26, 25_165_824, 25.2e6)] == ["26", "25,165,824", "25.2 million"]
+    assert figure_text(3.14e23, "flops") == "3.14 · 10²³ FLOP"
     outcomes = [decide(claim(2, 2)), decide(claim(2, 2)), decide(claim(2, 3))]
     assert sentence(outcomes) == "Of 3 claims, 2 hold, 1 is refuted."
 
