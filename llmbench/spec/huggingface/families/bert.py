@@ -49,6 +49,18 @@ def learned_positions(c: Config, *, after_padding: bool = False) -> LearnedPosit
     return LearnedPositions(num_positions=rows, offset=padding + 1, uncounted=padding)
 
 
+def projected_embedding(c: Config) -> Embedding:
+    """Return BERT's embedding with a width of its own, and its projection to the hidden size if the widths differ."""
+    hidden = c.size("hidden_size")
+    size = c.size("embedding_size", hidden)
+    return Embedding(
+        size=None if size == hidden else size,
+        projection_bias=size != hidden,
+        token_types=c.count("type_vocab_size"),
+        norm=True,
+    )
+
+
 def masked_lm(
     c: Config,
     layers: Layer | list[tuple[str, Layer]],
@@ -123,19 +135,11 @@ def bert_pre_norm(c: Config) -> ModelSpec:
 def roformer(c: Config) -> ModelSpec:
     """RoFormer is BERT with RoPE. Its checkpoint stores the sines and cosines as a table of parameters."""
     mixer = bidirectional(c)
-    hidden = c.size("hidden_size")
-    size = c.size("embedding_size", hidden)
-    embedding = Embedding(
-        size=None if size == hidden else size,
-        projection_bias=size != hidden,
-        token_types=c.count("type_vocab_size"),
-        norm=True,
-    )
     if c.flag("rotary_value"):
         c.unbuildable("rotary_value = True: the rotation of values is not supported")
     layer = block(mixer, dense(c, bias=True), "post")
     positions = Rope(interleaved=True, table_rows=c.size("max_position_embeddings"))
-    return masked_lm(c, layer, "bert", positions, embedding=embedding)
+    return masked_lm(c, layer, "bert", positions, embedding=projected_embedding(c))
 
 
 @family("rembert")
@@ -296,14 +300,6 @@ def distilbert(c: Config) -> ModelSpec:
 @family("electra")
 def electra(c: Config) -> ModelSpec:
     """The generator of ELECTRA is BERT with a narrower embedding."""
-    hidden = c.size("hidden_size")
-    size = c.size("embedding_size", hidden)
-    embedding = Embedding(
-        size=None if size == hidden else size,
-        projection_bias=size != hidden,
-        token_types=c.count("type_vocab_size"),
-        norm=True,
-    )
     c.ignore("summary_activation", "summary_last_dropout", "summary_type", "summary_use_proj")
     c.require("position_embedding_type", "absolute")
     return decoder(
@@ -312,7 +308,7 @@ def electra(c: Config) -> ModelSpec:
         norm=norm(c, "layernorm"),
         positions=learned_positions(c),
         final_norm=False,
-        embedding=embedding,
+        embedding=projected_embedding(c),
         head=Head(bias=True, transform="roberta"),
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from llmbench.spec.ffn import Gated
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
-from llmbench.spec.huggingface.families.bert import bidirectional, learned_positions, masked_lm
+from llmbench.spec.huggingface.families.bert import bidirectional, learned_positions, masked_lm, projected_embedding
 from llmbench.spec.huggingface.families.common import (
     attention,
     block,
@@ -314,7 +314,7 @@ def fnet(c: Config) -> ModelSpec:
 @family("convbert")
 def convbert(c: Config) -> ModelSpec:
     """ConvBERT replaces half of BERT's heads by a convolution whose kernel is computed for each token."""
-    hidden, size = c.size("hidden_size"), c.size("embedding_size")
+    hidden = c.size("hidden_size")
     heads = max(1, c.size("num_attention_heads") // c.size("head_ratio"))
     head_dim, kernel = hidden // heads // 2, c.size("conv_kernel_size")
     width, groups = heads * head_dim, c.size("num_groups")
@@ -339,19 +339,13 @@ def convbert(c: Config) -> ModelSpec:
         vector("attention.conv_out_bias", "attention_extra", width),
         matrix("attention.o_proj_of_conv", "attention", hidden, width),
     )
-    embedding = Embedding(
-        size=None if size == hidden else size,
-        projection_bias=size != hidden,
-        token_types=c.count("type_vocab_size"),
-        norm=True,
-    )
     return decoder(
         c,
         block(mixer, dense(c, bias=True), "post", extra=extra),
         norm=norm(c, "layernorm"),
         positions=learned_positions(c),
         final_norm=False,
-        embedding=embedding,
+        embedding=projected_embedding(c),
         head=Head(bias=True, transform="roberta"),
     )
 
