@@ -46,6 +46,12 @@ class AboutModel(msgspec.Struct, kw_only=True):
         return title(self.spec, approximate=bool(self.doubts))
 
 
+WEIGHTS_FROM = (
+    "where the bytes of the weights come from: `--weights`, `the files` (their headers), `the index of the files`, "
+    "`quantization_config`, `hf_quant_config.json`, `the config`, `the spec`, or `assumed` if the spec does not say it"
+)
+"""The description of a field with `WeightRecipe.origin`."""
+
 MODEL_FIELDS: tuple[Field[AboutModel], ...] = (
     Field(
         "model",

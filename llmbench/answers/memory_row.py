@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from llmbench.answers.about import MODEL_FIELDS, AboutModel
+from llmbench.answers.about import MODEL_FIELDS, WEIGHTS_FROM, AboutModel
 from llmbench.answers.communication import COMMUNICATION
 from llmbench.answers.formulas import FORMULAS
 from llmbench.answers.timeline import STEPS
@@ -182,9 +182,7 @@ FIELDS: tuple[Field[Sized], ...] = (
     Field(
         "weights_from",
         value=lambda row: None if row.weights is None else row.weights.origin,
-        description="where the bytes of the weights come from: `--weights`, `the files` (their headers), `the index of "
-        "the files`, `quantization_config`, `hf_quant_config.json`, `the config`, `the spec`, or `assumed` if the "
-        "spec does not say it; null in training",
+        description=f"{WEIGHTS_FROM}; null in training",
     ),
     Field("optimizer", description="value of `--optimizer`; null in inference"),
     Field("recompute", description="value of `--recompute`; null in inference"),

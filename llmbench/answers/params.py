@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from msgspec.structs import replace
 
-from llmbench.answers.about import MODEL_FIELDS, AboutModel, model_block, weights_line
+from llmbench.answers.about import MODEL_FIELDS, WEIGHTS_FROM, AboutModel, model_block, weights_line
 from llmbench.report.document import Block, Document, Table, table
 from llmbench.report.fields import Cell, Field, records
 from llmbench.report.units import billions, change, fitting, size
@@ -115,9 +115,7 @@ FIELDS: tuple[Field[Counted], ...] = (
     Field(
         "weights_from",
         value=lambda row: None if row.recipe is None else row.recipe.origin,
-        description="where the bytes come from: `--weights`, `the files` (their headers), `the index of the files`, "
-        "`quantization_config`, `hf_quant_config.json`, `the config`, `the spec`, or `assumed` if the spec "
-        "does not say it",
+        description=WEIGHTS_FROM,
     ),
     Field(
         "stored_bytes",

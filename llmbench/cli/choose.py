@@ -161,8 +161,7 @@ OPTIONS: tuple[Field[Option], ...] = (
         "quality",
         value=lambda option: option.alternative.quality,
         description="what papers report: `first`, the best quality of the alternatives; `close`, a quality close to "
-        "it; "
-        "`loss`, a clear loss",
+        "it; `loss`, a clear loss",
     ),
     Field(
         "report",
