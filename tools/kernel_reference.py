@@ -32,6 +32,10 @@ occupancy. No configuration has been timed yet. The column `shapes` lists the nu
 configuration. A number in brackets is a shape for which the configuration is another candidate. Only a measurement on a
 GPU can show which candidate is the fastest. `llmbench kernels inspect` shows the compiled result of each configuration.
 `--format json` shows the reasons for other formats and architectures.
+
+The names in a configuration are constants of the function. BLOCK_M, BLOCK_N and the like are the sides of a tile, in
+elements. `warps` is the number of warps of a block, and `stages` the number of tiles that are in flight. The docstring
+of the function in `kernels/` explains the other names, such as PARTS and DIVIDE of `mla_split`.
 """
 
 

@@ -1,9 +1,9 @@
 """Check results against a reference in fp64. The error budget comes from plain torch in the same dtype. This file does
 not import Triton.
 
-The error of a result may be twice the error of plain torch in the same dtype, plus one rounding of the dtype. Both
-errors are measured over the whole tensor and at the worst element. Where the reference is infinite or NaN, the result
-must be the same.
+The error of a result may be twice the error of plain torch in the same dtype, plus one unit in the last place of the
+dtype. Both errors are measured over the whole tensor and at the worst element. Where the reference is infinite or NaN,
+the result must be the same.
 
 The error of plain torch may be small by chance. For example, the roundings of a mean loss cancel in part, and the
 gradient of a softmax over a single key is computed as exactly 0. A right kernel rounds other intermediate results, so
@@ -69,8 +69,8 @@ def severity(verdict: Verdict) -> tuple[bool, float]:
 def compare(
     name: str, result: Tensor, plain: Tensor, exact: Tensor, *, factor: float = 2.0, replays: Sequence[Tensor] = ()
 ) -> Verdict:
-    """Compare `result` with `exact` in fp64. The budget is `factor` times the error of `plain`, plus one rounding. If
-    there are `replays` of `plain`, the greatest of all their errors counts."""
+    """Compare `result` with `exact` in fp64. The budget is `factor` times the error of `plain`, plus one unit in the
+    last place. If there are `replays` of `plain`, the greatest of all their errors counts."""
     if result.shape != exact.shape or result.dtype != plain.dtype:
         return Verdict(name, float("inf"), 0.0, 0.0, False)
     if not exact.numel():
@@ -103,8 +103,8 @@ _MEASURES: tuple[Callable[[Tensor], float], ...] = (
 
 
 def _rounding(x: Tensor) -> float:
-    """Return the relative size of one rounding in x's dtype. On a GPU, this is a rounding in tf32 for fp32, because our
-    kernels and plain torch multiply fp32 in tf32."""
+    """Return one unit in the last place of x's dtype, as a share of the number. One rounding changes a number by at
+    most half of it. On a GPU, fp32 has half a unit of tf32, because our kernels and plain torch multiply it in tf32."""
     if x.is_cuda and x.dtype == torch.float32:
         return 2.0**-11
     return torch.finfo(x.dtype).eps if x.is_floating_point() else 0.0

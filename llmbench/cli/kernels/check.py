@@ -135,9 +135,9 @@ def check_kernels(
 ) -> None:
     """Compare the results and gradients of each kernel with a reference in fp64.
 
-    The error budget is twice the error of plain torch in the same number format, plus the error of one rounding. Output
-    buffers are filled with NaN first, so that the check finds missing writes. Without a GPU, kernels run in Triton's
-    interpreter. The exit code is 1 if a kernel exceeds its error budget.
+    The error budget is twice the error of plain torch in the same number format, plus one unit in the last place.
+    Output buffers are filled with NaN first, so that the check finds missing writes. Without a GPU, kernels run in
+    Triton's interpreter. The exit code is 1 if a kernel exceeds its error budget.
 
     With --fuzz, shapes, strides, number formats, masks and options are random. The same --seed gives the same cases.
     For each failure, a line shows a Python expression that repeats the failure.
