@@ -16,6 +16,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,17 @@ KEPT = {
 """The fields of the rows that a record keeps, by command."""
 ROWS = {"extrapolate": "scores", "dynamics": "trainings", "ablate": "steps"}
 """The key of the rows in the JSON of each command."""
-LEAST = ("normalised_entropy", "qk_rank")
-"""The probes of `dynamics` of which a record keeps the smallest value."""
+COURSES: dict[str, Callable[[list[float]], float]] = {"normalised_entropy": min, "qk_rank": min, "condensation": max}
+"""The probes of `dynamics` that a record keeps, and which of the values of all layers and heads."""
 
 
-def least(probes: dict[str, Any], name: str) -> float:
-    """Return the smallest value of a probe over all observed steps, layers and heads."""
-    return float(min(value for seen in probes.values() for heads in seen[name] for value in heads))
+def course(probes: dict[str, Any], name: str) -> list[tuple[int, float]]:
+    """Return the observed steps, each with the smallest or largest value of a probe over all layers and heads."""
+    found = []
+    for step, seen in probes.items():
+        values = [value for layer in seen[name] for value in (layer if isinstance(layer, list) else [layer])]
+        found.append((int(step), COURSES[name]([value for value in values if value is not None])))
+    return found
 
 
 def run_of(command: str, answer: dict[str, Any]) -> Run:
@@ -54,7 +59,7 @@ def run_of(command: str, answer: dict[str, Any]) -> Run:
     for row in answer[ROWS[kind]]:
         kept = {name: row[name] for name in KEPT[kind]}
         if kind == "dynamics":
-            kept["least"] = {name: least(row["probes"], name) for name in LEAST}
+            kept["courses"] = {name: course(row["probes"], name) for name in COURSES}
         rows.append(kept)
     environment = answer["environment"]
     return Run(

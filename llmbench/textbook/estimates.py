@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import Any
 
 from llmbench.learn.experiments.statistics import has_learned
 from llmbench.textbook.claim import Estimate
 from llmbench.textbook.recorded import recorded
 
 __all__ = [
+    "condensed",
+    "entropy_gain",
     "failures",
     "least",
     "loss_change",
+    "loss_ratio",
     "perplexity_change",
     "perplexity_growth",
     "perplexity_rise",
@@ -63,7 +67,44 @@ def least(run: str, arm: str, probe: str, *, whole: float = 1.0) -> Estimate:
 
     `run`: a run of `dynamics`. The smallest value is that of all heads, layers and observed steps.
     """
-    return Estimate.of([row["least"][probe] / whole for row in recorded(run).where(arm=arm)])
+    return Estimate.of([_least(row, probe) / whole for row in recorded(run).where(arm=arm)])
+
+
+def _least(row: dict[str, Any], probe: str) -> float:
+    return float(min(value for _, value in row["courses"][probe]))
+
+
+def condensed(run: str, arm: str, rank: float) -> Estimate:
+    """Return the largest share of pairs of neurons with nearly the same direction, before the rank falls.
+
+    `run`: a run of `dynamics`. The share is that of the layer with the most pairs. It counts until the first observed
+    step at which the effective rank of queries times keys of some head is below `rank`.
+    """
+    shares = []
+    for row in recorded(run).where(arm=arm):
+        fallen = next((step for step, value in row["courses"]["qk_rank"] if value < rank), math.inf)
+        shares.append(max(share for step, share in row["courses"]["condensation"] if step <= fallen))
+    return Estimate.of(shares)
+
+
+def entropy_gain(run: str, arm: str, other: str, lr: float) -> Estimate:
+    """Return how much higher the smallest attention entropy of a variant is than that of another one, paired by seed.
+
+    `run`: a run of `dynamics`. The entropy is a share of ln(visible keys).
+    """
+    probe = "normalised_entropy"
+    return Estimate.of([_least(new, probe) - _least(old, probe) for new, old in _pairs(run, arm, other, lr=lr)])
+
+
+def loss_ratio(run: str, arm: str, other: str, lr: float) -> Estimate:
+    """Return the last loss of a variant, divided by that of another one, paired by seed. `run`: a run of `dynamics`."""
+    ratios = [math.log(new["loss"] / old["loss"]) for new, old in _pairs(run, arm, other, lr=lr)]
+    return Estimate.of(ratios, logarithms=True)
+
+
+def _pairs(run: str, arm: str, other: str, **fields: Any) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Yield the rows of two variants with the same seed."""
+    return zip(*(recorded(run).where(arm=name, **fields) for name in (arm, other)), strict=True)
 
 
 def steps_ratio(run: str, arm: str, other: str, layers: int) -> Estimate:
@@ -71,9 +112,9 @@ def steps_ratio(run: str, arm: str, other: str, layers: int) -> Estimate:
 
     The loss is that which both variants reach: the higher one of their last losses. `run`: a run of `dynamics`.
     """
-    new, old = ([row["losses"] for row in recorded(run).where(arm=name, layers=layers)] for name in (arm, other))
     ratios = []
-    for ours, theirs in zip(new, old, strict=True):
+    for new, old in _pairs(run, arm, other, layers=layers):
+        ours, theirs = new["losses"], old["losses"]
         loss = max(ours[-1][1], theirs[-1][1])
         ratios.append(math.log(_steps_until(loss, ours) / _steps_until(loss, theirs)))
     return Estimate.of(ratios, logarithms=True)

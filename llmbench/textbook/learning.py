@@ -1,21 +1,45 @@
-"""Claims about training: depth and the place of norms, collapse, and the loss of different architectures."""
+"""Claims about training: depth and the place of norms, collapse and its remedy, and the loss of architectures."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
-from llmbench.textbook.claim import Claim, Training
-from llmbench.textbook.estimates import failures, least, loss_change, perplexity_change, steps_ratio
+from llmbench.textbook.claim import Claim, Estimate, Training
+from llmbench.textbook.estimates import (
+    condensed,
+    entropy_gain,
+    failures,
+    least,
+    loss_change,
+    loss_ratio,
+    perplexity_change,
+    steps_ratio,
+)
 
 __all__ = ["CLAIMS"]
 
 DEPTH = "on layer normalization in the Transformer, arXiv 2002.04745"
-AT = "width 64, Xavier initialisation, learning rate 0.001, 400 steps of 1,024 bytes"
+TRAINED = "width 64, 400 steps of 1,024 bytes"
+AT = f"Xavier initialisation, learning rate 0.001, {TRAINED}"
 FAILS = "share of the trainings whose last loss is like that of guessing each byte by its frequency"
 STEPS = "steps of pre-norm / steps of post-norm, until both have the higher one of their last losses"
 COLLAPSED = "in a post-norm model of 12 layers that does not train"
 HEAD_DIM = 16
 """The width of the heads of the deep models."""
+RANK = f"min of exp(entropy of the singular values) / {HEAD_DIM}"
+STAGES = "condensation and rank collapse, arXiv 2510.06954"
+STAGES_AT = f"small first weights are those of GPT-2; learning rate 0.001, {TRAINED}"
+SMALL = (
+    ("small-weights", "pre-gpt2", "2 layers, pre-norm, small first weights"),
+    ("small-weights", "post-gpt2", "2 layers, post-norm, small first weights"),
+    ("depth-12", "post-gpt2", "12 layers, post-norm, small first weights"),
+)
+"""The trainings with small first weights: the run, the variant and what it is."""
+COLLAPSING = (0.05, 0.1)
+"""The learning rates at which the attention entropy of a pre-norm model of 2 layers collapses."""
+REPARAM = "σReparam, arXiv 2303.06296"
+REPARAM_AT = f"a pre-norm model of 2 layers, whose entropy collapses at these rates; Xavier initialisation, {TRAINED}"
 
 
 def fails(setting: str, run: str, arm: str, layers: int) -> Training:
@@ -26,6 +50,20 @@ def fails(setting: str, run: str, arm: str, layers: int) -> Training:
 def quicker(setting: str, run: str, post: str, layers: int) -> Training:
     """Return the steps of pre-norm for some loss, divided by those of a variant of post-norm."""
     return Training(STEPS, (run,), partial(steps_ratio, run, "pre", post, layers), setting)
+
+
+def smallest_rank(setting: str, run: str, arm: str) -> Training:
+    """Return the smallest effective rank of queries times keys, as a share of the width of a head."""
+    return Training(RANK, (run,), partial(least, run, arm, "qk_rank", whole=HEAD_DIM), setting)
+
+
+def remedied(formula: str, value: Callable[[str, str, str, float], Estimate]) -> tuple[Training, ...]:
+    """Return a figure of σReparam against pre-norm alone, at each learning rate."""
+    run = "sigma-reparam"
+    return tuple(
+        Training(formula, (run,), partial(value, run, "sigma-reparam", "pre", lr), f"learning rate {lr}")
+        for lr in COLLAPSING
+    )
 
 
 def activated(setting: str, run: str, swiglu: str, other: str) -> Training:
@@ -106,15 +144,69 @@ CLAIMS = (
         unit="share",
         bound="at most",
         at=f"smallest effective rank of W_Qᵀ·W_K of all heads and steps / width of a head, {COLLAPSED}",
-        source="condensation and rank collapse, arXiv 2510.06954",
-        trainings=(
-            Training(
-                f"min of exp(entropy of the singular values) / {HEAD_DIM}",
-                ("depth-12",),
-                partial(least, "depth-12", "post", "qk_rank", whole=HEAD_DIM),
-            ),
-        ),
+        source=STAGES,
+        trainings=(smallest_rank("", "depth-12", "post"),),
         why="The tokens can become equal while the weights keep their rank. A detector of one misses the other.",
+    ),
+    Claim(
+        name="condensation stage",
+        says="in a first stage of training, neurons condense: most neurons of a layer point the same way",
+        claimed=0.5,
+        unit="share",
+        bound="at least",
+        at="largest share of pairs of neurons of a layer with |cosine| > 0.9, until the effective rank of queries times"
+        f" keys of a head falls below half; {STAGES_AT}; the textbook states no share, and half is assumed",
+        source=STAGES,
+        trainings=tuple(
+            Training(
+                "max of pairs of feed-forward neurons with |cosine| > 0.9 / all pairs",
+                (run,),
+                partial(condensed, run, arm, HEAD_DIM / 2),
+                setting,
+            )
+            for run, arm, setting in SMALL
+        ),
+        why="The paper describes a model of one layer, whose first weights are nearly zero, under gradient flow. In"
+        " these models with norms, residuals and AdamW, the rank falls while the neurons still point in different"
+        " directions.",
+    ),
+    Claim(
+        name="rank stage",
+        says="in a second stage of training, the effective rank of queries times keys falls below half",
+        claimed=0.5,
+        unit="share",
+        bound="at most",
+        at=f"smallest effective rank of W_Qᵀ·W_K of all heads and steps / width of a head; {STAGES_AT}",
+        source=STAGES,
+        trainings=(
+            *(smallest_rank(setting, run, arm) for run, arm, setting in SMALL),
+            smallest_rank("12 layers, pre-norm, Xavier's larger first weights", "depth-12", "pre"),
+        ),
+        why="Small first weights are the condition. The models of 2 layers learn well, so a low rank of these matrices"
+        " is no sign of a failure.",
+    ),
+    Claim(
+        name="σReparam loss",
+        says="a model whose attention entropy collapses learns better with the remedy σReparam",
+        claimed=1.0,
+        bound="at most",
+        at=REPARAM_AT,
+        source=REPARAM,
+        trainings=remedied("loss with σReparam / loss without it", loss_ratio),
+        why="σReparam divides each matrix by its largest singular value and learns one factor. So a high learning rate"
+        " cannot make the logits of attention grow as fast.",
+    ),
+    Claim(
+        name="σReparam entropy",
+        says="a model whose attention entropy collapses keeps a higher entropy with σReparam",
+        claimed=0.0,
+        unit="number",
+        bound="at least",
+        at=REPARAM_AT,
+        source=REPARAM,
+        trainings=remedied("min of entropy / ln(visible keys) with σReparam − the same without it", entropy_gain),
+        why="Without σReparam, heads attend to a single key, and their entropy is near zero. If all keys have equal"
+        " logits, it is 1.",
     ),
     Claim(
         name="activation loss",

@@ -36,8 +36,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     - `settings`: the settings of the trainings, as in the JSON of the command. Variants can have another learning rate,
       seed and warm-up.
     - `rows`: the rows of the answer, without times, memory and details. Their fields are those of the JSON of the
-      command. `least` is added to the rows of `dynamics`: the smallest value of some probes over all heads, layers and
-      observed steps.
+      command. `courses` is added to the rows of `dynamics`: for some probes, pairs of an observed step and the smallest
+      value over all layers and heads. Of the condensation, it is the largest value.
     """
 
     command: str

@@ -114,7 +114,7 @@ TEXTS: dict[Unit, Callable[[float], str]] = {
     "bytes": _bytes_text,
     "flops": _flops_text,
     "dollars": lambda value: f"${value / 1e6:.3g}M",
-    "share": lambda value: f"{100 * value:.3g}%",
+    "share": lambda value: signed(f"{100 * value:.3g}%"),
     "change": lambda value: signed(f"{100 * value:+.3g}%"),
     "ratio": lambda value: f"{value:.3g}×",
     "count": _count_text,

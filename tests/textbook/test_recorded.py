@@ -20,6 +20,7 @@ from llmbench.learn.data import Corpus
 from llmbench.learn.experiments import ablate, lengths, norms
 from llmbench.learn.experiments.placements import NARROW
 from llmbench.learn.experiments.positions import METHODS
+from llmbench.learn.experiments.statistics import has_learned
 from llmbench.learn.settings import Settings
 from llmbench.sizing.params import count_parameters
 from llmbench.textbook import CLAIMS, estimates, learning, positions
@@ -117,7 +118,7 @@ def test_a_record_names_the_kind_of_machine_only(name: str) -> None:
 def test_three_seeds_are_paired() -> None:
     seeds = [recorded(name).settings["seed"] for name in positions.RUNS]
     assert seeds == [0, 1, 2]
-    for name in ("depth-6", "depth-12", "depth-12-low-rate"):
+    for name in ("depth-6", "depth-12", "depth-12-low-rate", "small-weights", "sigma-reparam"):
         assert {row["seed"] for row in recorded(name).rows} == {0, 1, 2}
 
 
@@ -128,15 +129,23 @@ def test_the_claims_state_the_recorded_settings() -> None:
     for name in DYNAMICS:
         settings = recorded(name).settings
         tokens = settings["batch"] * settings["seq_len"]
-        assert f"width {NARROW['hidden_size']}" in learning.AT
-        assert f"{settings['steps']} steps of {tokens:,} bytes" in learning.AT
-        assert settings["lr"] == (3e-4 if name == "depth-12-low-rate" else 1e-3)
+        assert f"width {NARROW['hidden_size']}, {settings['steps']} steps of {tokens:,} bytes" == learning.TRAINED
+        rates = {"depth-12-low-rate": (3e-4,), "sigma-reparam": learning.COLLAPSING}.get(name, (1e-3,))
+        assert {row["lr"] for row in recorded(name).rows} == set(rates)
     for claim in (BY_NAME["activation loss"], BY_NAME["LLaMA loss"]):
         for training in claim.trainings:
             (record,) = map(recorded, training.runs)
             assert f"{record.settings['steps']} steps" in training.setting
             assert {round(row["parameters"] / 1e6, 1) for row in record.rows} == {0.8}
             assert record.settings["batch"] * record.settings["seq_len"] == 768
+
+
+def test_the_trainings_are_what_the_claims_say() -> None:
+    """Without σReparam, the entropy collapses in each training. Models of 2 layers with small first weights learn."""
+    for row in recorded("sigma-reparam").where(arm="pre"):
+        assert min(value for _, value in row["courses"]["normalised_entropy"]) < 0.05
+    small = recorded("small-weights")
+    assert all(has_learned(row["loss"], small.text.unigram) for row in small.rows)
 
 
 # The verdicts
@@ -160,7 +169,25 @@ def where(found: dict[str, Any], **values: Any) -> Callable[[dict[str, Any]], di
 
 
 def least(entropies: tuple[float, float, float]) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    return lambda row: {**row, "least": {"normalised_entropy": entropies[row["seed"]], "qk_rank": 4.0}}
+    return lambda row: {**row, "courses": {"normalised_entropy": [(1, 1.0), (50, entropies[row["seed"]])]}}
+
+
+def stages(*courses: tuple[int, float, float]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Courses of all trainings: steps with the rank and the condensation."""
+    ranks, shares = ([(course[0], course[at]) for course in courses] for at in (1, 2))
+    return lambda row: {**row, "courses": {"qk_rank": ranks, "condensation": shares}}
+
+
+def reparam(entropy: float, *losses: float) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """The smallest entropy with σReparam, and its loss for each seed. Both are 0.2 and 3 without it."""
+
+    def change(row: dict[str, Any]) -> dict[str, Any]:
+        with_it = row["arm"] == "sigma-reparam"
+        course = [(1, 1.0), (50, entropy if with_it else 0.2)]
+        loss = losses[row["seed"]] if with_it else 3.0
+        return {**row, "loss": loss, "courses": {"normalised_entropy": course}}
+
+    return change
 
 
 def growth(*factors: float) -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -186,7 +213,17 @@ def gain(*nats: float) -> Callable[[dict[str, Any]], dict[str, Any]]:
         ("entropy collapse", least((0.30, 0.31, 0.32)), "holds"),
         ("entropy collapse", least((0.60, 0.61, 0.62)), "refuted"),
         ("entropy collapse", least((0.30, 0.50, 0.71)), "within noise"),
-        ("rank collapse", least((1.0, 1.0, 1.0)), "holds"),
+        ("rank collapse", stages((1, 15.0, 0.0), (50, 1.0, 0.0)), "holds"),
+        ("rank stage", stages((1, 15.0, 0.0), (50, 9.0, 0.0)), "refuted"),
+        # the neurons condense before the rank falls, after it falls, and while it stays
+        ("condensation stage", stages((1, 15.0, 0.0), (50, 15.0, 0.7), (100, 5.0, 0.7)), "holds"),
+        ("condensation stage", stages((1, 15.0, 0.0), (50, 5.0, 0.1), (100, 5.0, 0.7)), "refuted"),
+        ("condensation stage", stages((1, 15.0, 0.0), (50, 15.0, 0.0), (100, 15.0, 0.7)), "holds"),
+        ("σReparam loss", reparam(0.4, 2.0, 2.1, 2.2), "holds"),
+        ("σReparam loss", reparam(0.4, 3.3, 3.4, 3.5), "refuted"),
+        ("σReparam loss", reparam(0.4, 2.9, 2.0, 3.9), "within noise"),
+        ("σReparam entropy", reparam(0.4, 2.0, 2.0, 2.0), "holds"),
+        ("σReparam entropy", reparam(0.1, 2.0, 2.0, 2.0), "refuted"),
         ("learned length", where({"method": "learned"}, loss=2.0), "refuted"),
         ("RoPE length", where({"method": "rope"}, loss=None), "refuted"),
         ("learned perplexity", where({"method": "learned"}, loss=2.0, change=math.log(5.9)), "holds"),
@@ -231,6 +268,13 @@ def test_figures_by_hand() -> None:
     assert decide(BY_NAME["activation loss"]).results[0].figure == pytest.approx(
         math.exp(statistics.fmean(logarithms)) - 1
     )
+
+    rows = [[row for row in recorded("sigma-reparam").rows if row["lr"] == 0.1][first::3] for first in range(3)]
+    assert [[(row["arm"], row["seed"]) for row in pair] for pair in rows] == [
+        [("pre", seed), ("sigma-reparam", seed)] for seed in range(3)
+    ]
+    ratio = math.prod(new["loss"] / old["loss"] for old, new in rows) ** (1 / 3)
+    assert decide(BY_NAME["σReparam loss"]).results[1].figure == pytest.approx(ratio)
 
 
 def test_a_figure_within_noise_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,7 +336,7 @@ def test_the_guide_shows_the_recorded_losses_of_deep_models() -> None:
 
 
 def test_the_tool_records_an_answer() -> None:
-    """The record has the smallest value of each probe, no times, and can be read again."""
+    """The record has the smallest or largest value of some probes at each step, no times, and can be read again."""
     spec = importlib.util.spec_from_file_location("record_textbook", ROOT / "tools" / "record_textbook.py")
     assert spec is not None
     assert spec.loader is not None
@@ -305,12 +349,16 @@ def test_the_tool_records_an_answer() -> None:
     text = {"data": "markov:4,1,0", "settings": record.settings}
     machine = {**record.machine, "llmbench": "0.1", "memory_bytes": 1}
     probes = {
-        "1": {"normalised_entropy": [[0.9, 0.5], [0.7, 0.8]], "qk_rank": [[9.0, 8.0], [7.0, 6.0]]},
-        "2": {"normalised_entropy": [[0.4, 0.9], [0.9, 0.9]], "qk_rank": [[9.0, 9.0], [9.0, 9.0]]},
+        "1": {"normalised_entropy": [[0.9, 0.5], [0.7, 0.8]], "qk_rank": [[9.0, 8.0], []], "condensation": [0.1, None]},
+        "2": {"normalised_entropy": [[0.4, 0.9], [0.9, 0.9]], "qk_rank": [[9.0, 7.0], []], "condensation": [0.0, 0.2]},
+    }
+    courses = {
+        "normalised_entropy": [[1, 0.5], [2, 0.4]],
+        "qk_rank": [[1, 8.0], [2, 7.0]],
+        "condensation": [[1, 0.1], [2, 0.2]],
     }
     training = {**record.rows[0], "probes": probes, "seconds": 1.0}
     kept = tool.run_of("llmbench dynamics", {"inputs": text, "environment": machine, "trainings": [training]})
-    assert msgspec.json.decode(tool.text_of(kept), type=Run) == kept
-    assert kept.rows == ({**record.rows[0], "least": {"normalised_entropy": 0.4, "qk_rank": 6.0}},)
+    assert msgspec.json.decode(tool.text_of(kept), type=Run).rows == ({**record.rows[0], "courses": courses},)
     assert (kept.llmbench, kept.machine) == ("0.1", record.machine)
     assert kept.text.name == "markov:4,1,0"
