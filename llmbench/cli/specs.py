@@ -413,7 +413,7 @@ def check(
       llmbench specs check my-model.toml
     """
     if not os.path.exists(file):
-        raise SpecError(f"no file `{file}`")
+        raise SpecError(f"no file `{file}`", hint="give the path of a spec file, for example my-model.toml")
     if file.suffix == ".json" or os.path.isdir(file):
         raise SpecError(
             f"{file} is not a spec .toml",
