@@ -72,11 +72,11 @@ def test_shards_have_the_layers_of_their_engine() -> None:
 
 def test_layouts_that_an_engine_does_not_have_are_refused() -> None:
     for engine, layout, words in (
-        ("llamacpp", "tp=2", "llama.cpp does not divide a model so"),
-        ("llamacpp", "dp=2", "llama.cpp does not divide a model so"),
+        ("llamacpp", "tp=2", "llama.cpp does not divide a model in this way"),
+        ("llamacpp", "dp=2", "llama.cpp does not divide a model in this way"),
         ("llamacpp", "pp=32", "llama.cpp uses at most 16 GPUs"),
-        ("vllm@0.8", "dp=2", "vLLM 0.8.0 does not divide a model so"),
-        ("vllm@0.6.4", "tp=8,ep=8", "vLLM 0.6.4 does not divide a model so"),
+        ("vllm@0.8", "dp=2", "vLLM 0.8.0 does not divide a model in this way"),
+        ("vllm@0.6.4", "tp=8,ep=8", "vLLM 0.6.4 does not divide a model in this way"),
         ("vllm", "tp=8,ep=4", "all 8 GPUs of the attention"),
     ):
         with pytest.raises(LayoutError, match=words):

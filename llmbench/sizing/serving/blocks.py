@@ -70,5 +70,5 @@ def _refusal(
     return LayoutError(
         f"layout {layout_text(layout)}: a GPU would have {own:,} of the {inputs:,} inputs of {name}, and "
         f"{engine.spec.title} does not split a block of {block} inputs of weights in {format_name}",
-        hint=", or ".join(ways) or "fewer GPUs",
+        hint=f"use {', or '.join(ways) or 'fewer GPUs'}",
     )

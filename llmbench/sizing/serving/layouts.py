@@ -36,16 +36,16 @@ def serving_layout(text: str) -> Layout:
     for only in ("zero", "instances", "interleave", "sp"):
         if only in items:
             raise LayoutError(
-                f"layout {only}: is for training, and an engine does not use it", hint="tp, pp, dp and ep serve"
+                f"layout {only}: is for training, and an engine does not use it", hint="use tp, pp, dp or ep"
             )
     for only in ("first", "last", "count_embedding", "count_loss", "stages"):
         if only in items:
             raise LayoutError(
-                f"layout {only}: an engine divides the layers by a rule of its own", hint="tp, pp, dp and ep serve"
+                f"layout {only}: an engine divides the layers by a rule of its own", hint="use tp, pp, dp or ep"
             )
     if "cp" in items:
         raise LayoutError(
-            "layout cp: llmbench does not size a cache that an engine divides by tokens", hint="tp, pp, dp and ep serve"
+            "layout cp: llmbench does not size a cache that an engine divides by tokens", hint="use tp, pp, dp or ep"
         )
     if ("ep" in items or "dp" in items) and "etp" not in items:
         sizes = [items.get(name, "1") for name in ("tp", "dp", "ep")]
@@ -74,29 +74,30 @@ def counts(engine: Engine, device: DeviceHead) -> tuple[int, ...]:
 
 
 def check_layout(engine: Engine, layout: Layout) -> None:
-    """Raise LayoutError if the engine does not divide a model so."""
+    """Raise LayoutError if the engine does not divide a model in this way."""
     own, title = engine.spec, engine.spec.title
     for name in ("tp", "dp", "ep"):
         if getattr(layout, name) > 1 and name not in engine.layouts:
             can = ", ".join(engine.layouts)
             raise LayoutError(
-                f"layout {name}: {engine.title} does not divide a model so", hint=f"it divides a model by {can}"
+                f"layout {name}: {engine.title} does not divide a model in this way",
+                hint=f"it divides a model by {can}",
             )
     if 0 < own.most_gpus < layout.num_gpus:
         raise LayoutError(
-            f"layout {layout_text(layout)}: {title} uses at most {own.most_gpus} GPUs", hint=f"pp={own.most_gpus}"
+            f"layout {layout_text(layout)}: {title} uses at most {own.most_gpus} GPUs", hint=f"use pp={own.most_gpus}"
         )
     if own.one_gpu_copies and layout.tp > 1 and layout.dp > 1:
         raise LayoutError(
             f"layout tp={layout.tp},dp={layout.dp}: {title} has one copy of the attention on each GPU",
-            hint=f"dp={layout.tp * layout.dp}, or tp={layout.tp * layout.dp}",
+            hint=f"use dp={layout.tp * layout.dp}, or tp={layout.tp * layout.dp}",
         )
     if own.whole_experts and layout.ep > 1 and layout.expert_tp > 1:
         gpus = layout.tp * layout.dp
         raise LayoutError(
             f"layout ep={layout.ep}: {title} divides the experts among all {gpus} GPUs of the attention, or splits "
             "each of them",
-            hint=f"ep={gpus}, or no ep",
+            hint=f"use ep={gpus}, or leave out ep",
         )
 
 
