@@ -34,6 +34,10 @@ _Placed = tuple[str, SingleMixer]
 """A mixer and its path in the spec, as (path, mixer)."""
 
 
+MOST_KINDS = 1_000
+"""The largest number of kinds of layers. `memory` and `fit` compute each of them for many layouts."""
+
+
 def check(spec: ModelSpec) -> None:
     """Raise SpecError for the first faulty field. The message names the field and its value."""
     for fault in _faults(spec):
@@ -103,6 +107,8 @@ def _number_faults(part: Part) -> Iterator[Fault]:
 
 def _layer_faults(layers: dict[str, Layer], order: Sequence[str], at: str) -> Iterator[Fault]:
     """Yield contradictions between the kinds of layers and the pattern that gives the order of the layers."""
+    if len(layers) > MOST_KINDS:
+        yield Fault(f"{at}layers", f"has {len(layers):,} kinds of layers, more than {MOST_KINDS:,}")
     if not order:
         yield Fault(f"{at}pattern", "has no layers", 'write for example pattern = "32*block"')
     for name in order:

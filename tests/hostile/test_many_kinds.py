@@ -1,4 +1,4 @@
-"""Specs with thousands of kinds of layers: the work grows linearly with the number of kinds."""
+"""Specs with many kinds of layers: the work grows linearly with the number of kinds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import msgspec
 import pytest
 
 import llmbench
+from llmbench.errors import LLMBenchError
 from llmbench.spec.catalog import load_bundled
+from llmbench.spec.check import MOST_KINDS
 from llmbench.spec.files import parse_spec, write_spec
 from llmbench.spec.model import ModelSpec
 
@@ -64,7 +66,10 @@ def test_the_work_grows_linearly_with_the_kinds_of_layers(step: str) -> None:
     assert calls(lambda: STEPS[step](large)) < 2.2 * calls(lambda: STEPS[step](small))
 
 
-def test_five_thousand_kinds_are_read_and_checked_in_time() -> None:
-    text = write_spec(with_kinds(5000))
+def test_the_kinds_of_layers_have_a_limit() -> None:
+    text = write_spec(with_kinds(MOST_KINDS))
     with quickly():
-        assert len(parse_spec(text, "spec").layers) == 5000
+        spec = parse_spec(text, "spec")
+        assert len(llmbench.fit(spec, device="h100", layout="tp=8").rows) == 1
+    with quickly(), pytest.raises(LLMBenchError, match="layers: has 5,000 kinds of layers, more than 1,000"):
+        parse_spec(write_spec(with_kinds(5000)), "spec")
