@@ -26,6 +26,11 @@ from llmbench.spec.weights.on_hub import with_headers
 
 EVERY_MODEL = "--set changed every model; `--vs --set KEY=VALUE` compares a model with its variant"
 """The note of a table in which `--set` changed every model."""
+ABSORBED = (
+    "latent attention (MLA) decodes in its absorbed form: it has more FLOPs and reads fewer bytes, because it does not "
+    "expand the latents"
+)
+"""The note of a table with latent attention."""
 
 IMPORTANT = (
     "changes",
@@ -115,6 +120,7 @@ def _block(rows: list[Compared], seq: int, *, mark: bool) -> Block:
         lines=_noted(rows, names, lambda row: [f"is approximate: {reason}" for reason in row.approximate_because], " "),
         notes=[
             *([] if mark or not rows[0].changes else [EVERY_MODEL]),
+            *([ABSORBED] if any(mixer.absorbs for row in rows for mixer in row.spec.mixers) else []),
             *distinct(note for row in rows for note in length_notes(row.spec, seq)),
             *distinct(note for row in rows for note in encoder_notes(row.spec, seq)),
             *_noted(rows, names, _not_loaded),
