@@ -67,11 +67,13 @@ FIELDS: tuple[Field[Item], ...] = (
           description="why the settings of the row are uncertain, or null. The metrics leave out such a row"),
     Field("note", value=lambda item: None if item.answer is None else item.answer.note or None,
           description="what the figure of llmbench leaves out, or null"),
+    Field("assumed", value=lambda item: None if item.answer is None else item.answer.assumed or None,
+          description="kernels, attention, precision and loss that llmbench assumes, or null"),
     Field("reason", description="why llmbench refuses the row, or null"),
     Field("figures", value=lambda item: [] if item.answer is None else records(FIGURES, item.answer.figures),
           description="all figures of the row; the first one is `measured` and `ours`"),
     Field("parts", value=lambda item: {} if item.answer is None else item.answer.parts,
-          description="terms of `ours` by name, in its unit"),
+          description="terms of `ours` by name, in its unit; for `tokens`, the bytes of the memory that is divided"),
 )  # fmt: skip
 """The fields of a row."""
 
@@ -138,7 +140,7 @@ def _blocks(validation: Validation, certain: Metrics, quantities: list[Summary],
             answer="; ".join(parts),
             headline=f"kind of file: {validation.file.kind} · format: {validation.file.name}",
             table=table(columns, sure) if sure else None,
-            lines=list(dict.fromkeys(item.answer.note for item in some if item.answer and item.answer.note)),
+            lines=_lines(some),
         )
     ]
     if len(some) <= IN_PARTS:
@@ -158,10 +160,16 @@ def _blocks(validation: Validation, certain: Metrics, quantities: list[Summary],
     return blocks
 
 
+def _lines(items: list[Item]) -> list[str]:
+    """Return what the figures assume and what they leave out, each text once."""
+    answers = [item.answer for item in items if item.answer is not None]
+    return list(dict.fromkeys(filter(None, [*(own.assumed for own in answers), *(own.note for own in answers)])))
+
+
 def _parts_block(item: Item) -> Block | None:
     """Return a table with the terms of our figures for a row, or None if they are not in bytes or not known."""
     figure, parts = _figure(item), item.answer.parts if item.answer is not None else {}
-    if figure is None or not parts or not figure.quantity.endswith("bytes"):
+    if figure is None or not parts or not figure.quantity.endswith(("bytes", "tokens")):
         return None
     columns: list[Field[tuple[str, float]]] = [
         Field("part", "part", value=lambda part: part[0].replace("_", " ")),

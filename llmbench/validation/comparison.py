@@ -37,13 +37,16 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
     figures: the compared figures. The first one is the figure of the row.
     doubt: why the settings of the row are uncertain. "": they are not.
-    parts: named terms of our first figure, in its unit.
+    parts: named terms of our first figure, in its unit. The terms of a number of tokens are the bytes of the memory
+        that the engine divides.
+    assumed: what llmbench assumes about the run, because the row does not say it, or "".
     note: what our first figure leaves out, or "".
     """
 
     figures: tuple[Figure, ...]
     doubt: str = ""
     parts: dict[str, float] = {}
+    assumed: str = ""
     note: str = ""
 
     def __post_init__(self) -> None:

@@ -102,7 +102,9 @@ def validate(kind: Kind, path: Path, by: str | None = None) -> Validation:
 
 
 def _name(file: FileKind, row: Row) -> str:
-    return " ".join(filter(None, map(row.json, file.names)))[:MOST_CHARACTERS]
+    """Return what a row is about: the texts of its columns with names, else its model and its line."""
+    names = list(filter(None, map(row.json, file.names)))
+    return " ".join(names or filter(None, [row.json("model"), f"line {row.line}"]))[:MOST_CHARACTERS]
 
 
 def _file_kind(kind: Kind, columns: Sequence[str], path: Path) -> FileKind:

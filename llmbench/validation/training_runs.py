@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from llmbench.sizing.memory import Memory
+from llmbench.sizing.recipe import PrecisionName, training_precision
 from llmbench.sizing.training import training_memory
 from llmbench.sizing.workload import Layout
 from llmbench.spec.ffn import Dense, MoE
@@ -41,21 +42,46 @@ blocks of their own (c10/cuda/CUDACachingAllocator.cpp)."""
 
 
 class _Software(NamedTuple):
-    """What the software of a source does in every run."""
+    """What a framework does in every run."""
 
+    framework: str
     kernels: Literal["fused", "eager"]
     attention: Literal["flash", "standard"] = "flash"
     dropout: bool = False
+    precision: PrecisionName = "mixed-fp32-grads"  # fp32 gradients, states and master copy
 
+    def in_words(self) -> str:
+        """Return the assumptions behind a figure of this framework."""
+        words = [
+            f"{self.kernels} kernels" if self.kernels == "fused" else "plain torch without fused kernels",
+            "flash attention" if self.attention == "flash" else "attention that stores its scores",
+            *(["dropout"] if self.dropout else []),
+            "AdamW",
+            f"gradients in {training_precision(self.precision).gradients} (precision {self.precision})",
+            "plain cross-entropy",
+        ]
+        return f"assumed for framework {self.framework}: {', '.join(words)}"
+
+
+_FRAMEWORKS = {
+    software.framework: software
+    for software in (
+        # section 4: dropout on attention and hidden states, scores in memory; table 3: Megatron-LM
+        _Software("megatron-2022", "fused", "standard", dropout=True),
+        _Software("megatron", "fused"),
+        _Software("torchtitan", "eager"),
+        _Software("llmbench", "fused", precision="mixed"),  # the defaults of `llmbench memory`
+    )
+}
+"""The frameworks that the column `framework` can name."""
 
 _SOURCES = {
-    # section 4: dropout on attention and hidden states, scores in memory; table 3: Megatron-LM
-    "Korthikanti": _Software("fused", "standard", dropout=True),
-    "2205.05198": _Software("fused", "standard", dropout=True),
-    "Megatron": _Software("fused"),
-    "torchtitan": _Software("eager"),
+    "Korthikanti": "megatron-2022",
+    "2205.05198": "megatron-2022",
+    "Megatron": "megatron",
+    "torchtitan": "torchtitan",
 }
-"""The software of a run, by a word in the column `source`."""
+"""The framework of a run without a value in the column `framework`, by a word in the column `source`."""
 
 
 def answer(row: Row) -> Answer:
@@ -65,29 +91,40 @@ def answer(row: Row) -> Answer:
         raise RefusedError(f"column `quantity`: {row.text('quantity')[:60]!r} is not the memory of one GPU")
     unit = row.choice("unit", _UNITS)
     measured, tolerance = printed(row.text("value"), unit)
-    ours = _ours(row, quantity)
-    figure = Figure(quantity=f"{quantity}_bytes", measured=measured, ours=ours, tolerance=tolerance)
-    return Answer(figures=(figure,), note=_FRAGMENTS if quantity == "reserved" else "")
+    software = _software(row)
+    parts = _parts(row, software, quantity)
+    figure = Figure(quantity=f"{quantity}_bytes", measured=measured, ours=sum(parts.values()), tolerance=tolerance)
+    note = _FRAGMENTS if quantity == "reserved" else ""
+    return Answer(figures=(figure,), parts=parts, assumed=software.in_words(), note=note)
 
 
-def _ours(row: Row, quantity: str) -> int:
+def _software(row: Row) -> _Software:
+    """Return the software of a run, with the precision of the row."""
+    by_source = next((framework for word, framework in _SOURCES.items() if word in row.text("source")), "llmbench")
+    software = row.choice("framework", {"": _FRAMEWORKS[by_source], **_FRAMEWORKS})
+    precision = row.choice("precision", {"": software.precision, **{name: name for name in get_args(PrecisionName)}})
+    return software._replace(precision=precision)
+
+
+def _parts(row: Row, software: _Software, quantity: str) -> dict[str, float]:
+    """Return the terms of the figure for a quantity, in bytes."""
     spec, layout, seq = _model(row.text("model")), _layout(row), row.size("seq_len")
     if quantity == "states":
         layers = override(spec, {"vocab_size": 1, "positions": {"kind": "none"}})
-        states = training_memory(layers, seq, layout=layout, precision="mixed-fp32-grads").full_bytes
-        return sum(states[part] for part in ("weights", "gradients", "optimizer"))
-    memory = _memory(row, spec, layout, seq)
+        states = training_memory(layers, seq, layout=layout, precision=software.precision).full_bytes
+        return {part: states[part] for part in ("weights", "gradients", "optimizer")}
+    memory = _memory(row, software, spec, layout, seq)
     if quantity == "activations":
         # Korthikanti's formula leaves out the embedding (section 4.3). Twice the layers add what the layers save.
         twice = override(spec, {"num_hidden_layers": 2 * spec.num_hidden_layers})
-        return _memory(row, twice, layout, seq).full_bytes["activations"] - memory.full_bytes["activations"]
-    return memory.reserved_bytes if quantity == "reserved" else memory.peak_bytes
+        doubled = _memory(row, software, twice, layout, seq).full_bytes["activations"]
+        return {"activations": doubled - memory.full_bytes["activations"]}
+    if quantity == "reserved":
+        return {**memory.parts_bytes, "free_blocks": memory.reserved_bytes - memory.peak_bytes}
+    return dict(memory.parts_bytes)
 
 
-def _memory(row: Row, spec: ModelSpec, layout: Layout, seq: int) -> Memory:
-    software = next((known for word, known in _SOURCES.items() if word in row.text("source")), None)
-    if software is None:
-        raise RefusedError(f"column `source`: llmbench knows the kernels of {', '.join(_SOURCES)}, not of this source")
+def _memory(row: Row, software: _Software, spec: ModelSpec, layout: Layout, seq: int) -> Memory:
     micro_batch = row.size("micro_batch")
     batch = row.count("global_batch")
     return training_memory(
@@ -96,7 +133,7 @@ def _memory(row: Row, spec: ModelSpec, layout: Layout, seq: int) -> Memory:
         micro_batch=micro_batch,
         micro_batches=max(1, batch // (micro_batch * layout.dp)) if batch else None,
         layout=layout,
-        precision="mixed-fp32-grads",  # fp32 gradients, states and master copy
+        precision=software.precision,
         recompute=row.choice(
             "recompute", {name or "": name or "none" for name in ("", "none", "selective", "full", "every-second")}
         ),

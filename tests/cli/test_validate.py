@@ -48,6 +48,38 @@ def test_a_file_of_ones_own_can_lack_columns_and_its_terms_are_shown(tmp_path: P
     assert "answers 1 of 1 row" in capsys.readouterr().out
 
 
+def test_a_training_run_of_ones_own_is_counted_as_its_framework_says(tmp_path: Path, capsys: Capture) -> None:
+    """The figures are those of `llmbench memory` with the same settings, and the row says what they assume."""
+    path = write(
+        tmp_path,
+        "source,model,seq_len,micro_batch,quantity,value,unit,framework,precision",
+        "my run,smollm2-135m,512,4,peak_allocated_per_gpu,9,GiB,,",
+        "my run,smollm2-135m,512,4,peak_allocated_per_gpu,9,GiB,torchtitan,fp32",
+        "my run,smollm2-135m,512,4,peak_allocated_per_gpu,9,GiB,my framework,",
+    )
+    own, torchtitan, refused = answer(capsys, "memory", path)["items"]
+    assert own["name"] == "smollm2-135m line 2"
+    assert "framework llmbench" in own["assumed"]
+    assert "framework torchtitan" in torchtitan["assumed"]
+    assert "'torchtitan'" in refused["reason"]
+    for item, options in ((own, []), (torchtitan, ["--kernels", "eager", "--precision", "fp32"])):
+        assert run(["memory", "smollm2-135m", "--seq", "512", "--batch", "4", *options, "--format", "json"]) == 0
+        memory = json.loads(capsys.readouterr().out)["models"][0]
+        assert item["ours"] == memory["peak_bytes"]
+        assert item["parts"] == memory["parts_bytes"]
+    assert run(["validate", "memory", str(path)]) == 0
+    text = capsys.readouterr().out
+    assert "line 3: the terms that llmbench computes" in text
+    assert "assumed for framework torchtitan: plain torch" in text
+
+
+def test_a_row_with_tokens_shows_its_terms(tmp_path: Path, capsys: Capture) -> None:
+    columns = "engine,version,model,gpu,tp,max_model_len,kv_tokens,util"
+    path = write(tmp_path, columns, "vllm,0.19,llama3.1-8b,h100,1,8192,420000,0.9")
+    assert run(["validate", "engine", str(path)]) == 0
+    assert re.search(r"^  cache +\d+\.\d\d$", capsys.readouterr().out, re.MULTILINE)
+
+
 @pytest.mark.parametrize("path", sorted(PUBLISHED.glob("*.csv")), ids=lambda path: path.stem)
 def test_every_published_row_has_a_source_and_an_answer(path: Path, capsys: Capture) -> None:
     kind = {"checkpoints": "weights", "kv_formats": "kv", "engine_logs": "engine"}.get(path.stem, "memory")
@@ -67,6 +99,7 @@ def test_every_published_row_has_a_source_and_an_answer(path: Path, capsys: Capt
         assert static["median_ape"] <= 0.02
     if path.stem == "training_runs":
         assert all(bool(item["note"]) == (item["quantity"] == "reserved_bytes") for item in result["items"])
+        assert all(sum(item["parts"].values()) == item["ours"] for item in result["items"])
     if path.stem == "torchtune_runs":
         assert metrics["worst"] <= 0.07
     assert 0 <= metrics["median_ape"] <= metrics["worst"] < 0.2
