@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from llmbench.errors import SpecError
+
+T = TypeVar("T")
 
 Names = Annotated[
     list[str] | None,
@@ -36,10 +39,21 @@ def named_formats(text: str) -> list[Any]:
     """Return the torch dtypes of a comma-separated list. Raises SpecError for an unknown format or an empty list."""
     from llmbench.kernels.formats import FORMATS
 
+    return values_of(text, FORMATS, option="--dtype", noun="format")
+
+
+def values_of(text: str, known: Mapping[str, T], *, option: str, noun: str) -> list[T]:
+    """Return the values of the names in a comma-separated list.
+
+    option, noun: the option with the list and what a name stands for, for messages.
+
+    Raises SpecError for an unknown name or an empty list.
+    """
     parts = [part.strip() for part in text.split(",") if part.strip()]
+    hint = f"choose from {', '.join(known)}"
     for part in parts:
-        if part not in FORMATS:
-            raise SpecError(f"--dtype {part}: unknown format", hint=f"choose from {', '.join(FORMATS)}")
+        if part not in known:
+            raise SpecError(f"{option} {part}: unknown {noun}", hint=hint)
     if not parts:
-        raise SpecError("--dtype names no format", hint=f"choose from {', '.join(FORMATS)}")
-    return [FORMATS[part] for part in parts]
+        raise SpecError(f"{option} names no {noun}", hint=hint)
+    return [known[part] for part in parts]

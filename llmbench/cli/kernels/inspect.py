@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from llmbench.cli.kernels.arguments import DTypes, Names, known_names, named_formats
+from llmbench.cli.kernels.arguments import DTypes, Names, known_names, named_formats, values_of
 from llmbench.cli.kernels.progress import with_progress
 from llmbench.cli.kernels.requirements import need_triton
 from llmbench.cli.options import As, Output, answer, positive_integer, prints_tables
-from llmbench.errors import SpecError
 from llmbench.measure.environment import packages, ptxas
 from llmbench.report.document import Block, Document, table
 from llmbench.report.fields import Field, record, records
@@ -227,11 +226,5 @@ def _compiled_blocks(compiled: list[Compiled]) -> list[Block]:
 def _arches(text: str) -> list[int]:
     from llmbench.kernels.proof.inspect import ARCHITECTURES
 
-    names = {f"sm_{number}": number for number in ARCHITECTURES}
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    for part in parts:
-        if part not in names:
-            raise SpecError(f"--arch {part}: unknown architecture", hint=f"choose from {', '.join(names)}")
-    if not parts:
-        raise SpecError("--arch names no architecture", hint=f"choose from {', '.join(names)}")
-    return [names[part] for part in parts]
+    known = {f"sm_{number}": number for number in ARCHITECTURES}
+    return values_of(text, known, option="--arch", noun="architecture")
