@@ -18,6 +18,10 @@ OUTPUT = "Output"
 """The heading above the options for the form of the answer. An option names its heading with `rich_help_panel`."""
 
 
+SEVERAL = "`llmbench bench` compares several"
+"""The beginning of the last sentence in the help of an option that takes one of several implementations."""
+
+
 class _Helpful:
     """A command whose help text has sections. Subclasses also derive from a class of typer."""
 
@@ -84,8 +88,10 @@ class HelpfulCommand(_Helpful, TyperCommand):
             for parameter, count in Counter(order).items():
                 if count > 1 and not (parameter.multiple or getattr(parameter, "is_flag", False)):
                     name = max(parameter.opts, key=len)
-                    sweeps = "A sweep:" in (parameter.help or "")
+                    text = parameter.help or ""
+                    sweeps, several = "A sweep:" in text, text.partition(SEVERAL)[2]
                     hint = "separate the values of a sweep by commas in one option" if sweeps else "keep one of them"
+                    hint = f"keep one of them; {SEVERAL}{several.rstrip('.')}" if several else hint
                     raise LLMBenchError(f"{name} is given {count} times, but it can be given only once", hint=hint)
             return values, rest, order
 

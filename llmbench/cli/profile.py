@@ -12,6 +12,7 @@ from llmbench.bench.extra_candidates import CANDIDATES
 from llmbench.bench.pieces import PIECES, default_implementations
 from llmbench.bench.results.metrics import METRICS, Line, as_json
 from llmbench.bench.results.sentences import about_table
+from llmbench.cli.help import SEVERAL
 from llmbench.cli.measured import (
     IMPLEMENTATION,
     Device,
@@ -34,10 +35,14 @@ from llmbench.report.describe import headline
 from llmbench.report.document import Block, Document, table
 from llmbench.report.fields import Field, fitted
 from llmbench.report.units import percent, plural
+from llmbench.spec.base import word_list
 
 if TYPE_CHECKING:
     from llmbench.bench.pieces.piece import Piece, Setting
     from llmbench.bench.profile import Profile, Target
+
+COMPARED_IN = word_list([about.experiment for about in PIECES.values() if about.experiment])
+"""The experiments of `bench` that compare several implementations of a piece."""
 
 Named = Annotated[
     str, typer.Argument(metavar="PIECE", help="The piece to time, from the list above.", show_default=False)
@@ -47,7 +52,8 @@ Impl = Annotated[
     typer.Option(
         "--impl",
         metavar="NAME",
-        help=f"Implementation, from the second list above. {default_implementations()}",
+        help="One implementation, from the second list above, which is compared with standard. "
+        f"{default_implementations()} {SEVERAL}: the experiments {COMPARED_IN}.",
         show_default=False,
     ),
 ]
@@ -120,6 +126,7 @@ def command(
 
       llmbench profile decode --device cpu --model llama3-8b --seq 512 --batch 2 --format json
     """
+    _refuse_several(piece, impl)
     need_torch("profile")
     from llmbench.bench.pieces import find_piece
     from llmbench.bench.profile import TRACE, candidate_names, profile, target_of
@@ -162,6 +169,15 @@ command.__doc__ = (
     .replace("{PIECES}", listed({name: about.what for name, about in PIECES.items()}))
     .replace("{CANDIDATES}", listed(CANDIDATES))
 )
+
+
+def _refuse_several(piece: str, impl: str | None) -> None:
+    """Raise LLMBenchError if --impl names several implementations."""
+    if impl is None or "," not in impl:
+        return
+    experiment = PIECES[piece].experiment if piece in PIECES else ""
+    hint = f"`llmbench bench {experiment}` compares several" if experiment else "run the command once for each of them"
+    raise LLMBenchError("--impl: one run times one implementation, next to standard", hint=hint)
 
 
 def _save(measured: Profile, trace: Path) -> None:

@@ -24,13 +24,14 @@ the same build almost never show a regression.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import NormalDist
 from typing import Literal, NamedTuple
 
 from llmbench.errors import LLMBenchError
 from llmbench.measure.measurement import Measurement
 from llmbench.measure.results import Header, Key, Results, Row, differences
+from llmbench.printable import printable
 
 __all__ = ["DETECTABLE", "NOISE_FLOOR", "Change", "Difference", "Noise", "diff", "noise"]
 
@@ -64,6 +65,9 @@ the case use, so the part above the limit does not count as noise."""
 
 MOST_BARRIER_CHANGE = 2.5
 """The largest slow-down that barrier cost can cause. The most affected of 50 measured ops took 2.4 times as long."""
+
+MOST_NAMED = 4
+"""The largest number of differences that a message names."""
 
 Verdict = Literal["slower", "faster", "same", "unclear", "broken", "fixed", "new", "gone", "untimed"]
 Case = tuple[str, tuple[tuple[str, object], ...]]
@@ -147,7 +151,7 @@ def diff(before: Results, after: Results) -> Difference:
     pairs = {key: (old[key], new[key]) for key in old if key in new}
     if not pairs:
         raise LLMBenchError(
-            f"{before.path} and {after.path} have no row in common",
+            f"{before.path} and {after.path} have no row in common{_unlike(before, after)}",
             hint="rows are compared if experiment, case and implementation are equal: give two runs of one experiment "
             "and preset",
         )
@@ -168,6 +172,33 @@ def diff(before: Results, after: Results) -> Difference:
 
     notes = _notes(before, after, common, list(pairs.values()))
     return Difference([change(key) for key in {**old, **new}], notes)
+
+
+def _unlike(before: Results, after: Results) -> str:
+    """Return what differs between two files without a common row: the inputs, or else the rows. "": nothing alone."""
+    found = []
+    inputs = [dict(results.headers[0].inputs) if results.headers else {} for results in (before, after)]
+    for name in inputs[0]:
+        values = [(own.get(name),) for own in inputs]
+        if name != "spec" and values[0] != values[1]:  # `spec` is the digest of the model and its changes
+            found.append((name, values))
+    if not found:
+        for name in dict.fromkeys(name for row in before.rows for name in _identity(row)):
+            values = [tuple(dict.fromkeys(_identity(row).get(name) for row in own.rows)) for own in (before, after)]
+            if not set(values[0]) & set(values[1]):
+                found.append((name, values))
+    texts = [f"{name}: {_listed(old)} → {_listed(new)}" for name, (old, new) in found[:MOST_NAMED]]
+    return f" ({'; '.join(texts)})" if texts else ""
+
+
+def _identity(row: Row) -> dict[str, object]:
+    """Return the fields by which a row is compared."""
+    return {"experiment": row.experiment, **row.case, "implementation": row.implementation}
+
+
+def _listed(values: Sequence[object]) -> str:
+    texts = ["none" if value in (None, [], "") else printable(str(value), most=60) for value in values[:MOST_NAMED]]
+    return ", ".join(texts) + (", …" if len(values) > MOST_NAMED else "")
 
 
 class Noise(NamedTuple):

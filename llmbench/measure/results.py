@@ -56,6 +56,9 @@ MOST_BYTES = 2**29
 _HUGE_INTEGER = re.compile(rb"(?<=[:,\[\s-])\d{31}")
 """Matches an integer that no measurement has, and that a float cannot represent if it has some hundred digits."""
 
+_ANSWER = re.compile(rb'\s*\{\s*"schema":\s*"llmbench\.(?!results/)([\w.-]{1,40})/')
+"""Matches the beginning of an answer of a command in JSON."""
+
 Scalar: TypeAlias = bool | int | float | str | None
 Status = Literal["ok", "INCORRECT", "OOM", "n/a", "FAILED"]
 Key: TypeAlias = tuple[str, tuple[tuple[str, Scalar], ...], str]
@@ -218,9 +221,16 @@ class Results(NamedTuple):
 def read(path: str | Path) -> Results:
     """Read a result file of the current schema or of an older schema. Damaged lines are listed in `Results.damaged`.
 
-    Raises LLMBenchError if the file cannot be read, has no results or has an unknown schema.
+    Raises LLMBenchError if the file cannot be read, has no results, has an unknown schema or is an answer of a command.
     """
-    lines = read_bytes(Path(path), MOST_BYTES).split(b"\n")
+    content = read_bytes(Path(path), MOST_BYTES)
+    if (answer := _ANSWER.match(content)) is not None:
+        command = answer[1].decode().replace(".", " ")
+        raise LLMBenchError(
+            f"{path} is an answer of `llmbench {command}`, not a result file",
+            hint="`llmbench bench EXPERIMENT --output FILE` writes result files",
+        )
+    lines = content.split(b"\n")
     results = Results(str(path), [], [])
     open_session: Session | None = None
     for number, line in enumerate(lines, 1):

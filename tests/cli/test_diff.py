@@ -129,6 +129,15 @@ def test_noisy_samples_are_unclear(tmp_path: Path, capsys: Capture) -> None:
     assert "unclear: the noise could hide a change by 1.3×" in text
 
 
+def test_an_answer_in_json_is_no_result_file(tmp_path: Path, capsys: Capture) -> None:
+    answer = tmp_path / "p1.json"
+    assert run(["params", "gpt2", "--format", "json", "-o", str(answer)]) == 0
+    assert run(["diff", str(answer), str(answer)]) == 2
+    err = capsys.readouterr().err
+    assert "p1.json is an answer of `llmbench params`, not a result file" in err
+    assert "`llmbench bench EXPERIMENT --output FILE` writes result files" in err
+
+
 def test_files_without_a_common_row_are_refused(tmp_path: Path, capsys: Capture) -> None:
     before, after = (file_of([quiet(name)], tmp_path / f"{name}.jsonl") for name in ("a", "b"))
     assert run(["diff", str(before), str(after)]) == 2

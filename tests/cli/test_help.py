@@ -109,5 +109,18 @@ def test_an_option_with_one_value_is_given_once(arguments: list[str], option: st
     assert f"{option} is given 2 times, but it can be given only once" in capsys.readouterr().err
 
 
+def test_profile_names_the_command_that_compares_several_implementations(capsys: Capture) -> None:
+    for arguments, hint in (
+        (["attention", "--impl", "flash,sdpa"], "hint: `llmbench bench attention` compares several"),
+        (["decode", "--impl", "flash,sdpa"], "hint: run the command once for each of them"),
+        (
+            ["norm", "--impl", "fused", "--impl", "compiled"],
+            "hint: keep one of them; `llmbench bench` compares several",
+        ),
+    ):
+        assert run(["profile", *arguments, "--device", "cpu"]) == 2
+        assert hint in capsys.readouterr().err
+
+
 def test_options_that_may_be_repeated(capsys: Capture) -> None:
     assert run(["params", "gpt2", "--set", "hidden_size=768", "--set", "vocab_size=8", "--explain", "--explain"]) == 0

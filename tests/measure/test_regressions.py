@@ -303,6 +303,15 @@ def test_files_without_a_common_row_are_refused() -> None:
     with pytest.raises(LLMBenchError, match="no row in common") as refused:
         diff(results(row("a")), results(row("b")))
     assert "one experiment" in (refused.value.hint or "")
+    assert "(implementation: a → b)" in str(refused.value)
+
+
+def test_files_of_two_models_name_the_models() -> None:
+    first, second = (
+        results(row(seq=seq), inputs={"model": model}) for model, seq in (("gpt2", 64), ("llama3-8b", 128))
+    )
+    with pytest.raises(LLMBenchError, match=r"\(model: gpt2 → llama3-8b\)"):
+        diff(first, second)
 
 
 @pytest.mark.parametrize(

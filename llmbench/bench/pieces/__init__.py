@@ -22,17 +22,23 @@ class AboutPiece(NamedTuple):
     - `place`: the file in this folder, and the constant in that file.
     - `what`: the part of a model that is timed.
     - `impl`, `cpu_impl`: the default implementation on a GPU and on a CPU.
+    - `experiment`: the experiment of `bench` that compares several implementations of the piece. "": there is none.
     """
 
     place: str
     what: str
     impl: str = "fused"
     cpu_impl: str = "standard"
+    experiment: str = ""
 
 
 PIECES: dict[str, AboutPiece] = {
     "attention": AboutPiece(
-        "attention.ATTENTION", "softmax(q kᵀ) v of a layer over whole sequences", impl="flash", cpu_impl="flash"
+        "attention.ATTENTION",
+        "softmax(q kᵀ) v of a layer over whole sequences",
+        impl="flash",
+        cpu_impl="flash",
+        experiment="attention",
     ),
     "decode": AboutPiece(
         "attention.DECODE", "attention for one new token per sequence on its cache", impl="flash", cpu_impl="flash"
@@ -43,10 +49,10 @@ PIECES: dict[str, AboutPiece] = {
         impl="flash",
         cpu_impl="sdpa",
     ),
-    "norm": AboutPiece("pointwise.NORM", "the norm of a layer's input"),
+    "norm": AboutPiece("pointwise.NORM", "the norm of a layer's input", experiment="norms"),
     "rope": AboutPiece("pointwise.ROPE", "the rotation of queries and keys"),
-    "glu": AboutPiece("pointwise.GLU", "act(gate) · up in a gated feed-forward"),
-    "moe": AboutPiece("moe.MIXTURE", "router, experts and shared experts of a layer"),
+    "glu": AboutPiece("pointwise.GLU", "act(gate) · up in a gated feed-forward", experiment="activations"),
+    "moe": AboutPiece("moe.MIXTURE", "router, experts and shared experts of a layer", experiment="moe"),
     "loss": AboutPiece("blocks.LOSS", "the output head, and the cross-entropy of its logits"),
     "block": AboutPiece("blocks.BLOCK", "one layer of the model", cpu_impl="flash"),
     "model": AboutPiece(
