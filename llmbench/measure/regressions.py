@@ -176,10 +176,10 @@ def diff(before: Results, after: Results) -> Difference:
 
 def _unlike(before: Results, after: Results) -> str:
     """Return what differs between two files without a common row: the inputs, or else the rows. "": nothing alone."""
-    found = []
+    found: list[tuple[str, list[tuple[object, ...]]]] = []
     inputs = [dict(results.headers[0].inputs) if results.headers else {} for results in (before, after)]
     for name in inputs[0]:
-        values = [(own.get(name),) for own in inputs]
+        values: list[tuple[object, ...]] = [(own.get(name),) for own in inputs]
         if name != "spec" and values[0] != values[1]:  # `spec` is the digest of the model and its changes
             found.append((name, values))
     if not found:

@@ -14,7 +14,7 @@ import msgspec
 
 from llmbench.errors import SpecError, suggestion
 from llmbench.spec.base import Fault, Name, Part, word_list
-from llmbench.spec.field_paths import HUGGING_FACE_NAMES
+from llmbench.spec.field_paths import HUGGING_FACE_NAMES, meant_field
 from llmbench.spec.model import ModelSpec
 from llmbench.spec.schema import FieldType, Path, every_place, fields_of, tag_of, type_of
 
@@ -225,7 +225,8 @@ def _advice(part: type[Part], name: str, value: Any, absent: Sequence[str]) -> s
     for home in every_place(ModelSpec):
         if name == tag_of(home.part) and isinstance(value, Mapping) and home.path[:-1] == ("layers", "NAME"):
             return f'`{name}` is a kind of {home.path[-1]}: write {home.path[-1]} = {{ kind = "{name}", ... }}; '
-    near = suggestion(name, absent) or suggestion(name, fields_of(part))
+    fields = fields_of(part)
+    near = suggestion(name, absent) or meant_field(name, fields) or suggestion(name, fields)
     if near is not None:
         return did_you_mean(near, "")
     if "num_hidden_layers" in (name, HUGGING_FACE_NAMES.get(name)):

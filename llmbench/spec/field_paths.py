@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from llmbench.errors import SpecError, suggestion
@@ -239,7 +239,7 @@ def _unknown(key: str, field: str, every: Sequence[Place], model: str) -> SpecEr
     for place in every:
         for name in fields_of(place.part) if place.part is not None else ():
             known.setdefault(name, []).append(".".join((*place.path, name)))
-    other = _OTHER_NAMES.get(field)
+    other = OTHER_NAMES.get(field)
     homes = [] if other in known else homes_of(other or field)
     if homes and field not in known:
         hint = f"`{other or field}` is a field of {' or '.join(homes[:3])}"
@@ -247,11 +247,7 @@ def _unknown(key: str, field: str, every: Sequence[Place], model: str) -> SpecEr
             hint += f". Change the kind first, for example --set {homes[0].split(' (')[0].rpartition('.')[2]}.kind="
             hint += homes[0].split("(kind ")[1].rstrip(")").split(",")[0]
         return SpecError(f"--set {key}: {model} has no such field", hint=hint)
-    near = (
-        (other if other in known else None)
-        or _field_with_the_words_of(field, known)
-        or (field if field in known else suggestion(field, known))
-    )
+    near = meant_field(field, known) or (field if field in known else suggestion(field, known))
     if near is None:
         return SpecError(
             f"--set {key}: {model} has no such field", hint=f"`llmbench specs show {model}` shows its fields"
@@ -261,7 +257,7 @@ def _unknown(key: str, field: str, every: Sequence[Place], model: str) -> SpecEr
     return SpecError(f"--set {key}: {model} has no such field", hint=f"did you mean `{near}`?{full}")
 
 
-_OTHER_NAMES = dict.fromkeys(("top_k", "topk", "experts_per_token"), "num_experts_per_tok") | dict.fromkeys(
+OTHER_NAMES = dict.fromkeys(("top_k", "topk", "experts_per_token"), "num_experts_per_tok") | dict.fromkeys(
     ("shared_experts", "n_shared_experts", "num_shared_experts", "shared_expert"), "shared"
 )
 """Names that users know from papers and configs, and the fields that they mean. The words differ from the field's."""
@@ -269,7 +265,14 @@ _LONG_WORDS = {"kv": "key value", "vocabulary": "vocab", "attn": "attention", "c
 """Words that users write, and the words that the names of fields contain instead."""
 
 
-def _field_with_the_words_of(key: str, known: Mapping[str, Sequence[str]]) -> str | None:
+def meant_field(name: str, known: Iterable[str]) -> str | None:
+    """Return the field of `known` that users mean with another name, or None if there is no such field."""
+    fields = list(known)
+    other = OTHER_NAMES.get(name)
+    return other if other in fields else _field_with_the_words_of(name, fields)
+
+
+def _field_with_the_words_of(key: str, known: Iterable[str]) -> str | None:
     """Return the shortest field whose name contains all words of `key`, for example `num_key_value_heads` for
     `kv_heads`. Return None if there is no such field."""
 
