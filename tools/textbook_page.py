@@ -29,7 +29,7 @@ Textbooks, blogs and lectures on language models are full of figures. Flash atte
 only. Some are wrong, and have been copied for years.
 
 This page takes such claims one by one. llmbench computes the same figure from its description of the model, or reads it
-from [small models that it trained](#the-trainings). The two figures decide, and nobody typed the verdicts. Before you
+from [small models that it trained](#the-trainings). llmbench computes each verdict from the two figures. Before you
 look at a verdict, guess it.
 
 """

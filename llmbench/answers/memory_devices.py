@@ -134,7 +134,7 @@ def _advice(verdict: Verdict, memory: Memory) -> str:
 
 
 def _too_large(memory: Memory, usable_bytes: int) -> str:
-    """Return what of a training step is too large for the devices, in whichever layout of SPLITS."""
+    """Return which part of a training step is too large for the devices, in every layout of SPLITS."""
     gpus = Layout.parse(SPLITS["train"][-1]).num_gpus
     states = sum(memory.full_bytes[part] for part in ("weights", "gradients", "optimizer")) / gpus
     if states > usable_bytes:

@@ -1,4 +1,4 @@
-"""The checkpoints in the folder of a training run, and what a checkpoint says beside its tensors. No torch.
+"""The checkpoints in the folder of a training run, and what a checkpoint says besides its tensors. No torch.
 
 A command reads them before it imports torch, so that it refuses a wrong folder at once.
 """
@@ -27,7 +27,7 @@ _NAME = re.compile(r"step-([0-9]{8,12})")
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a checkpoint says beside its tensors.
+    """What a checkpoint says besides its tensors.
 
     - `step`: the last finished step. `seconds`: the training time of all steps so far.
     - `data`: the source of the text (see Corpus). `data_sha256`: the hash of its train part.
