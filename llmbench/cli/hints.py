@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
 import typer
 
 from llmbench.cli import COMMANDS
+from llmbench.cli.completion import TABLE
 from llmbench.errors import MOST_CHARACTERS, suggestion
+from llmbench.spec.base import word_list
 
 OTHER_NAMES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("serve serving inference infer", ("--phase inference", "--phase decode")),
@@ -40,11 +44,16 @@ OTHER_NAMES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("file save out", ("--output FILE",)),
     ("impl implementation backend", ("--impl sdpa",)),
     ("override param", ("--set KEY=VALUE",)),
+    ("data dataset corpus text", ("--data FILE", "--text FILE")),
+    ("positions encodings position-encodings", ("--methods rope,alibi",)),
 )
 """Words that users take for an option, and what they can write instead. A hint gives the first that the command has.
 
 A number in braces is an example. If the user gave a number, the hint has the user's number. `|` separates examples.
 """
+
+MOST_COMMANDS = 4
+"""The largest number of commands that a hint on an option names."""
 
 OTHER_COMMANDS: tuple[tuple[str, str], ...] = (
     ("list ls models catalog catalogue search", "specs list"),
@@ -103,8 +112,30 @@ def usage_error(problem: Any, arguments: list[str], application: typer.Typer) ->
         if option in arguments[:-1]:
             value = arguments[arguments.index(option) + 1]
         near = _meant(word.lower().replace("_", "-"), value, known)
-        return f"no option {option}", (f"did you mean {near}? " if near else "") + hint
+        if near:
+            return f"no option {option}", f"did you mean {near}? {hint}"
+        name = option.partition("=")[0]
+        elsewhere = [f"`{command}`" for command in commands_with(name)] if name.startswith("--") else []
+        if elsewhere:
+            more = [f"{len(elsewhere) - MOST_COMMANDS} more commands"] if len(elsewhere) > MOST_COMMANDS + 1 else []
+            listed = elsewhere[:MOST_COMMANDS] if more else elsewhere
+            return f"no option {option}", f"`{name}` is an option of {word_list([*listed, *more])}; {hint}"
+        return f"no option {option}", hint
     return message, hint
+
+
+def commands_with(option: str) -> list[str]:
+    """Return the names of the commands that have an option, such as `memory` and `specs list`."""
+    with open(TABLE, encoding="utf-8") as file:
+        tree: dict[str, Any] = json.load(file)
+
+    def found(node: dict[str, Any], path: tuple[str, ...]) -> Iterator[str]:
+        if path and option in node["options"]:
+            yield " ".join(path)
+        for name, inner in node["commands"].items():
+            yield from found(inner, (*path, name))
+
+    return list(found(tree, ()))
 
 
 def _needed(option: str, problem: Any, arguments: list[str], application: typer.Typer) -> str | None:
@@ -143,6 +174,8 @@ def _meant(word: str, given: str, known: dict[str, Any]) -> str | None:
             return f"`{option}`, for example {examples}"
         if value in choices:
             return f"`{text}`"
+    if commands_with(f"--{word}"):
+        return None  # the hint names these commands, and a similar option of this command is another one
     near = suggestion(word, [name.lstrip("-") for name in known if name.startswith("--")])
     return None if near is None else f"`--{near}`"
 

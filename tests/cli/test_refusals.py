@@ -205,6 +205,23 @@ def test_options_of_other_tools_are_options_of_a_command() -> None:
             assert any(known is None or value in known for known in choices), text
 
 
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ("evaluate run --data book.txt", "did you mean `--text`"),
+        ("train smollm2-135m --text book.txt", "did you mean `--data`"),
+        ("extrapolate --positions rope", "did you mean `--methods`"),
+        ("mfu llama2-7b --price 3", "`--price` is an option of `fit`"),
+        ("mfu llama2-7b --lora r=8", "`--lora` is an option of `flops` and `memory`"),
+        ("params gpt2 --seq 3", "`--seq` is an option of `flops`"),
+        ("params gpt2 --xyzzy", "`llmbench params --help` shows"),
+    ],
+)
+def test_an_option_of_another_command_is_explained(line: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(line.split()) == 2
+    assert f"hint: {hint}" in " ".join(capsys.readouterr().err.split())
+
+
 def test_other_names_of_commands_lead_to_commands() -> None:
     """No word is a command itself, and each hint begins with a command or an option of llmbench."""
     options = {opt for param in typer.main.get_command(build([])).params for opt in param.opts} | {"--help"}

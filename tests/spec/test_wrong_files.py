@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from typing import Any
 
@@ -100,6 +101,15 @@ def test_nearly_right(old: str, new: str, begins: str, hints: list[str]) -> None
     assert message.startswith(begins)
     for hint in hints:
         assert hint in (refusal.value.hint or "")
+
+
+@pytest.mark.parametrize(("old", "field"), [("shared", "shared_experts"), ("num_experts_per_tok", "top_k")])
+def test_a_field_with_the_name_of_a_paper(old: str, field: str) -> None:
+    """The hint is that of `--set`, although `shared_experts` has more letters in common with `zero_experts`."""
+    text = write_spec(load_bundled("deepseek-v3"))
+    with pytest.raises(SpecError, match=f"has no field `{field}`") as refusal:
+        parse_spec(re.sub(rf"\b{old}\b", field, text), "mine.toml")
+    assert f"did you mean `{old}`?" in (refusal.value.hint or "")
 
 
 def test_a_field_of_the_model_below_a_table() -> None:
