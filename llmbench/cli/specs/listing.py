@@ -1,46 +1,26 @@
-"""`llmbench specs`: list, show, import and check the descriptions of models."""
+"""`llmbench specs list`: the built-in models and devices, and the formats of weights."""
 
 from __future__ import annotations
 
-import os
 import shlex
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, NamedTuple
 
-import msgspec
 import typer
 
-from llmbench.answers.about import approximate_lines, title
-from llmbench.cli.messages import say
-from llmbench.cli.options import MODEL_HELP, As, Output, Set, answer, load, prints_tables
-from llmbench.cli.written import write_file
-from llmbench.errors import LLMBenchError, SpecError
-from llmbench.report.describe import headline
-from llmbench.report.document import Block, Document, listing, table
-from llmbench.report.fields import Field, fitted, record
-from llmbench.report.units import UNKNOWN, change, signed
+from llmbench.cli.options import As, Output, answer, prints_tables
+from llmbench.errors import LLMBenchError
+from llmbench.report.document import listing
+from llmbench.report.fields import Field, fitted
+from llmbench.report.units import UNKNOWN
 from llmbench.sizing.params import Parameters, count_parameters
 from llmbench.sizing.weights import bits_per_element, bits_per_weight
-from llmbench.spec.catalog import (
-    bundled_devices,
-    bundled_models,
-    device_text,
-    devices_named,
-    find_device,
-    load_bundled,
-    load_device,
-)
+from llmbench.spec.catalog import bundled_devices, bundled_models, load_bundled, load_device
 from llmbench.spec.device import DeviceSpec, DType, Figure
-from llmbench.spec.files import read_spec, write_spec
 from llmbench.spec.mixer import branches
 from llmbench.spec.model import ModelSpec
-from llmbench.spec.reading import read_text
 from llmbench.spec.schema import tag_of
 from llmbench.spec.weights.formats import Chosen, chosen, format_names
-
-command = typer.Typer(no_args_is_help=True, help="List, show, import and check model specs.", rich_markup_mode=None)
 
 
 class Listed(NamedTuple):
@@ -94,41 +74,6 @@ MODELS: tuple[Field[Listed], ...] = (
         value=lambda row: row.spec.source,
         description="publication or file from which the spec was written",
     ),
-)
-
-
-def _difference(row: Listed) -> int | None:
-    published = row.spec.published_parameters
-    return None if published is None else row.parameters.total - published
-
-
-def _relative(row: Listed) -> str | None:
-    """Return the difference from the published number for people: `+439,808 (+0.4%)`."""
-    difference, published = _difference(row), row.spec.published_parameters
-    if difference is None or published is None:
-        return None
-    return f"{signed(f'{difference:+,}')} ({change(row.parameters.total, published)})" if difference else "none"
-
-
-CHECK: tuple[Field[Listed], ...] = (
-    Field("file", description="path of the checked file"),
-    msgspec.structs.replace(NAME, text=lambda row: title(row.spec)),
-    APPROXIMATE,
-    Field(
-        "parameters",
-        "parameters",
-        "count",
-        lambda row: row.parameters.total,
-        description="number of trained parameters",
-    ),
-    Field(
-        "published_parameters",
-        "published",
-        "count",
-        lambda row: row.spec.published_parameters,
-        description="number of parameters that the source of the spec publishes, or null",
-    ),
-    Field("difference", "difference", "count", _difference, _relative, in_json=False),
 )
 
 
@@ -219,7 +164,6 @@ FORMATS: tuple[Field[Chosen], ...] = (
 )
 
 
-@command.command("list")
 @prints_tables
 def list_specs(
     devices: Annotated[bool, typer.Option("--devices", help="List the devices (GPUs) instead of the models.")] = False,
@@ -331,139 +275,3 @@ def _parts(spec: ModelSpec) -> Iterator[str]:
 def _matches(text: str, *names: str) -> bool:
     """Return whether one of the names contains the text. Upper and lower case do not differ."""
     return any(text.lower() in name.lower() for name in names)
-
-
-@command.command("show")
-def show(
-    name: Annotated[
-        str,
-        typer.Argument(
-            metavar="NAME", help=f"{MODEL_HELP} Or a device from `llmbench specs list --devices`.", show_default=False
-        ),
-    ],
-    set: Set = None,
-    output: Output = None,
-) -> None:
-    """Show the spec of a model as TOML with all fields, or the datasheet of a device with the source of each figure.
-
-    Examples:
-
-      llmbench specs show mixtral-8x7b
-
-      llmbench specs show h100-sxm
-
-      llmbench specs show llama2-7b --set num_hidden_layers=16 -o small.toml
-    """
-    try:
-        text = write_spec(load(name, set))
-    except LLMBenchError as problem:
-        try:
-            device = find_device(name)
-        except LLMBenchError as other:
-            raise (other if devices_named(name) else problem) from None
-        text = device_text(device.name)
-    _write(text, output)
-
-
-@command.command("import")
-def import_config(
-    config: Annotated[
-        str,
-        typer.Argument(
-            metavar="CONFIG",
-            help="A Hugging Face config.json, the folder that contains it, or hf:organisation/name.",
-            show_default=False,
-        ),
-    ],
-    output: Output = None,
-) -> None:
-    """Convert a Hugging Face config to a spec file.
-
-    The spec lists every part of the config that llmbench could not interpret exactly, and the command also prints this
-    list to stderr. With --output, the spec gets the name of the file.
-
-    Examples:
-
-      llmbench specs import path/to/config.json -o my-model.toml
-
-      llmbench specs import hf:mistralai/Mistral-7B-v0.1
-    """
-    spec = load(config, None)
-    for line in (*approximate_lines(spec.approximate), *(f"note: {note}" for note in spec.notes)):
-        say(line)
-    spec = msgspec.structs.replace(
-        spec,
-        name=spec.name if output is None else output.stem,
-        source=config if config.startswith("hf:") else "",
-    )
-    _write(write_spec(spec), output)
-
-
-@command.command("check")
-@prints_tables
-def check(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The spec file (.toml) of a model.", show_default=False)],
-    format: As = "table",
-    output: Output = None,
-) -> None:
-    """Check a spec file, and show the model that it describes. An error names each wrong field.
-
-    Examples:
-
-      llmbench specs check my-model.toml
-    """
-    if not os.path.exists(file):
-        raise SpecError(f"no file `{file}`", hint="give the path of a spec file, for example my-model.toml")
-    if file.suffix == ".json" or os.path.isdir(file):
-        raise SpecError(
-            f"{file} is not a spec .toml",
-            hint=f"`llmbench specs import {shlex.quote(str(file))}` converts a Hugging Face config to a spec",
-        )
-    try:
-        spec = read_spec(file)
-    except SpecError:
-        if _is_device(file):
-            raise SpecError(
-                f"{file} describes a device, not a model",
-                hint="`specs check` checks only models; `llmbench specs list --devices` shows the built-in devices",
-            ) from None
-        raise
-    row = Listed(spec, count_parameters(spec), str(file))
-    document = Document(
-        command="specs.check",
-        version=2,
-        inputs={"file": str(file)},
-        rows_key="specs",
-        rows=[record(CHECK, row)],
-        blocks=[
-            Block(
-                headline=headline(spec),
-                table=table(CHECK, [row]),
-                lines=approximate_lines(spec.approximate),
-                notes=list(spec.notes),
-            )
-        ],
-    )
-    answer(document, format, output)
-
-
-def _is_device(file: Path) -> bool:
-    from llmbench.spec.device import DeviceSpec
-
-    try:
-        msgspec.toml.decode(read_text(file), type=DeviceSpec)
-    except (LLMBenchError, msgspec.DecodeError, ValueError, RecursionError):
-        return False
-    return True
-
-
-def _write(text: str, output: Path | None) -> None:
-    """Write a spec to the file `output`, or to stdout. Raises LLMBenchError if the name says another format."""
-    if output is not None and output.suffix in (".json", ".csv", ".md"):
-        raise LLMBenchError(
-            f"--output {output}: a spec is written as TOML", hint=f"use --output {output.with_suffix('.toml')}"
-        )
-    if output is None:
-        sys.stdout.write(text)
-        return
-    write_file(output, lambda stream: stream.write(text), replaces=False)
