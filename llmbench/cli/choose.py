@@ -265,6 +265,7 @@ def document(goal: GoalName, choice: Choice, inputs: dict[str, Any], file: str) 
         lines=[
             f"goal figure: {choice.goal.noun}; {'more' if choice.goal.large else 'less'} is better",
             "* marks the choice. Figures are computed; quality is cited from papers",
+            *_fewer_devices(choice),
         ],
     )
     blocks = [
@@ -293,6 +294,18 @@ def _reached(choice: Choice) -> str:
     field = _FIGURE[choice.goal.field]
     (fitting,) = fitted([msgspec.structs.replace(field, scale=field.name)], [choice.candidate])
     return f"With the choices below, {heading(choice.goal.noun, fitting.unit)}: {fitting.shown(choice.candidate)}."
+
+
+def _fewer_devices(choice: Choice) -> list[str]:
+    """Return a line if the chosen model needs fewer devices than the model with which the comparison begins."""
+    setting = choice.setting
+    own = setting.on_enough_devices(choice.candidate).devices
+    if own == setting.devices:
+        return []
+    return [
+        f"the figures are those of {setting.devices} × {setting.device}, because the model before the first decision "
+        f"(multi-head attention, no window) needs them; the chosen model fits on {own} × {setting.device}"
+    ]
 
 
 def _command(text: str, choice: Choice, file: str) -> str:

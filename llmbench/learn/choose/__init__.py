@@ -113,14 +113,16 @@ def _reason(alternatives: list[Alternative], figures: list[float], chosen: int, 
     refused = [place for place in others if alternatives[place].quality == "loss"]
     parts = [f"{first.name}: no alternative has a better quality in papers"]
     if allowed:
-        gain = max(goal.gain(figures[0], figures[place]) for place in allowed)
-        parts.append(
-            f"no alternative of close quality is {GAIN:g}× better for the goal (the best: {_floor(gain):.2f}×)"
-        )
-    best = max(refused, key=lambda place: goal.gain(figures[0], figures[place]), default=None)
-    if best is not None and goal.gain(figures[0], figures[best]) >= GAIN:
+        best = max(allowed, key=lambda place: goal.gain(figures[0], figures[place]))
         gain = goal.gain(figures[0], figures[best])
-        parts.append(f"{alternatives[best].name} would be {_better(gain, goal)}, but papers report a loss")
+        parts.append(
+            f"no alternative of close quality is {GAIN:g}× better for the goal: {alternatives[best].name}, the best of "
+            f"them, is {_floor(gain):.2f}× as good as {first.name}"
+        )
+    worse = max(refused, key=lambda place: goal.gain(figures[0], figures[place]), default=None)
+    if worse is not None and goal.gain(figures[0], figures[worse]) >= GAIN:
+        gain = goal.gain(figures[0], figures[worse])
+        parts.append(f"{alternatives[worse].name} would be {_better(gain, goal)}, but papers report a loss")
     return ". ".join(part[0].upper() + part[1:] if number else part for number, part in enumerate(parts))
 
 
