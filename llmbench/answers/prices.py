@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Set
 
 from llmbench.errors import LLMBenchError
 from llmbench.sizing.items import decimal
@@ -13,14 +13,14 @@ MOST_PRICE = 10**9
 """The largest price of one GPU per hour."""
 
 
-def prices_of(price: float | str | None, devices: Collection[str]) -> dict[str, float]:
+def prices_of(price: float | str | None, devices: Set[str]) -> dict[str, float]:
     """Return the price of one GPU per hour by the name of the device. The key "" stands for all other devices.
 
     price: one number for all devices, or items such as `h100=2.5,l40s=1.1`. None: no price is known.
     devices: the names of the devices of the question.
 
     Raises LLMBenchError for an item without a number from 0 to MOST_PRICE, for a device that is unknown or not in the
-    question, and for a second price of a device.
+    question, for a second price of a device, and for a price of all other devices if there are none.
     """
     prices: dict[str, float] = {}
     for item in [] if price is None else str(price).split(","):
@@ -43,4 +43,9 @@ def prices_of(price: float | str | None, devices: Collection[str]) -> dict[str, 
         if device in prices:
             raise LLMBenchError(f"--price {item[:40]}: {device or 'the price of all devices'} is given twice")
         prices[device] = value
+    if "" in prices and devices <= prices.keys():
+        raise LLMBenchError(
+            f"--price {prices['']:g}: is for all other devices, and each device of the question has a price of its own",
+            hint="leave out this price",
+        )
     return prices
