@@ -9,7 +9,7 @@ from llmbench.answers.formulas import FORMULAS
 from llmbench.report.fields import Field, records
 from llmbench.report.units import Unit, word_list
 from llmbench.sizing.serving.changes import Change
-from llmbench.sizing.serving.command import start_command
+from llmbench.sizing.serving.command import Start, start_commands
 from llmbench.sizing.serving.fit import Fit, Question
 from llmbench.sizing.serving.layouts import SERVER, kinds, layout_text
 from llmbench.spec.catalog import DeviceHead
@@ -71,11 +71,16 @@ class Fitted(AboutModel, kw_only=True):
         return None if self.price is None or self.gpus is None else self.price * self.gpus
 
     @property
-    def command(self) -> str | None:
-        """The command that starts the engine with these settings, or None if there is none."""
+    def start(self) -> Start | None:
+        """The commands that start the engine with these settings, or None if there are none."""
         if self.fit is None or self.files is None or not self.fit.runs:
             return None
-        return start_command(self.files, self.fit, draft=self.draft_files)
+        return start_commands(self.files, self.fit, draft=self.draft_files)
+
+    @property
+    def command(self) -> str | None:
+        """The command that starts the engine, on the first of several servers, or None if there is none."""
+        return None if self.start is None else self.start.command
 
     @property
     def cannot_run(self) -> str | None:
@@ -284,12 +289,24 @@ FIELDS: tuple[Field[Fitted], ...] = (
         "changes",
         value=lambda row: records(CHANGES, row.changes),
         description="if the model does not fit: the changes of one setting with which it does, the nearest one first; "
-        "of two settings, if no single one suffices and the answer has one row",
+        "of two settings, if no single one suffices on the same GPUs and the answer has one row",
     ),
     Field(
         "command",
         description="the command that starts the engine with these settings, for `users` requests of at most `seq_len` "
-        "tokens; null for an ideal engine, if `--set` changed the model, and if the engine does not run on the device",
+        "tokens; null for an ideal engine, if `--set` changed the model, and if the engine does not run on the device. "
+        "For several servers of 8 GPUs, it is that of the first one, and FIRST-SERVER stands for its address",
+    ),
+    Field(
+        "command_other_servers",
+        description="the command for each other server, in which RANK stands for one of `ranks_other_servers` if "
+        "there are several; null if they need none",
+        value=lambda row: row.start and row.start.others,
+    ),
+    Field(
+        "ranks_other_servers",
+        description="the rank of each other server, in their order; null if `command_other_servers` is null",
+        value=lambda row: list(row.start.ranks) if row.start and row.start.ranks else None,
     ),
     Field(
         "price_per_hour",

@@ -8,9 +8,10 @@ from llmbench.answers.about import model_block
 from llmbench.answers.fit_row import CONSTANTS, Fitted
 from llmbench.report.document import Block, Command, Table, table
 from llmbench.report.fields import Field
-from llmbench.report.units import plural, size
-from llmbench.sizing.serving.command import placeholder
+from llmbench.report.units import plural, size, word_list
+from llmbench.sizing.serving.command import Start, placeholder
 from llmbench.sizing.serving.fit import LONGEST, Fit, Question
+from llmbench.sizing.serving.layouts import SERVER
 from llmbench.sizing.serving.pools import RatioPool
 from llmbench.sizing.serving.shard import Rows
 from llmbench.spec.engine import Engine
@@ -48,8 +49,14 @@ def _one(row: Fitted) -> Block:
         lines=_lines(row, fit) if described else [],
     )
     block.answer = _answer(row, fit)
-    if row.command is not None and fit.fits:
-        block.commands = [Command(_asked(row.question), row.command)]
+    if row.start is not None and fit.fits:
+        block.commands = [Command(_asked(row.question), row.start.command)]
+        if row.start.others is not None:
+            ranks = word_list([str(rank) for rank in row.start.ranks])
+            where = (
+                f"on each other server; RANK is {ranks} there:" if len(row.start.ranks) > 1 else "on the other server:"
+            )
+            block.commands.append(Command(where, row.start.others))
     return block
 
 
@@ -88,9 +95,10 @@ def _answer(row: Fitted, fit: Fit) -> str:
 
 def _filled(fit: Fit) -> str:
     """Return the share of the memory that is filled. Only a share of exactly 1 is shown as 100%."""
-    whole = fit.filled == 1
-    texts = ((f"{fit.filled:,.{digits}%}", f"{1:.{digits}%}") for digits in range(6))
-    return next((text for text, full in texts if whole or text != full), "100%")
+    for text, full in ((f"{fit.filled:,.0%}", "100%"), (f"{fit.filled:,.1%}", "100.0%")):
+        if fit.filled == 1 or text != full:
+            return text
+    return ">99.9%" if fit.filled < 1 else "slightly more than 100%"
 
 
 def _asked(question: Question) -> str:
@@ -155,16 +163,30 @@ def _lines(row: Fitted, fit: Fit) -> list[str]:
         lines += _changes(row)
     elif not fit.fits and fit.runs:
         lines.append("no change of one or two settings that llmbench tries makes it fit")
-    if row.command is not None and fit.fits:
-        lines += _files(row, fit)
+    if row.start is not None and fit.fits:
+        lines += [*_files(row, fit), *_servers(row.start, question)]
     return lines
+
+
+def _servers(start: Start, question: Question) -> list[str]:
+    """Return lines about what several servers need."""
+    if not (start.others or start.several):
+        return []
+    gpus = question.layout.num_gpus
+    lines = [f"{gpus} GPUs are {-(-gpus // SERVER)} servers with {SERVER} GPUs each"]
+    if start.others is not None:
+        lines[0] += "; FIRST-SERVER stands for the address of the first one"
+    return lines + ([start.several] if start.several else [])
 
 
 def _files(row: Fitted, fit: Fit) -> list[str]:
     """Return a line about the files that the start command loads, if they are not the published ones as they are."""
     title, flag = fit.tightest.shard.title, fit.on_load
-    own_file = fit.tightest.shard.format.endswith(".gguf") or (fit.published and (row.files or "").endswith(".gguf"))
-    if fit.question.engine.spec.rule == "llamacpp" and not own_file:
+    own_file = fit.tightest.shard.format.endswith(".gguf")
+    published_file = fit.published and (row.files or "").endswith(".gguf")
+    if own_file or published_file:
+        return []
+    if fit.question.engine.spec.rule == "llamacpp":
         return [f"the file in the command is named as usual; yours must be in this format: {title}"]
     if flag is not None:
         return [f"{row.engine.spec.title} converts the published weights when it loads them ({flag.flag})"]
@@ -187,7 +209,9 @@ def _cache(row: Fitted, fit: Fit) -> list[str]:
     else:
         lines = [f"{request} of the cache"]
         if pool.tokens:
-            lines = [f"the cache has {pool.tokens:,} tokens, and {request} of it"]
+            copies = question.layout.dp
+            caches = "the cache has" if copies == 1 else f"each of {copies} copies has a cache of"
+            lines = [f"{caches} {pool.tokens:,} tokens, and {request} of it"]
     if isinstance(pool, RatioPool):
         lines += _fixed_pools(pool, question.seq, row.engine.spec.title)
     draft = 0 if own.shard.draft is None else len(own.shard.draft.rows)
@@ -239,12 +263,19 @@ def _narrow(layers: tuple[Rows, ...], engine: Engine) -> list[str]:
     return [*windows, f"{said}, so a long request takes fewer bytes per token than a short one"]
 
 
-_CHANGED = (
-    "one of these changes makes it fit, the nearest one first:",
-    "no change of one setting makes it fit; one of these pairs does, the nearest one first:",
-)
+_CHANGED = {
+    (1,): "one of these changes makes it fit, the nearest one first:",
+    (2,): "no change of one setting makes it fit; one of these pairs does, the nearest one first:",
+    (1, 2): "one of these changes, of one or two settings, makes it fit, the nearest one first:",
+}
+"""What the lines with changes begin with, by the numbers of settings that change."""
 
 
 def _changes(row: Fitted) -> list[str]:
-    single = any(len(change.options) == 1 for change in row.changes[:CHANGES])
-    return [_CHANGED[not single], *(f"  {change.option}: {change.what}" for change in row.changes[:CHANGES])]
+    """Return lines about the nearest changes, and about the nearest one with more GPUs if there is one."""
+    shown = row.changes[:CHANGES]
+    if not any(change.more_gpus for change in shown):
+        more = [change for change in row.changes if change.more_gpus][:1]
+        shown = [*row.changes[: CHANGES - len(more)], *more]
+    settings = tuple(sorted({len(change.options) for change in shown}))
+    return [_CHANGED[settings], *(f"  {change.option}: {change.what}" for change in shown)]

@@ -28,6 +28,8 @@ def several(rows: list[Fitted]) -> Block:
         shown = rows if first.asked else list(map(_best, questions))
     else:
         shown = [row for row in _by_cost(rows) if row.fits or first.asked]
+        if not first.asked and any(row.price is not None for row in shown):
+            shown = [row for row in shown if row.price is not None]
     about = [row for row in shown if row.fit is not None]
     common, some = _doubts(about)
     block = model_block(
@@ -70,7 +72,7 @@ def _enough(row: Fitted) -> int | None:
     """Return the number of GPUs that suffices, or None if none of those that were tried does."""
     if row.fits:
         return row.gpus
-    return next((change.fit.question.layout.num_gpus for change in row.changes if change.order == MORE_GPUS), None)
+    return next((change.fit.question.layout.num_gpus for change in row.changes if change.orders == (MORE_GPUS,)), None)
 
 
 def _best(same: list[Fitted]) -> Fitted:
@@ -167,7 +169,7 @@ def _more_gpus(rows: list[Fitted]) -> list[str]:
         + (f" ({row.price * change.fit.question.layout.num_gpus:,.2f} per hour)" if row.price is not None else "")
         for row in rows
         for change in row.changes
-        if change.order == MORE_GPUS and len(change.options) == 1
+        if change.orders == (MORE_GPUS,)
     ]
     return [f"with more GPUs it fits: {', '.join(found)}"] if found else []
 
@@ -230,6 +232,11 @@ def _left_out(rows: list[Fitted], *, swept: bool) -> list[str]:
     other = [row for row in rows if row.fit is not None and not row.fit.runs and row not in lacking]
     small = [] if swept else [row for row in rows if not row.fits and row not in lacking and row not in other]
     lines = []
+    priced = [row for row in rows if row.fits and row.price is not None]
+    unpriced = [row for row in rows if row.fits and row.price is None]
+    if priced and unpriced and not swept:
+        suffice = "suffices" if len(unpriced) == 1 else "suffice"
+        lines.append(f"{plural(len(unpriced), 'other device')} without a price {suffice}, and CSV and JSON have them")
     for most in sorted({_most(row) for row in small}, reverse=True):
         these = [row for row in small if _most(row) == most]
         tried = f" with {these[0].tried}" if these[0].tried else ""

@@ -7,9 +7,13 @@ import io
 import json
 import re
 
+import msgspec
 import pytest
 
+from llmbench.answers.fit import fitted
+from llmbench.answers.fit_screen import blocks
 from llmbench.cli.application import run
+from llmbench.spec.catalog import load_bundled
 
 Capture = pytest.CaptureFixture[str]
 
@@ -140,7 +144,8 @@ def test_the_pools_of_an_engine_agree_with_its_answer(capsys: Capture) -> None:
         share = float(re.search(r"([\d.]+)% of the usable memory", text)[1])  # type: ignore[index]
         rooms = [int(room.replace(",", "")) for room in re.findall(r"\(([\d,]+) such requests?\)", text)]
         assert len(rooms) == 2
-        assert (share <= 100) == (users <= min(rooms)) == (" fits on " in text)
+        over = share > 100 or "slightly more than 100%" in text
+        assert (not over) == (users <= min(rooms)) == (" fits on " in text)
         if users > min(rooms):
             assert f"Only {min(rooms)} fit" in text
 
@@ -177,3 +182,89 @@ def test_the_json_says_why_an_engine_does_not_run(question: str, reason: str, ca
     assert row["fits"] is (row["cannot_run"] is None) is (row["command"] is not None) is (not reason)
     assert reason in (row["cannot_run"] or "")
     assert not reason or f": {row['cannot_run']}." in screen(capsys, "fit", *question.split())
+
+
+def words(text: str) -> list[list[str]]:
+    """The commands on a screen, as lists of words."""
+    joined = text.replace("\\\n", " ")
+    return [line.split() for line in joined.splitlines() if re.match(r" +(vllm serve|python -m sglang)", line)]
+
+
+def option(command: list[str], name: str) -> str:
+    """The value of an option of a command."""
+    return command[command.index(name) + 1]
+
+
+def test_several_servers_get_the_ranks_that_they_serve(capsys: Capture) -> None:
+    def commands(*question: str) -> list[list[str]]:
+        run(["fit", *question])
+        return words(capsys.readouterr().out)
+
+    first, other = commands("kimi-k2", "--device", "h200", "--gpus", "16", "--seq", "64k", "--users", "64")
+    copies, local = int(option(first, "--data-parallel-size")), int(option(first, "--data-parallel-size-local"))
+    assert local * int(option(first, "--tensor-parallel-size")) == 8
+    assert "--headless" in other
+    assert "--headless" not in first
+    assert int(option(other, "--data-parallel-start-rank")) + local == copies
+    mixture = "deepseek-v3", "--device", "h200", "--layout", "dp=32,ep=32", "--users", "64", "--engine"
+    first, other = commands(*mixture, "vllm")
+    assert option(other, "--data-parallel-start-rank") == "RANK"
+    run(["fit", *mixture, "vllm", "--format", "json"])
+    (row,) = json.loads(capsys.readouterr().out)["fits"]
+    assert row["ranks_other_servers"] == [8, 16, 24]
+    assert row["command"].split() == first
+    assert row["command_other_servers"].split() == other
+    first, other = commands(*mixture, "sglang")
+    assert (option(first, "--node-rank"), option(first, "--nnodes")) == ("0", "4")
+    assert option(other, "--node-rank") == "RANK"
+    (only,) = commands("llama3.1-405b", "--device", "h100", "--layout", "tp=8,pp=2")
+    assert option(only, "--distributed-executor-backend") == "ray"
+    (one,) = commands("deepseek-v3", "--device", "h200", "--layout", "dp=8,ep=8")
+    assert "--data-parallel-size-local" not in one
+
+
+def test_an_engine_without_settings_for_several_servers_says_so(capsys: Capture) -> None:
+    question = "llama3.1-405b", "--device", "h200", "--layout", "tp=8,pp=2", "--engine", "trtllm"
+    assert "no settings for 2 servers" in screen(capsys, "fit", *question)
+
+
+def test_each_copy_of_the_attention_has_a_cache(capsys: Capture) -> None:
+    question = "kimi-k2", "--device", "h200", "--gpus", "16", "--seq", "64k", "--users", "64"
+    text = screen(capsys, "fit", *question)
+    found = re.search(r"each of (\d+) copies has a cache of ([\d,]+) tokens", text)
+    most = re.search(r"([\d,]+) such requests fit", text)
+    assert found is not None
+    assert most is not None
+    assert int(found[1]) * (int(found[2].replace(",", "")) // 65536) == int(most[1])
+
+
+def test_a_share_below_all_is_not_shown_as_all() -> None:
+    (row,) = fitted(load_bundled("llama3-8b"), devices=["h100"])
+    assert row.fit is not None
+    shown = {}
+    for filled in (0.994, 0.996, 0.99951, 0.9999999, 1, 1.0000001, 1.0006, 1.02):
+        fit = msgspec.structs.replace(row.fit, filled=filled)
+        (block,) = blocks([msgspec.structs.replace(row, fit=fit)])
+        found = re.search(r"fills (.*) of the usable memory", block.answer)
+        assert found is not None
+        shown[filled] = found[1]
+    assert list(shown.values()) == [
+        *("99%", "99.6%", ">99.9%", ">99.9%", "100%", "slightly more than 100%", "100.1%", "102%"),
+    ]
+
+
+def test_devices_without_a_price_are_left_out_of_the_table(capsys: Capture) -> None:
+    question = ["fit", "llama3.1-70b", "--users", "16", "--price", "h100=2,h200=3,b200=5"]
+    text = screen(capsys, *question)
+    run([*question, "--format", "csv"])
+    rows = [row for row in csv.DictReader(io.StringIO(capsys.readouterr().out)) if row["fits"] == "true"]
+    priced = [row for row in rows if row["price_per_hour"]]
+    assert len(priced) == 3
+    assert f"{len(rows) - 3} other devices without a price suffice" in text
+    table = text.partition("price per hour")[2].partition("other devices")[0]
+    assert all((f" {row['device']} " in table) == (row in priced) for row in rows)
+
+
+def test_a_price_of_no_device_is_refused(capsys: Capture) -> None:
+    assert run(["fit", "llama3-8b", "--device", "h100", "--price", "h100=2,3"]) == 2
+    assert "--price 3: is for all other devices" in capsys.readouterr().err

@@ -370,7 +370,7 @@ def test_weights_are_converted_on_loading_only_if_they_fit_before() -> None:
 
 
 def test_weights_that_the_engine_converts_come_before_other_files() -> None:
-    for engine, option, other in (("vllm", "fp8-tensor", False), ("sglang", "fp8-channel", True)):
+    for engine, option, other in (("vllm", "fp8-block", False), ("sglang", "fp8-channel", True)):
         found = answer("mistral-small-24b", "l40s", engine=engine).changes
         assert next(change.other_files for change in found if change.option == f"--weights {option}") == other
 

@@ -362,6 +362,9 @@ def test_a_gguf_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert run([*served, "--format", "json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)["fits"]
     assert f"llama-server -m {path} " in row["command"]
+    assert run([word.replace("llamacpp", "vllm") for word in served] + ["--format", "json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["fits"]
+    assert f"vllm serve {path} " in row["command"]
     assert run(served) == 0
     assert "named as usual" not in " ".join(capsys.readouterr().out.split())
 

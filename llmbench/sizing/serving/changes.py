@@ -24,21 +24,28 @@ HIGHEST_UTILIZATION = 0.95
 LEAST_TOKENS = 512
 """The smallest step that is proposed, in tokens. Prefills get slower with smaller steps."""
 
-WEIGHTS = ("fp16", "fp8-channel", "w4a16")
-GGUF_WEIGHTS = ("gguf-q8-0", "gguf-q4-k-m", "gguf-q2-k")
-"""Formats of weights that are proposed, the largest one first."""
+WEIGHTS = ("fp16", "fp8-channel", "int8", "mxfp4", "nvfp4", "gptq", "awq", "w4a16")
+"""Formats of weights in which people publish files, the largest one first."""
 
-FP8_ON_LOAD = "fp8-tensor"
-"""The format that is proposed instead of fp8-channel if the engine makes it when it loads the weights."""
+GGUF_WEIGHTS = tuple(
+    f"gguf-{name}"
+    for name in (
+        *("q8-0", "q6-k", "q5-1", "q5-k-m", "q5-k-s", "q5-0", "q4-1", "q4-k-m", "iq4-nl", "q4-k-s", "q4-0", "iq4-xs"),
+        *("q3-k-l", "q3-k-m", "iq3-m", "iq3-s", "q3-k-s", "iq3-xs", "iq3-xxs", "q2-k", "q2-k-s"),
+        *("iq2-m", "iq2-s", "iq2-xs", "iq2-xxs", "iq1-m", "iq1-s"),
+    )
+)
+"""The GGUF recipes that quantise any model, the largest one first. TQ1_0 and TQ2_0 are for ternary weights.
 
-FREE, FORMAT, CONVERTED, CUT, MORE_GPUS, OTHER_FILES, LARGE_CUT = range(7)
+In small models, whose largest matrix is the embedding, a few neighbours have the other order."""
+
+FREE, FORMAT, CONVERTED, CUT, OTHER_FILES, MORE_GPUS, LARGE_CUT = range(7)
 """The order of changes.
 
 FREE: a setting of the engine, or a layout of the same GPUs, that takes nothing from the users. FORMAT: a smaller
 format of the cache. CONVERTED: weights that the engine converts when it loads them. CUT: shorter or fewer requests, at
-least half of what was asked for. MORE_GPUS: more GPUs.
-OTHER_FILES: weights in a format that the published files do not have. LARGE_CUT: requests that are less than half as
-long or as many.
+least half of what was asked for. OTHER_FILES: weights in a format that the published files do not have. MORE_GPUS: more
+GPUs. LARGE_CUT: requests that are less than half as long or as many.
 """
 
 
@@ -61,13 +68,13 @@ class Change(NamedTuple):
     """A change of one or two settings with which the model fits.
 
     options: the options with their new values. what: what changes, for people.
-    order: the largest of the orders of its settings. factor: the product of the factors of its settings.
+    orders: the orders of its settings. factor: the product of the factors of its settings.
     fit: the answer with the change.
     """
 
     options: dict[str, str]
     what: str
-    order: int
+    orders: tuple[int, ...]
     factor: float
     fit: Fit
 
@@ -77,17 +84,28 @@ class Change(NamedTuple):
         return " ".join(f"{name} {value}" for name, value in self.options.items())
 
     @property
+    def order(self) -> int:
+        """The largest of the orders of its settings."""
+        return max(self.orders)
+
+    @property
+    def more_gpus(self) -> bool:
+        """Whether the change needs more GPUs."""
+        return MORE_GPUS in self.orders
+
+    @property
     def other_files(self) -> bool:
         """Whether the change needs other files than the published ones."""
-        return self.order == OTHER_FILES
+        return OTHER_FILES in self.orders
 
 
 def changes(sizer: Sizer, fit: Fit, *, own_layout: bool = False, pairs: bool = True) -> list[Change]:
     """Return the changes of one setting with which the model fits, the nearest one first.
 
-    The order is FREE, FORMAT, CONVERTED, CUT, MORE_GPUS, OTHER_FILES, LARGE_CUT. Within one of them, the nearest change
+    The order is FREE, FORMAT, CONVERTED, CUT, OTHER_FILES, MORE_GPUS, LARGE_CUT. Within one of them, the nearest change
     has the smallest factor: half as many users are as near as half the bytes of the cache. Of each setting, only the
-    nearest change is returned. If no single change suffices, or only a LARGE_CUT, changes of two settings follow.
+    nearest change is returned. If no single change on the same GPUs suffices, or only a LARGE_CUT, pairs of changes on
+    the same GPUs are added. If more GPUs do not suffice alone either, pairs with more GPUs are added.
 
     own_layout: whether the user gave the layout. If not, llmbench chooses one for each number of GPUs.
     pairs: whether to try changes of two settings.
@@ -101,22 +119,34 @@ def changes(sizer: Sizer, fit: Fit, *, own_layout: bool = False, pairs: bool = T
         return sizer.fit(question) if own_layout else best_fit(sizer, question, question.layout.num_gpus)
 
     def tried(before: Fit, proposer: Proposer) -> list[Change]:
-        return list(_tried(sizer, before, proposer, answer, fit.question))
+        return _tried(sizer, before, proposer, answer, fit.question)
 
-    singles = [tried(fit, proposer) for proposer in proposers]
-    found = [change for each in singles for change in each[-1:] if change.fit.fits]
+    singles = [(proposer, tried(fit, proposer)) for proposer in proposers]
+    found = [change for _, each in singles for change in each[-1:] if change.fit.fits]
+    if pairs and not any(change.order < MORE_GPUS for change in found):
+        found += _pairs([(proposer, each) for proposer, each in singles if proposer not in _GPUS], tried)
     if pairs and all(change.order == LARGE_CUT for change in found):
-        for place, (first, each) in enumerate(zip(proposers, singles, strict=True)):
-            nearest: dict[tuple[str, str], Change] = {}  # by the second setting and its value
-            for change in each if first in _EVERY else each[-1:]:
-                if change.fit.fits or change.order == LARGE_CUT:
-                    continue
-                seconds = [second for proposer in proposers[place + 1 :] for second in tried(change.fit, proposer)]
-                for second in seconds:
+        found += [pair for pair in _pairs(singles, tried) if pair.more_gpus]
+    return sorted(found, key=lambda change: (change.order, len(change.options), change.factor))
+
+
+def _pairs(
+    singles: list[tuple[Proposer, list[Change]]], tried: Callable[[Fit, Proposer], list[Change]]
+) -> Iterator[Change]:
+    """Yield the changes of two settings that suffice, of which neither suffices alone. Neither is a LARGE_CUT.
+
+    singles: the changes of one setting by their proposer.
+    """
+    for place, (first, each) in enumerate(singles):
+        nearest: dict[tuple[str, str], Change] = {}  # by the second setting and its value
+        for change in each if first in _EVERY else each[-1:]:
+            if change.fit.fits or change.order == LARGE_CUT:
+                continue
+            for proposer, _ in singles[place + 1 :]:
+                for second in tried(change.fit, proposer)[-1:]:
                     if second.fit.fits and second.order < LARGE_CUT:
                         nearest.setdefault(list(second.options.items())[-1], _pair(change, second))
-            found += nearest.values()
-    return sorted(found, key=lambda change: (change.order, len(change.options), change.factor))
+        yield from nearest.values()
 
 
 def _pair(first: Change, second: Change) -> Change:
@@ -125,7 +155,7 @@ def _pair(first: Change, second: Change) -> Change:
     return Change(
         first.options | second.options,
         second.what if same else f"{first.what}, and {second.what}",
-        max(first.order, second.order),
+        (*first.orders, *second.orders),
         first.factor * second.factor,
         second.fit,
     )
@@ -133,21 +163,49 @@ def _pair(first: Change, second: Change) -> Change:
 
 def _tried(
     sizer: Sizer, fit: Fit, proposer: Proposer, answer: Callable[[Question], Fit], asked: Question
-) -> Iterator[Change]:
-    """Yield the proposals for one setting with their answers, up to the first one that suffices.
+) -> list[Change]:
+    """Return the proposals for one setting with their answers, up to the first one that suffices.
 
     asked: the question before all changes.
     """
-    for proposal in proposer(sizer, fit, asked):
+
+    def change(proposal: Proposal) -> Change | None:
         try:
             changed = answer(proposal.question)
         except LLMBenchError:
-            continue
+            return None
         before, after = proposal.setting(fit), proposal.setting(changed)
         factor = max(before, after) / min(before, after)
-        yield Change(dict([proposal.option]), proposal.what, proposal.order, factor, changed)
-        if changed.fits:
-            return
+        return Change(dict([proposal.option]), proposal.what, (proposal.order,), factor, changed)
+
+    if proposer is _gguf_weights:
+        return _halved(list(proposer(sizer, fit, asked)), change)
+    found = []
+    for proposal in proposer(sizer, fit, asked):
+        if (own := change(proposal)) is not None:
+            found.append(own)
+            if own.fit.fits:
+                break
+    return found
+
+
+def _halved(proposals: list[Proposal], change: Callable[[Proposal], Change | None]) -> list[Change]:
+    """Return the first of many proposals that suffices, or else the last one. The memory falls from each to the next.
+
+    Each step halves the number of proposals, because an answer for a GGUF recipe takes long.
+    """
+    found = change(proposals[-1]) if proposals else None
+    if found is None or not found.fit.fits:
+        return [] if found is None else [found]
+    low, high = -1, len(proposals) - 1  # the proposal `high` suffices
+    while high - low > 1:
+        middle = (low + high) // 2
+        own = change(proposals[middle])
+        if own is not None and own.fit.fits:
+            found, high = own, middle
+        else:
+            low = middle
+    return [found]
 
 
 Proposer = Callable[[Sizer, Fit, Question], Iterator[Proposal]]
@@ -237,17 +295,29 @@ def _described(layout: Layout, *, moe: bool) -> str:
 
 
 def _cache_format(sizer: Sizer, fit: Fit, asked: Question) -> Iterator[Proposal]:
-    """A smaller format of the cache."""
+    """A smaller format of the cache, the largest one first.
+
+    A format that the profile of the engine lists after another one is proposed only if it takes fewer bytes. Formats
+    of 4-bit floats need a device that computes them.
+    """
     question = fit.question
-    if question.kv is None:
-        cache = "q8_0" if question.engine.spec.rule == "llamacpp" else "fp8"
-        yield Proposal(
-            ("--kv-dtype", cache),
-            f"a cache in {cache}",
-            _replace(question, kv=cache),
-            FORMAT,
-            lambda answer: answer.tightest.pool.request_bytes(question.seq) or 1,
-        )
+    fewest = _request_bytes(fit)
+    for cache in question.engine.spec.kv_formats or ("fp8",):
+        if cache in ("fp4", "nvfp4") and "fp4" not in question.device.matrix_formats:
+            continue
+        changed = _replace(question, kv=cache)
+        try:
+            taken = _request_bytes(sizer.fit(changed))
+        except LLMBenchError:
+            continue
+        if taken < fewest:
+            fewest = taken
+            yield Proposal(("--kv-dtype", cache), f"a cache in {cache}", changed, FORMAT, _request_bytes)
+
+
+def _request_bytes(fit: Fit) -> int:
+    """Return the bytes of a request in the cache of one GPU. They are 1 for a model without a cache."""
+    return fit.tightest.pool.request_bytes(fit.question.seq) or 1
 
 
 def _shorter(sizer: Sizer, fit: Fit, asked: Question) -> Iterator[Proposal]:
@@ -291,8 +361,9 @@ def _gpus_of_layout(sizer: Sizer, fit: Fit, asked: Question) -> Iterator[Proposa
 def _more_gpus(sizer: Sizer, fit: Fit, option: Callable[[Layout], tuple[str, str]]) -> Iterator[Proposal]:
     question = fit.question
     own = question.layout.num_gpus
+    stages = "tp" not in question.engine.layouts  # stages of any number of GPUs
     for gpus in counts(question.engine, question.device):
-        if gpus <= own or gpus % own:
+        if gpus <= own or (gpus % own and not stages):
             continue
         try:
             layout = best_fit(sizer, question, gpus).question.layout
@@ -307,32 +378,71 @@ def _more_gpus(sizer: Sizer, fit: Fit, option: Callable[[Layout], tuple[str, str
         )
 
 
-def _weights(sizer: Sizer, fit: Fit, asked: Question) -> Iterator[Proposal]:
-    """Weights in a smaller format. An engine converts plain weights to some formats itself; all else needs files."""
-    question = fit.question
+def _converted_weights(sizer: Sizer, fit: Fit, asked: Question) -> Iterator[Proposal]:
+    """Weights in a format that the engine makes from plain weights when it loads them, the largest one first."""
+    names = [name for name in ("fp16",) if made_on_loading(sizer.spec, name)] + _made(sizer, fit.question)
+    proposals = [_weights(fit, name, CONVERTED, "to which the engine converts them") for name in names]
+    yield from sorted(proposals, key=lambda proposal: -_stored(sizer, proposal.question))
+
+
+def _other_weights(sizer: Sizer, fit: Fit, asked: Question) -> Iterator[Proposal]:
+    """Weights in a smaller format, which needs other files than the published ones, the largest one first.
+
+    A format in fp8 needs no other files if the engine makes one when it loads the weights.
+    """
+    if fit.question.engine.spec.rule == "llamacpp":
+        return
+    fp8 = any(name.startswith("fp8") for name in _made(sizer, fit.question))
+    for name in WEIGHTS:
+        if not (made_on_loading(sizer.spec, name) or (fp8 and name.startswith("fp8"))):
+            yield _weights(fit, name, OTHER_FILES, "which needs other files")
+
+
+def _gguf_weights(sizer: Sizer, fit: Fit, asked: Question) -> Iterator[Proposal]:
+    """GGUF files in a smaller recipe, the largest one first."""
+    if fit.question.engine.spec.rule != "llamacpp":
+        return
+    own = fit.tightest.shard.format_name
+    for name in GGUF_WEIGHTS[GGUF_WEIGHTS.index(own) + 1 if own in GGUF_WEIGHTS else 0 :]:
+        yield _weights(fit, name, OTHER_FILES, "which needs other files")
+
+
+def _weights(fit: Fit, name: str, order: int, needs: str) -> Proposal:
+    return Proposal(
+        ("--weights", name),
+        f"weights in {name}, {needs}",
+        _replace(fit.question, weights=name),
+        order,
+        lambda answer: answer.budgets[0].shard.weights,
+    )
+
+
+def _made(sizer: Sizer, question: Question) -> list[str]:
+    """Return the formats to which the engine converts the published weights if a flag asks for it."""
     plain = made_on_loading(sizer.spec, "bf16")
-    made = {made.format for made in question.engine.on_load if plain and not made.whole}
-    names: tuple[str, ...] = GGUF_WEIGHTS if question.engine.spec.rule == "llamacpp" else WEIGHTS
-    if FP8_ON_LOAD in made:
-        names = tuple(FP8_ON_LOAD if name == "fp8-channel" else name for name in names)
-    for name in names:
-        own = name in made or made_on_loading(sizer.spec, name)
-        yield Proposal(
-            ("--weights", name),
-            f"weights in {name}, {'to which the engine converts them' if own else 'which needs other files'}",
-            _replace(question, weights=name),
-            CONVERTED if own else OTHER_FILES,
-            lambda answer: answer.budgets[0].shard.weights,
-        )
+    return [made.format for made in question.engine.on_load if plain and not made.whole]
 
 
-_EVERY = (_gpus, _gpus_of_layout, _weights)
+def _stored(sizer: Sizer, question: Question) -> int:
+    """Return the bytes of the weights of a GPU. 0: the engine does not load this format."""
+    try:
+        return max(part.weights for part in sizer.shards(question))
+    except LLMBenchError:
+        return 0
+
+
+_GPUS = (_gpus, _gpus_of_layout)
+"""The proposers of more GPUs."""
+
+_EVERY = (*_GPUS, _converted_weights, _other_weights)
 """The proposers of which each proposal may be the first of two. Of the others, only the largest change may be."""
 
 
+_ENGINE = (_sequences, _batched_tokens, _utilization)
+"""The proposers of settings of the engine."""
+
+
 def _proposers(own_layout: bool) -> list[Proposer]:
-    settings: list[Proposer] = [_sequences, _batched_tokens, _utilization]
-    gpus = [_gpus]
-    if own_layout:
-        settings, gpus = [*settings, _layout], [_gpus_of_layout]
-    return [*settings, _cache_format, _shorter, _fewer_users, *gpus, _weights]
+    layouts, gpus = ([_layout], _gpus_of_layout) if own_layout else ([], _gpus)
+    weights = [_converted_weights, _other_weights, _gguf_weights]
+    return [*_ENGINE, *layouts, _cache_format, _shorter, _fewer_users, gpus, *weights]

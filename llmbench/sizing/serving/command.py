@@ -1,4 +1,4 @@
-"""The command that starts an engine with the settings of an answer, ready to paste."""
+"""The commands that start an engine with the settings of an answer, ready to paste."""
 
 from __future__ import annotations
 
@@ -6,29 +6,85 @@ import json
 import os
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from llmbench.sizing.serving.fit import Fit
+from llmbench.sizing.serving.layouts import SERVER
 from llmbench.spec.model import ModelSpec
 
 
-def start_command(files: str, fit: Fit, *, draft: str | None = None) -> str | None:
-    """Return the command, or None if the engine has none.
+class Start(NamedTuple):
+    """The commands that start an engine.
+
+    command: the command for one server, or for the first of several servers. FIRST-SERVER stands for its address.
+    others: the command for each other server, or None if it needs none. RANK stands for one of `ranks`, if there are
+        several.
+    several: what else several servers need, in words. "": nothing.
+    """
+
+    command: str
+    others: str | None = None
+    ranks: tuple[int, ...] = ()
+    several: str = ""
+
+
+def start_commands(files: str, fit: Fit, *, draft: str | None = None) -> Start | None:
+    """Return the commands, or None if the engine has none. Servers have SERVER GPUs.
 
     files, draft: the names with which the engine finds the weights of the model and of its draft model (`weights_of`).
     If the engine does not make the format of the answer from these files, the command has a placeholder for files in
     this format (see `placeholder`).
     """
-    flags = _FLAGS.get(fit.question.engine.spec.rule)
-    return None if flags is None else " ".join(flags(placeholder(fit) or files, fit, fit.question.seq, draft))
+    rule = fit.question.engine.spec.rule
+    if rule not in _FLAGS:
+        return None
+    own = fit.tightest.shard.format
+    name = own if own.endswith(".gguf") else placeholder(fit) or files
+    parts = _FLAGS[rule](name, fit, fit.question.seq, draft)
+    several = _several_servers(fit)
+    others = None if several.others is None else " ".join((*parts, several.others))
+    return several._replace(command=" ".join(filter(None, (*parts, several.command))), others=others)
+
+
+def _several_servers(fit: Fit) -> Start:
+    """Return the flags that several servers need, and what they need besides.
+
+    Sources: vLLM, docs/serving/data_parallel_deployment.md and parallelism_scaling.md; SGLang, multi_node.html of its
+    documentation. SGLang has copies on several servers only of the attention (`--enable-dp-attention`).
+    """
+    layout, engine = fit.question.layout, fit.question.engine.spec
+    servers, copy = -(-layout.num_gpus // SERVER), layout.tp * layout.pp
+    if servers == 1 or engine.rule == "llamacpp":  # one server can have 16 GPUs
+        return Start("")
+    whole = layout.num_gpus % SERVER == 0
+    copies = SERVER // copy if SERVER % copy == 0 else 0
+    if engine.rule == "vllm" and layout.dp == 1:
+        ray = f"start a Ray cluster of the {servers} servers, and run the command on one of them"
+        return Start("--distributed-executor-backend ray", several=ray)
+    if engine.rule == "vllm" and whole and copies:
+        same = f"--data-parallel-size-local {copies} --data-parallel-address FIRST-SERVER"
+        ranks = tuple(range(copies, layout.dp, copies))
+        return Start(same, f"{same} --data-parallel-start-rank {_rank(ranks)} --headless", ranks)
+    if engine.rule == "sglang" and whole and (layout.dp == 1 or fit.tightest.shard.moe):
+        same = f"--nnodes {servers} --dist-init-addr FIRST-SERVER:20000 --node-rank"
+        ranks = tuple(range(1, servers))
+        return Start(f"{same} 0", f"{same} {_rank(ranks)}", ranks)
+    return Start("", several=f"the command has no settings for {servers} servers: see the manual of {engine.title}")
+
+
+def _rank(ranks: tuple[int, ...]) -> str:
+    """Return the rank of the only other server, or what stands for the ranks of several."""
+    return str(*ranks) if len(ranks) == 1 else "RANK"
 
 
 def placeholder(fit: Fit) -> str:
     """Return the name that stands for files in the format of an answer: `YOUR-AWQ-FILES`.
 
-    "": the engine loads the published files, or the command names a file by its format, as for llama.cpp.
+    "": the engine loads the published files, the user named a file, or the command names a file by its format, as for
+    llama.cpp.
     """
-    if fit.published or fit.on_load is not None or fit.question.engine.spec.rule == "llamacpp":
+    named = fit.tightest.shard.format.endswith(".gguf")
+    if fit.published or named or fit.on_load is not None or fit.question.engine.spec.rule == "llamacpp":
         return ""
     return f"YOUR-{fit.tightest.shard.format_name.upper()}-FILES"
 

@@ -238,8 +238,8 @@ def _longest(budgets: tuple[Budget, ...], users: int, most: int) -> int:
 def best_fit(sizer: Sizer, question: Question, gpus: int) -> Fit:
     """Return the answer for `gpus` GPUs with the first layout of `layouts` that suffices.
 
-    If none suffices, it is the answer with the most users, and among equal ones with the least memory. If the engine
-    does not run on the device, it is that of the first layout that divides the model.
+    If none suffices, it is the first answer with the most users, or that with the least memory if there is room for
+    no user. If the engine does not run on the device, it is that of the first layout that divides the model.
 
     Raises LayoutError if no layout divides the model.
     """
@@ -253,7 +253,7 @@ def best_fit(sizer: Sizer, question: Question, gpus: int) -> Fit:
             continue
         if fit.fits or not fit.runs:
             return fit
-        if best is None or (fit.capacity, -fit.filled) > (best.capacity, -best.filled):
+        if best is None or fit.capacity > best.capacity or (not fit.capacity and fit.filled < best.filled):
             best = fit
     if best is None:
         assert problem is not None

@@ -68,9 +68,13 @@ def layout_text(layout: Layout) -> str:
 
 
 def counts(engine: Engine, device: DeviceHead) -> tuple[int, ...]:
-    """Return the numbers of GPUs that are tried with an engine. A Mac has one GPU."""
+    """Return the numbers of GPUs that are tried with an engine. A Mac has one GPU.
+
+    Pipeline stages alone divide the layers among any number of GPUs.
+    """
     most = 1 if device.vendor == "apple" else engine.spec.most_gpus or COUNTS[-1]
-    return tuple(count for count in COUNTS if count <= most)
+    tried = COUNTS if "tp" in engine.layouts else range(1, most + 1)
+    return tuple(count for count in tried if count <= most)
 
 
 def check_layout(engine: Engine, layout: Layout) -> None:
