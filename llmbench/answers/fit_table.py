@@ -11,8 +11,8 @@ from llmbench.answers.fit_row import FIELDS, Fitted
 from llmbench.report.document import Block, table
 from llmbench.report.fields import Field
 from llmbench.report.units import plural, word_list
-from llmbench.sizing.serving.changes import MORE_GPUS
 from llmbench.sizing.serving.layouts import counts
+from llmbench.sizing.serving.proposals import MORE_GPUS
 
 SWEPT = {"weights": "weights", "kv_dtype": "KV format", "seq_len": "tokens", "users": "users"}
 """The headings of the options that a sweep can vary."""

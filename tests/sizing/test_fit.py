@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from llmbench.answers.fit import fitted
 from llmbench.errors import LayoutError, LLMBenchError, SpecError, UnknownNameError
 from llmbench.sizing.serving.budget import Budget, budget
-from llmbench.sizing.serving.changes import GGUF_WEIGHTS, Change, changes
+from llmbench.sizing.serving.changes import Change, changes
 from llmbench.sizing.serving.fit import Fit, Question, Sizer, best_fit, smallest_count
 from llmbench.sizing.serving.layouts import check_layout, layout_text, layouts, serving_layout
 from llmbench.sizing.serving.pools import PlainPool, Pool, RatioPool, paged_pool
+from llmbench.sizing.serving.proposals import GGUF_WEIGHTS
 from llmbench.sizing.serving.shard import Rows, shards
 from llmbench.sizing.workload import Layout
 from llmbench.spec.catalog import device_heads, find_device_head, load_bundled
