@@ -28,9 +28,10 @@ def several(rows: list[Fitted]) -> Block:
         shown = rows if first.asked else list(map(_best, questions))
     else:
         shown = [row for row in _by_cost(rows) if row.fits or first.asked]
-        if not first.asked and any(row.price is not None for row in shown):
-            shown = [row for row in shown if row.price is not None]
-    about = [row for row in shown if row.fit is not None]
+    everything = shown
+    if not (swept or first.asked) and any(row.price is not None for row in shown):
+        shown = [row for row in shown if row.price is not None]
+    about = [row for row in everything if row.fit is not None]
     common, some = _doubts(about)
     block = model_block(
         msgspec.structs.replace(first, doubts=common),
@@ -38,6 +39,8 @@ def several(rows: list[Fitted]) -> Block:
         table=table(_columns(shown, swept=swept), shown) if shown else None,
         lines=[*_left_out(rows, swept=swept), *some],
     )
+    if len(shown) < len(everything):
+        block.long_table = table(_columns(everything, swept=swept), everything)
     block.about = {}
     block.notes = list(dict.fromkeys(note for row in shown or rows for note in row.notes))
     block.answer = " ".join(filter(None, [_answer(rows, questions), "" if swept else _cheapest(rows)]))
@@ -236,7 +239,7 @@ def _left_out(rows: list[Fitted], *, swept: bool) -> list[str]:
     unpriced = [row for row in rows if row.fits and row.price is None]
     if priced and unpriced and not swept:
         suffice = "suffices" if len(unpriced) == 1 else "suffice"
-        lines.append(f"{plural(len(unpriced), 'other device')} without a price {suffice}, and CSV and JSON have them")
+        lines.append(f"{plural(len(unpriced), 'other device')} without a price {suffice}: --wide shows all")
     for most in sorted({_most(row) for row in small}, reverse=True):
         these = [row for row in small if _most(row) == most]
         tried = f" with {these[0].tried}" if these[0].tried else ""

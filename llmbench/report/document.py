@@ -138,6 +138,7 @@ class Block(msgspec.Struct, kw_only=True):
 
     `answer`: a sentence that answers the question of the command. It comes first.
     `long_answer`: the answer with all details, which `--wide` shows instead of `answer`. Empty: `answer` has them.
+    `long_table`: the table with all rows, which `--wide` shows instead of `table`. None: `table` has them.
     `headline`: what the figures are about, for example the model and the options.
     `about`: values that all rows of the table share, for example the model. CSV repeats these values in every row.
     `lines`: texts below the table.
@@ -151,6 +152,7 @@ class Block(msgspec.Struct, kw_only=True):
     headline: str = ""
     about: dict[str, Any] = {}
     table: Table | None = None
+    long_table: Table | None = None
     lines: list[str] = []
     commands: list[Command] = []
     notes: list[str] = []
@@ -159,6 +161,10 @@ class Block(msgspec.Struct, kw_only=True):
         """Return the texts above the table. The first one is shown in bold. `wide`: whether to show all details."""
         answer = (wide and self.long_answer) or self.answer
         return [printable(text, lines=True) for text in (answer, self.headline) if text]
+
+    def shown_table(self, *, wide: bool) -> Table | None:
+        """Return the table. `wide`: whether to show all rows."""
+        return (self.long_table if wide else None) or self.table
 
 
 class Document(msgspec.Struct, kw_only=True):

@@ -108,8 +108,8 @@ def _markdown(document: Document, view: View) -> str:
     for block, lines in zip(document.blocks, document.below(notes=view.notes), strict=True):
         above = map(_escaped, block.above(wide=view.wide))
         parts += [text if number else f"**{text}**" for number, text in enumerate(above)]
-        if block.table is not None:
-            parts.append(_markdown_table(block.table.for_people()))
+        if (shown := block.shown_table(wide=view.wide)) is not None:
+            parts.append(_markdown_table(shown.for_people()))
         parts += map(_markdown_line, lines)
     return "\n\n".join(parts) + "\n"
 

@@ -67,10 +67,10 @@ def _document_lines(document: Document, width: int, view: View) -> Iterator[tupl
         for number, text in enumerate(above):
             for line in _wrapped(text, width):
                 yield line, "" if number else "bold"
-        if block.table is not None:
+        if (shown := block.shown_table(wide=view.wide)) is not None:
             if above:
                 yield "", ""
-            yield from _table_lines(block.table, width - len(INDENT), wide=view.wide)
+            yield from _table_lines(shown, width - len(INDENT), wide=view.wide)
             if below:
                 yield "", ""
         for part in below:

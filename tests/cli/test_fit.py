@@ -263,6 +263,8 @@ def test_devices_without_a_price_are_left_out_of_the_table(capsys: Capture) -> N
     assert f"{len(rows) - 3} other devices without a price suffice" in text
     table = text.partition("price per hour")[2].partition("other devices")[0]
     assert all((f" {row['device']} " in table) == (row in priced) for row in rows)
+    whole = screen(capsys, *question, "--wide")
+    assert all(f" {row['device']} " in whole for row in rows)
 
 
 def test_a_price_of_no_device_is_refused(capsys: Capture) -> None:
