@@ -24,7 +24,7 @@ from llmbench.cli.learning import (
     text_of_option,
 )
 from llmbench.cli.measured import need_torch
-from llmbench.cli.options import As, Choices, Output, Set, answer, load, names, prints_tables
+from llmbench.cli.options import As, Choices, Output, Set, answer_and_show, load, names, prints_tables
 from llmbench.errors import LLMBenchError
 from llmbench.learn.experiments.designs import VIEWS, path, questions, size_of
 from llmbench.report.units import plural
@@ -166,4 +166,6 @@ def command(
         from llmbench.report.plots import save
 
         save(panels(chosen, outcomes, text.unigram), plot, title="What does each part change?", caption=about)
-    answer(document(chosen, outcomes, text.unigram, inputs, about, environment(device_of("cpu"))), format, output)
+    answer_and_show(
+        document(chosen, outcomes, text.unigram, inputs, about, environment(device_of("cpu"))), format, output
+    )

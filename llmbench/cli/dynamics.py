@@ -26,7 +26,7 @@ from llmbench.cli.learning import (
     text_of_option,
 )
 from llmbench.cli.measured import need_torch, place
-from llmbench.cli.options import As, Counts, Output, Set, answer, load, prints_tables, sequence_counts
+from llmbench.cli.options import As, Counts, Output, Set, answer_and_show, load, prints_tables, sequence_counts
 from llmbench.learn.experiments.placements import NARROW, SETTINGS, arms_of, base_of
 from llmbench.learn.refusals import refuse_run
 from llmbench.report.document import Block, Document, Table, table
@@ -146,7 +146,7 @@ def command(
         from llmbench.report.plots import save
 
         save(panels(outcomes, text.unigram), plot, title="Which learning rates does a model survive?", caption=about)
-    answer(document(outcomes, text.unigram, inputs, about, environment(device_of("cpu"))), format, output)
+    answer_and_show(document(outcomes, text.unigram, inputs, about, environment(device_of("cpu"))), format, output)
 
 
 class Row(NamedTuple):

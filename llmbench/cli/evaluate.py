@@ -13,7 +13,7 @@ from llmbench.cli.measured import Device, DType, check_file, need_torch, place
 from llmbench.cli.options import As, Output, answer, prints_tables, token_count, working
 from llmbench.errors import LLMBenchError
 from llmbench.learn.refusals import refuse_other_folders, refuse_without_tokenizer
-from llmbench.learn.state import is_checkpoint
+from llmbench.learn.state import is_checkpoint, newest, read_state
 from llmbench.report.describe import headline
 from llmbench.report.document import Block, Document, table
 from llmbench.report.fields import Field, records
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from llmbench.learn.evaluate import Evaluation, PositionLoss
     from llmbench.learn.tokenizer import Encoded
     from llmbench.measure.environment import Environment
-    from llmbench.model.decoder import Decoder
 
 TrainedModel = Annotated[
     Path,
@@ -58,7 +57,8 @@ Window = Annotated[
     typer.Option(
         "--seq",
         metavar="TOKENS",
-        help="Tokens per window. Default: the context length of the model, but at most 2048.",
+        help="Tokens per window. Default: the length of the sequences in the training, if it is known, else the "
+        "context length of the model, but at most 2048.",
         parser=token_count,
         show_default=False,
     ),
@@ -81,7 +81,7 @@ ByPosition = Annotated[
     ),
 ]
 LONGEST = 2048
-"""The largest default of --seq, in tokens."""
+"""The largest default of --seq for a folder without a training length, in tokens."""
 
 
 FIELDS: tuple[Field[PositionLoss], ...] = (
@@ -162,7 +162,8 @@ def command(
     where = device_of(device)
     model, tokenizer = opened(folder, device=where, dtype=None if dtype is None else DTYPES[dtype])
     name, encoded = _encoded(folder, text, tokens, tokenizer)
-    window = seq or min(model.spec.max_position_embeddings or LONGEST, LONGEST)
+    trained = read_state(newest(folder)).settings.seq_len if is_checkpoint(folder) else None
+    window = seq or trained or min(model.spec.max_position_embeddings or LONGEST, LONGEST)
     with working(f"predicting {plural(len(encoded.tokens) - 1, 'token')}"):
         found = evaluate(model, encoded.tokens, window=window, stride=stride)
     bits = found.bits_per_byte(encoded.scored_bytes)
@@ -177,13 +178,22 @@ def command(
         "device": str(where),
         "dtype": str(model.embedding.weight.dtype).removeprefix("torch."),
     }
-    answer(_document(model, found, units, name, inputs, environment(where), by_position, encoded.note), format, output)
+    windows = _windows(len(found.losses), window, stride or window, trained)
+    about = f"{headline(model.spec)}\n{plural(len(found.losses), 'predicted token')} · {windows} · {inputs['dtype']}"
+    answer(_document(found, units, name, inputs, about, environment(where), by_position, encoded.note), format, output)
+
+
+def _windows(count: int, window: int, stride: int, trained: int | None) -> str:
+    """Return a text that says how `count` predicted tokens were read. `trained`: the training length, if known."""
+    if count <= window:
+        return "one window"
+    as_in_training = ", as in training" if window == trained else ""
+    return f"windows of {window:,} tokens{as_in_training}, {stride:,} apart"
 
 
 def _encoded(folder: Path, text: Path | None, tokens: Path | None, tokenizer: Any) -> tuple[str, Encoded]:
     """Return the name of the text, and its tokens."""
     from llmbench.learn.data import corpus_of_checkpoint
-    from llmbench.learn.state import newest, read_state
     from llmbench.learn.tokenizer import MOST_BYTES, ByteTokenizer, read_tokens
     from llmbench.spec.reading import read_bytes
 
@@ -199,24 +209,23 @@ def _encoded(folder: Path, text: Path | None, tokens: Path | None, tokenizer: An
 
 
 def _document(
-    model: Decoder,
     found: Evaluation,
     units: Units,
     name: str,
     inputs: dict[str, Any],
+    about: str,
     environment: Environment,
     by_position: bool,
     note: str,
 ) -> Document:
-    count, window, stride = len(found.losses), inputs["seq_len"], inputs["stride"]
-    windows = f"windows of {window:,} tokens, {stride:,} apart" if count > window else "one window"
+    """Return the document of an evaluation. `about`: the model and the windows."""
     rows = found.by_position()
     bits = "" if units.bits_per_byte is None else f", {units.bits_per_byte:.3f} bits per byte"
     block = Block(
         answer=f"The loss on {name} is {units.loss:.4f} nats per token "
         f"(perplexity {fixed(units.perplexity, 3)}{bits}). "
         f"The entropy of its token frequencies is {units.unigram:.3f} nats.",
-        headline=f"{headline(model.spec)}\n{plural(count, 'predicted token')} · {windows} · {inputs['dtype']}",
+        headline=about,
         table=table(FIELDS, rows) if by_position else None,
         lines=[place(environment)],
         notes=[note] if note else [],
@@ -225,7 +234,7 @@ def _document(
         command="evaluate",
         inputs=inputs,
         environment=msgspec.structs.asdict(environment),
-        also={**units._asdict(), "tokens": count},
+        also={**units._asdict(), "tokens": len(found.losses)},
         rows_key="positions",
         rows=records(FIELDS, rows),
         tables=[table(FIELDS, rows)],

@@ -27,7 +27,7 @@ from llmbench.cli.options import (
     Output,
     Seed,
     Set,
-    answer,
+    answer_and_show,
     load,
     positive_integer,
     prints_tables,
@@ -112,7 +112,7 @@ def command(
     content = text_of_option(data)
     content.refuse_short(lengths_of(lengths, seq)[-1])
     need_torch("extrapolate")
-    from llmbench.learn.data import corpus_of_text
+    from llmbench.learn.data import corpus_of_text, pair_loss
     from llmbench.learn.experiments.lengths import extrapolate
     from llmbench.learn.settings import Settings
     from llmbench.measure.environment import environment
@@ -145,7 +145,19 @@ def command(
         from llmbench.report.plots import save
 
         save([panel(scores)], plot, title=f"Trained on {seq} tokens, read with more", caption=about)
-    answer(document(scores, chosen, seq, inputs, about, text.unigram, found), format, output)
+    guesses = Guesses(text.unigram, pair_loss(text.train, text.validation, text.vocab_size))
+    answer_and_show(document(scores, chosen, seq, inputs, about, guesses, found), format, output)
+
+
+class Guesses(NamedTuple):
+    """The losses of two tables without a neural network, in nats.
+
+    - `unigram`: it knows how often each token occurs.
+    - `pairs`: it also knows how often each token follows another one, so it reads one token of the context.
+    """
+
+    unigram: float
+    pairs: float
 
 
 class Row(NamedTuple):
@@ -193,15 +205,14 @@ def document(
     trained: int,
     inputs: dict[str, Any],
     about: str,
-    unigram: float,
+    guesses: Guesses,
     found: Environment,
 ) -> Document:
-    """Return the document of all scores. `trained`: the training length. `about`: the model, text and settings.
-    `unigram`: the loss in nats of a model that knows only how often each token occurs."""
+    """Return the document of all scores. `trained`: the training length. `about`: the model, text and settings."""
     rows = [_row(score, next(m.about for m in methods if m.name == score.method)) for score in scores]
-    untrained = [row.method for row in rows if row.length == trained and not has_learned(row.loss, unigram)]
+    untrained = [row.method for row in rows if row.length == trained and not has_learned(row.loss, guesses.pairs)]
     block = Block(
-        answer=_finding(rows, trained, untrained),
+        answer=f"{_finding(rows, trained, untrained)} {_floor(rows, trained, guesses)}",
         headline=about,
         table=_losses(rows, trained),
         lines=[
@@ -209,13 +220,13 @@ def document(
             f"Δ: the loss minus that at {trained} tokens, ± half of its 95% interval",
             place(found),
         ],
-        notes=[_too_short(untrained, trained, unigram)] if untrained else [],
+        notes=[_too_short(untrained, trained, guesses)] if untrained else [],
     )
     return Document(
         command="extrapolate",
         inputs=inputs,
         environment=msgspec.structs.asdict(found),
-        also={"unigram": unigram},
+        also=guesses._asdict(),
         rows_key="scores",
         rows=records(FIELDS, rows),
         tables=[table(FIELDS, rows)],
@@ -268,7 +279,7 @@ def _finding(rows: Sequence[Row], trained: int, untrained: Sequence[str]) -> str
     refused = [row.method for row in last if row.loss is None]
     sentences = []
     if not judged:
-        sentences.append("The training is too short to judge any method.")
+        sentences.append("Nothing is decided: no model has learned enough to judge how it reads longer sequences.")
     elif kept:
         sentences.append(
             f"Trained on {plural(trained, 'token')}, {word_list([row.method for row in kept])} "
@@ -278,6 +289,9 @@ def _finding(rows: Sequence[Row], trained: int, untrained: Sequence[str]) -> str
         sentences.append(
             f"No method that was trained on {plural(trained, 'token')} keeps its loss with {longest} tokens."
         )
+    undecided = [row.method for row in judged if row.verdict == "within noise"]
+    if undecided:
+        sentences.append(f"Not decided, because the change is within noise: {', '.join(undecided)}.")
     if worse:
         losses = ", ".join(f"{row.method} {row.change:.2f}" for row in worse)
         sentences.append(f"The loss rises at {longest} tokens by, in nats: {losses}.")
@@ -286,9 +300,20 @@ def _finding(rows: Sequence[Row], trained: int, untrained: Sequence[str]) -> str
     return " ".join(sentences)
 
 
-def _too_short(untrained: Sequence[str], trained: int, unigram: float) -> str:
-    """Return a note about methods whose models have learned less than the frequencies of the tokens."""
+def _floor(rows: Sequence[Row], trained: int, guesses: Guesses) -> str:
+    """Return the losses of the models at the training length, beside those of guessing."""
+    losses = [row.loss for row in rows if row.length == trained and row.loss is not None]
+    shown = f"{min(losses):.3f} to {max(losses):.3f}" if len(set(losses)) > 1 else f"{min(losses):.3f}"
     return (
-        f"{word_list(untrained)}: the training is too short to tell anything. Even at {trained} tokens, the loss is "
-        f"not clearly below {unigram:.3f} nats, which a model gets that knows only how often each token occurs"
+        f"At {trained} tokens, the loss is {shown} nats; guessing by frequency gets {guesses.unigram:.3f}, and a table "
+        f"of token pairs {guesses.pairs:.3f}."
+    )
+
+
+def _too_short(untrained: Sequence[str], trained: int, guesses: Guesses) -> str:
+    """Return a note about methods whose models have learned no more than pairs of tokens."""
+    return (
+        f"{word_list(untrained)}: at {trained} tokens, the loss is not clearly below the {guesses.pairs:.3f} nats of a "
+        "table of token pairs, which reads one token. Such a model shows nothing about longer contexts. More --steps, "
+        "or a text with longer dependences, may help"
     )

@@ -374,6 +374,16 @@ def _refuse_many(options: dict[str, Any]) -> None:
         )
 
 
+def answer_and_show(document: Document, format: Format, output: Path | None) -> None:
+    """Write a document as `answer` does, and show it on the screen too if it goes to a file.
+
+    A command that trains for minutes shows what it found.
+    """
+    answer(document, format, output)
+    if output is not None:
+        answer(document, "table", None)
+
+
 def answer(document: Document, format: Format, output: Path | None) -> None:
     """Write a document to the file `output`, or to stdout if `output` is None.
 

@@ -27,6 +27,7 @@ __all__ = [
     "corpus_of",
     "corpus_of_checkpoint",
     "corpus_of_text",
+    "pair_loss",
     "unigram_entropy",
     "unigram_loss",
 ]
@@ -155,6 +156,19 @@ def unigram_loss(train: Tensor, validation: Tensor, vocab_size: int) -> float:
     counts = torch.bincount(train, minlength=vocab_size).to(torch.float64)
     losses = -((counts + 1) / (len(train) + vocab_size)).log()
     return float(losses[validation.to(torch.int64)].mean())
+
+
+def pair_loss(train: Tensor, validation: Tensor, vocab_size: int) -> float:
+    """Return the mean loss on `validation` [M] of guessing each token from the token before it, in nats.
+
+    The model is a table of the pairs in `train` [N]: p(t | s) = (n_st + p_t) / (n_s + 1), where n_st counts the pair
+    and p_t is the probability of `unigram_loss`. So a pair that occurs in `validation` only has a finite loss.
+    """
+    before, after = (part.to(torch.int64) for part in (train[:-1], train[1:]))
+    pairs = torch.bincount(before * vocab_size + after, minlength=vocab_size**2).view(vocab_size, vocab_size)
+    shares = (torch.bincount(train, minlength=vocab_size).to(torch.float64) + 1) / (len(train) + vocab_size)
+    losses = -((pairs + shares) / (pairs.sum(dim=1, keepdim=True) + 1)).log()
+    return float(losses[validation[:-1].to(torch.int64), validation[1:].to(torch.int64)].mean())
 
 
 def unigram_entropy(tokens: Tensor) -> float:

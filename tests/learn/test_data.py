@@ -13,7 +13,7 @@ import torch
 
 from llmbench.errors import CannotRunError, LLMBenchError, SpecError, UnknownNameError
 from llmbench.learn import shakespeare, texts
-from llmbench.learn.data import corpus, corpus_of
+from llmbench.learn.data import corpus, corpus_of, pair_loss
 from llmbench.learn.markov import MarkovSource, markov_source
 from llmbench.learn.schedule import learning_rate
 from llmbench.learn.texts import default_text
@@ -71,6 +71,20 @@ def test_a_text_is_split_and_its_unigram_loss_is_exact(tmp_path: Path) -> None:
     assert unseen.unigram == pytest.approx(math.log(90 + 256), rel=1e-12)
     with pytest.raises(UnknownNameError, match="no such file"):
         corpus(str(tmp_path / "other"))
+
+
+def test_the_loss_of_a_table_of_pairs_is_that_of_its_probabilities() -> None:
+    """By hand: in `aab`, each of a and b follows a once. On a Markov chain, the table reaches the entropy rate."""
+    train, validation = torch.tensor([0, 0, 1], dtype=torch.uint8), torch.tensor([0, 1], dtype=torch.uint8)
+    share = (1 + 1) / (3 + 2)
+    assert pair_loss(train, validation, 2) == pytest.approx(-math.log((1 + share) / (2 + 1)), rel=1e-12)
+    chain = corpus("markov:8,1,0")
+    assert chain.floor is not None
+    assert pair_loss(chain.train, chain.validation, 8) == pytest.approx(chain.floor, abs=0.02)
+    assert chain.unigram > chain.floor + 0.5
+
+
+def test_a_text_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="it is a folder"):
         corpus(str(tmp_path))
     with pytest.raises(LLMBenchError, match="too short to train on"):

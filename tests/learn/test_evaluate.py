@@ -152,6 +152,10 @@ def test_a_trained_model_is_evaluated_and_continues_a_text(
     assert found["tokens"] == len(data.validation) - 1
     assert found["loss"] == pytest.approx(last, abs=0.02)  # training leaves out the tokens behind the last window
     assert found["bits_per_byte"] == pytest.approx(found["loss"] / math.log(2), rel=1e-12)
+    assert run(["evaluate", str(tmp_path / "run"), "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["loss"] == found["loss"]  # the windows are those of the training
+    assert run(["evaluate", str(tmp_path / "run")]) == 0
+    assert "windows of 16 tokens, as in training, 16 apart" in capsys.readouterr().out
     assert run(["evaluate", str(tmp_path / "run"), "--seq", "16", "--format", "csv"]) == 0
     rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
     assert sum(int(row["tokens"]) * float(row["loss"]) for row in rows) / found["tokens"] == pytest.approx(

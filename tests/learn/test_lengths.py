@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -104,7 +105,8 @@ def test_the_command_answers_in_words_and_in_json(tmp_path: Path, capsys: pytest
     assert run(["extrapolate", *options, *small]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "learned cannot read more than 32 tokens" in out
-    assert "The training is too short to judge any method" in out
+    assert "Nothing is decided" in out
+    assert re.search(r"guessing by frequency gets \d\.\d{3}, and a table of token pairs \d\.\d{3}\.", out)
     assert "alibi reads" not in out
     picture = tmp_path / "lengths.svg"
     assert run(["extrapolate", *options, *small, "--plot", str(picture), "--format", "json"]) == 0
@@ -120,6 +122,9 @@ def test_the_command_answers_in_words_and_in_json(tmp_path: Path, capsys: pytest
     assert [float(row["loss"] or "nan") for row in rows] == pytest.approx(
         [math.nan if row["loss"] is None else row["loss"] for row in answer["scores"]], nan_ok=True
     )
+    assert run(["extrapolate", *options, *small, "-o", str(tmp_path / "lengths.json")]) == 0
+    assert " ".join(capsys.readouterr().out.split()).startswith("Nothing is decided")  # the screen shows the answer too
+    assert json.loads((tmp_path / "lengths.json").read_text())["pairs"] == answer["pairs"] < answer["unigram"]
     assert run(["extrapolate", *options, "--methods", "rotary"]) == 2
     assert "choose from learned" in capsys.readouterr().err
 
