@@ -487,6 +487,30 @@ def test_a_pair_on_the_same_gpus_comes_before_more_gpus() -> None:
     assert (found[0].fit.question.layout.num_gpus, found[-1].option) == (1, "--gpus 4")
 
 
+def test_pairs_cut_requests_only_if_no_other_pair_suffices() -> None:
+    sizer = Sizer(load_bundled("mistral-nemo-12b"))
+
+    def same_gpus(kv: str | None, users: int) -> list[Change]:
+        question = Question(
+            engine=find_engine("vllm"),
+            device=find_device_head("rtx-4090"),
+            layout=Layout(),
+            seq=32768,
+            users=users,
+            kv=kv,
+        )
+        return [change for change in changes(sizer, sizer.fit(question)) if not change.more_gpus]
+
+    assert {frozenset(change.options) for change in same_gpus(None, 4)} == {frozenset({"--kv-dtype", "--weights"})}
+    cut = same_gpus("fp8", 8)
+    assert {frozenset(change.options) for change in cut} == {
+        frozenset({"--weights", "--users"}),
+        frozenset({"--weights", "--seq"}),
+    }
+    assert all(change.fit.question.users * change.fit.question.seq * 2 >= 8 * 32768 for change in cut)
+    assert all(change.fit.fits for change in cut)
+
+
 def test_stages_alone_use_any_number_of_gpus() -> None:
     sizer = Sizer(load_bundled("llama3.3-70b"))
     question = Question(

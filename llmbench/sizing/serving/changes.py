@@ -11,6 +11,7 @@ from typing import NamedTuple
 from llmbench.errors import LLMBenchError
 from llmbench.sizing.serving.fit import Fit, Question, Sizer, best_fit
 from llmbench.sizing.serving.proposals import (
+    CUT,
     FILES,
     GPUS,
     LARGE_CUT,
@@ -64,7 +65,8 @@ def changes(sizer: Sizer, fit: Fit, *, own_layout: bool = False, pairs: bool = T
     The order is FREE, FORMAT, CONVERTED, CUT, OTHER_FILES, MORE_GPUS, LARGE_CUT. Within one of them, the nearest change
     has the smallest factor: half as many users are as near as half the bytes of the cache. Of each setting, only the
     nearest change is returned. If no single change on the same GPUs suffices, or only a LARGE_CUT, pairs of changes on
-    the same GPUs are added. If more GPUs do not suffice alone either, pairs with more GPUs are added.
+    the same GPUs are added, with a CUT only if no other pair suffices. If more GPUs do not suffice alone either, pairs
+    with more GPUs are added.
 
     own_layout: whether the user gave the layout. If not, llmbench chooses one for each number of GPUs.
     pairs: whether to try changes of two settings.
@@ -83,7 +85,8 @@ def changes(sizer: Sizer, fit: Fit, *, own_layout: bool = False, pairs: bool = T
     singles = [(proposer, tried(fit, proposer)) for proposer in each_setting]
     found = [change for _, each in singles for change in each[-1:] if change.fit.fits]
     if pairs and not any(change.order < MORE_GPUS for change in found):
-        found += _pairs([(proposer, each) for proposer, each in singles if proposer not in GPUS], tried)
+        same = list(_pairs([(proposer, each) for proposer, each in singles if proposer not in GPUS], tried))
+        found += [pair for pair in same if CUT not in pair.orders] or same
     if pairs and all(change.order == LARGE_CUT for change in found):
         found += [pair for pair in _pairs(singles, tried) if pair.more_gpus]
     return sorted(found, key=lambda change: (change.order, len(change.options), change.factor))
@@ -94,18 +97,19 @@ def _pairs(
 ) -> Iterator[Change]:
     """Yield the changes of two settings that suffice, of which neither suffices alone. Neither is a LARGE_CUT.
 
-    Each number of GPUs may be the first of two. Of the other settings, only the largest change may be.
+    Each number of GPUs and each format of the weights may be the first of two. Of the other settings, only the largest
+    change may be.
 
-    singles: the changes of one setting by their proposer, those of FILES last.
+    singles: the changes of one setting by their proposer.
     """
     for place, (first, each) in enumerate(singles):
-        if first in FILES:  # two formats of the weights are no pair
-            return
         nearest: dict[tuple[str, str], Change] = {}  # by the second setting and its value
-        for change in each if first in GPUS else each[-1:]:
+        for change in each if first in (*GPUS, *FILES) else each[-1:]:
             if change.fit.fits or change.order == LARGE_CUT:
                 continue
             for proposer, _ in singles[place + 1 :]:
+                if first in FILES and proposer in FILES:
+                    continue
                 for second in tried(change.fit, proposer)[-1:]:
                     if second.fit.fits and second.order < LARGE_CUT:
                         nearest.setdefault(list(second.options.items())[-1], _pair(change, second))

@@ -298,6 +298,11 @@ _ENGINE = (_sequences, _batched_tokens, _utilization)
 
 
 def proposers(own_layout: bool) -> list[Proposer]:
-    """Return the proposers, of the settings of the engine first. `own_layout`: whether the user gave the layout."""
+    """Return the proposers in the order in which pairs combine them.
+
+    Shorter or fewer requests come last: a first change makes room for some requests, and they say for how many.
+
+    own_layout: whether the user gave the layout.
+    """
     layouts, gpus = ([_layout], _gpus_of_layout) if own_layout else ([], _gpus)
-    return [*_ENGINE, *layouts, _cache_format, _shorter, _fewer_users, gpus, *FILES]
+    return [*_ENGINE, *layouts, _cache_format, gpus, *FILES, _shorter, _fewer_users]
