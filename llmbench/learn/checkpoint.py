@@ -71,7 +71,8 @@ def save(
             raise
         _flush(folder)
         for old in checkpoints(folder)[:-KEPT]:
-            _remove(old)
+            if old != target:  # another program can have made folders with later steps
+                _remove(old)
     except OSError as problem:
         raise LLMBenchError(f"cannot write the checkpoint {target}: {problem.strerror}") from None
 

@@ -37,6 +37,10 @@ MOST_ROWS = 2**21
 """The largest number of rows in a file. A row takes at least 270 bytes of memory, also one of 22 bytes in the file."""
 
 
+LARGEST_LOSS = 1e15
+"""The largest loss of a row, in nats. A run stops if its loss is not finite."""
+
+
 class StepRow(msgspec.Struct, frozen=True, kw_only=True):
     """The figures of one training step.
 
@@ -79,12 +83,12 @@ class Validation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Row(msgspec.Struct, frozen=True):
-    """The fields of a row that the answer of a run shows. A loss is a finite number."""
+    """The fields of a row that the answer of a run shows."""
 
     step: Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]
     tokens: Annotated[int, msgspec.Meta(ge=0, le=LARGEST**2)]
-    loss: float | msgspec.UnsetType = msgspec.UNSET
-    validation_loss: float | msgspec.UnsetType = msgspec.UNSET
+    loss: Annotated[float, msgspec.Meta(ge=0, le=LARGEST_LOSS)] | msgspec.UnsetType = msgspec.UNSET
+    validation_loss: Annotated[float, msgspec.Meta(ge=0, le=LARGEST_LOSS)] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Metrics:
@@ -108,6 +112,8 @@ class Metrics:
         self.path, self.notes = path, list[str]()
         rows = _rows(path) if os.path.lexists(path) else ()
         self._lines = [line for line, row in rows if row["step"] <= after and after > 0]
+        if after > 0 and not self._lines:
+            self.notes.append(f"{path} has no rows of the steps up to {after}; they can be in another file beside it")
         try:
             for left in path.parent.glob(f".{path.name}.*"):  # a killed run left it
                 left.unlink()

@@ -359,3 +359,29 @@ def test_the_memory_of_a_step_has_weights_states_and_activations() -> None:
     assert many - few == pytest.approx(few - 12 * weights, rel=0.05)
     assert step_bytes(spec(), settings(batch=128, accumulate=2)) == pytest.approx(few, abs=4 * weights)
     assert step_bytes(spec(), settings(batch=64, optimizer="sgd", beta1=0.0)) == pytest.approx(few - 8 * weights)
+
+
+def test_missing_metrics_are_noticed_when_a_run_goes_on(run: Path) -> None:
+    (run / METRICS).unlink()
+    metrics = Metrics(run / METRICS, after=10)
+    metrics.close()
+    assert metrics.notes == [
+        f"{run / METRICS} has no rows of the steps up to 10; they can be in another file beside it"
+    ]
+
+
+def test_a_loss_that_no_run_writes_is_refused(run: Path) -> None:
+    with (run / METRICS).open("a") as file:
+        file.write('{"step": 3, "tokens": 1, "validation_loss": 1e308}\n')
+    with pytest.raises(SpecError, match="it is not a row of figures"):
+        Metrics(run / METRICS, after=10)
+
+
+def test_the_newest_checkpoint_stays_beside_folders_with_later_names(run: Path) -> None:
+    for step in (400, 600):
+        (run / f"step-{step:08}").mkdir()
+    model = checkpoint.load_model(run / LAST)
+    optimizer = torch.optim.SGD(model.parameters())
+    state = msgspec.json.decode((run / LAST / "state.json").read_bytes(), type=checkpoint.State)
+    checkpoint.save(run, model, optimizer, msgspec.structs.replace(state, step=11))
+    assert (run / "step-00000011" / "model.safetensors").exists()
