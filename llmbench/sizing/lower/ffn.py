@@ -166,7 +166,10 @@ def _mixture(b: Builder, moe: MoE, *, inputs_saved: bool) -> None:
     ep = b.layout.ep
     experts = Dim(moe.num_experts, "num_experts")
     if moe.num_experts % ep:
-        raise LayoutError(f"layout ep={ep}: the {moe.num_experts} experts are not divisible by {ep}")
+        raise LayoutError(
+            f"layout ep={ep}: the {moe.num_experts} experts are not divisible by {ep}",
+            hint="llmbench sizes only equal numbers of experts per GPU; vLLM also serves unequal ones",
+        )
     choices = Dim(
         moe.num_experts + moe.zero_experts,
         "num_experts" if not moe.zero_experts else "(num_experts + zero_experts)",
