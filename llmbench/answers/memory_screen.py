@@ -265,7 +265,14 @@ def _moment(memory: Memory) -> str:
 
 def _step(memory: Memory) -> str:
     """Return the work of a training step that runs at the peak."""
-    moment = memory.moment.replace("{}.", "N.")
+    stack, _, name = memory.moment.rpartition(".{}.")
+    names = {
+        "layers": "a layer's",
+        "encoder.layers": "an encoder layer's",
+        "mtp": "a multi-token prediction module's",
+        "": "",
+    }
+    moment = f"{names[stack]} {name}".strip()
     return "the optimizer step" if moment == "optimizer" else f"the backward pass of {moment}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -88,7 +89,8 @@ def _run(arguments: list[str], imported: Callable[[], None]) -> int:
         result = app(args=arguments, prog_name="llmbench", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except LLMBenchError as problem:
-        _report(str(problem), problem.hint)
+        if problem.exit_code != LLMBenchError.exit_code or _speaks():
+            _report(str(problem), problem.hint)
         return problem.exit_code
     except usage_error as problem:
         message = problem.format_message()
@@ -97,10 +99,20 @@ def _run(arguments: list[str], imported: Callable[[], None]) -> int:
             return 0
         from llmbench.cli.hints import usage_error as described  # only a failing command needs it
 
-        _report(*described(problem, arguments, app))
+        if _speaks():
+            _report(*described(problem, arguments, app))
         return 2
     except typer.Exit as stop:
         return stop.exit_code
+
+
+def _speaks() -> bool:
+    """Return whether this process reports that the input is wrong.
+
+    All processes of torchrun have this error, so only the first one on a machine reports it. A lost GPU or a missing
+    one can be the problem of one process, which reports it itself.
+    """
+    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def build(arguments: list[str]) -> Any:

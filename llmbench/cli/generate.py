@@ -17,6 +17,24 @@ from llmbench.learn.refusals import refuse_other_folders, refuse_without_tokeniz
 from llmbench.printable import printable
 from llmbench.report.document import Block, Document, table
 from llmbench.report.fields import Field, records
+from llmbench.sizing.dtypes import COLDEST
+
+
+def temperature_of(text: str | float) -> float:
+    """Parse the value of an option as a temperature. Raises BadParameter unless it is 0, or at least COLDEST."""
+    number = not_negative(text)
+    if 0 < number < COLDEST:
+        raise typer.BadParameter(f"{text} is above 0 and below {COLDEST:.1e}. 0: always take the most likely token")
+    return number
+
+
+def share_of_draws(text: str | float) -> float:
+    """Parse the value of an option as a sum of probabilities. Raises BadParameter unless it is above 0, at most 1."""
+    share = probability(text)
+    if not share:
+        raise typer.BadParameter("0 leaves no token to draw from. --temperature 0 takes the most likely token")
+    return share
+
 
 Prompt = Annotated[
     str, typer.Option("--prompt", metavar="TEXT", help="Text to continue. Default: a line break.", show_default=False)
@@ -31,7 +49,7 @@ Temperature = Annotated[
         "--temperature",
         metavar="T",
         help="Logits are divided by T. 0: always take the most likely token.",
-        parser=not_negative,
+        parser=temperature_of,
     ),
 ]
 TopK = Annotated[
@@ -50,7 +68,7 @@ TopP = Annotated[
         "--top-p",
         metavar="P",
         help="Draw only from the most likely tokens whose probabilities sum to P.",
-        parser=probability,
+        parser=share_of_draws,
         show_default=False,
     ),
 ]

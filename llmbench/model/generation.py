@@ -16,11 +16,8 @@ from llmbench.model.arguments import real_number, row_lengths, token_rows, whole
 from llmbench.model.cache import Cache
 from llmbench.model.decoder import Decoder
 from llmbench.model.mixers import new_cache
+from llmbench.sizing.dtypes import COLDEST
 from llmbench.sizing.lengths import refuse_beyond_positions
-
-COLDEST = torch.finfo(torch.float32).tiny
-"""The lowest temperature above 0. It is the smallest normal number of fp32, because the division of logits by the
-temperature runs in fp32."""
 
 _Sampling = tuple[float, int | None, float | None]
 """The arguments of `choose`: temperature, top_k and top_p."""

@@ -34,6 +34,10 @@ format of the cache. If the cache has the format of an engine, a convolution sta
 
 DTYPES: tuple[DType, ...] = get_args(DType)
 
+COLDEST = 2.0**-126
+"""The lowest temperature above 0 of a generation. It is the smallest normal number of fp32, because the division of
+logits by the temperature runs in fp32."""
+
 
 def is_plain(kv_dtype: KVDType) -> TypeGuard[DType]:
     """Return whether the format of a cache is a number format without scales."""

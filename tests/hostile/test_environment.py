@@ -112,6 +112,31 @@ def test_wrong_variables_of_torchrun(
     assert problem in capsys.readouterr().err
 
 
+def test_one_process_of_torchrun_reports_a_wrong_input(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    for words in (["params", "a-model-nobody-knows"], ["params", "gpt2", "--xyzzy"]):
+        for rank, reports in (("0", True), ("1", False)):
+            monkeypatch.setenv("LOCAL_RANK", rank)
+            assert run(words) == 2
+            assert bool(capsys.readouterr().err) == reports
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "problem"),
+    [("--top-p", "0", "0 leaves no token"), ("--temperature", "1e-40", "is above 0 and below")],
+)
+def test_wrong_draws_are_refused_before_torch_is_imported(option: str, value: str, problem: str) -> None:
+    code = (
+        "import sys; from llmbench.cli import run; "
+        f"code = run(['generate', 'run', {option!r}, {value!r}]); sys.exit(9 if 'torch' in sys.modules else code)"
+    )
+    done = python(code)
+    assert done.returncode == 2
+    assert problem in done.stderr
+
+
 def test_a_torch_that_cannot_be_imported_is_no_bug() -> None:
     variables = os.environ | {"TORCH_LOGS": "wrong"}
     done = python("from llmbench.cli import main; main(['model', 'gpt2'])", env=variables)
