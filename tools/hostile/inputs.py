@@ -263,8 +263,20 @@ def grammars() -> Attempt:
     return attempt
 
 
-SLOW = ("bench", "profile", "model", "kernels", "env", "train", "evaluate", "generate")
-"""Commands that may measure. Their options are tried with a first argument that no command accepts."""
+SLOW = (
+    "bench",
+    "profile",
+    "model",
+    "kernels",
+    "env",
+    "train",
+    "evaluate",
+    "generate",
+    "ablate",
+    "dynamics",
+    "extrapolate",
+)
+"""Commands that may measure or train. Their options are tried with a first argument that no command accepts."""
 
 
 def arguments() -> Attempt:
