@@ -393,13 +393,56 @@ def test_a_file_is_checked_in_its_own_process(tmp_path: Path, capfd: Any) -> Non
     assert "RuntimeError" in row["message"]
 
 
-def test_a_process_that_ends_or_hangs_is_a_failure(tmp_path: Path, capsys: Capture) -> None:
-    file = tmp_path / "my.py"
-    file.write_text("import os\n\nos._exit(0)\n\n\ndef rope(x, positions, theta):\n    pass\n")
-    (row,) = check(capsys, str(file), code=1)
+LEAVING = """
+import os, time
+
+print('before \\x1b]0;title\\x07')
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        open({number!r}, 'w').write(str(os.getpid()))
+    time.sleep(45)
+while not os.path.exists({number!r}) or not open({number!r}).read():
+    time.sleep(0.01)
+print('x' * 2**17)
+os._exit(0)
+
+
+def rope(x, positions, theta):
+    pass
+"""
+
+
+def test_a_process_that_ends_or_hangs_is_a_failure(tmp_path: Path, capfd: Any) -> None:
+    """The processes that it leaves behind end too, and its output is shown as far as it is safe."""
+    file, number = tmp_path / "my.py", tmp_path / "number"
+    file.write_text(LEAVING.format(number=str(number)))
+    start = time.monotonic()
+    assert run(["exercise", "check", str(file), "--format", "json"]) == 1
+    out, err = capfd.readouterr()
+    (row,) = json.loads(out)["checks"]
     assert row["message"] == "the process ended with exit code 0 before the check was done"
-    (row,) = check(capsys, f"{file}:rope", "--timeout", "0.05", code=1)
+    assert time.monotonic() - start < 40
+    assert err.startswith("before \\x1b]0;title\\x07\nxxx")
+    assert err.endswith("x\n(the output after 64 KiB is not shown)\n")
+    assert len(err) < 2**16 + 100
+    if sys.platform == "linux":
+        assert not _runs(number.read_text())
+    (row,) = check(capfd, f"{file}:rope", "--timeout", "0.05", code=1)
     assert row["message"] == "the function did not end within 0.05 s"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has the limit")
+def test_a_function_that_needs_too_much_memory_is_a_failure(tmp_path: Path, capsys: Capture) -> None:
+    """Both the memory of Python and that of torch have the limit."""
+    file = tmp_path / "my.py"
+    file.write_text(
+        "import torch\n\n\ndef rope(x, positions, theta):\n    try:\n        bytearray(5 * 2**30)\n"
+        "    except MemoryError:\n        return torch.zeros(2**30)\n"
+    )
+    (row,) = check(capsys, str(file), code=1)
+    assert row["message"] == "RuntimeError: the function needs more than 2 GiB of memory"
+    assert (row["line"], row["code"]) == (8, "return torch.zeros(2**30)")
 
 
 FORGED = """

@@ -1,7 +1,7 @@
 """Run the check of a student's function in a process of its own, with a time limit.
 
 The process is no sandbox: it has the rights of the user. Whatever it does, the command ends in time, and so does the
-process if the command is stopped.
+process if the command is stopped. What it prints goes to stderr, so that stdout has the answer only.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ import msgspec
 from llmbench.errors import LLMBenchError
 from llmbench.learn.exercises import EXERCISES
 from llmbench.learn.exercises.child import REQUEST, RESULT, Reply, Request
+from llmbench.learn.exercises.descendants import ends_descendants
 from llmbench.learn.exercises.fault import Fault
+from llmbench.learn.exercises.output import Output
+from llmbench.printable import printable
 from llmbench.spec.reading import read_bytes
 
 __all__ = ["exercises_in", "run_check"]
-
-STDERR = 2
-"""The file descriptor to which the process of a student prints, so that stdout has the answer only."""
 
 MOST_BYTES = 2**20
 """The largest size of a student's file, in bytes."""
@@ -41,23 +41,32 @@ MOST_REPLY_BYTES = 2**16
 def run_check(exercise: str, file: Path, *, seed: int, timeout_s: float) -> Reply:
     """Check the function of `exercise` in `file`. A process that does not end in `timeout_s` seconds is stopped."""
     # The process may leave anything in the folder, also files that cannot be removed.
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, _stops_on_signals():
+    folders = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    with folders as folder, _stops_on_signals(), ends_descendants():
         cpu_s = math.ceil(timeout_s) * (os.cpu_count() or 1)
         request = Request(exercise, os.fsencode(file), seed, cpu_s, secrets.token_hex())
         Path(folder, REQUEST).write_bytes(msgspec.msgpack.encode(request))
         code = f"from llmbench.learn.exercises.child import main; main({folder!r})"
-        # -P: no module from the current folder takes the place of another one
+        # -P: no module from the current folder takes the place of another one. -u: output before a sudden end is seen
         process = subprocess.Popen(
-            [sys.executable, "-P", "-c", code], stdin=subprocess.DEVNULL, stdout=STDERR, start_new_session=True
+            [sys.executable, "-P", "-u", "-c", code],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
+        output = Output()
         try:
-            process.wait(timeout_s)
+            output.read(process, timeout_s)
         except subprocess.TimeoutExpired:
             return Reply(0, Fault(message=f"the function did not end within {timeout_s:g} s"))
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # also the processes that the function started
             process.wait()
+            assert process.stdout is not None
+            process.stdout.close()
+            sys.stderr.write(printable(output.text.expandtabs(), lines=True, prose=True))
         try:
             reply = msgspec.msgpack.decode(read_bytes(Path(folder, RESULT), MOST_REPLY_BYTES), type=Reply)
             if reply.token == request.token:
