@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from llmbench.errors import LLMBenchError
 from llmbench.learn.faults import NotFiniteError
+from llmbench.learn.memory import loss_bytes, refuse_loss_without_memory
 from llmbench.learn.refusals import refuse_other_models
 from llmbench.model.arguments import token_rows
 from llmbench.model.decoder import Decoder
@@ -26,8 +27,8 @@ from llmbench.sizing.lengths import refuse_beyond_positions
 
 __all__ = ["Evaluation", "PositionLoss", "evaluate"]
 
-LOGITS = 2**26
-"""The largest number of logits of one forward pass. It decides how many windows share a pass."""
+PASS_BYTES = 2**29
+"""The largest memory of several windows that share a forward pass. One window alone may need more."""
 MOST_INPUTS = 10**10
 """The largest number of input tokens of all windows together."""
 
@@ -87,7 +88,8 @@ def evaluate(
     - `on_tokens`: called with the number of targets so far, after each forward pass.
 
     Raises UnsupportedError for a model that does not predict the next token, SpecError or LLMBenchError for tokens, a
-    window or a stride that do not fit, and NotFiniteError for a model that computes NaN.
+    window or a stride that do not fit, CannotRunError for a window that needs more than the free memory, and
+    NotFiniteError for a model that computes NaN.
     """
     refuse_other_models(model.spec)
     spec = model.spec
@@ -98,7 +100,8 @@ def evaluate(
     stride = window if stride is None else stride
     if not 1 <= stride <= window:
         raise LLMBenchError(f"a stride of {stride:,} with windows of {window:,} tokens would leave out tokens")
-    refuse_beyond_positions(spec, min(window, len(tokens) - 1))
+    longest = min(window, len(tokens) - 1)
+    refuse_beyond_positions(spec, longest)
     device = model.embedding.weight.device
     tokens = token_rows("tokens", tokens[None].to(device), spec.vocab_size, device)[0]
     read = _windows(len(tokens) - 1, window, stride) * window
@@ -107,10 +110,12 @@ def evaluate(
             f"the windows have {read:,} tokens together, which is more than {MOST_INPUTS:,}",
             hint="use a shorter text, a larger stride or smaller windows",
         )
+    refuse_loss_without_memory(model, longest)
+    batch = max(1, PASS_BYTES // loss_bytes(model, longest))
     model.eval()
     losses = torch.empty(len(tokens) - 1, dtype=torch.float64)
     context = torch.empty(len(tokens) - 1, dtype=torch.int32)
-    for first, starts, size in _passes(len(tokens) - 1, window, stride, max(1, LOGITS // (window * spec.vocab_size))):
+    for first, starts, size in _passes(len(tokens) - 1, window, stride, batch):
         places = starts[:, None] + torch.arange(size + 1)
         rows = tokens[places.to(device)]
         logits = model(rows[:, :-1])

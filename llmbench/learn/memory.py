@@ -1,4 +1,4 @@
-"""The memory of a training, which is refused before it starts if it cannot fit into the free memory."""
+"""The memory of a training or an evaluation, which is refused before it starts if the free memory is too small."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ import torch
 from llmbench.errors import CannotRunError
 from llmbench.learn.settings import Settings
 from llmbench.measure.ranks import ALONE, Ranks
+from llmbench.model.decoder import Decoder
 from llmbench.model.devices import free_bytes
+from llmbench.model.formats import DTYPES
+from llmbench.sizing.lower import lower
 from llmbench.sizing.training import training_memory
-from llmbench.sizing.workload import Layout
+from llmbench.sizing.work import need_bytes
+from llmbench.sizing.workload import Layout, Workload
 from llmbench.spec.model import ModelSpec
 
-__all__ = ["refuse_without_memory", "step_bytes"]
+__all__ = ["loss_bytes", "refuse_loss_without_memory", "refuse_without_memory", "step_bytes"]
 
 BATCH_BYTES = 2 * 8
 """The bytes of a token of the batch and of its target. All micro-batches and ranks have the whole batch."""
@@ -44,12 +48,36 @@ def refuse_without_memory(spec: ModelSpec, settings: Settings, device: torch.dev
 
     Linux gives a process more memory than is free, and kills the process when it uses the memory.
     """
-    free = free_bytes(device)
     needed = step_bytes(spec, settings, ranks.size) + BATCH_BYTES * settings.tokens
     needed *= ranks.processes if device.type == "cpu" else 1
+    hint = "try a smaller model, a smaller --batch or --seq, or accumulate=N in --setting of `train`"
+    _refuse("the training", needed, device, hint)
+
+
+def loss_bytes(model: Decoder, window: int) -> int:
+    """Return the peak memory of the losses of one window, without the weights, which exist already.
+
+    The logits, their fp32 copy and its softmax count too. The allocator is not counted, as in `step_bytes`.
+    """
+    weight, traits = model.embedding.weight, model.implementation.traits
+    dtype = {dtype: name for name, dtype in DTYPES.items()}.get(weight.dtype, "fp32")
+    options = traits.computed("train") | traits.temporaries(model.spec, weight.device) | {"loss": "plain"}
+    work = Workload.train(window, weight_dtype=dtype, activation_dtype=dtype, **options)
+    return need_bytes(lower(model.spec, work), "forward", element_bytes=0)
+
+
+def refuse_loss_without_memory(model: Decoder, window: int) -> None:
+    """Raise CannotRunError if the losses of one window need more than the free memory of the device."""
+    hint = "use a smaller --seq"
+    _refuse(f"a window of {window:,} tokens", loss_bytes(model, window), model.embedding.weight.device, hint)
+
+
+def _refuse(what: str, needed: int, device: torch.device, hint: str) -> None:
+    """Raise CannotRunError if `what` needs more bytes than the device has free."""
+    free = free_bytes(device)
     if free is not None and needed > free:
         raise CannotRunError(
-            f"too little memory: the training needs at least {needed / GIB:,.1f} GiB, and the {device.type} has "
+            f"too little memory: {what} needs at least {needed / GIB:,.1f} GiB, and the {device.type} has "
             f"{free / GIB:,.1f} GiB free",
-            hint="try a smaller model, a smaller --batch or --seq, or accumulate=N in --setting of `train`",
+            hint=hint,
         )

@@ -15,7 +15,7 @@ import msgspec
 import torch
 
 from llmbench._version import __version__
-from llmbench.errors import LLMBenchError
+from llmbench.errors import LLMBenchError, SpecError
 from llmbench.learn import checkpoint
 from llmbench.learn.data import Corpus, corpus_of_checkpoint
 from llmbench.learn.faults import DivergedError
@@ -212,10 +212,16 @@ def resumed_session(folder: Path, *, device: torch.device, ranks: Ranks = ALONE,
 
     `compile`: see `resumable`.
 
-    Raises the errors of `resumable`, and LLMBenchError if the text has changed.
+    Raises the errors of `resumable`, LLMBenchError if the text has changed, and SpecError if the model has another
+    vocabulary than the text.
     """
     found, run, state = resumable(folder, compile=compile)
     data = corpus_of_checkpoint(state.data, state.data_sha256)
+    if state.spec.vocab_size != data.vocab_size:  # `new_session` gives the model the vocabulary of the text
+        raise SpecError(
+            f"{found}: the model has a vocabulary of {state.spec.vocab_size:,} tokens, but that of the text has "
+            f"{data.vocab_size:,}"
+        )
     refuse_without_memory(state.spec, state.settings, device, ranks)
     model = checkpoint.load_model(found, device=device)
     shard(model, state.settings, ranks)

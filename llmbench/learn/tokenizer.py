@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from typing import Annotated, Any, NamedTuple, Protocol
 
 import msgspec
@@ -39,8 +41,16 @@ MOST_GROWTH = 1000
 SentencePiece have 33: NFKC turns one Arabic ligature into 33 bytes."""
 MOST_ADDED = 1000
 """The largest number of tokens and of their characters that a tokenizer.json may add around a text."""
+MOST_STEPS = 100
+"""The largest number of normalizers, pre-tokenizers, decoders and post-processors of a tokenizer.json together. Each
+reads the whole text."""
+LONGEST_WORD = 1000
+"""The largest `max_input_chars_per_word` of WordPiece. The time for a word grows faster than its length. BERT has
+100."""
 LONGEST_PART = 2**20
 """The largest number of characters that one token may add to a text."""
+STEPS = ("normalizer", "pre_tokenizer", "decoder", "post_processor")
+"""The parts of a tokenizer.json that can be a sequence of others."""
 STDERR = 2
 """The file descriptor of stderr."""
 
@@ -112,6 +122,7 @@ class FileTokenizer:
             parts = document if isinstance(document, dict) else {}
             growth, decoding = _growth(document), _growth(parts.get("decoder"))
             frame = _frame(parts.get("post_processor"))
+            steps, longest = sum(_steps(parts.get(name)) for name in STEPS), _longest_word(parts.get("model"))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as problem:
             raise SpecError(f"{path} is not a tokenizer: {problem}") from None
         if growth > MOST_GROWTH:
@@ -122,6 +133,12 @@ class FileTokenizer:
             raise SpecError(
                 f"{path}: its post-processor can add more than {MOST_ADDED:,} tokens and characters to a text"
             )
+        if steps > MOST_STEPS:
+            raise SpecError(
+                f"{path}: it has more than {MOST_STEPS:,} normalizers, pre-tokenizers, decoders and post-processors"
+            )
+        if longest > LONGEST_WORD:
+            raise SpecError(f"{path}: its words can have more than {LONGEST_WORD:,} characters, which can take hours")
         self._path, self._decoding = path, decoding
         self._inner: Any = self._call(import_module("tokenizers").Tokenizer.from_str, text.decode())
         self._inner.no_truncation()  # a file can ask for both, but a loss needs the whole text and nothing else
@@ -138,7 +155,8 @@ class FileTokenizer:
             characters = text.decode()
         except UnicodeDecodeError as problem:
             raise LLMBenchError(f"the text is not UTF-8: {problem.reason} at byte {problem.start:,}") from None
-        encoding = self._call(self._inner.encode, characters)
+        # encode() keeps Python's lock, so that Ctrl-C would wait for its end. encode_batch() does not.
+        (encoding,) = self._call(_interruptible, lambda: self._inner.encode_batch([characters]))
         tokens = torch.tensor(encoding.ids, dtype=torch.int64)
         own = [token for token, added in zip(encoding.ids, encoding.special_tokens_mask, strict=True) if not added]
         lengths = (len(self._inner.id_to_token(token) or "") * count for token, count in Counter(own).items())
@@ -178,6 +196,26 @@ class FileTokenizer:
                 raise
             reason = " ".join(str(problem).split())[:200]
             raise SpecError(f"{self._path}: the tokenizer does not work: {reason}") from None
+
+
+def _interruptible(function: Callable[[], Any]) -> Any:
+    """Return the result of native code that runs in a thread, so that Ctrl-C ends the wait for it.
+
+    The process does not wait for a daemon thread when it ends.
+    """
+    results: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
+
+    def compute() -> None:
+        try:
+            results.put((function(), None))
+        except BaseException as problem:
+            results.put((None, problem))
+
+    Thread(target=compute, daemon=True).start()
+    result, problem = results.get()
+    if problem is not None:
+        raise problem
+    return result
 
 
 @contextmanager
@@ -223,6 +261,23 @@ def _growth(part: Any) -> float:
             affixes = (part.get(name) for name in ("unk_token", "continuing_subword_prefix", "end_of_word_suffix"))
             own = max([1.0, *(1.0 + len(text) for text in affixes if isinstance(text, str))])
     return own * math.prod(map(_growth, part.values()))
+
+
+def _steps(part: Any) -> int:
+    """Return the number of steps of a part of a tokenizer.json. A sequence can contain sequences."""
+    if isinstance(part, list):
+        return sum(map(_steps, part))
+    if not isinstance(part, dict):
+        return 0
+    return ("type" in part) + sum(map(_steps, part.values()))
+
+
+def _longest_word(model: Any) -> float:
+    """Return the number of characters of the longest word that WordPiece divides. 0: the model has no such limit."""
+    match model:
+        case {"max_input_chars_per_word": int() | float() as longest}:
+            return longest
+    return 0
 
 
 class _Frame(NamedTuple):

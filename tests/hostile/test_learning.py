@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import threading
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 from llmbench.cli import run
-from llmbench.errors import LLMBenchError, SpecError
+from llmbench.errors import CannotRunError, LLMBenchError, SpecError
 from llmbench.learn.continuation import continuation, stop_tokens
 from llmbench.learn.data import corpus
 from llmbench.learn.evaluate import evaluate
@@ -19,6 +22,7 @@ from llmbench.learn.exercises.child import _raised
 from llmbench.learn.exercises.runner import exercises_in
 from llmbench.learn.faults import NotFiniteError
 from llmbench.learn.markov import markov_source
+from llmbench.learn.memory import loss_bytes
 from llmbench.learn.session import new_session
 from llmbench.learn.state import newest
 from llmbench.learn.tokenizer import ByteTokenizer, FileTokenizer, read_tokens
@@ -159,6 +163,38 @@ def test_the_tokens_of_a_text_are_not_random(tmp_path: Path) -> None:
     assert found.encode(b"ab " * 50).tokens.tolist() == [2] * 50
 
 
+def test_a_tokenizer_that_takes_hours_is_refused(tmp_path: Path) -> None:
+    nested = {"type": "Sequence", "normalizers": [{"type": "Sequence", "normalizers": [{"type": "NFD"}] * 9}] * 9}
+    assert tokenizer(tmp_path, normalizer=nested).encode(b"the cat").tokens.tolist() == [2, 3]
+    nested["normalizers"] *= 2
+    with pytest.raises(SpecError, match="more than 100 normalizers"):
+        tokenizer(tmp_path, normalizer=nested)
+    words = {
+        "type": "WordPiece",
+        "vocab": {"[UNK]": 0, "a": 1},
+        "unk_token": "[UNK]",
+        "continuing_subword_prefix": "##",
+    }
+    assert tokenizer(tmp_path, model=words | {"max_input_chars_per_word": 100}).encode(b"a b").tokens.tolist() == [1, 0]
+    with pytest.raises(SpecError, match="words can have more than 1,000 characters"):
+        tokenizer(tmp_path, model=words | {"max_input_chars_per_word": 10**9})
+
+
+def test_ctrl_c_ends_a_slow_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow, never = tokenizer(tmp_path), threading.Event()
+    monkeypatch.setattr(slow, "_inner", Mock(encode_batch=lambda texts: never.wait()))
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    alarm = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+    alarm.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            slow.encode(b"the cat")
+    finally:
+        never.set()
+        alarm.join()
+        signal.signal(signal.SIGINT, handler)
+
+
 def test_a_panic_of_the_library_prints_nothing(tmp_path: Path, capfd: Capture) -> None:
     panics = tokenizer(tmp_path, decoder={"type": "Strip", "content": "a", "start": 5, "stop": 5})
     with pytest.raises(SpecError, match="does not work"):
@@ -233,6 +269,24 @@ def test_work_and_memory_are_counted_first(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("llmbench.learn.markov.MOST_PRODUCTS", 100)
     with pytest.raises(LLMBenchError, match="does not converge in time"):
         markov_source("16,1,0").entropy_rate()
+
+
+@pytest.mark.parametrize("changes", [{"intermediate_size": 2**16}, {"vocab_size": 2**16}], ids=["ffn", "vocabulary"])
+def test_a_window_that_needs_more_than_the_free_memory_is_refused(
+    changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build(spec(**{"hidden_size": 8, "num_hidden_layers": 1, **changes}))
+    tokens = torch.zeros(41, dtype=torch.int64)
+    monkeypatch.setattr("llmbench.learn.memory.free_bytes", lambda device: 2**24)  # one tensor of 40 tokens has 10 MiB
+    with pytest.raises(CannotRunError, match=r"a window of 40 tokens needs at least .* GiB free") as refused:
+        evaluate(model, tokens, window=64)
+    assert "--seq" in str(refused.value.hint)
+    assert len(evaluate(model, tokens, window=8).losses) == 40
+    monkeypatch.setattr("llmbench.learn.evaluate.PASS_BYTES", 2 * loss_bytes(model, 8))
+    rows: list[int] = []
+    model.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
+    evaluate(model, tokens, window=8)
+    assert rows == [2, 2, 1]
 
 
 def test_a_file_of_a_student_is_read_with_care(tmp_path: Path) -> None:

@@ -259,6 +259,17 @@ def test_lost_metrics_are_written_to_another_file(run: Path, fault: str) -> None
     assert [row["step"] for row in session.rows if "loss" in row] == list(range(1, 16))
 
 
+def test_a_model_with_another_vocabulary_than_the_text_is_refused(run: Path) -> None:
+    """The weights fit the smaller vocabulary, but bytes of the text do not."""
+    change_state(run, lambda state: state["spec"].update(vocab_size=65))
+    keep = {
+        name: tensor[:65] for name, tensor in tensors_in(run / LAST / "model.safetensors").items() if len(tensor) > 65
+    }
+    change_tensors(run / LAST / "model.safetensors", lambda tensors: tensors.update(keep))
+    with pytest.raises(SpecError, match="a vocabulary of 65 tokens, but that of the text has 256"):
+        resume(run)
+
+
 def test_a_compiler_starts_only_if_the_user_says_so(run: Path) -> None:
     change_state(run, lambda state: state["settings"].update(compile=True))
     with pytest.raises(LLMBenchError, match="starts a compiler") as caught:
