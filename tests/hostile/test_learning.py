@@ -303,7 +303,7 @@ def test_a_file_of_a_student_is_read_with_care(tmp_path: Path) -> None:
         def __str__(self) -> str:
             raise ValueError("no text")
 
-    assert _raised(BrokenError(), path).message == "BrokenError: its text cannot be computed"
+    assert _raised(BrokenError(), path, None).message == "BrokenError: its text cannot be computed"
 
 
 def test_choose_writes_over_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
