@@ -15,6 +15,7 @@ import msgspec
 from llmbench.errors import LLMBenchError
 from llmbench.measure.environment import Environment
 from llmbench.measure.results import Header, Key, Results, Row, differences, read
+from llmbench.spec.reading import special
 
 __all__ = ["Store", "names_beside"]
 
@@ -196,6 +197,9 @@ def _open(path: Path) -> int:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     except OSError as problem:
         raise LLMBenchError(f"cannot write {path}: {problem.strerror}") from None
+    if (what := special(file)) is not None:  # reading it may never end
+        os.close(file)
+        raise LLMBenchError(f"cannot write {path}: it is {what}", hint="give the path of a regular file")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

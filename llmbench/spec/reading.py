@@ -14,7 +14,7 @@ from pathlib import Path
 
 from llmbench.errors import SpecError
 
-__all__ = ["MOST_BYTES", "open_regular", "read_bytes", "read_text"]
+__all__ = ["MOST_BYTES", "open_regular", "read_bytes", "read_text", "special"]
 
 MOST_BYTES = 32 * 1024**2
 """The largest size of a config, of an index or of the header of a shard, in bytes.
@@ -40,14 +40,20 @@ def open_regular(path: Path) -> int:
         file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except (OSError, ValueError) as problem:  # ValueError: the path contains a character that no file name can have
         raise SpecError(f"cannot read {path}: {_reason(problem)}") from None
-    found = os.fstat(file)
-    kind = stat.S_IFMT(found.st_mode)
-    of_proc = found.st_dev == _proc_device()
-    if kind == stat.S_IFREG and not of_proc:
+    what = special(file)
+    if what is None:
         return file
     os.close(file)
-    what = "a file of /proc" if of_proc else _KINDS.get(kind, "not a regular file")
     raise SpecError(f"cannot read {path}: it is {what}", hint="give the path of a regular file")
+
+
+def special(file: int) -> str | None:
+    """Return what an open file is, such as `a pipe` or `a file of /proc`. None: it is a regular file."""
+    found = os.fstat(file)
+    if found.st_dev == _proc_device():
+        return "a file of /proc"
+    kind = stat.S_IFMT(found.st_mode)
+    return None if kind == stat.S_IFREG else _KINDS.get(kind, "not a regular file")
 
 
 def _proc_device() -> int | None:

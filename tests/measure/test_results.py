@@ -54,6 +54,13 @@ def test_written_rows_are_read_back(tmp_path: Path) -> None:
     assert not content.damaged
 
 
+@pytest.mark.skipif(not Path("/proc/self/comm").exists(), reason="the system has no /proc")
+def test_a_file_of_proc_is_no_result_file(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").symlink_to("/proc/self/comm")
+    with pytest.raises(LLMBenchError, match="it is a file of /proc"):
+        Store(tmp_path / "x.jsonl", header(), resume=True)
+
+
 def test_every_line_is_plain_json_with_documented_keys(tmp_path: Path) -> None:
     """A reader of the file needs only JSON and the documentation."""
     with Store(tmp_path / "r.jsonl", header()) as store:
