@@ -141,6 +141,10 @@ class Difference(NamedTuple):
         return sorted(worse, key=lambda change: -(change.ratio or math.inf))
 
 
+LARGEST = 700.0
+"""The largest logarithm of a ratio that is written. exp of more than 709 is no number of fp64."""
+
+
 def diff(before: Results, after: Results) -> Difference:
     """Compare each row of `before` with the row of `after` that has the same experiment, case and implementation.
 
@@ -167,8 +171,8 @@ def diff(before: Results, after: Results) -> Difference:
         interval = noise(was.measurement, now.measurement, known=(common[key[:2]], *machine), rows=len(changes))
         log_ratio = changes[key]
         edge = interval.high if log_ratio > 0 else interval.low
-        tolerance = abs(math.expm1(edge)) if math.isfinite(edge) else None
-        return Change(key, was, now, math.exp(log_ratio), tolerance, interval.verdict(log_ratio))
+        tolerance = abs(math.expm1(edge)) if abs(edge) < LARGEST else None
+        return Change(key, was, now, math.exp(min(log_ratio, LARGEST)), tolerance, interval.verdict(log_ratio))
 
     notes = _notes(before, after, common, list(pairs.values()))
     return Difference([change(key) for key in {**old, **new}], notes)

@@ -123,6 +123,15 @@ def steady(count: int = 4, **more: Any) -> Results:
     return results(*(row(name, *times, seq=seq) for seq in range(count) for name in ("a", "b", "c")), **more)
 
 
+def test_times_that_no_machine_measures_have_a_verdict() -> None:
+    """The noise and the ratio can be larger than the numbers of fp64, as logarithms they are not."""
+    wild = results(row("a", 1e-9, 1e-9, 1e-9, 1e3, 1e3))
+    (change,) = diff(wild, wild).changes
+    assert (change.verdict, change.noise) == ("unclear", None)
+    (change,) = diff(results(row("a", *[1e-300] * 9)), results(row("a", *[1e300] * 9))).changes
+    assert (change.verdict, change.ratio) == ("slower", math.exp(700))
+
+
 def test_one_sample_is_unclear() -> None:
     (change,) = diff(results(row("flash", 0.01)), results(row("flash", 0.1))).changes
     assert (change.verdict, change.noise) == ("unclear", None)
