@@ -44,12 +44,22 @@ def parse_spec(text: str, where: str) -> ModelSpec:
 
 def read_spec(path: Path) -> ModelSpec:
     """Return the spec that a TOML file describes. Raises SpecError if the file is unreadable or invalid."""
+    return parse_spec(read_toml(path), str(path))
+
+
+def read_toml(path: Path) -> str:
+    """Return the text of a TOML file. Raises SpecError if it is unreadable, too large, or if a key has many parts."""
     text = read_text(path, MOST_BYTES)
-    deep = _DEEP_KEY.search(text)
+    deep = deep_key(text)
     if deep is not None:
         line = text.count("\n", 0, deep.start()) + 1
         raise SpecError(f"{path}, line {line}: a key has more than 30 parts: {deep[0][:60]}")
-    return parse_spec(text, str(path))
+    return text
+
+
+def deep_key(text: str) -> re.Match[str] | None:
+    """Return the first key of a TOML text with more than 30 parts, or None."""
+    return _DEEP_KEY.search(text)
 
 
 def write_spec(spec: ModelSpec) -> str:

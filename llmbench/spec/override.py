@@ -23,6 +23,7 @@ import msgspec
 
 from llmbench.errors import SpecError
 from llmbench.spec import field_paths, kinds
+from llmbench.spec.files import deep_key
 from llmbench.spec.model import ModelSpec
 from llmbench.spec.pattern import format_pattern
 from llmbench.spec.schema import PLAIN, Path, Place, places, plain
@@ -59,6 +60,8 @@ def _value(option: str, key: str, text: str) -> Any:
     """Return the value that a text in TOML has, or the text itself. Raises SpecError if it contains further keys."""
     if text.lower() in ("none", "null"):
         return None
+    if deep_key(text) is not None:
+        raise SpecError(f"{option} {key}: a key in the value has more than 30 parts")
     try:
         document = tomllib.loads(f"value = {text}")
     except (tomllib.TOMLDecodeError, RecursionError, ValueError):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import random
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -18,10 +21,10 @@ from llmbench.sizing.weights import stored_weights
 from llmbench.sizing.workload import Layout
 from llmbench.spec.catalog import find_model
 from llmbench.spec.files import parse_spec, write_spec
-from llmbench.spec.huggingface import from_config
+from llmbench.spec.huggingface import from_config, load_config
 from llmbench.spec.huggingface.facts import facts
 from llmbench.spec.model import ModelSpec
-from llmbench.spec.override import override
+from llmbench.spec.override import override, parse_assignments
 from llmbench.spec.weights import patterns, safetensors
 from llmbench.spec.weights.patterns import Patterns, faulty_pattern
 from llmbench.spec.weights.safetensors import checked_header, merged
@@ -29,6 +32,7 @@ from llmbench.spec.weights.stored import ModuleFormat, Weights
 
 from .inputs import quickly, survives
 
+Capture = pytest.CaptureFixture[str]
 LLAMA = find_model("llama2-7b")
 CONFIG = {
     "model_type": "llama",
@@ -251,3 +255,32 @@ def test_many_plain_names_of_modules_are_matched_at_once() -> None:
     for quantization in (mixed, {"quant_method": "fp8", "ignored_layers": names}):
         with quickly():
             stored_weights(from_config(CONFIG | {"quantization_config": quantization}, name="x"))
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({f"k{number}": 1 for number in range(100_001)}, "keys, more than 100,000"),
+        ({"a" + 20_000 * "_a": 3}, "a key has 40,001 characters, more than 500"),
+        ({"zzz": functools.reduce(lambda inner, _: {"a": inner}, range(330), 1)}, "more than 50 levels"),
+        ({"layer_types": functools.reduce(lambda inner, _: [inner], range(90), 1)}, "more than 50 levels"),
+        (
+            {"quantization_config": {"quant_method": "awq", "modules_to_not_convert": ["x"] * 100_001}},
+            "modules_to_not_convert: has 100,001 names, more than 100,000",
+        ),
+    ],
+)
+def test_configs_of_unusual_size_are_refused(more: dict[str, Any], says: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": 64} | more))
+    with quickly(), pytest.raises(SpecError, match=says):
+        load_config(tmp_path)
+
+
+def test_keys_of_many_parts_are_refused_before_they_are_parsed(tmp_path: Path, capsys: Capture) -> None:
+    deep = ".".join("a" * 100_000)
+    with pytest.raises(SpecError, match="a key in the value has more than 30 parts"):
+        parse_assignments([f"hidden_size={{{deep}=1}}"])
+    (tmp_path / "s.toml").write_text(f"[{deep}]\n")
+    with quickly():
+        assert run(["specs", "check", str(tmp_path / "s.toml")]) == 2
+    assert "a key has more than 30 parts" in capsys.readouterr().err

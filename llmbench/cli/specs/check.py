@@ -20,8 +20,7 @@ from llmbench.report.fields import Field, record
 from llmbench.report.units import change, signed
 from llmbench.sizing.params import count_parameters
 from llmbench.spec.device import DeviceSpec
-from llmbench.spec.files import read_spec
-from llmbench.spec.reading import read_text
+from llmbench.spec.files import read_spec, read_toml
 
 
 def _difference(row: Listed) -> int | None:
@@ -107,9 +106,8 @@ def check_spec(
 
 
 def _is_device(file: Path) -> bool:
-
     try:
-        msgspec.toml.decode(read_text(file), type=DeviceSpec)
+        msgspec.toml.decode(read_toml(file), type=DeviceSpec)
     except (LLMBenchError, msgspec.DecodeError, ValueError, RecursionError):
         return False
     return True

@@ -55,7 +55,32 @@ def _read_object(file: Path) -> dict[str, Any]:
         raise SpecError(f"{file} is not valid JSON: {problem}") from None
     if not isinstance(values, dict):
         raise SpecError(f"{file} must contain a JSON object, not {type(values).__name__}")
+    _refuse_unusual_size(values, file)
     return values
+
+
+MOST_DEPTH, MOST_KEYS, LONGEST_KEY = 50, 100_000, 500
+"""The most levels of objects and lists in a config, the most keys of an object, and the most characters of a key. The
+largest objects of real configs name 21,843 classes of images."""
+
+
+def _refuse_unusual_size(values: dict[str, Any], file: Path) -> None:
+    """Raise SpecError if a config has more levels, keys or letters than the readers of its keys can have in time."""
+    level: list[Any] = [values]
+    for _ in range(MOST_DEPTH):
+        inner: list[Any] = []
+        for node in level:
+            if isinstance(node, dict):
+                if len(node) > MOST_KEYS:
+                    raise SpecError(f"{file}: an object has {len(node):,} keys, more than {MOST_KEYS:,}")
+                if (longest := max(map(len, node), default=0)) > LONGEST_KEY:
+                    raise SpecError(f"{file}: a key has {longest:,} characters, more than {LONGEST_KEY}")
+            values_of = node.values() if isinstance(node, dict) else node
+            inner += [value for value in values_of if value and isinstance(value, (dict, list))]
+        if not inner:
+            return
+        level = inner
+    raise SpecError(f"{file} has more than {MOST_DEPTH} levels of objects and lists")
 
 
 def from_config(

@@ -39,6 +39,10 @@ class _UnknownError(Exception):
     """The bytes of the weights are not known. The text completes `because …`."""
 
 
+MOST_NAMES = 100_000
+"""The most names of modules in one list of a quantization_config. The largest real lists have some thousand."""
+
+
 class _Keys:
     """The keys of a quantization config. It remembers which keys were read."""
 
@@ -97,6 +101,8 @@ class _Keys:
             value = [value] if isinstance(value, str) else value
             if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
                 raise SpecError(f"config {self.path}.{key}: must be a list of names, not {_shown(value)}")
+            if len(value) > MOST_NAMES:
+                raise SpecError(f"config {self.path}.{key}: has {len(value):,} names, more than {MOST_NAMES:,}")
             found += [item for item in value if item.strip()]
         return tuple(dict.fromkeys(found))
 
