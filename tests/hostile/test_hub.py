@@ -214,6 +214,13 @@ def test_a_huggingface_hub_that_cannot_be_imported(
     assert "huggingface_hub cannot be used: ValueError: invalid literal: abc" in capsys.readouterr().err
 
 
+def test_an_answer_in_many_small_pieces_is_refused(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_requests, "ALL_S", 30.0)
+    monkeypatch.setattr(hub_requests, "MOST_PIECES", 3)
+    with pytest.raises(CannotRunError, match="sent the config in more than 3 pieces"):
+        hub.read_config("llmbench/slow")
+
+
 def test_the_content_of_a_redirect_is_not_read(server: str) -> None:
     assert hub.read_config("llmbench/moved").hidden_size == 64
     assert Hostile.sent < 2**24

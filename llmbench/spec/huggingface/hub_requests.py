@@ -37,6 +37,8 @@ _AS_STORED = {"Accept-Encoding": "identity"}
 _MOVED = (301, 302, 303, 307, 308)
 """The statuses with which a server sends a request to another address."""
 _MOST_MOVES = 10
+MOST_PIECES = 50_000
+"""The most pieces in which an answer can arrive. A file of 32 MiB needs about half of them over any network."""
 Result = TypeVar("Result")
 
 
@@ -192,7 +194,7 @@ class HubRequests:
         options: dict[str, Any] = {"headers": headers, "timeout": LATER_S}
         if callable(self._session.stream):  # httpx, since version 1 of huggingface_hub
             with self._session.stream("GET", url, follow_redirects=False, **options) as answer:
-                yield _Answer(answer.status_code, _lower(answer.headers), answer.iter_raw(2**14))
+                yield _Answer(answer.status_code, _lower(answer.headers), answer.iter_raw())
         else:  # requests
             with self._session.get(url, stream=True, allow_redirects=False, **options) as answer:
                 chunks = answer.raw.stream(2**14, decode_content=False)
@@ -201,8 +203,10 @@ class HubRequests:
     def _joined(self, chunks: Iterator[bytes], most: int, name: str) -> bytes:
         """Return the first `most` bytes of an answer."""
         content = bytearray()
-        for chunk in chunks:
+        for number, chunk in enumerate(chunks, 1):
             content += chunk
+            if number > MOST_PIECES:
+                raise CannotRunError(f"{self.endpoint} sent {_named(name)} in more than {MOST_PIECES:,} pieces")
             if len(content) >= most:
                 break
             if self._left_s < 0:
