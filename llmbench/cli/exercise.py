@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,7 @@ from llmbench.learn.exercises.fault import Fault
 from llmbench.learn.exercises.function import Function
 from llmbench.learn.exercises.question import Asked, Draw, Question, grade
 from llmbench.learn.exercises.runner import exercises_in, run_check
+from llmbench.printable import printable
 from llmbench.report.document import Block, Command, Document, listing, table
 from llmbench.report.fields import Field, record, records
 from llmbench.report.units import plural
@@ -376,8 +378,13 @@ def _check_file(path: Path, function: str, text: str | None, seed: int, timeout:
     need_torch("exercise check")
     rows = []
     for name in names:
-        cases, fault, _ = run_check(name, path, seed=seed, timeout_s=timeout)
+        cases, fault, _ = run_check(name, path, seed=seed, timeout_s=timeout, show=_show)
         message = "right" if fault is None else fault.message
         row = Checked(exercise=name, kind="function", passed=fault is None, message=message, cases=cases, fault=fault)
         rows.append(row)
     return rows
+
+
+def _show(text: str) -> None:
+    """Write what the process of a student printed to stderr, because stdout has the answer only."""
+    sys.stderr.write(printable(text.expandtabs(), lines=True, prose=True))

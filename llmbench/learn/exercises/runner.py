@@ -1,7 +1,7 @@
 """Run the check of a student's function in a process of its own, with a time limit.
 
 The process is no sandbox: it has the rights of the user. Whatever it does, the command ends in time, and so does the
-process if the command is stopped. What it prints goes to stderr, so that stdout has the answer only.
+process if the command is stopped.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -27,7 +27,6 @@ from llmbench.learn.exercises.child import REQUEST, RESULT, Reply, Request
 from llmbench.learn.exercises.descendants import ends_descendants
 from llmbench.learn.exercises.fault import Fault
 from llmbench.learn.exercises.output import Output
-from llmbench.printable import printable
 from llmbench.spec.reading import read_bytes
 
 __all__ = ["exercises_in", "run_check"]
@@ -38,8 +37,11 @@ MOST_REPLY_BYTES = 2**16
 """The largest size of a result, in bytes."""
 
 
-def run_check(exercise: str, file: Path, *, seed: int, timeout_s: float) -> Reply:
-    """Check the function of `exercise` in `file`. A process that does not end in `timeout_s` seconds is stopped."""
+def run_check(exercise: str, file: Path, *, seed: int, timeout_s: float, show: Callable[[str], object]) -> Reply:
+    """Check the function of `exercise` in `file`. A process that does not end in `timeout_s` seconds is stopped.
+
+    show: it is called with what the process printed.
+    """
     # The process may leave anything in the folder, also files that cannot be removed.
     folders = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
     with folders as folder, _stops_on_signals(), ends_descendants():
@@ -66,7 +68,7 @@ def run_check(exercise: str, file: Path, *, seed: int, timeout_s: float) -> Repl
             process.wait()
             assert process.stdout is not None
             process.stdout.close()
-            sys.stderr.write(printable(output.text.expandtabs(), lines=True, prose=True))
+            show(output.text)
         try:
             reply = msgspec.msgpack.decode(read_bytes(Path(folder, RESULT), MOST_REPLY_BYTES), type=Reply)
             if reply.token == request.token:
