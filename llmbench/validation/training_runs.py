@@ -95,13 +95,24 @@ def answer(row: Row) -> Answer:
     parts = _parts(row, software, quantity)
     figure = Figure(quantity=f"{quantity}_bytes", measured=measured, ours=sum(parts.values()), tolerance=tolerance)
     note = _FRAGMENTS if quantity == "reserved" else ""
-    return Answer(figures=(figure,), parts=parts, assumed=software.in_words(), note=note)
+    known = row.text("framework") or _framework_of_source(row)
+    doubt = "" if known else "the row names no framework, and the figure is that of llmbench's own kernels"
+    return Answer(figures=(figure,), parts=parts, assumed=software.in_words(), note=note, doubt=doubt)
+
+
+def _framework_of_source(row: Row) -> str | None:
+    return next((framework for word, framework in _SOURCES.items() if word in row.text("source")), None)
 
 
 def _software(row: Row) -> _Software:
-    """Return the software of a run, with the precision of the row."""
-    by_source = next((framework for word, framework in _SOURCES.items() if word in row.text("source")), "llmbench")
-    software = row.choice("framework", {"": _FRAMEWORKS[by_source], **_FRAMEWORKS})
+    """Return the software of a run, with the precision of the row.
+
+    Papers write the precision in words of their own, so a run that is known by its source has that of its software.
+    """
+    by_source = _framework_of_source(row)
+    if by_source is not None and not row.text("framework"):
+        return _FRAMEWORKS[by_source]
+    software = row.choice("framework", {"": _FRAMEWORKS["llmbench"], **_FRAMEWORKS})
     precision = row.choice("precision", {"": software.precision, **{name: name for name in get_args(PrecisionName)}})
     return software._replace(precision=precision)
 

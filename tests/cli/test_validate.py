@@ -56,8 +56,12 @@ def test_a_training_run_of_ones_own_is_counted_as_its_framework_says(tmp_path: P
         "my run,smollm2-135m,512,4,peak_allocated_per_gpu,9,GiB,,",
         "my run,smollm2-135m,512,4,peak_allocated_per_gpu,9,GiB,torchtitan,fp32",
         "my run,smollm2-135m,512,4,peak_allocated_per_gpu,9,GiB,my framework,",
+        "torchtitan README,smollm2-135m,512,4,peak_allocated_per_gpu,9,GiB,,bf16 with fp32 reduction",
     )
-    own, torchtitan, refused = answer(capsys, "memory", path)["items"]
+    own, torchtitan, refused, published = answer(capsys, "memory", path)["items"]
+    assert "names no framework" in own["doubt"]
+    assert torchtitan["doubt"] is None
+    assert "gradients in fp32" in published["assumed"]  # a paper's own words for the precision are not read
     assert own["name"] == "smollm2-135m line 2"
     assert "framework llmbench" in own["assumed"]
     assert "framework torchtitan" in torchtitan["assumed"]
